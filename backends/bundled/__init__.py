@@ -1,0 +1,28 @@
+"""The demo family that ships with Headgate: two tiny chat models and the recipe that made them."""
+
+from pathlib import Path
+from typing import Final
+
+BUNDLED_MODELS: Final = ("nano", "small")
+
+
+class UnknownBundledModelError(LookupError):
+    """A name that is none of the models in this folder."""
+
+
+def bundled_path(name: str) -> Path:
+    """Say where a shipped model lies.
+
+    Args:
+        name: `nano` or `small`.
+
+    Returns:
+        The model's folder, in the Hugging Face layout.
+
+    Raises:
+        UnknownBundledModelError: no model of that name ships with Headgate.
+    """
+    if name not in BUNDLED_MODELS:
+        known = ", ".join(BUNDLED_MODELS)
+        raise UnknownBundledModelError(f"no bundled model {name!r}; choose one of: {known}")
+    return Path(__file__).resolve().parent / name

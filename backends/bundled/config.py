@@ -1,0 +1,84 @@
+"""Shapes of the two bundled models, and the plan each is trained by."""
+
+from typing import Final
+
+import msgspec
+
+VOCAB_SIZE: Final = 4096
+LONG_ROW: Final = 512
+"""Tokens in a row of running text or of longer chats."""
+SHORT_ROW: Final = 128
+"""Tokens in a row of single questions; short rows keep unrelated questions out of each other."""
+
+
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The shape of one model, in the names of Hugging Face's Llama config."""
+
+    name: str
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int = VOCAB_SIZE
+    max_position_embeddings: int = 2048
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-5
+
+
+class TrainPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one model is trained: warm-up, a stable part, then decay; the last part is chat tuning."""
+
+    tokens: int
+    """Token budget of the whole run, padding included."""
+    long_rows: int = 8
+    """Rows of `LONG_ROW` tokens in one step."""
+    short_rows: int = 32
+    """Rows of `SHORT_ROW` tokens in one step."""
+    long_row: int = LONG_ROW
+    short_row: int = SHORT_ROW
+    warmup_steps: int = 60
+    decay_fraction: float = 0.35
+    """Last part of the run, over which the learning rate falls to zero."""
+    tune_fraction: float = 0.2
+    """Last part of the run, in which only answers are learned and text is rare."""
+    muon_lr: float = 0.02
+    adam_lr: float = 0.004
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimizer step sees."""
+        return self.long_rows * self.long_row + self.short_rows * self.short_row
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return max(1, self.tokens // self.tokens_per_step)
+
+
+NANO: Final = ModelSpec(
+    name="nano",
+    hidden_size=128,
+    intermediate_size=256,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=32,
+)
+SMALL: Final = ModelSpec(
+    name="small",
+    hidden_size=256,
+    intermediate_size=448,
+    num_hidden_layers=6,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=32,
+)
+SPECS: Final = {spec.name: spec for spec in (NANO, SMALL)}
+PLANS: Final = {
+    "nano": TrainPlan(tokens=40_000_000),
+    "small": TrainPlan(tokens=40_000_000),
+}

@@ -1,0 +1,142 @@
+"""The Llama shape as one plain module, for training and for checks; serving has its own engine.
+
+Letters: B rows, T tokens in a row, H query heads, K key-value heads, D head size, V vocabulary.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backends.bundled.config import ModelSpec
+
+
+def rope_tables(spec: ModelSpec, length: int) -> tuple[Tensor, Tensor]:
+    """Return cos and sin, each [length, D] fp32, in Hugging Face's half-rotated layout."""
+    exponent = torch.arange(0, spec.head_dim, 2, dtype=torch.float32) / spec.head_dim
+    angle = torch.outer(torch.arange(length, dtype=torch.float32), spec.rope_theta**-exponent)
+    both = torch.cat((angle, angle), dim=-1)
+    return both.cos(), both.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate x [B, H, T, D] by its position; cos and sin are [T, D]."""
+    low, high = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-high, low), dim=-1) * sin
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        queries = spec.num_attention_heads * spec.head_dim
+        keys = spec.num_key_value_heads * spec.head_dim
+        self.q_proj = nn.Linear(spec.hidden_size, queries, bias=False)
+        self.k_proj = nn.Linear(spec.hidden_size, keys, bias=False)
+        self.v_proj = nn.Linear(spec.hidden_size, keys, bias=False)
+        self.o_proj = nn.Linear(queries, spec.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Attend x [B, T, hidden] to itself, looking back only."""
+        rows, length, _ = x.shape
+        spec = self.spec
+        q = self.q_proj(x).view(rows, length, spec.num_attention_heads, -1).transpose(1, 2)
+        k = self.k_proj(x).view(rows, length, spec.num_key_value_heads, -1).transpose(1, 2)
+        v = self.v_proj(x).view(rows, length, spec.num_key_value_heads, -1).transpose(1, 2)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        groups = spec.num_attention_heads // spec.num_key_value_heads
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+        mixed = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, is_causal=True)
+        out: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(rows, length, -1))
+        return out
+
+
+class MLP(nn.Module):
+    """The gated feed-forward block (SwiGLU)."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(spec.hidden_size, spec.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(spec.hidden_size, spec.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(spec.intermediate_size, spec.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [B, T, hidden] to the same shape."""
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class Block(nn.Module):
+    """One decoder layer: attention, then feed-forward, each behind a norm."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(spec.hidden_size, eps=spec.rms_norm_eps)
+        self.self_attn = Attention(spec)
+        self.post_attention_layernorm = nn.RMSNorm(spec.hidden_size, eps=spec.rms_norm_eps)
+        self.mlp = MLP(spec)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Add both blocks to x [B, T, hidden]."""
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+
+class Llama(nn.Module):
+    """The whole model; its state keys are those of `LlamaForCausalLM` without the `model.`."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        self.layers = nn.ModuleList(Block(spec) for _ in range(spec.num_hidden_layers))
+        self.norm = nn.RMSNorm(spec.hidden_size, eps=spec.rms_norm_eps)
+        cos, sin = rope_tables(spec, spec.max_position_embeddings)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """Return the normed last hidden states [B, T, hidden] of ids [B, T]."""
+        x = self.embed_tokens(ids)
+        cos, sin = self.cos[: ids.shape[1]], self.sin[: ids.shape[1]]
+        for block in self.layers:
+            x = block(x, cos, sin)
+        out: Tensor = self.norm(x)
+        return out
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return logits [B, T, V] of ids [B, T]; the head is the embedding, transposed."""
+        return F.linear(self.hidden(ids), self.embed_tokens.weight)
+
+
+def weighted_loss(model: nn.Module, ids: Tensor, weights: Tensor) -> Tensor:
+    """Return the summed next-token loss of ids [B, T + 1], each target times its weight [B, T]."""
+    logits = model(ids[:, :-1])
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].reshape(-1), reduction="none")
+    return (losses * weights.reshape(-1)).sum()
+
+
+def init_weights(model: Llama, seed: int) -> None:
+    """Fill the model with seeded normal weights; block outputs start at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        with torch.no_grad():
+            if parameter.ndim < 2:
+                parameter.fill_(1.0)
+            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.zero_()
+            elif name.startswith("embed_tokens"):
+                parameter.normal_(0.0, 0.02, generator=generator)
+            else:
+                scale = parameter.shape[1] ** -0.5
+                parameter.normal_(0.0, scale, generator=generator)
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Count the parameters; the tied head counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,321 @@
+"""OpenAI's request bodies as structs, for the gateway and for our own server alike.
+
+`decode()` turns bytes into a struct or raises `WireError` naming the offending field, so both
+servers refuse the same input with the same words. Responses stay plain dicts.
+"""
+
+import re
+from typing import Any, Literal, TypeVar
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType, field
+
+from backends.contract import EngineUsage, SamplingParams, Usage
+
+
+class WireError(ValueError):
+    """A body that cannot be accepted. `param` is the OpenAI field path, None for the whole body."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class _Wire(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Base: mutable for speed of construction, treated as read only."""
+
+
+class Message(Struct, kw_only=True, omit_defaults=True):
+    """One chat message. Content parts of type `text` are honoured; others need a capability."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[dict[str, Any]] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    refusal: str | None = None
+
+    def text(self) -> str:
+        """The text of the message, its text parts joined."""
+        if self.content is None:
+            return ""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(str(part.get("text", "")) for part in self.content)
+
+
+class StreamOptions(Struct, kw_only=True, forbid_unknown_fields=True):
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class Prediction(Struct, kw_only=True, forbid_unknown_fields=True):
+    """OpenAI's predicted output: verified as a draft, never changes the answer."""
+
+    type: Literal["content"] = "content"
+    content: str | list[dict[str, Any]] = ""
+
+    def text(self) -> str:
+        """The predicted text."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(str(part.get("text", "")) for part in self.content)
+
+
+class _Sampled(_Wire, kw_only=True):
+    """Fields that chat and completions share."""
+
+    model: str
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    n: int | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    user: str | None = None
+    # vLLM's extra sampling fields
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    stop_token_ids: list[int] | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
+    priority: int | None = None
+    # accepted, without effect
+    metadata: dict[str, str] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+
+
+class ChatCompletionRequest(_Sampled, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: list[Message]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    prediction: Prediction | None = None
+    # capabilities: narrow the candidates to backends that accept them
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    modalities: list[str] | None = None
+    audio: dict[str, Any] | None = None
+    verbosity: str | None = None
+    web_search_options: dict[str, Any] | None = None
+    functions: list[dict[str, Any]] | None = None
+    function_call: str | dict[str, Any] | None = None
+
+
+class CompletionRequest(_Sampled, kw_only=True):
+    """POST /v1/completions."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: int | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: int | None = None
+
+
+class EmbeddingRequest(_Wire, kw_only=True):
+    """POST /v1/embeddings."""
+
+    model: str
+    input: str | list[str] | list[int] | list[list[int]]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    user: str | None = None
+
+
+CAPABILITY_FIELDS = (
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "response_format",
+    "reasoning_effort",
+    "modalities",
+    "audio",
+    "verbosity",
+    "web_search_options",
+    "functions",
+    "function_call",
+    "suffix",
+    "echo",
+    "best_of",
+)
+"""Fields of kind (c): only backends whose `accepts` names them may answer."""
+
+WITHOUT_EFFECT_FIELDS = (
+    "user",
+    "metadata",
+    "safety_identifier",
+    "prompt_cache_key",
+    "store",
+    "service_tier",
+)
+"""Fields of kind (b)."""
+
+_T = TypeVar("_T", bound=_Wire)
+_decoders: dict[type, msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(kind)
+    for kind in (ChatCompletionRequest, CompletionRequest, EmbeddingRequest)
+}
+_PATH = re.compile(r" - at `\$\.?([^`]*)`$")
+_UNKNOWN = re.compile(r"unknown field `([^`]+)`")
+_MISSING = re.compile(r"missing required field `([^`]+)`")
+
+
+def decode(kind: type[_T], body: bytes) -> _T:
+    """Decode a request body, strictly.
+
+    Raises:
+        WireError: malformed JSON, broken UTF-8, wrong type, unknown or missing field; `param`
+            names the field.
+    """
+    try:
+        return _decoders[kind].decode(body)  # type: ignore[no-any-return]
+    except msgspec.ValidationError as error:
+        raise _wire_error(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise WireError(f"The request body is not valid JSON: {error}") from None
+
+
+def _wire_error(text: str) -> WireError:
+    found = _PATH.search(text)
+    path = found.group(1) if found else ""
+    reason = _PATH.sub("", text)
+    for pattern, words in ((_UNKNOWN, "Unknown field"), (_MISSING, "Missing required field")):
+        named = pattern.search(reason)
+        if named:
+            param = f"{path}.{named.group(1)}" if path else named.group(1)
+            return WireError(f"{words}: {param!r}.", param)
+    return WireError(f"Invalid value for {path or 'the body'}: {reason}.", path or None)
+
+
+def sampling_params(request: ChatCompletionRequest | CompletionRequest) -> SamplingParams:
+    """The request's sampling fields, with OpenAI's defaults, ranges checked.
+
+    Raises:
+        WireError: a value out of range; `param` names the field.
+    """
+    logprobs: int | None
+    max_tokens = request.max_tokens
+    if isinstance(request, ChatCompletionRequest):
+        if request.max_completion_tokens is not None:
+            max_tokens = request.max_completion_tokens
+        logprobs = (request.top_logprobs or 0) if request.logprobs else None
+        if request.top_logprobs is not None and not request.logprobs:
+            raise WireError("top_logprobs needs logprobs = true.", "top_logprobs")
+    else:
+        logprobs = request.logprobs
+    stop = request.stop
+    params = SamplingParams(
+        n=_or(request.n, 1),
+        max_tokens=max_tokens,
+        min_tokens=_or(request.min_tokens, 0),
+        temperature=_or(request.temperature, 1.0),
+        top_p=_or(request.top_p, 1.0),
+        top_k=_or(request.top_k, 0),
+        min_p=_or(request.min_p, 0.0),
+        seed=request.seed,
+        stop=() if stop is None else (stop,) if isinstance(stop, str) else tuple(stop),
+        stop_token_ids=tuple(request.stop_token_ids or ()),
+        presence_penalty=_or(request.presence_penalty, 0.0),
+        frequency_penalty=_or(request.frequency_penalty, 0.0),
+        repetition_penalty=_or(request.repetition_penalty, 1.0),
+        logit_bias=_logit_bias(request.logit_bias),
+        logprobs=logprobs,
+        ignore_eos=bool(request.ignore_eos),
+    )
+    try:
+        params.validate()
+    except ValueError as error:
+        param = str(error).split(" ", 1)[0]
+        raise WireError(f"Invalid value: {error}.", _wire_name(request, param)) from None
+    return params
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _logit_bias(bias: dict[str, float] | None) -> dict[int, float]:
+    try:
+        return {int(token): value for token, value in (bias or {}).items()}
+    except ValueError:
+        raise WireError("logit_bias keys must be token ids (integers).", "logit_bias") from None
+
+
+def _wire_name(request: ChatCompletionRequest | CompletionRequest, param: str) -> str:
+    chat = isinstance(request, ChatCompletionRequest)
+    if param == "max_tokens" and chat and request.max_tokens is None:
+        return "max_completion_tokens"
+    return "top_logprobs" if param == "logprobs" and chat else param
+
+
+class _PromptDetails(Struct):
+    cached_tokens: int | None = 0
+
+
+class _CompletionDetails(Struct):
+    accepted_prediction_tokens: int | None = 0
+    rejected_prediction_tokens: int | None = 0
+
+
+class _WireUsage(Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+    headgate: EngineUsage | UnsetType = field(default=UNSET)
+
+
+def usage_from_wire(usage: dict[str, Any] | None) -> Usage | None:
+    """OpenAI's `usage` object (ours or a foreign server's) as a `Usage`; None if there is none."""
+    if not usage:
+        return None
+    wire = msgspec.convert(usage, _WireUsage)
+    prompt = wire.prompt_tokens_details or _PromptDetails()
+    answer = wire.completion_tokens_details or _CompletionDetails()
+    return Usage(
+        prompt_tokens=wire.prompt_tokens,
+        completion_tokens=wire.completion_tokens,
+        cached_tokens=prompt.cached_tokens or 0,
+        accepted_prediction_tokens=answer.accepted_prediction_tokens or 0,
+        rejected_prediction_tokens=answer.rejected_prediction_tokens or 0,
+        headgate=wire.headgate if isinstance(wire.headgate, EngineUsage) else None,
+    )
+
+
+def usage_to_wire(usage: Usage) -> dict[str, Any]:
+    """A `Usage` as OpenAI's `usage` object."""
+    wire: dict[str, Any] = {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": usage.accepted_prediction_tokens,
+            "rejected_prediction_tokens": usage.rejected_prediction_tokens,
+        },
+    }
+    if usage.headgate is not None:
+        wire["headgate"] = msgspec.structs.asdict(usage.headgate)
+    return wire
+
+
+def error_body(
+    message: str, *, kind: str, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    """OpenAI's error shape."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
