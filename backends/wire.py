@@ -120,7 +120,7 @@ class ChatCompletionRequest(_Sampled, kw_only=True):
 class CompletionRequest(_Sampled, kw_only=True):
     """POST /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | list[str | int | list[int]]
     logprobs: int | None = None
     echo: bool | None = None
     suffix: str | None = None
@@ -131,7 +131,7 @@ class EmbeddingRequest(_Wire, kw_only=True):
     """POST /v1/embeddings."""
 
     model: str
-    input: str | list[str] | list[int] | list[list[int]]
+    input: str | list[str | int | list[int]]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
     user: str | None = None
@@ -200,6 +200,23 @@ def _wire_error(text: str) -> WireError:
             param = f"{path}.{named.group(1)}" if path else named.group(1)
             return WireError(f"{words}: {param!r}.", param)
     return WireError(f"Invalid value for {path or 'the body'}: {reason}.", path or None)
+
+
+def split_inputs(value: str | list[Any], param: str) -> list[str | list[int]]:
+    """A `prompt` or `input` field as one entry per prompt: text, or token ids.
+
+    Raises:
+        WireError: an empty list, or strings, ids and lists mixed.
+    """
+    if isinstance(value, str):
+        return [value]
+    kinds = {type(item) for item in value}
+    if kinds == {int}:
+        return [value]
+    if kinds in ({str}, {list}):
+        return list(value)
+    problem = "is empty" if not value else "mixes strings, token ids and lists"
+    raise WireError(f"{param!r} {problem}; send one string, strings, or token ids.", param)
 
 
 def sampling_params(request: ChatCompletionRequest | CompletionRequest) -> SamplingParams:
