@@ -1,0 +1,115 @@
+"""Which implementation of an op runs where: decided here and nowhere else.
+
+======  ===========================================
+device  implementation
+======  ===========================================
+cpu     ``torch_cpu``
+cuda    ``triton``
+other   none: KernelUnavailableError, never a guess
+======  ===========================================
+
+``HEADGATE_KERNELS=reference|cpu|triton`` overrides the table for every op in the process. It is
+read when an op first runs on a device type; `forget_choices` makes it be read again.
+"""
+
+import os
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Literal
+
+from kernels.errors import KernelUnavailableError
+
+Implementation = Literal["reference", "torch_cpu", "triton"]
+
+ENV_OVERRIDE = "HEADGATE_KERNELS"
+
+_FOR_DEVICE: dict[str, Implementation] = {"cpu": "torch_cpu", "cuda": "triton"}
+_FOR_OVERRIDE: dict[str, Implementation] = {
+    "reference": "reference",
+    "cpu": "torch_cpu",
+    "triton": "triton",
+}
+
+# Where an op's plain PyTorch is also its fastest eager code, `torch_cpu` is the reference.
+_MODULES: dict[str, dict[Implementation, str]] = {
+    op: {
+        "reference": f"kernels.{folder}.reference",
+        "torch_cpu": f"kernels.{folder}.{cpu_module}",
+        "triton": f"kernels.{folder}.kernel",
+    }
+    for op, folder, cpu_module in (
+        ("paged_attention", "paged_attention", "reference"),
+        ("store_kv", "store_kv", "reference"),
+        ("rms_norm", "rms_norm", "reference"),
+        ("add_rms_norm", "rms_norm", "reference"),
+        ("rope", "rope", "reference"),
+        ("silu_mul", "silu_mul", "reference"),
+        ("quant_linear", "quant_linear", "reference"),
+    )
+}
+
+
+def op_names() -> tuple[str, ...]:
+    """Every op that has a row in the table."""
+    return tuple(_MODULES)
+
+
+def load(op: str, implementation: Implementation) -> Callable[..., Any]:
+    """Import one implementation of an op, without asking whether it is the right one here."""
+    function: Callable[..., Any] = getattr(import_module(_MODULES[op][implementation]), op)
+    return function
+
+
+@cache
+def choose(op: str, device_type: str) -> Callable[..., Any]:
+    """Pick the implementation of `op` for tensors on `device_type`; cached after the first call.
+
+    Raises:
+        KernelUnavailableError: no implementation for this device, or the override cannot run on it.
+    """
+    return load(op, implementation_for(device_type))
+
+
+def implementation_for(device_type: str) -> Implementation:
+    """Name the implementation that runs on `device_type`, honouring the override."""
+    override = os.environ.get(ENV_OVERRIDE)
+    if override:
+        if override not in _FOR_OVERRIDE:
+            raise KernelUnavailableError(
+                f"{ENV_OVERRIDE}={override!r} is not known; use one of {sorted(_FOR_OVERRIDE)}"
+            )
+        implementation = _FOR_OVERRIDE[override]
+    elif device_type in _FOR_DEVICE:
+        implementation = _FOR_DEVICE[device_type]
+    else:
+        raise KernelUnavailableError(
+            f"no kernels for device type {device_type!r}; use cpu or cuda tensors, "
+            f"or set {ENV_OVERRIDE}=reference"
+        )
+    if implementation == "triton":
+        _require_triton(device_type)
+    if implementation == "torch_cpu" and device_type != "cpu":
+        raise KernelUnavailableError(
+            f"{ENV_OVERRIDE}={override!r} but the tensors are on {device_type!r}"
+        )
+    return implementation
+
+
+def _require_triton(device_type: str) -> None:
+    if find_spec("triton") is None:
+        raise KernelUnavailableError(
+            "triton is not installed; install it (Linux only) or "
+            f"set {ENV_OVERRIDE}=reference to run plain PyTorch"
+        )
+    if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise KernelUnavailableError(
+            f"triton needs a CUDA device but the tensors are on {device_type!r}; move them, "
+            "or set TRITON_INTERPRET=1 before the first import to interpret the kernels"
+        )
+
+
+def forget_choices() -> None:
+    """Drop the cached choices, so that a changed override takes effect."""
+    choose.cache_clear()

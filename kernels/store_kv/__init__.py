@@ -1,0 +1,48 @@
+"""Writing new keys and values into the paged cache."""
+
+from torch import Tensor
+
+from kernels.checks import INDEX_DTYPES, require_dtype, require_float
+from kernels.dispatch import choose
+from kernels.errors import ShapeError
+
+
+def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
+    """Write each token's key and value into its cache slot.
+
+    Args:
+        k, v: [T, Hkv, D] bf16 | fp16 | fp32. Rows may be strided (a slice of a fused QKV).
+        k_cache, v_cache: [N, B, Hkv, D] bf16 | fp16 | fp32, contiguous. Written in place, values
+            converted to their dtype.
+        slot_mapping: [T] int32 | int64. block_id * B + offset, all different; -1 skips the token.
+
+    Raises:
+        ShapeError: sizes disagree, or a cache is not contiguous.
+        DTypeError: a tensor has another dtype than given above.
+    """
+    require_float(k, "k")
+    require_float(k_cache, "k_cache")
+    if v.dtype != k.dtype:
+        require_float(v, "v", like=k.dtype)
+    if v_cache.dtype != k_cache.dtype:
+        require_float(v_cache, "v_cache", like=k_cache.dtype)
+    if slot_mapping.dtype not in INDEX_DTYPES:
+        require_dtype(slot_mapping, "slot_mapping", *INDEX_DTYPES)
+    _check_shapes(k, v, k_cache, v_cache, slot_mapping)
+    choose("store_kv", k.device.type)(k, v, k_cache, v_cache, slot_mapping)
+
+
+def _check_shapes(
+    k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
+) -> None:
+    if k.dim() != 3 or v.shape != k.shape:
+        raise ShapeError(f"k is {list(k.shape)} and v is {list(v.shape)}; need [T, Hkv, D]")
+    if k_cache.dim() != 4 or v_cache.shape != k_cache.shape or k_cache.shape[2:] != k.shape[1:]:
+        raise ShapeError(
+            f"k_cache is {list(k_cache.shape)} and v_cache is {list(v_cache.shape)}; "
+            f"need [N, B, {k.shape[1]}, {k.shape[2]}]"
+        )
+    if not (k_cache.is_contiguous() and v_cache.is_contiguous()):
+        raise ShapeError("k_cache and v_cache must be contiguous")
+    if slot_mapping.dim() != 1 or slot_mapping.shape[0] != k.shape[0]:
+        raise ShapeError(f"slot_mapping is {list(slot_mapping.shape)}; need [{k.shape[0]}]")
