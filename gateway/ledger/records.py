@@ -1,0 +1,112 @@
+"""Rows of the ledger as structs: what the pipeline hands over, the journal keeps, SQL stores."""
+
+from typing import Literal
+
+from msgspec import Struct, field
+
+Outcome = Literal["ok", "error", "cancelled", "denied", "refused"]
+CacheVerdict = Literal["miss", "exact", "semantic", "off"]
+ChargeKind = Literal[
+    "answer", "rung", "judge", "hedge", "retry", "shadow", "encoder", "audit", "reversal"
+]
+
+
+class CandidateRecord(Struct, frozen=True, kw_only=True):
+    """A backend that could have answered, with what was expected of it."""
+
+    backend: str
+    cost_nano_usd: int | None = None
+    quality: float | None = None
+    latency_ms: float | None = None
+
+
+class AttemptRecord(Struct, frozen=True, kw_only=True):
+    """One try of one backend."""
+
+    backend: str
+    ms: float
+    error: str | None = None
+
+
+class RequestRecord(Struct, frozen=True, kw_only=True):
+    """One row of `requests`. No prompt, no answer."""
+
+    request_id: str
+    endpoint: str
+    """chat/completions, completions or embeddings."""
+    model: str
+    """As requested."""
+    team: str = "anonymous"
+    key: str = "anonymous"
+    """The key's id, never the key."""
+    user: str | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+    started_at: float
+    """Unix seconds."""
+    duration_ms: float
+    ttft_ms: float | None = None
+    stream: bool = False
+    outcome: Outcome
+    status: int
+    """HTTP status sent."""
+    error_code: str | None = None
+    cache: CacheVerdict = "off"
+    similarity: float | None = None
+    policy: str = ""
+    policy_sha256: str = ""
+    rule: str = ""
+    head: str = ""
+    task: str = ""
+    difficulty: float | None = None
+    language: str = ""
+    prompt_tokens_estimate: int = 0
+    turns: int = 0
+    backend: str | None = None
+    """Who answered (for a hit: who wrote the entry)."""
+    backend_model: str | None = None
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    completion_tokens: int = 0
+    candidates: tuple[CandidateRecord, ...] = ()
+    attempts: tuple[AttemptRecord, ...] = ()
+    reasons: tuple[tuple[str, bool, str], ...] = ()
+    """(subject, matched, why) of the decision, in order."""
+    draw: float = 0.0
+    probability: float = 1.0
+    """With which the answering backend was chosen."""
+    cost_nano_usd: int = 0
+    """Sum of the request's charges."""
+    saved_nano_usd: int = 0
+    """What a reused answer would have cost now."""
+
+
+class ChargeRecord(Struct, frozen=True, kw_only=True):
+    """One row of `charges`, unique by (request_id, seq). Never changed; corrected by reversal."""
+
+    request_id: str
+    seq: int
+    kind: ChargeKind
+    backend: str
+    machine: str | None = None
+    machine_type: str | None = None
+    at: float
+    """Unix seconds."""
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prefill_ns: int = 0
+    decode_ns: int = 0
+    speculation_ns: int = 0
+    recompute_ns: int = 0
+    machine_ns: int = 0
+    unit_prices: dict[str, str] = field(default_factory=dict)
+    """Decimal strings: usd_per_hour, or input_usd_per_mtok and so on."""
+    cost_nano_usd: int = 0
+    reverses_seq: int | None = None
+
+
+class Settlement(Struct, frozen=True, kw_only=True):
+    """A request with its charges: one line of the journal, one unit of idempotent writing."""
+
+    request: RequestRecord
+    charges: tuple[ChargeRecord, ...] = ()

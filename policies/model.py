@@ -1,0 +1,207 @@
+"""The types of a routing policy and of what it decides on. stdlib and msgspec only, no I/O.
+
+A policy file (`policies/NAME.toml`) decodes into `Policy`. Deciding takes `Facts` about one
+request, `BackendCard`s of what can answer, the `BudgetState`, the time and one `draw`, and gives a
+`Decision` with its reasons.
+"""
+
+from typing import Literal
+
+from msgspec import Struct, field
+
+Task = Literal[
+    "chat",
+    "knowledge",
+    "code",
+    "maths",
+    "extraction",
+    "summarisation",
+    "creative",
+    "classification",
+]
+CacheRule = Literal["off", "exact", "semantic"]
+Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+
+
+class _Frozen(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of a policy file's tables: immutable, and a misspelt key is an error."""
+
+
+class Range(_Frozen, frozen=True, kw_only=True):
+    """A range of numbers; min is inclusive, max exclusive."""
+
+    min: float | None = None
+    max: float | None = None
+
+
+class BackendRange(_Frozen, frozen=True, kw_only=True):
+    """A range of one backend's figure."""
+
+    backend: str
+    """A backend or a tier (any of its backends)."""
+    min: float | None = None
+    max: float | None = None
+
+
+class Hours(_Frozen, frozen=True, kw_only=True):
+    """A daily window; `to` before `from` passes midnight."""
+
+    from_: str = field(name="from")
+    """HH:MM"""
+    to: str
+    """HH:MM, exclusive"""
+    tz: str = "UTC"
+    """IANA name"""
+    days: list[Day] | None = None
+    """The days on which the window begins; None: every day."""
+
+
+class When(_Frozen, frozen=True, kw_only=True):
+    """Conditions; all that are given must hold."""
+
+    task: list[Task] | None = None
+    team: list[str] | None = None
+    key: list[str] | None = None
+    user: list[str] | None = None
+    model: list[str] | None = None
+    """The model as requested."""
+    language: list[str] | None = None
+    """ISO 639-1 codes."""
+    difficulty: Range | None = None
+    prompt_tokens: Range | None = None
+    """The gateway's estimate."""
+    turns: Range | None = None
+    """User messages in the conversation."""
+    budget_left: Range | None = None
+    """Fraction left of the tightest budget; 1 without one."""
+    load: BackendRange | None = None
+    """(queued + running) ÷ capacity."""
+    quality: BackendRange | None = None
+    """P(the backend answers well)."""
+    tags: dict[str, list[str]] | None = None
+    wants: list[Literal["json", "tools", "logprobs"]] | None = None
+    hours: Hours | None = None
+
+
+class Route(_Frozen, frozen=True, kw_only=True):
+    """What a rule, or the default, does: exactly one action, and the fields beside it."""
+
+    route: str | None = None
+    """A tier or a backend."""
+    split: dict[str, float] | None = None
+    """Weights by tier or backend, drawn by a hash of the sticky id."""
+    deny: str | None = None
+    """The reason given to the client."""
+    fallbacks: list[str] = field(default_factory=list)
+    """Tiers or backends to try next, in order."""
+    max_tokens: int | None = None
+    """Caps the answer."""
+    cache: CacheRule | None = None
+    """The most that may be used of the caches."""
+    shadow: str | None = None
+    """A tier or backend that gets a copy."""
+
+
+class Rule(Route, frozen=True, kw_only=True):
+    """One entry of `[[rules]]`; the first whose `when` holds decides."""
+
+    name: str
+    when: When = field(default_factory=When)
+
+
+class Policy(_Frozen, frozen=True, kw_only=True):
+    """A policy file."""
+
+    description: str = ""
+    rules: list[Rule] = field(default_factory=list)
+    default: Route
+
+
+class RequestFeatures(Struct, frozen=True, kw_only=True):
+    """What the classifier says of a request's content; no text."""
+
+    task: Task
+    task_confidence: float = 1.0
+    difficulty: float
+    """1 − P(the head's reference backend answers well)."""
+    language: str = "en"
+    prompt_tokens: int
+    """The gateway's estimate."""
+    turns: int = 1
+    wants: frozenset[str] = frozenset()
+    """Of json, tools, logprobs."""
+    quality: dict[str, float] = field(default_factory=dict)
+    """P(answers well) by backend, where the head knows it."""
+    head: str = ""
+    """Version of the classifier's head."""
+
+
+class Facts(Struct, frozen=True, kw_only=True):
+    """Everything a rule may ask about one request."""
+
+    features: RequestFeatures
+    model: str
+    """As requested."""
+    team: str = "anonymous"
+    key: str = "anonymous"
+    user: str | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+    max_tokens: int | None = None
+    """As requested."""
+    needs: frozenset[str] = frozenset()
+    """Capability fields of the request (tools, response_format, …)."""
+    prompt_tokens_bound: int = 0
+    """An upper bound of the prompt's tokens, for fit."""
+
+
+class BackendCard(Struct, frozen=True, kw_only=True):
+    """What is known of a backend when deciding."""
+
+    name: str
+    tier: str
+    model: str
+    machine: str = "local"
+    accepts: frozenset[str] = frozenset()
+    context_tokens: int | None = None
+    ready: bool = True
+    load: float = 0.0
+    """(queued + running) ÷ capacity."""
+    revision: str = ""
+    """Model revision; part of cache keys."""
+    usd_per_mtok: float | None = None
+    """A typical price of a million tokens, to order candidates; None: unknown."""
+
+
+class BudgetState(Struct, frozen=True, kw_only=True):
+    """The caller's budgets, reduced to what policies may ask."""
+
+    left: float = 1.0
+    """Fraction left of the tightest budget; 1 without one."""
+
+
+class Reason(Struct, frozen=True, kw_only=True):
+    """Why a rule matched or did not, or why a backend is no candidate."""
+
+    subject: str
+    """`rule NAME`, `default` or `backend NAME`."""
+    matched: bool
+    why: str
+
+
+class Decision(Struct, frozen=True, kw_only=True):
+    """What a policy decided."""
+
+    rule: str
+    """Name of the rule, or `default`."""
+    candidates: tuple[str, ...]
+    """Backends in the order to try; empty when denied or when none is left."""
+    denied: str | None = None
+    """The reason for a denial."""
+    max_tokens: int | None = None
+    cache: CacheRule | None = None
+    """The most that may be used of the caches; None: as configured."""
+    shadow: str | None = None
+    probability: float = 1.0
+    """With which the first candidate was chosen (a split's share)."""
+    draw: float = 0.0
+    reasons: tuple[Reason, ...] = ()
