@@ -291,6 +291,9 @@ def _read(file: Path) -> Settings:
         tree = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{file}: not valid TOML: {error}") from None
+    for key in ("state_dir", "source"):
+        if key in tree:
+            raise SettingsError(f"{file}: {key}: unknown key; set $HEADGATE_STATE_DIR instead")
     try:
         return msgspec.convert(tree, Settings, dec_hook=_decimal)
     except msgspec.ValidationError as error:

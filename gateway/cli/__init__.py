@@ -1,0 +1,69 @@
+"""The `headgate` command: one file per group of commands, imported only when called."""
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+_COMMANDS: dict[str, tuple[str, str]] = {
+    "serve": ("serve", "Run the gateway and every local backend."),
+    "backend": ("backend", "Run one engine alone, OpenAI-compatible."),
+    "chat": ("chat", "Chat in the terminal with a running gateway."),
+    "status": ("status", "Health, load and spend on one screen."),
+    "explain": ("explain", "The decision, attempts and costs of a past request."),
+    "keys": ("keys", "Create, list, revoke and rotate API keys."),
+    "teams": ("teams", "Create and list teams."),
+    "budgets": ("budgets", "Set, list and remove budgets."),
+    "report": ("report", "Cost reports out of the ledger."),
+    "policy": ("policy", "Check and explain routing policies."),
+    "models": ("models", "What can be served."),
+    "bench": ("bench", "Measure speed."),
+    "config": ("config", "Check, show and describe the configuration."),
+    "db": ("db", "Upgrade and check the database."),
+    "doctor": ("doctor", "What is wrong with this machine."),
+}
+"""Command → (module in this package that defines an object of the same name, help)."""
+
+
+class _LazyGroup(click.Group):
+    """Lists the commands without importing them: `headgate --help` is instant."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"gateway.cli.{_COMMANDS[cmd_name][0]}")
+        command = getattr(module, cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_) for name, (_, help_) in _COMMANDS.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--config",
+    type=click.Path(dir_okay=False),
+    help="Configuration file; else $HEADGATE_CONFIG, ./headgate.toml, the built-in default.",
+)
+@click.version_option(package_name="headgate", prog_name="headgate")
+@click.pass_context
+def cli(ctx: click.Context, config: str | None) -> None:
+    """A model-routing LLM gateway with cost control."""
+    ctx.obj = {"config": config}
+
+
+def main(args: list[str] | None = None) -> Any:
+    """Entry point. Exit codes: 0 done, 1 failed, 2 bad usage or configuration."""
+    from gateway.errors import SettingsError
+
+    try:
+        return cli.main(args, prog_name="headgate", standalone_mode=True)
+    except SettingsError as error:
+        click.echo(f"headgate: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,21 @@
+"""`headgate bench`: speed figures as JSON with commit, device and workload."""
+
+import os
+import sys
+
+import click
+
+
+@click.group()
+def bench() -> None:
+    """Measure speed; prints JSON with commit, device and workload."""
+
+
+@bench.command(
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+@click.argument("flags", nargs=-1, type=click.UNPROCESSED)
+def engine(flags: tuple[str, ...]) -> None:
+    """Prefill and decode speed of one model (see `headgate bench engine --help`)."""
+    os.execv(sys.executable, [sys.executable, "-m", "backends.bench_engine", *flags])

@@ -1,0 +1,66 @@
+"""What several commands share: settings, JSON output, talking to a running gateway."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import click
+
+from gateway.settings import Settings, load
+
+json_option: Callable[[Any], Any] = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON."
+)
+config_option: Callable[[Any], Any] = click.option(
+    "--config", type=click.Path(dir_okay=False), help="Configuration file."
+)
+
+
+def settings_of(ctx: click.Context, config: str | None = None) -> Settings:
+    """The settings that --config (here or before the command) names."""
+    return load(config or (ctx.obj or {}).get("config"))
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def fail(message: str, *, code: int = 1) -> NoReturn:
+    """Say why on stderr and exit: 1 it failed, 2 bad usage or configuration."""
+    click.echo(f"headgate: {message}", err=True)
+    sys.exit(code)
+
+
+def gateway_url(settings: Settings, url: str | None) -> str:
+    """Where the gateway listens: --url, $HEADGATE_URL, else from the settings."""
+    chosen = url or os.environ.get("HEADGATE_URL")
+    if chosen:
+        return chosen.rstrip("/").removesuffix("/v1")
+    host = settings.server.host
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.server.port}"
+
+
+def api_headers() -> dict[str, str]:
+    """$HEADGATE_API_KEY (or $HEADGATE_ADMIN_KEY) as a bearer token."""
+    key = os.environ.get("HEADGATE_API_KEY") or os.environ.get("HEADGATE_ADMIN_KEY")
+    return {"authorization": f"Bearer {key}"} if key else {}
+
+
+def get_json(url: str, path: str) -> Any:
+    """GET a running gateway's JSON; exits 1 with a clear message when that fails."""
+    import httpx
+
+    try:
+        response = httpx.get(url + path, headers=api_headers(), timeout=10.0)
+    except httpx.HTTPError as error:
+        fail(f"no gateway answers at {url} ({error}); start one with `headgate serve`")
+    if response.status_code >= 400:
+        try:
+            message = response.json()["error"]["message"]
+        except (ValueError, KeyError, TypeError):
+            message = response.text[:200]
+        fail(f"{url}{path}: {response.status_code}: {message}")
+    return response.json()

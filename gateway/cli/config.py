@@ -1,0 +1,50 @@
+"""`headgate config`: check, show, schema."""
+
+import click
+import msgspec
+
+from gateway.cli.common import config_option, json_option, print_json, settings_of
+from gateway.errors import SettingsError
+
+
+@click.group()
+def config() -> None:
+    """Check, show and describe the configuration."""
+
+
+@config.command()
+@config_option
+@json_option
+@click.pass_context
+def check(ctx: click.Context, config: str | None, as_json: bool) -> None:
+    """Read the configuration; exit 2 and say what is wrong if anything is."""
+    try:
+        settings = settings_of(ctx, config)
+    except SettingsError as error:
+        if not as_json:
+            raise
+        print_json({"ok": False, "error": str(error)})
+        ctx.exit(2)
+    source = settings.source or "built-in"
+    if as_json:
+        print_json({"ok": True, "source": source})
+    else:
+        click.echo(f"{source}: ok, {len(settings.backends)} backends")
+
+
+@config.command()
+@config_option
+@json_option
+@click.pass_context
+def show(ctx: click.Context, config: str | None, as_json: bool) -> None:
+    """Print the settings in force, defaults filled in (always JSON)."""
+    print_json(msgspec.to_builtins(settings_of(ctx, config)))
+
+
+@config.command()
+@json_option
+def schema(as_json: bool) -> None:
+    """Print the JSON Schema of headgate.toml."""
+    from gateway.settings import schema as settings_schema
+
+    print_json(settings_schema())

@@ -1,0 +1,86 @@
+"""`headgate explain REQUEST_ID`: the decision as it was taken then."""
+
+from decimal import Decimal
+from typing import Any
+
+import click
+
+from gateway.cli.common import (
+    config_option,
+    gateway_url,
+    get_json,
+    json_option,
+    print_json,
+    settings_of,
+)
+
+
+@click.command()
+@click.argument("request_id")
+@config_option
+@click.option("--url", help="Of the gateway; else $HEADGATE_URL, else from the configuration.")
+@json_option
+@click.pass_context
+def explain(
+    ctx: click.Context, request_id: str, config: str | None, url: str | None, as_json: bool
+) -> None:
+    """The decision as it was taken then, every attempt, seconds × price step by step."""
+    record = get_json(gateway_url(settings_of(ctx, config), url), f"/requests/{request_id}")
+    if as_json:
+        print_json(record)
+        return
+    for line in _story(record):
+        click.echo(line)
+
+
+def _story(record: dict[str, Any]) -> list[str]:
+    request, charges = record["request"], record["charges"]
+    lines = [
+        f"request   {request['request_id']}  {request['endpoint']}  model={request['model']}",
+        f"caller    team={request['team']} key={request['key']} user={request['user'] or '-'}",
+        f"outcome   {request['outcome']} ({request['status']}) in {request['duration_ms']:.1f} ms",
+        f"features  task={request['task']} difficulty={request['difficulty']} "
+        f"language={request['language']} prompt≈{request['prompt_tokens_estimate']} tokens",
+        f"policy    {request['policy']}@{request['policy_sha256'][:8]} → rule {request['rule']}",
+    ]
+    for subject, matched, why in request["reasons"]:
+        lines.append(f"  {'✓' if matched else '·'} {subject}: {why}")
+    lines.append(f"cache     {request['cache']}" + _similarity(request["similarity"]))
+    for attempt in request["attempts"]:
+        error = f" failed: {attempt['error']}" if attempt["error"] else " answered"
+        lines.append(f"attempt   {attempt['backend']} {attempt['ms']:.1f} ms{error}")
+    for charge in charges:
+        lines.append(f"charge {charge['seq']}  {_charge(charge)}")
+    lines.append(f"cost      ${_usd(request['cost_nano_usd'])}")
+    if request["saved_nano_usd"]:
+        lines.append(f"saved     ${_usd(request['saved_nano_usd'])} (what the answer costs now)")
+    return lines
+
+
+def _similarity(value: float | None) -> str:
+    return "" if value is None else f" (similarity {value:.3f})"
+
+
+def _charge(charge: dict[str, Any]) -> str:
+    tokens = f"{charge['prompt_tokens']} in ({charge['cached_prompt_tokens']} cached)"
+    tokens += f" + {charge['completion_tokens']} out"
+    prices = charge["unit_prices"]
+    if "usd_per_hour" in prices:
+        parts = ", ".join(
+            f"{name} {charge[f'{name}_ns'] / 1e6:.3f} ms"
+            for name in ("prefill", "decode", "speculation", "recompute")
+            if charge[f"{name}_ns"]
+        )
+        sum_ = f"{charge['machine_ns'] / 1e9:.6f} s × ${prices['usd_per_hour']}/h ÷ 3600"
+        how = f"{parts}: {sum_}" if parts else sum_
+    else:
+        how = ", ".join(f"{name}={price}" for name, price in prices.items())
+    where = charge["machine"] or "outside"
+    return (
+        f"{charge['kind']} by {charge['backend']} on {where}: {tokens}; {how}"
+        f" = ${_usd(charge['cost_nano_usd'])}"
+    )
+
+
+def _usd(nano: int) -> str:
+    return format(Decimal(nano).scaleb(-9), "f")

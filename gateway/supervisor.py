@@ -1,0 +1,349 @@
+"""`headgate serve`: the gateway's workers, one process per local backend, the encoder, Redis.
+
+Order of a start: lock the state folder, remove what a killed run left, start Redis, encoder and
+engines (they load while the database migrates), start the gateway, wait until it is ready.
+Order of a stop: the gateway drains first, then the engines go, then Redis.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import os
+import signal
+import socket as socket_module
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import msgspec
+import structlog
+
+from gateway.errors import SettingsError
+from gateway.ledger.machine_time import MachineClock
+from gateway.process import Child, Spec
+from gateway.runtime import RUNTIME_ENV, Address, Runtime, database_url
+from gateway.settings import BackendSettings, Settings
+
+log = structlog.get_logger(__name__)
+
+_CLOCK_INTERVAL_S = 10.0
+_READY_TIMEOUT_S = 120.0
+_ALL_READY_TIMEOUT_S = 30.0
+ENCODER_NAME = "minilm"
+
+
+class AlreadyRunningError(Exception):
+    """Another `headgate serve` uses this state folder."""
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the state folder. Raises AlreadyRunningError naming the holder's pid."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise AlreadyRunningError(
+                f"{folder} is in use by the process {file.read().strip() or '?'}; "
+                "stop that one, or set $HEADGATE_STATE_DIR to another folder"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def run_folder(state_dir: Path) -> Path:
+    """A short folder for sockets (their paths are limited to 107 bytes), ours alone."""
+    digest = hashlib.sha256(str(state_dir).encode()).hexdigest()[:8]
+    parent = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    if len(parent) > 60:
+        parent = "/tmp"
+    folder = Path(parent) / f"headgate-{os.getuid()}-{digest}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise SettingsError(f"{folder} belongs to another user; set $XDG_RUNTIME_DIR")
+    for leftover in folder.iterdir():
+        if leftover.is_socket() or leftover.is_file():
+            leftover.unlink()
+    return folder
+
+
+def engine_command(backend: BackendSettings, socket: Path, threads: int) -> list[str]:
+    """Command line of the process that serves a local engine."""
+    command = [sys.executable, "-m", "backends.server", "--model", backend.model]
+    command += ["--served-model-name", backend.name, "--uds", str(socket)]
+    if backend.quantization:
+        command += ["--quantization", backend.quantization]
+    engine = backend.engine
+    for name in engine.__struct_fields__:
+        value = getattr(engine, name)
+        if name == "threads":
+            value = value or threads
+        if value is None:
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            command.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            command += [flag, str(value)]
+    speculation = backend.speculation
+    command += ["--speculation", speculation.method]
+    if speculation.draft_model:
+        command += ["--draft-model", speculation.draft_model]
+    if speculation.num_tokens:
+        command += ["--num-speculative-tokens", str(speculation.num_tokens)]
+    return command
+
+
+class Supervisor:
+    """Runs everything that a configuration names, until told to stop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.state_dir = Path(settings.state_dir)
+        self.run_dir = run_folder(self.state_dir)
+        self.helpers: list[Child] = []
+        """Redis, encoder, engines: started before the gateway, stopped after it."""
+        self.gateway: Child | None = None
+        self._sockets: dict[str, tuple[str, Path]] = {}
+        """Backend → (machine, socket) of every process whose clock is read."""
+        self._stop = asyncio.Event()
+        self._clock: MachineClock | None = None
+
+    async def run(self) -> int:
+        """Start, wait for SIGTERM or SIGINT, drain. Returns the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        clock_reader: asyncio.Task[None] | None = None
+        try:
+            runtime = await self._start_helpers()
+            await self._migrate(runtime.database_url)
+            self._clock = MachineClock(runtime.database_url)
+            await self._start_gateway(runtime)
+            clock_reader = asyncio.create_task(self._read_clocks())
+            ready = asyncio.create_task(self._announce(runtime))
+            await self._stop.wait()
+            ready.cancel()
+        finally:
+            if clock_reader:
+                clock_reader.cancel()
+            await self._shut_down()
+        return 0
+
+    async def _start_helpers(self) -> Runtime:
+        settings = self.settings
+        local = [b for b in settings.backends if b.kind in ("engine", "encoder")]
+        engines = sum(backend.kind == "engine" for backend in local)
+        threads = max(1, (os.cpu_count() or 1) // max(1, engines))
+        redis_url = await self._start_redis()
+        addresses: dict[str, Address] = {}
+        for backend in local:
+            socket = self.run_dir / f"{backend.name}.sock"
+            if backend.kind == "engine":
+                command = engine_command(backend, socket, threads)
+            else:
+                command = self._encoder_command(backend.name, backend.model, socket)
+            await self._start_backend(backend, socket, command)
+            addresses[backend.name] = Address(uds=str(socket))
+        for backend in settings.backends:
+            if backend.kind == "openai":
+                addresses[backend.name] = Address(base_urls=tuple(backend.base_urls))
+        return Runtime(
+            settings=settings,
+            addresses=addresses,
+            encoder=await self._start_encoder(addresses),
+            redis_url=redis_url,
+            database_url=database_url(settings),
+            state_dir=str(self.state_dir),
+            run_dir=str(self.run_dir),
+            started_at=time.time(),
+        )
+
+    async def _start_redis(self) -> str | None:
+        cache = self.settings.cache
+        if cache.redis == "memory":
+            return None
+        if cache.redis != "auto":
+            return cache.redis
+        from gateway.cache.server import redis_command
+
+        socket = self.run_dir / "redis.sock"
+        folder = self.state_dir / "redis"
+        folder.mkdir(exist_ok=True)
+        command = redis_command(socket, folder, cache.max_memory_bytes)
+        await self._start(Spec(name="redis", command=command, socket=socket))
+        return f"unix://{socket}"
+
+    async def _start_encoder(self, addresses: dict[str, Address]) -> Address | None:
+        semantic = self.settings.cache.semantic
+        if not semantic.enabled:
+            return None
+        if semantic.encoder in addresses:
+            return addresses[semantic.encoder]
+        socket = self.run_dir / f"{ENCODER_NAME}.sock"
+        backend = BackendSettings(name=ENCODER_NAME, kind="encoder", model=semantic.encoder)
+        command = self._encoder_command(ENCODER_NAME, semantic.encoder, socket)
+        await self._start_backend(backend, socket, command)
+        return Address(uds=str(socket))
+
+    @staticmethod
+    def _encoder_command(name: str, model: str, socket: Path) -> list[str]:
+        command = [sys.executable, "-m", "backends.encoder", "--model", model]
+        return [*command, "--served-model-name", name, "--uds", str(socket)]
+
+    async def _start_backend(
+        self, backend: BackendSettings, socket: Path, command: list[str]
+    ) -> None:
+        machine = self.settings.machine(backend)
+        if machine is not None:
+            self._sockets[backend.name] = (machine.name, socket)
+        await self._start(Spec(name=backend.name, command=command, socket=socket))
+
+    async def _start(self, spec: Spec) -> None:
+        child = Child(spec, on_stopped=self._record_run)
+        self.helpers.append(child)
+        try:
+            await child.start()
+        except OSError as error:
+            raise SettingsError(f"cannot start {spec.name} ({spec.command[0]}): {error}") from None
+
+    async def _migrate(self, url: str) -> None:
+        from migrations import upgrade
+
+        await asyncio.to_thread(upgrade, url)
+
+    async def _start_gateway(self, runtime: Runtime) -> None:
+        path = self.run_dir / "runtime.json"
+        runtime.save(path)
+        self.gateway = Child(
+            Spec(
+                name="gateway",
+                command=[sys.executable, "-m", "gateway.worker"],
+                env={RUNTIME_ENV: str(path)},
+                stop_timeout_s=self.settings.server.drain_timeout_s + 5.0,
+            )
+        )
+        await self.gateway.start()
+
+    async def _announce(self, runtime: Runtime) -> None:
+        """Print the ready line once every local backend answers (or enough have had time)."""
+        server = self.settings.server
+        host = f"[{server.host}]" if ":" in server.host else server.host
+        url = f"http://{host}:{server.port}"
+        began = time.monotonic()
+        async with httpx.AsyncClient(base_url=url, timeout=2.0) as client:
+            while True:
+                waited = time.monotonic() - began
+                ready, missing = await self._readiness(client)
+                if ready and (not missing or waited > _ALL_READY_TIMEOUT_S):
+                    break
+                if waited > _READY_TIMEOUT_S:
+                    log.error("gateway_not_ready", waited_s=round(waited), missing=missing)
+                    return
+                await asyncio.sleep(0.1)
+        seconds = time.time() - runtime.started_at
+        print(
+            f"Headgate is ready at {url} after {seconds:.1f} s. Try:\n"
+            f"  curl {url}/v1/chat/completions -H 'content-type: application/json' "
+            '-d \'{"model": "auto", "messages": [{"role": "user", "content": "What is 2 + 3?"}]}\'',
+            flush=True,
+        )
+        if missing:
+            log.warning("backends_not_ready", missing=missing)
+
+    async def _readiness(self, client: httpx.AsyncClient) -> tuple[bool, list[str]]:
+        """Whether the gateway can answer, and which local backends cannot yet."""
+        try:
+            response = await client.get("/health/ready")
+        except httpx.HTTPError:
+            return False, []
+        missing = []
+        for name, (_, socket) in self._sockets.items():
+            health = await _get(socket, "/health/ready")
+            if health is None or health.status_code != 200:
+                missing.append(name)
+        return response.status_code == 200, missing
+
+    async def _record_run(self, child: Child, started: float, ended: float) -> None:
+        """The machine time of a process: measured here, at its start and at its end."""
+        known = self._sockets.get(child.spec.name)
+        if known is None or self._clock is None:
+            return
+        machine, _ = known
+        try:
+            await self._clock.record_run(
+                machine, child.spec.name, int(started * 1e9), int(ended * 1e9)
+            )
+        except Exception as error:
+            log.error("machine_time_lost", name=child.spec.name, error=str(error))
+
+    async def _read_clocks(self) -> None:
+        while True:
+            await asyncio.sleep(_CLOCK_INTERVAL_S)
+            await self._read_clocks_once()
+
+    async def _read_clocks_once(self) -> None:
+        if self._clock is None:
+            return
+        for child in self.helpers:
+            known = self._sockets.get(child.spec.name)
+            if known is None or child.pid is None:
+                continue
+            machine, socket = known
+            response = await _get(socket, "/clock")
+            if response is None or response.status_code != 200:
+                continue  # still loading, or just died: the next reading carries the total
+            try:
+                await self._clock.record_clock(machine, child.spec.name, response.json())
+            except Exception as error:
+                log.error("machine_time_lost", name=child.spec.name, error=str(error))
+
+    async def _shut_down(self) -> None:
+        if self.gateway:
+            await self.gateway.stop()
+        await self._read_clocks_once()
+        await asyncio.gather(*(c.stop() for c in self.helpers if c.spec.name != "redis"))
+        await asyncio.gather(*(c.stop() for c in self.helpers if c.spec.name == "redis"))
+        if self._clock:
+            await self._clock.aclose()
+
+
+async def _get(socket: Path, path: str) -> httpx.Response | None:
+    """GET over a Unix socket; None if nobody answers there."""
+    transport = httpx.AsyncHTTPTransport(uds=str(socket))
+    try:
+        async with httpx.AsyncClient(transport=transport, timeout=2.0) as client:
+            return await client.get(f"http://backend{path}")
+    except (httpx.HTTPError, OSError):
+        return None
+
+
+def _with_port(settings: Settings) -> Settings:
+    """Port 0 made a free one: every worker and the ready line need to know it."""
+    server = settings.server
+    if server.port:
+        return settings
+    with closing(socket_module.socket()) as probe:
+        probe.bind((server.host, 0))
+        port = int(probe.getsockname()[1])
+    return msgspec.structs.replace(settings, server=msgspec.structs.replace(server, port=port))
+
+
+def serve(settings: Settings) -> int:
+    """Run a supervisor to its end.
+
+    Raises:
+        AlreadyRunningError: the state folder is in use.
+        SettingsError: something configured cannot be started.
+    """
+    with locked(Path(settings.state_dir)):
+        return asyncio.run(Supervisor(_with_port(settings)).run())
