@@ -1,0 +1,75 @@
+"""Causal grouped-query attention over a paged cache, for a packed batch of sequences."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.paged_attention import paged_attention
+from kernels.rope import rope
+from kernels.store_kv import store_kv
+
+
+class ForwardBatch(NamedTuple):
+    """One step's tokens, all sequences packed end to end; T tokens, S sequences, M blocks."""
+
+    token_ids: Tensor
+    """[T] int64."""
+    positions: Tensor
+    """[T] int64, each token's place in its sequence."""
+    slot_mapping: Tensor
+    """[T] int64, where the token's key and value go: block id * block size + offset."""
+    block_tables: Tensor
+    """[S, M] int32; -1 pads."""
+    query_start_lens: Tensor
+    """[S + 1] int32."""
+    context_lens: Tensor
+    """[S] int32, tokens in the cache once this step's are stored."""
+    max_query_len: int
+    max_context_len: int
+
+
+class LayerCache(NamedTuple):
+    """One layer's share of the paged cache: [num_blocks, block_size, Hkv, D] each."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class Attention:
+    """Rotates, stores and attends; the projections around it belong to the model."""
+
+    def __init__(self, heads: int, kv_heads: int, head_dim: int) -> None:
+        self.heads = heads
+        self.kv_heads = kv_heads
+        self.head_dim = head_dim
+        self.scale = head_dim**-0.5
+
+    def __call__(
+        self, qkv: Tensor, cos_sin_cache: Tensor, batch: ForwardBatch, cache: LayerCache
+    ) -> Tensor:
+        """Attend each token to its sequence's cache, its own key and value included.
+
+        Args:
+            qkv: [T, (heads + 2 * kv_heads) * head_dim], the fused projection.
+            cos_sin_cache: [P, head_dim] fp32.
+
+        Returns:
+            [T, heads * head_dim].
+        """
+        packed = qkv.view(-1, self.heads + 2 * self.kv_heads, self.head_dim)
+        q, k, v = torch.split(packed, [self.heads, self.kv_heads, self.kv_heads], dim=1)
+        q, k = rope(q, k, cos_sin_cache, batch.positions)
+        store_kv(k, v, cache.keys, cache.values, batch.slot_mapping)
+        mixed = paged_attention(
+            q,
+            cache.keys,
+            cache.values,
+            batch.block_tables,
+            batch.query_start_lens,
+            batch.context_lens,
+            scale=self.scale,
+            max_query_len=batch.max_query_len,
+            max_context_len=batch.max_context_len,
+        )
+        return mixed.view(-1, self.heads * self.head_dim)

@@ -1,0 +1,201 @@
+"""A Hugging Face `config.json` read into one frozen struct, whatever transformers wrote it.
+
+transformers 4.x writes `rope_theta` beside `rope_scaling`; 5.x writes both in `rope_parameters`.
+"""
+
+from pathlib import Path
+from typing import Any, Final, Literal, cast
+
+import msgspec
+
+from backends.errors import ModelLoadError
+
+RopeType = Literal["default", "linear", "dynamic", "llama3", "yarn"]
+ROPE_TYPES: Final[tuple[str, ...]] = ("default", "linear", "dynamic", "llama3", "yarn")
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class RopeParameters(msgspec.Struct, frozen=True, kw_only=True):
+    """How positions turn into angles; names are transformers'."""
+
+    rope_type: RopeType = "default"
+    rope_theta: float = 10000.0
+    factor: float = 1.0
+    """How many times longer than trained the context may be."""
+    original_max_position_embeddings: int | None = None
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The shape of one model."""
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rms_norm_eps: float = 1e-6
+    rope: RopeParameters = RopeParameters()
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    dtype: Dtype = "float32"
+    """What the checkpoint's floating-point weights are stored in."""
+    quantization: Literal["int8"] | None = None
+    """How the checkpoint's own linear weights are quantised; None: they are not."""
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    """Read `config.json` and, for the end-of-sequence ids, `generation_config.json`.
+
+    Raises:
+        ModelLoadError: a file is missing or no JSON, a key is missing or has a value we do not
+            serve; names the file, the key, the value and what is allowed.
+    """
+    raw = _read_json(folder / "config.json")
+    generation_file = folder / "generation_config.json"
+    generation = _read_json(generation_file) if generation_file.is_file() else {}
+    where = str(folder / "config.json")
+    heads = _positive(raw, "num_attention_heads", where)
+    hidden = _positive(raw, "hidden_size", where)
+    kv_heads = _positive(raw, "num_key_value_heads", where, default=heads)
+    if heads % kv_heads:
+        raise ModelLoadError(
+            f"{where}: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
+        )
+    if (act := raw.get("hidden_act", "silu")) != "silu":
+        raise ModelLoadError(f"{where}: hidden_act is {act!r}; we serve: 'silu'")
+    architectures = raw.get("architectures") or [f"model_type={raw.get('model_type')!r}"]
+    positions = _positive(raw, "max_position_embeddings", where, default=2048)
+    return ModelConfig(
+        architecture=str(architectures[0]),
+        vocab_size=_positive(raw, "vocab_size", where),
+        hidden_size=hidden,
+        intermediate_size=_positive(raw, "intermediate_size", where),
+        num_hidden_layers=_positive(raw, "num_hidden_layers", where),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=_positive(raw, "head_dim", where, default=hidden // heads),
+        max_position_embeddings=positions,
+        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        rope=_rope(raw, positions, where),
+        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        attention_bias=bool(raw.get("attention_bias", False)),
+        mlp_bias=bool(raw.get("mlp_bias", False)),
+        dtype=_dtype(raw, where),
+        quantization=_quantization(raw, where),
+        eos_token_ids=_ids(generation.get("eos_token_id", raw.get("eos_token_id"))),
+        bos_token_id=next(iter(_ids(raw.get("bos_token_id"))), None),
+    )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        data = msgspec.json.decode(file.read_bytes())
+    except FileNotFoundError:
+        raise ModelLoadError(
+            f"no {file.name} in {str(file.parent)!r}; give a folder in the Hugging Face layout"
+        ) from None
+    except OSError as error:
+        raise ModelLoadError(f"cannot read {str(file)!r}: {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        raise ModelLoadError(f"{str(file)!r} is not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ModelLoadError(f"{str(file)!r} holds no JSON object")
+    return data
+
+
+def _positive(raw: dict[str, Any], key: str, where: str, *, default: int | None = None) -> int:
+    value = raw.get(key)
+    value = default if value is None else value
+    if value is None:
+        raise ModelLoadError(f"{where}: {key} is missing")
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ModelLoadError(f"{where}: {key} is {value!r}; allowed: a positive whole number")
+    return value
+
+
+def _rope(raw: dict[str, Any], positions: int, where: str) -> RopeParameters:
+    """Read the rotary parameters in either generation's spelling."""
+    scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind not in ROPE_TYPES:
+        raise ModelLoadError(
+            f"{where}: rope type {kind!r} is not supported; we serve: {', '.join(ROPE_TYPES)}"
+        )
+    partial = scaling.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
+    if partial != 1.0:
+        raise ModelLoadError(f"{where}: partial_rotary_factor is {partial!r}; we serve: 1.0")
+    known = {name: scaling[name] for name in RopeParameters.__struct_fields__ if name in scaling}
+    known["rope_type"] = kind
+    known.setdefault("rope_theta", raw.get("rope_theta", 10000.0))
+    original = known.get("original_max_position_embeddings") or raw.get(
+        "original_max_position_embeddings"
+    )
+    known["original_max_position_embeddings"] = original or positions
+    if known.get("factor", 0) is None or (kind == "yarn" and "factor" not in known):
+        known["factor"] = positions / known["original_max_position_embeddings"]
+    for key in ("beta_fast", "beta_slow"):
+        if known.get(key, 0) is None:
+            del known[key]
+    if kind in ("linear", "dynamic", "llama3") and "factor" not in known:
+        raise ModelLoadError(f"{where}: rope type {kind!r} needs a factor")
+    try:
+        return msgspec.convert(known, RopeParameters, strict=False)
+    except msgspec.ValidationError as error:
+        raise ModelLoadError(f"{where}: rope parameters: {error}") from error
+
+
+def _dtype(raw: dict[str, Any], where: str) -> Dtype:
+    name = str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch.")
+    if name not in ("float32", "bfloat16", "float16"):
+        raise ModelLoadError(
+            f"{where}: dtype is {name!r}; we serve: 'float32', 'bfloat16', 'float16'"
+        )
+    return cast(Dtype, name)
+
+
+def _quantization(raw: dict[str, Any], where: str) -> Literal["int8"] | None:
+    """Accept compressed-tensors int8 with one scale per output channel; refuse the rest."""
+    quantization = raw.get("quantization_config")
+    if quantization is None:
+        return None
+    method, style = quantization.get("quant_method"), quantization.get("format")
+    if method != "compressed-tensors" or style not in ("int-quantized", None):
+        raise ModelLoadError(
+            f"{where}: quantization_config is {method!r} in format {style!r}; "
+            "we serve: 'compressed-tensors' in format 'int-quantized'"
+        )
+    for name, group in (quantization.get("config_groups") or {}).items():
+        weights = group.get("weights") or {}
+        found = (
+            weights.get("num_bits", 8),
+            weights.get("type", "int"),
+            weights.get("strategy", "channel"),
+            weights.get("symmetric", True),
+        )
+        if found != (8, "int", "channel", True) or group.get("input_activations"):
+            raise ModelLoadError(
+                f"{where}: quantization group {name!r} has bits, type, strategy, symmetric = "
+                f"{found}; we serve (8, 'int', 'channel', True) on weights only"
+            )
+    return "int8"
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, list) else (int(value),)

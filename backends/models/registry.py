@@ -1,0 +1,56 @@
+"""Which class serves which architecture, and the one function that loads a folder."""
+
+from pathlib import Path
+from typing import Final, Literal
+
+import torch
+
+from backends.errors import ModelLoadError
+from backends.models.config import ModelConfig, read_model_config
+from backends.models.llama import Llama
+from backends.models.loader import Checkpoint, WeightReader
+
+Model = Llama
+ARCHITECTURES: Final[dict[str, type[Llama]]] = {"LlamaForCausalLM": Llama}
+
+
+def load_model(
+    folder: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantization: Literal["int8"] | None = None,
+    max_positions: int | None = None,
+    config: ModelConfig | None = None,
+) -> Model:
+    """Load a Hugging Face folder.
+
+    Args:
+        folder: Holds config.json and the safetensors files.
+        device: Where the weights go.
+        dtype: Of activations and of weights that are not quantised.
+        quantization: int8 rounds the linear weights at load, if they are not int8 already.
+        max_positions: Longest context the rotary tables must cover; None: the model's own.
+        config: The folder's, where the caller has read it already.
+
+    Raises:
+        ModelLoadError: the folder, its architecture or one of its tensors cannot be served.
+    """
+    config = config or read_model_config(folder)
+    kind = ARCHITECTURES.get(config.architecture)
+    if kind is None:
+        raise ModelLoadError(
+            f"{str(folder)!r} is a {config.architecture}; we serve: {', '.join(ARCHITECTURES)}"
+        )
+    checkpoint = Checkpoint(folder)
+    reader = WeightReader(
+        checkpoint,
+        device=device,
+        dtype=dtype,
+        stored_int8=config.quantization == "int8",
+        quantize=quantization == "int8",
+        tied=config.tie_word_embeddings,
+    )
+    model = kind(config, reader, max_positions=max_positions or config.max_position_embeddings)
+    checkpoint.check_all_taken()
+    return model

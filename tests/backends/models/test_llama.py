@@ -1,0 +1,98 @@
+"""Our Llama computes what transformers' does."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from backends.engine.kv_cache import allocate
+from backends.layers.attention import ForwardBatch
+from backends.models.registry import load_model
+
+TOLERANCE = 1e-4
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "gqa": {},
+    "mha": {"num_key_value_heads": 4},
+    "mqa": {"num_key_value_heads": 1},
+    "tied": {"tie_word_embeddings": True},
+    "biased": {"attention_bias": True, "mlp_bias": True},
+    "wide_heads": {"head_dim": 32},
+    "theta": {"rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}},
+    "linear": {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 1e4}},
+    "dynamic": {"rope_parameters": {"rope_type": "dynamic", "factor": 3.0, "rope_theta": 1e4}},
+    "llama3": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 10_000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }
+    },
+    "yarn": {"rope_parameters": {"rope_theta": 1e4, **_YARN}},
+    "yarn_mscale": {
+        "rope_parameters": {"rope_theta": 1e4, **_YARN, "mscale": 0.7, "mscale_all_dim": 1.2}
+    },
+    "yarn_smooth": {
+        "rope_parameters": {"rope_theta": 1e4, **_YARN, "truncate": False, "beta_fast": 24.0}
+    },
+}
+
+
+def _ours(folder: Path, ids: Tensor, chunks: list[int]) -> Tensor:
+    """Run one sequence through our model, `chunks` tokens at a time; return logits [T, V]."""
+    model = load_model(folder, device=torch.device("cpu"), dtype=torch.float32)
+    caches = allocate(
+        model.config, num_blocks=32, block_size=8, dtype=torch.float32, device=ids.device
+    )
+    table = torch.randperm(32, generator=torch.Generator().manual_seed(1)).to(torch.int32)
+    rows, start = [], 0
+    for count in chunks:
+        places = torch.arange(start, start + count)
+        start += count
+        batch = ForwardBatch(
+            token_ids=ids[places],
+            positions=places,
+            slot_mapping=table[places // 8].long() * 8 + places % 8,
+            block_tables=table[None, :],
+            query_start_lens=torch.tensor([0, count], dtype=torch.int32),
+            context_lens=torch.tensor([start], dtype=torch.int32),
+            max_query_len=count,
+            max_context_len=start,
+        )
+        with torch.inference_mode():
+            rows.append(model.logits(model.forward(batch, caches)))
+    return torch.cat(rows)
+
+
+def _theirs(folder: Path, ids: Tensor) -> Tensor:
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        logits: Tensor = model(ids[None]).logits[0]
+    return logits
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_llama_logits_equal_those_of_transformers(
+    variant: str, make_checkpoint: Callable[..., Path]
+) -> None:
+    """Prefill in odd chunks, then single steps: every logit within 1e-4 of transformers'."""
+    folder = make_checkpoint(**VARIANTS[variant])
+    ids = torch.randint(3, 512, (200,), generator=torch.Generator().manual_seed(2))
+    ours = _ours(folder, ids, [100, 1, 37, 58, 1, 1, 2])
+    assert (ours - _theirs(folder, ids)).abs().max() < TOLERANCE
+
+
+def test_llama_keeps_its_tables_no_longer_than_asked(tiny_llama: Path) -> None:
+    """A shorter context than the model's makes shorter rotary tables."""
+    model = load_model(
+        tiny_llama, device=torch.device("cpu"), dtype=torch.float32, max_positions=40
+    )
+    assert model.cos_sin_cache.shape == (40, 16)
