@@ -32,33 +32,31 @@ _FOR_OVERRIDE: dict[str, Implementation] = {
     "triton": "triton",
 }
 
-# Where an op's plain PyTorch is also its fastest eager code, `torch_cpu` is the reference.
-_MODULES: dict[str, dict[Implementation, str]] = {
-    op: {
-        "reference": f"kernels.{folder}.reference",
-        "torch_cpu": f"kernels.{folder}.{cpu_module}",
-        "triton": f"kernels.{folder}.kernel",
-    }
-    for op, folder, cpu_module in (
-        ("paged_attention", "paged_attention", "reference"),
-        ("store_kv", "store_kv", "reference"),
-        ("rms_norm", "rms_norm", "reference"),
-        ("add_rms_norm", "rms_norm", "reference"),
-        ("rope", "rope", "reference"),
-        ("silu_mul", "silu_mul", "reference"),
-        ("quant_linear", "quant_linear", "reference"),
-    )
+_FOLDERS = {
+    "paged_attention": "paged_attention",
+    "store_kv": "store_kv",
+    "rms_norm": "rms_norm",
+    "add_rms_norm": "rms_norm",
+    "rope": "rope",
+    "silu_mul": "silu_mul",
+    "quant_linear": "quant_linear",
+}
+_FILES: dict[Implementation, str] = {
+    "reference": "reference",
+    "torch_cpu": "cpu",
+    "triton": "kernel",
 }
 
 
 def op_names() -> tuple[str, ...]:
     """Every op that has a row in the table."""
-    return tuple(_MODULES)
+    return tuple(_FOLDERS)
 
 
 def load(op: str, implementation: Implementation) -> Callable[..., Any]:
     """Import one implementation of an op, without asking whether it is the right one here."""
-    function: Callable[..., Any] = getattr(import_module(_MODULES[op][implementation]), op)
+    module = import_module(f"kernels.{_FOLDERS[op]}.{_FILES[implementation]}")
+    function: Callable[..., Any] = getattr(module, op)
     return function
 
 

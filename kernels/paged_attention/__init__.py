@@ -38,7 +38,7 @@ def paged_attention(
         max_context_len: at least the longest context; sizes the launch.
 
     Returns:
-        [T, Hq, D], q.dtype, accumulated in fp32.
+        [T, Hq, D], q.dtype, contiguous, accumulated in fp32.
 
     Raises:
         ShapeError: sizes disagree, or the block tables are too short for `max_context_len`.

@@ -20,7 +20,8 @@ def rope(q: Tensor, k: Tensor, cos_sin_cache: Tensor, positions: Tensor) -> tupl
         positions: [T] int32 | int64, each in [0, P).
 
     Returns:
-        (q, k) rotated: new contiguous tensors, q.dtype, computed in fp32 and rounded once.
+        (q, k) rotated: new tensors whose rows may be strided, q.dtype, computed in fp32 and
+        rounded once.
 
     Raises:
         ShapeError: head sizes or token counts disagree, or D is odd.

@@ -1,0 +1,31 @@
+"""Every op test runs once per implementation that this process can run, against the reference.
+
+Plain: `torch_cpu`, and `triton` on a CUDA device. With TRITON_INTERPRET=1: `triton`, interpreted on
+CPU tensors; `test_triton_interpreted.py` starts that process.
+"""
+
+import os
+
+import pytest
+import torch
+from kernel_cases import Runner
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "runner" not in metafunc.fixturenames:
+        return
+    if INTERPRETED:
+        runners = [Runner("triton", "cpu")]
+    else:
+        runners = [Runner("torch_cpu", "cpu")]
+        if torch.cuda.is_available():
+            runners.append(Runner("triton", "cuda"))
+    metafunc.parametrize("runner", runners, ids=str)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The interpreter computes silent garbage in bf16: leave those cases out."""
+    if INTERPRETED:
+        items[:] = [item for item in items if "bfloat16" not in item.name]

@@ -1,0 +1,61 @@
+"""quant_linear: every implementation against the reference."""
+
+import pytest
+import torch
+from kernel_cases import Runner, random, reference
+from tolerances import assert_close
+from torch import Tensor
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def _weight(channels: int, inputs: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randint(-127, 128, (channels, inputs), dtype=torch.int8, generator=generator)
+    # Results of about unit size, so that one absolute tolerance fits all.
+    scale = torch.rand(channels, generator=generator) / (73 * inputs**0.5)
+    return weight, scale
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3, 8, 9, 33])
+@pytest.mark.parametrize(("channels", "inputs"), [(5, 7), (64, 32), (70, 129), (1, 1)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_quant_linear_equals_the_reference(
+    runner: Runner, rows: int, channels: int, inputs: int, dtype: torch.dtype
+) -> None:
+    """Few rows and many, odd sizes too, give the reference's numbers."""
+    x = random(rows, inputs, dtype=dtype)
+    arguments = (x, *_weight(channels, inputs))
+    assert_close(runner("quant_linear", *arguments), reference("quant_linear", *arguments))
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_quant_linear_adds_the_bias(runner: Runner, rows: int, dtype: torch.dtype) -> None:
+    """The bias is added to every row."""
+    x, bias = random(rows, 32, dtype=dtype), random(24, seed=5)
+    arguments = (x, *_weight(24, 32), bias)
+    assert_close(runner("quant_linear", *arguments), reference("quant_linear", *arguments))
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_quant_linear_gives_the_same_with_a_dense_copy(
+    runner: Runner, rows: int, dtype: torch.dtype
+) -> None:
+    """The dequantised copy is memory for speed: it changes no result beyond rounding."""
+    weight, scale = _weight(24, 32)
+    x, dense = random(rows, 32, dtype=dtype), (weight * scale[:, None]).to(dtype)
+    assert_close(
+        runner("quant_linear", x, weight, scale, dense=dense),
+        reference("quant_linear", x, weight, scale),
+    )
+
+
+def test_quant_linear_keeps_leading_dimensions(runner: Runner) -> None:
+    """Any number of leading dimensions passes through."""
+    x = random(2, 3, 16)
+    arguments = (x, *_weight(10, 16))
+    actual = runner("quant_linear", *arguments)
+    assert actual.shape == (2, 3, 10)
+    assert_close(actual, reference("quant_linear", *arguments))
