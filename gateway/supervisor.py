@@ -60,18 +60,25 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def run_folder(state_dir: Path) -> Path:
-    """A short folder for sockets (their paths are limited to 107 bytes), ours alone."""
+def run_folder_path(state_dir: Path) -> Path:
+    """A short folder for sockets: their paths are limited to 107 bytes."""
     digest = hashlib.sha256(str(state_dir).encode()).hexdigest()[:8]
     parent = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-    if len(parent) > 60:
-        parent = "/tmp"
-    folder = Path(parent) / f"headgate-{os.getuid()}-{digest}"
+    return Path("/tmp" if len(parent) > 60 else parent) / f"headgate-{os.getuid()}-{digest}"
+
+
+def make_run_folder(state_dir: Path) -> Path:
+    """Make the folder for sockets, ours alone, and empty it of what a killed run left.
+
+    Raises:
+        SettingsError: it belongs to somebody else.
+    """
+    folder = run_folder_path(state_dir)
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise SettingsError(f"{folder} belongs to another user; set $XDG_RUNTIME_DIR")
     for leftover in folder.iterdir():
-        if leftover.is_socket() or leftover.is_file():
+        if not leftover.is_dir():
             leftover.unlink()
     return folder
 
@@ -109,7 +116,7 @@ class Supervisor:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.state_dir = Path(settings.state_dir)
-        self.run_dir = run_folder(self.state_dir)
+        self.run_dir = make_run_folder(self.state_dir)
         self.helpers: list[Child] = []
         """Redis, encoder, engines: started before the gateway, stopped after it."""
         self.gateway: Child | None = None
