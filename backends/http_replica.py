@@ -1,0 +1,101 @@
+"""One address of an OpenAI-compatible server: connections, prebuilt URLs, load."""
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import cast
+
+import aiohttp
+import httpx
+from httpx_aiohttp import AiohttpTransport
+
+CONNECT_TIMEOUT_S = 5.0
+# Below uvicorn's 5 s: a reused connection must not be one that the server is just closing.
+_KEEPALIVE_S = 4.0
+_DRAIN_S = 0.1
+TRANSPORT_ERRORS = (httpx.HTTPError, aiohttp.ClientError, OSError)
+"""What a broken connection raises, `TimeoutError` among them."""
+
+
+class Replica:
+    """One address: its transport, prebuilt URLs and load."""
+
+    def __init__(self, base_url: str, uds: str | None) -> None:
+        self.base = base_url.rstrip("/")
+        self.root = httpx.URL(self.base.removesuffix("/v1") or "/")
+        self.urls = {
+            endpoint: httpx.URL(f"{self.base}/{endpoint}")
+            for endpoint in ("chat/completions", "completions", "embeddings")
+        }
+        self.outstanding = 0
+        self.skip_until = 0.0
+        context = (
+            ssl.create_default_context()
+            if self.base.startswith("https")
+            else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        )
+
+        def session() -> aiohttp.ClientSession:
+            connector: aiohttp.BaseConnector
+            if uds is not None:
+                connector = aiohttp.UnixConnector(uds, limit=0, keepalive_timeout=_KEEPALIVE_S)
+            else:
+                connector = aiohttp.TCPConnector(
+                    ssl=context, limit=0, keepalive_timeout=_KEEPALIVE_S
+                )
+            # One caller's cookies are not the next one's.
+            return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+
+        self.transport = AiohttpTransport(verify=context, client=session)
+
+    async def send(
+        self,
+        method: str,
+        url: httpx.URL,
+        headers: list[tuple[bytes, bytes]],
+        content: bytes,
+        read_timeout_s: float,
+    ) -> httpx.Response:
+        """The head of the response; its body is still to be read."""
+        request = httpx.Request(
+            method,
+            url,
+            headers=headers,
+            content=content,
+            extensions={
+                "timeout": {
+                    "connect": min(CONNECT_TIMEOUT_S, read_timeout_s),
+                    "read": read_timeout_s,
+                }
+            },
+        )
+        return await self.transport.handle_async_request(request)
+
+
+def body_pieces(response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    """The body as it comes in, decompressed where a server compresses unasked."""
+    if response.headers.get("content-encoding", "identity") != "identity":
+        return cast(AsyncGenerator[bytes, None], response.aiter_bytes())
+    # Straight from the transport: httpx's own iterator costs more than the JSON inside.
+    return cast(AsyncGenerator[bytes, None], aiter(cast(httpx.AsyncByteStream, response.stream)))
+
+
+async def read_body(response: httpx.Response) -> bytes:
+    """The whole body."""
+    return b"".join([piece async for piece in body_pieces(response)])
+
+
+async def release(response: httpx.Response, replica: Replica) -> None:
+    """Give the connection back, or close it where the answer was not read to its end."""
+    replica.outstanding -= 1
+    with contextlib.suppress(*TRANSPORT_ERRORS):
+        await response.aclose()
+
+
+async def drain(pieces: AsyncIterator[bytes]) -> None:
+    """Read past [DONE] to the end of the body, so that the connection can be used again."""
+    with contextlib.suppress(*TRANSPORT_ERRORS):
+        async with asyncio.timeout(_DRAIN_S):
+            async for _ in pieces:
+                pass

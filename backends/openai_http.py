@@ -1,0 +1,401 @@
+"""Any OpenAI-compatible server as a `Backend`: our own engine over a socket, or somebody else's.
+
+Requests go straight to httpx's aiohttp transport: the client layer above it costs more CPU per
+call than everything else here, and adds nothing that a fixed address needs.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+
+from backends.contract import BackendHealth, Chunk, Completion, GenerateRequest, Usage
+from backends.errors import (
+    BackendError,
+    BackendOverloadedError,
+    BackendResponseError,
+    BackendStreamError,
+    BackendTimeoutError,
+    BackendUnavailableError,
+)
+from backends.http_replica import (
+    TRANSPORT_ERRORS,
+    Replica,
+    body_pieces,
+    drain,
+    read_body,
+    release,
+)
+from backends.openai_errors import describe_error, error_from_response, transport_error
+from backends.sse_reader import SSEReader
+from backends.wire import usage_from_wire
+
+_PROBE_TIMEOUT_S = 5.0
+_SKIP_AFTER_REFUSAL_S = 1.0
+
+
+class OpenAIHTTPBackend:
+    """A model behind OpenAI's HTTP API on one or more addresses.
+
+    Attributes:
+        name: what the gateway calls it.
+        outstanding: requests under way or waiting for a free slot.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        base_urls: Sequence[str] = ("http://localhost/v1",),
+        *,
+        model: str = "",
+        api_key: str | None = None,
+        uds: str | Path | Sequence[str | Path] | None = None,
+        timeout_s: float = 600.0,
+        max_concurrency: int | None = None,
+    ) -> None:
+        """`base_urls` end in the API's root, usually /v1. `uds`: Unix sockets, one per replica,
+        each spoken to with the first base URL. `timeout_s` caps every request's own timeout.
+        """
+        self.name = name
+        self.model = model
+        self.outstanding = 0
+        self._timeout_s = timeout_s
+        self._slots = asyncio.Semaphore(max_concurrency) if max_concurrency else None
+        self._max_concurrency = max_concurrency or 0
+        headers = [
+            (b"content-type", b"application/json"),
+            # Decompressing costs more than a local hop saves.
+            (b"accept-encoding", b"identity"),
+        ]
+        if api_key:
+            headers.append((b"authorization", f"Bearer {api_key}".encode()))
+        self._headers = headers
+        if uds is None:
+            self._replicas = [Replica(url, None) for url in base_urls]
+        else:
+            sockets = [uds] if isinstance(uds, str | Path) else uds
+            self._replicas = [Replica(base_urls[0], str(socket)) for socket in sockets]
+        if not self._replicas:
+            raise ValueError(f"backend {name!r} has no address; give base_urls or uds")
+        self._next = 0
+        self._no_tokenize = False
+
+    async def generate(self, request: GenerateRequest) -> Completion:
+        """Answer whole. Raises BackendError: see `backends.errors`."""
+        timeout_s = min(request.timeout_s, self._timeout_s)
+        content = msgspec.json.encode(request.body)
+        async with self._slot(timeout_s):
+            try:
+                async with asyncio.timeout(timeout_s):
+                    response, replica = await self._send(request, content, timeout_s)
+                    try:
+                        body = await read_body(response)
+                    finally:
+                        await release(response, replica)
+            except TimeoutError as error:
+                raise self._timed_out(timeout_s) from error
+            except TRANSPORT_ERRORS as error:
+                raise transport_error(self.name, error) from error
+        if response.status_code != 200:
+            raise error_from_response(self.name, response.status_code, response.headers, body)
+        return self._completion(request, body)
+
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        """Answer chunk by chunk, usage always asked for. Closing it closes the connection."""
+        timeout_s = min(request.timeout_s, self._timeout_s)
+        body = dict(request.body)
+        body["stream"] = True
+        body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+        content = msgspec.json.encode(body)
+        async with self._slot(timeout_s):
+            try:
+                async with asyncio.timeout(timeout_s):
+                    response, replica = await self._send(request, content, timeout_s)
+            except TimeoutError as error:
+                raise self._timed_out(timeout_s) from error
+            except TRANSPORT_ERRORS as error:
+                raise transport_error(self.name, error) from error
+            try:
+                if response.status_code != 200:
+                    raise await self._refusal(response, timeout_s)
+                async with contextlib.aclosing(self._chunks(response, timeout_s)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+            finally:
+                await release(response, replica)
+
+    async def probe(self) -> BackendHealth:
+        """Health of all replicas together: ready if one is, loads added up."""
+        found = await asyncio.gather(*(self._probe(replica) for replica in self._replicas))
+        ready = [health for health in found if health.ready]
+        contexts = [h.context_tokens for h in ready if h.context_tokens is not None]
+        return BackendHealth(
+            ready=bool(ready),
+            running=sum(health.running for health in ready),
+            waiting=sum(health.waiting for health in ready),
+            capacity=sum(health.capacity for health in ready) or self._max_concurrency,
+            model_revision="+".join(sorted({h.model_revision for h in ready if h.model_revision})),
+            context_tokens=min(contexts, default=None),
+            detail="; ".join(dict.fromkeys(health.detail for health in found if health.detail)),
+        )
+
+    async def count_tokens(self, body: Mapping[str, Any]) -> int | None:
+        """Exact prompt tokens by the server's /tokenize (ours, vLLM's); None if it has none."""
+        if self._no_tokenize:
+            return None
+        fields = ("model", "messages", "prompt", "tools")
+        question = {key: body[key] for key in fields if body.get(key) is not None}
+        try:
+            status, answer = await self._ask("POST", "/tokenize", msgspec.json.encode(question))
+        except BackendError:
+            return None
+        if status in (404, 405, 501):
+            self._no_tokenize = True
+        count = answer.get("count") if status == 200 else None
+        return count if isinstance(count, int) else None
+
+    async def usage_of(self, request_id: str) -> Usage | None:
+        """Final usage of a request that was cut off; None if no replica knows it."""
+        path = f"/requests/{request_id}/usage"
+        for replica in self._replicas:
+            try:
+                status, answer = await self._ask("GET", path, replica=replica)
+                usage = usage_from_wire(answer.get("usage")) if status == 200 else None
+            except (BackendError, msgspec.ValidationError):
+                continue
+            if usage is not None:
+                return usage
+        return None
+
+    async def clocks(self) -> list[dict[str, int]]:
+        """Each answering replica's measured machine time: `/clock` of our own servers."""
+        found = []
+        for replica in self._replicas:
+            with contextlib.suppress(BackendError):
+                status, answer = await self._ask("GET", "/clock", replica=replica)
+                if status == 200 and "busy_ns" in answer:
+                    found.append(answer)
+        return found
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        for replica in self._replicas:
+            await replica.transport.aclose()
+
+    @contextlib.asynccontextmanager
+    async def _slot(self, timeout_s: float) -> AsyncIterator[None]:
+        """One of `max_concurrency`, waited for at most `timeout_s`."""
+        self.outstanding += 1
+        try:
+            if self._slots is None:
+                yield
+                return
+            if self._slots.locked():
+                try:
+                    await asyncio.wait_for(self._slots.acquire(), timeout_s)
+                except TimeoutError:
+                    raise BackendOverloadedError(
+                        f"backend {self.name!r} had no free slot (max_concurrency = "
+                        f"{self._max_concurrency}) within {timeout_s:g} s",
+                        backend=self.name,
+                    ) from None
+            else:
+                await self._slots.acquire()
+            try:
+                yield
+            finally:
+                self._slots.release()
+        finally:
+            self.outstanding -= 1
+
+    async def _send(
+        self, request: GenerateRequest, content: bytes, timeout_s: float
+    ) -> tuple[httpx.Response, "Replica"]:
+        """The response's head, from the first replica in order that accepts the connection."""
+        headers = list(self._headers)
+        headers.append((b"x-request-id", request.request_id.encode()))
+        for key, value in request.headers.items():
+            if key.lower() not in ("x-request-id", "authorization", "content-type", "host"):
+                headers.append((key.encode(), value.encode()))
+        refused: Exception | None = None
+        for replica in self._in_order():
+            url = replica.urls[request.endpoint]
+            replica.outstanding += 1
+            try:
+                response = await replica.send("POST", url, headers, content, timeout_s)
+                replica.skip_until = 0.0
+                return response, replica
+            except httpx.ConnectError as error:
+                # Refused before anything was sent: another replica may have the request.
+                replica.skip_until = time.monotonic() + _SKIP_AFTER_REFUSAL_S
+                replica.outstanding -= 1
+                refused = error
+            except BaseException:
+                replica.outstanding -= 1
+                raise
+        raise BackendUnavailableError(
+            f"backend {self.name!r} refuses connections on all {len(self._replicas)} of its "
+            f"addresses ({refused}); is it running?",
+            backend=self.name,
+        ) from refused
+
+    def _in_order(self) -> list["Replica"]:
+        """Replicas, the best first: not just refused, then least outstanding, then by turns."""
+        if len(self._replicas) == 1:
+            return self._replicas
+        self._next = (self._next + 1) % len(self._replicas)
+        turned = self._replicas[self._next :] + self._replicas[: self._next]
+        now = time.monotonic()
+        return sorted(turned, key=lambda r: (r.skip_until > now, r.outstanding))
+
+    async def _chunks(
+        self, response: httpx.Response, timeout_s: float
+    ) -> AsyncGenerator[Chunk, None]:
+        """Decode the events of a stream up to [DONE]."""
+        reader = SSEReader()
+        decode = msgspec.json.decode
+        finished = False
+        pieces = body_pieces(response)
+        try:
+            async for piece in pieces:
+                for data in reader.feed(piece):
+                    if data == b"[DONE]":
+                        await drain(pieces)
+                        return
+                    chunk = self._chunk(decode(data))
+                    finished = finished or _finishes(chunk.body)
+                    yield chunk
+        except httpx.ReadTimeout as error:
+            raise BackendTimeoutError(
+                f"backend {self.name!r} fell silent for {timeout_s:g} s in its answer",
+                backend=self.name,
+            ) from error
+        except TRANSPORT_ERRORS as error:
+            raise self._broken(repr(error.__cause__ or error)) from error
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+            raise self._broken(f"it sent something that is no OpenAI chunk: {error}") from error
+        finally:
+            await pieces.aclose()
+        if not finished:
+            raise self._broken("it ended without a finish_reason")
+
+    def _chunk(self, body: Any) -> Chunk:
+        if not isinstance(body, dict):
+            raise ValueError(f"an event holds {type(body).__name__}, not an object")
+        if body.get("error"):
+            raise self._broken(describe_error(body)[0] or str(body["error"]))
+        return Chunk(body=body, usage=usage_from_wire(body.get("usage")))
+
+    def _completion(self, request: GenerateRequest, content: bytes) -> Completion:
+        needed = "data" if request.endpoint == "embeddings" else "choices"
+        try:
+            body = msgspec.json.decode(content)
+            if isinstance(body, dict) and isinstance(body.get(needed), list):
+                return Completion(body=body, usage=usage_from_wire(body.get("usage")))
+            problem = f"no list {needed!r} in it"
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            problem = str(error)
+        raise BackendResponseError(
+            f"backend {self.name!r} answered 200 with no OpenAI response: {problem}",
+            backend=self.name,
+        )
+
+    async def _refusal(self, response: httpx.Response, timeout_s: float) -> BackendError:
+        try:
+            async with asyncio.timeout(timeout_s):
+                body = await read_body(response)
+        except TRANSPORT_ERRORS:
+            body = b""
+        return error_from_response(self.name, response.status_code, response.headers, body)
+
+    def _timed_out(self, timeout_s: float) -> BackendTimeoutError:
+        return BackendTimeoutError(
+            f"backend {self.name!r} did not answer within {timeout_s:g} s", backend=self.name
+        )
+
+    def _broken(self, why: str) -> BackendStreamError:
+        return BackendStreamError(
+            f"backend {self.name!r} broke off in the middle of its answer: {why}",
+            backend=self.name,
+        )
+
+    async def _ask(
+        self, method: str, path: str, content: bytes = b"", replica: "Replica | None" = None
+    ) -> tuple[int, dict[str, Any]]:
+        """A small question beside the API: status and JSON object ({} if the answer is none)."""
+        replica = replica or self._in_order()[0]
+        url = replica.root.copy_with(raw_path=path.encode())
+        if path.startswith("/v1/"):
+            url = httpx.URL(f"{replica.base}{path.removeprefix('/v1')}")
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT_S):
+                response = await replica.send(method, url, self._headers, content, _PROBE_TIMEOUT_S)
+                try:
+                    body = await read_body(response)
+                finally:
+                    await response.aclose()
+        except TimeoutError as error:
+            raise self._timed_out(_PROBE_TIMEOUT_S) from error
+        except TRANSPORT_ERRORS as error:
+            raise transport_error(self.name, error) from error
+        try:
+            answer = msgspec.json.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            answer = {}
+        return response.status_code, answer if isinstance(answer, dict) else {}
+
+    async def _probe(self, replica: "Replica") -> BackendHealth:
+        try:
+            status, health = await self._ask("GET", "/health", replica=replica)
+            if status == 200 and "model_revision" in health:
+                return _own_health(health)
+            if status >= 500:
+                return BackendHealth(
+                    ready=False, detail=str(health.get("detail", f"HTTP {status}"))
+                )
+            status, models = await self._ask("GET", "/v1/models", replica=replica)
+        except BackendError as error:
+            return BackendHealth(ready=False, detail=error.message)
+        if status in (401, 403) or status >= 500:
+            return BackendHealth(ready=False, detail=f"GET models answered {status}")
+        return self._foreign_health(models)
+
+    def _foreign_health(self, models: Mapping[str, Any]) -> BackendHealth:
+        cards = [card for card in models.get("data") or [] if isinstance(card, dict)]
+        card = next((card for card in cards if card.get("id") == self.model), {})
+        context = card.get("max_model_len")
+        unknown = bool(cards) and bool(self.model) and not card
+        return BackendHealth(
+            ready=True,
+            running=self.outstanding,
+            capacity=self._max_concurrency,
+            model_revision=str(card.get("root") or self.model),
+            context_tokens=context if isinstance(context, int) else None,
+            detail=f"model {self.model!r} is not in its list" if unknown else "",
+        )
+
+
+def _finishes(body: Mapping[str, Any]) -> bool:
+    choices = body.get("choices")
+    return isinstance(choices, list) and any(
+        isinstance(choice, dict) and bool(choice.get("finish_reason")) for choice in choices
+    )
+
+
+def _own_health(health: Mapping[str, Any]) -> BackendHealth:
+    """Our own server's /health."""
+    context = health.get("context_tokens")
+    return BackendHealth(
+        ready=bool(health.get("ready", True)),
+        running=int(health.get("running", 0)),
+        waiting=int(health.get("waiting", 0)),
+        capacity=int(health.get("capacity", 0)),
+        model_revision=str(health["model_revision"]),
+        context_tokens=context if isinstance(context, int) else None,
+        detail=str(health.get("detail", "")),
+    )
