@@ -1,0 +1,367 @@
+"""The engine: requests in, one synchronous `step()` at a time, text and usage out.
+
+One thread owns an engine. A step guesses (speculation), schedules, computes, takes in the sampled
+tokens, turns them into text, and shares its wall time among the sequences it worked for.
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from msgspec import Struct
+
+from backends.contract import SamplingParams, TokenEvent, Usage
+from backends.engine.accounting import EngineClock, StepBill, Stopwatch, share, usage_of
+from backends.engine.answer_text import AnswerText, Detokenizer
+from backends.engine.config import EngineConfig
+from backends.engine.request import Request
+from backends.engine.runner import Runner, SampleResult, ScheduledSequence
+from backends.engine.scheduler import Scheduler, check_fits
+from backends.errors import InvalidRequestError
+from backends.speculation.speculator import Speculator
+
+_SEED_MASK: Final = 2**63 - 1
+_SEED_STRIDE: Final = 0x9E3779B97F4A7C15
+"""2^64 / golden ratio: spreads the seeds of a request's n choices."""
+
+
+class TextTokenizer(Protocol):
+    """What the engine needs of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids run from 0 to vocab_size - 1."""
+        ...
+
+    @property
+    def eos_token_ids(self) -> Sequence[int]:
+        """Token ids that end an answer."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text."""
+        ...
+
+    def detokenizer(self, prompt_ids: Sequence[int], /) -> Detokenizer:
+        """For the answer to this prompt."""
+        ...
+
+
+class EngineStats(Struct, frozen=True, kw_only=True):
+    """Load now, and counts since the start."""
+
+    running: int
+    waiting: int
+    kv_usage_ratio: float
+    """Blocks held by sequences over all blocks."""
+    preemptions: int
+    steps: int
+    prefix_cache_queried_tokens: int
+    prefix_cache_hit_tokens: int
+    prompt_tokens: int
+    """Computed by prefill, without reused and recomputed ones."""
+    cached_tokens: int
+    generated_tokens: int
+    recomputed_tokens: int
+    draft_tokens: int
+    draft_accepted: int
+
+
+@dataclass(slots=True)
+class _Totals:
+    steps: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    recomputed_tokens: int = 0
+    draft_tokens: int = 0
+    draft_accepted: int = 0
+
+
+@dataclass(slots=True)
+class _Group:
+    """All choices of one request."""
+
+    choices: list[Request]
+    unfinished: int
+
+
+class Engine:
+    """One model's engine. Not thread-safe: whoever calls `step` makes all other calls too."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        runner: Runner,
+        tokenizer: TextTokenizer,
+        *,
+        speculator: Speculator | None = None,
+        now_ns: Callable[[], int] = time.perf_counter_ns,
+        new_seed: Callable[[], int] = lambda: secrets.randbits(63),
+        started_ns: int | None = None,
+    ) -> None:
+        """Args:
+        speculator: guesses tokens ahead; None: no speculation.
+        started_ns: when loading began, on `now_ns`'s clock.
+        """
+        self.config = config
+        self.tokenizer = tokenizer
+        self.scheduler = Scheduler(config)
+        self._runner = runner
+        self._speculator = speculator
+        self._now_ns = now_ns
+        self._new_seed = new_seed
+        self._eos = frozenset(tokenizer.eos_token_ids)
+        self._groups: dict[str, _Group] = {}
+        self._texts: dict[Request, AnswerText] = {}
+        self._totals = _Totals()
+        self._watch = Stopwatch(now_ns, started_ns)
+        # A step's end (building its events) is shared among the next step's sequences.
+        self._unshared_ns = 0
+        self._shared_until_ns: int | None = None
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether `step` has anything to do."""
+        return self.scheduler.has_unfinished
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        prediction_token_ids: Sequence[int] | None = None,
+        prediction_text: str | None = None,
+        arrival: float | None = None,
+        cache_salt: str = "",
+    ) -> None:
+        """Queue a request: one sequence for each of its `params.n` choices.
+
+        Args:
+            priority: lower is served first, and takes the place of higher ones.
+            prediction_token_ids, prediction_text: the expected answer, one or the other.
+            arrival: monotonic seconds; now if None. Earlier is served first.
+            cache_salt: requests of different salts share no KV.
+
+        Raises:
+            InvalidRequestError: a parameter out of range, an unknown token id, a request id in use.
+            ContextLengthError: it could never fit.
+        """
+        prompt = list(prompt_token_ids)
+        self._check(request_id, prompt, params)
+        room = self.config.longest_sequence - len(prompt)
+        max_tokens = params.max_tokens if params.max_tokens is not None else max(1, room)
+        check_fits(self.config, len(prompt), max_tokens)
+        if prediction_token_ids is None and prediction_text:
+            prediction_token_ids = self.tokenizer.encode(prediction_text)
+        seed = self._new_seed() if params.seed is None else params.seed
+        shares_prompt = self.config.enable_prefix_caching and len(prompt) > self.config.block_size
+        choices: list[Request] = []
+        for index in range(params.n):
+            choice = Request(
+                request_id=request_id,
+                prompt_token_ids=prompt,
+                params=params,
+                max_tokens=max_tokens,
+                index=index,
+                priority=priority,
+                arrival=time.monotonic() if arrival is None else arrival,
+                seed=(seed + index * _SEED_STRIDE) & _SEED_MASK,
+                eos_token_ids=self._eos,
+                prediction_token_ids=list(prediction_token_ids) if prediction_token_ids else None,
+                cache_salt=cache_salt,
+                leader=choices[0] if choices and shares_prompt else None,
+            )
+            choices.append(choice)
+        for choice in choices:
+            self.scheduler.add(choice)
+            self._texts[choice] = AnswerText(self.tokenizer.detokenizer(prompt), params.stop)
+        self._groups[request_id] = _Group(choices, len(choices))
+        self._watch.work_begins()
+
+    def abort(self, request_id: str) -> Usage | None:
+        """End a request and free its blocks at once; no event follows.
+
+        Returns:
+            What it has used so far; None if it is not unfinished here.
+        """
+        if not self.scheduler.abort(request_id):
+            return None
+        group = self._groups.pop(request_id)
+        for choice in group.choices:
+            self._forget(choice)
+        if not self.scheduler.has_unfinished:
+            self._watch.work_ends()
+        return usage_of(group.choices)
+
+    def step(self) -> list[TokenEvent]:
+        """Compute one step; an event for each sequence that got tokens, in scheduling order.
+
+        Raises:
+            Exception: whatever the runner raised. No tokens were taken in; the requests are still
+                there and can be stepped again or aborted.
+        """
+        if not self.scheduler.has_unfinished:
+            return []
+        began = self._now_ns()
+        self._shared_until_ns = None
+        try:
+            return self._step(began)
+        finally:
+            ended = self._now_ns()
+            self._watch.busy_ns += ended - began
+            if self._shared_until_ns is not None:
+                self._unshared_ns = ended - self._shared_until_ns
+            if not self.scheduler.has_unfinished:
+                self._watch.work_ends()
+
+    def stats(self) -> EngineStats:
+        """Load and counts for metrics and health."""
+        scheduler, totals = self.scheduler, self._totals
+        cache = scheduler.prefix_cache
+        return EngineStats(
+            running=len(scheduler.running),
+            waiting=scheduler.num_waiting,
+            kv_usage_ratio=scheduler.block_pool.num_used / self.config.num_blocks,
+            preemptions=scheduler.num_preemptions,
+            steps=totals.steps,
+            prefix_cache_queried_tokens=cache.queried_tokens if cache else 0,
+            prefix_cache_hit_tokens=cache.hit_tokens if cache else 0,
+            prompt_tokens=totals.prompt_tokens,
+            cached_tokens=totals.cached_tokens,
+            generated_tokens=totals.generated_tokens,
+            recomputed_tokens=totals.recomputed_tokens,
+            draft_tokens=totals.draft_tokens,
+            draft_accepted=totals.draft_accepted,
+        )
+
+    def clock(self) -> EngineClock:
+        """Loading, busy and idle time so far."""
+        return self._watch.read()
+
+    def _check(self, request_id: str, prompt: list[int], params: SamplingParams) -> None:
+        try:
+            params.validate()
+        except ValueError as error:
+            raise InvalidRequestError(str(error), param=str(error).split(" ", 1)[0]) from None
+        if request_id in self._groups:
+            raise InvalidRequestError(
+                f"Request id {request_id!r} is in use; send another.", param="request_id"
+            )
+        vocab = self.tokenizer.vocab_size
+        if prompt and not (min(prompt) >= 0 and max(prompt) < vocab):
+            bad = next(token for token in prompt if not 0 <= token < vocab)
+            raise InvalidRequestError(
+                f"The prompt has token id {bad}; this model's are 0 to {vocab - 1}.", param="prompt"
+            )
+
+    def _step(self, began: int) -> list[TokenEvent]:
+        scheduler, speculator = self.scheduler, self._speculator
+        if speculator is not None:
+            speculator.propose(scheduler.running)
+        guesses = [(r, len(r.draft_token_ids)) for r in scheduler.running if r.draft_token_ids]
+        started = self._now_ns()
+        guessed_ns = started - began if guesses else 0
+        output = scheduler.schedule()
+        results = self._runner.execute(output)
+        executed_ns = self._now_ns() - started
+
+        bill = StepBill(scheduler.running)
+        for part in output.sequences:
+            bill.enter(part)
+        sampling = [part.samples for part in output.sequences]
+        taken = scheduler.update(output, results)
+        events = []
+        for part, samples, tokens, result in zip(
+            output.sequences, sampling, taken, results, strict=True
+        ):
+            if samples:
+                event = self._event(part.request, tokens, result)
+                events.append(event)
+                if part.num_drafts:
+                    accepted = min(len(result.token_ids) - 1, len(event.token_ids))
+                    self._note_drafts(bill, part, accepted)
+        if speculator is not None and bill.decodes_only:
+            speculator.step_took(len(output.sequences), bill.draft_tokens, executed_ns)
+        self._charge(bill, guesses, guessed_ns, began)
+        self._count(bill, events)
+        for event in events:
+            if event.finish_reason is not None:
+                self._end_choice(event)
+        return events
+
+    def _event(self, request: Request, tokens: tuple[int, ...], result: SampleResult) -> TokenEvent:
+        """Turn a sequence's new tokens into text; end it at a stop string."""
+        answer = self._texts[request]
+        # The token that ends an answer is counted, but is no text.
+        shown = tokens[:-1] if request.finish_reason == "stop" else tokens
+        before = len(request.output_token_ids) - len(tokens)
+        text, used, stop = answer.push(shown, max(0, request.params.min_tokens - before))
+        if stop is None and request.finish_reason is not None:
+            rest, stop = answer.flush()
+            text += rest
+        if stop is not None:
+            request.drop_last(len(tokens) - used)
+            tokens = tokens[:used]
+            if not request.is_finished:
+                self.scheduler.finish(request, "stop")
+            request.finish_reason = "stop"
+            request.stop_reason = stop
+        return TokenEvent(
+            request_id=request.request_id,
+            index=request.index,
+            text=text,
+            token_ids=tokens,
+            logprobs=result.logprobs[: len(tokens)],
+            finish_reason=request.finish_reason,
+            stop_reason=request.stop_reason,
+        )
+
+    def _note_drafts(self, bill: StepBill, part: ScheduledSequence, accepted: int) -> None:
+        bill.verified(part, accepted)
+        if self._speculator is not None:
+            self._speculator.verified(part, accepted)
+
+    def _charge(
+        self, bill: StepBill, guesses: list[tuple[Request, int]], guessed_ns: int, began: int
+    ) -> None:
+        """Share the time since the last step's sharing: guessing by guesses, the rest by tokens."""
+        if bill.is_empty:
+            return
+        until = self._now_ns()
+        total_ns = until - began + self._unshared_ns
+        if guesses:
+            counts = [count for _, count in guesses]
+            for (request, _), part in zip(guesses, share(guessed_ns, counts), strict=True):
+                request.spent.speculation_ns += part
+        bill.charge(total_ns - guessed_ns, self.config.block_bytes)
+        self._unshared_ns = 0
+        self._shared_until_ns = until
+
+    def _count(self, bill: StepBill, events: list[TokenEvent]) -> None:
+        totals = self._totals
+        totals.steps += 1
+        totals.prompt_tokens += bill.prompt_tokens
+        totals.recomputed_tokens += bill.recomputed_tokens
+        totals.draft_tokens += bill.draft_tokens
+        totals.draft_accepted += bill.draft_accepted
+        totals.generated_tokens += sum(len(event.token_ids) for event in events)
+
+    def _end_choice(self, event: TokenEvent) -> None:
+        """Forget an ended choice; the request's last one carries the usage."""
+        group = self._groups[event.request_id]
+        self._forget(group.choices[event.index])
+        group.unfinished -= 1
+        if group.unfinished == 0:
+            del self._groups[event.request_id]
+            event.usage = usage_of(group.choices)
+
+    def _forget(self, choice: Request) -> None:
+        if self._texts.pop(choice, None) is not None:
+            self._totals.cached_tokens += choice.cached_tokens
+            if self._speculator is not None:
+                self._speculator.forget(choice)
