@@ -31,23 +31,42 @@ class Hit(Struct, frozen=True, kw_only=True):
 
 
 class Store(Protocol):
-    """Bytes by key, with a time to live: Redis or memory.
+    """Bytes by key with a time to live, and append-only logs: Redis or memory.
 
-    Raises:
-        StoreUnavailable: the store cannot be reached.
+    Every method raises StoreUnavailable when the store cannot be reached.
     """
 
-    async def get(self, key: str) -> bytes | None: ...
+    async def get(self, key: str) -> bytes | None:
+        """The value, None if there is none or it has expired."""
+        ...
 
-    async def set(self, key: str, value: bytes, *, ttl_s: float) -> None: ...
+    async def set(self, key: str, value: bytes, *, ttl_s: float) -> None:
+        """Write or replace."""
+        ...
 
-    async def delete(self, *keys: str) -> int: ...
+    async def delete(self, *keys: str) -> int:
+        """Remove keys and logs; how many there were."""
+        ...
 
-    def scan(self, prefix: str) -> AsyncIterator[str]: ...
+    async def append(self, log: str, entry: bytes, *, max_entries: int, ttl_s: float) -> str:
+        """Add an entry to a log, the oldest going first; its position."""
+        ...
 
-    async def ping(self) -> bool: ...
+    async def read(self, log: str, after: str) -> list[tuple[str, bytes]]:
+        """(position, entry) of all entries after a position ("0": all), oldest first."""
+        ...
 
-    async def aclose(self) -> None: ...
+    def scan(self, prefix: str) -> AsyncIterator[str]:
+        """Every key and log that begins with `prefix`."""
+        ...
+
+    async def ping(self) -> bool:
+        """Whether the store answers; never raises."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close connections."""
+        ...
 
 
 class StoreUnavailable(Exception):
