@@ -23,7 +23,6 @@ Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
-Usd = Annotated[Decimal, Meta()]
 
 
 class _Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -451,5 +450,20 @@ def _loopback(host: str) -> bool:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema of headgate.toml."""
-    return msgspec.json.schema(Settings)
+    """The JSON Schema of headgate.toml, for editors and checks elsewhere."""
+    document = msgspec.json.schema(Settings)
+    settings = document["$defs"]["Settings"]["properties"]
+    for filled_in_by_load in ("state_dir", "source"):
+        del settings[filled_in_by_load]
+    return _money_as_numbers(document)  # type: ignore[no-any-return]
+
+
+def _money_as_numbers(node: Any) -> Any:
+    """TOML has numbers where JSON carries decimals as strings; both are read."""
+    if isinstance(node, list):
+        return [_money_as_numbers(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if node.get("format") == "decimal":
+        return {**node, "type": ["number", "string"]}
+    return {key: _money_as_numbers(value) for key, value in node.items()}
