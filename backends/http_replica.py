@@ -73,6 +73,13 @@ class Replica:
         return await self.transport.handle_async_request(request)
 
 
+def never_connected(error: BaseException) -> bool:
+    """Whether the connection was refused or not made in time. Told by the cause: the transport
+    calls every lost connection a connect timeout."""
+    cause = error.__cause__ or error
+    return isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+
+
 def body_pieces(response: httpx.Response) -> AsyncGenerator[bytes, None]:
     """The body as it comes in, decompressed where a server compresses unasked."""
     if response.headers.get("content-encoding", "identity") != "identity":

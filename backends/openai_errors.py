@@ -17,7 +17,7 @@ from backends.errors import (
     ContextLengthError,
     InvalidRequestError,
 )
-from backends.http_replica import CONNECT_TIMEOUT_S
+from backends.http_replica import CONNECT_TIMEOUT_S, never_connected
 
 _TOO_LONG = (
     "context_length_exceeded",
@@ -91,16 +91,18 @@ def _read_error(body: bytes) -> tuple[str, str | None, str]:
     return describe_error(decoded)
 
 
-def transport_error(backend: str, error: Exception) -> BackendError:
-    """What went wrong before the answer was complete; told by the cause, as the transport
-    calls every lost connection a connect timeout."""
+def transport_error(backend: str, error: BaseException) -> BackendError:
+    """What went wrong before the answer was complete."""
     cause = error.__cause__ or error
-    if isinstance(cause, aiohttp.SocketTimeoutError | TimeoutError):
-        if isinstance(cause, aiohttp.ConnectionTimeoutError):
-            return BackendUnavailableError(
-                f"backend {backend!r} did not accept a connection within {CONNECT_TIMEOUT_S:g} s",
-                backend=backend,
-            )
+    if never_connected(error):
+        reason = f"not within {CONNECT_TIMEOUT_S:g} s"
+        if isinstance(cause, aiohttp.ClientConnectorError):
+            reason = cause.os_error.strerror or str(cause.os_error)
+        return BackendUnavailableError(
+            f"backend {backend!r} accepts no connection ({reason}); is it running?",
+            backend=backend,
+        )
+    if isinstance(cause, TimeoutError):
         return BackendTimeoutError(f"backend {backend!r} fell silent", backend=backend)
     if isinstance(cause, aiohttp.ClientResponseError | aiohttp.InvalidURL):
         return BackendResponseError(

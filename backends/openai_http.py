@@ -21,13 +21,13 @@ from backends.errors import (
     BackendResponseError,
     BackendStreamError,
     BackendTimeoutError,
-    BackendUnavailableError,
 )
 from backends.http_replica import (
     TRANSPORT_ERRORS,
     Replica,
     body_pieces,
     drain,
+    never_connected,
     read_body,
     release,
 )
@@ -222,7 +222,7 @@ class OpenAIHTTPBackend:
         for key, value in request.headers.items():
             if key.lower() not in ("x-request-id", "authorization", "content-type", "host"):
                 headers.append((key.encode(), value.encode()))
-        refused: Exception | None = None
+        refused: BaseException | None = None
         for replica in self._in_order():
             url = replica.urls[request.endpoint]
             replica.outstanding += 1
@@ -230,19 +230,15 @@ class OpenAIHTTPBackend:
                 response = await replica.send("POST", url, headers, content, timeout_s)
                 replica.skip_until = 0.0
                 return response, replica
-            except httpx.ConnectError as error:
-                # Refused before anything was sent: another replica may have the request.
+            except BaseException as error:
+                replica.outstanding -= 1
+                if not never_connected(error):
+                    raise
+                # Nothing was sent: another replica may have the request.
                 replica.skip_until = time.monotonic() + _SKIP_AFTER_REFUSAL_S
-                replica.outstanding -= 1
                 refused = error
-            except BaseException:
-                replica.outstanding -= 1
-                raise
-        raise BackendUnavailableError(
-            f"backend {self.name!r} refuses connections on all {len(self._replicas)} of its "
-            f"addresses ({refused}); is it running?",
-            backend=self.name,
-        ) from refused
+        assert refused is not None
+        raise transport_error(self.name, refused)
 
     def _in_order(self) -> list["Replica"]:
         """Replicas, the best first: not just refused, then least outstanding, then by turns."""
@@ -270,12 +266,12 @@ class OpenAIHTTPBackend:
                     chunk = self._chunk(decode(data))
                     finished = finished or _finishes(chunk.body)
                     yield chunk
-        except httpx.ReadTimeout as error:
-            raise BackendTimeoutError(
-                f"backend {self.name!r} fell silent for {timeout_s:g} s in its answer",
-                backend=self.name,
-            ) from error
         except TRANSPORT_ERRORS as error:
+            if isinstance(error.__cause__, TimeoutError):
+                raise BackendTimeoutError(
+                    f"backend {self.name!r} fell silent for {timeout_s:g} s in its answer",
+                    backend=self.name,
+                ) from error
             raise self._broken(repr(error.__cause__ or error)) from error
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
             raise self._broken(f"it sent something that is no OpenAI chunk: {error}") from error
