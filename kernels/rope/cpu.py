@@ -9,7 +9,7 @@ def rope(q: Tensor, k: Tensor, cos_sin_cache: Tensor, positions: Tensor) -> tupl
     cos_sin = cos_sin_cache.index_select(0, positions).view(tokens, 1, 2, head_dim // 2)
     cos, sin = cos_sin[:, :, :1], cos_sin[:, :, 1]
     heads = torch.cat((q, k), dim=1).float()
-    halves = heads.unflatten(2, (2, head_dim // 2))
+    halves = heads.view(tokens, heads.shape[1], 2, head_dim // 2)
     first, second = halves.unbind(2)
     rotated = halves * cos
     rotated_first, rotated_second = rotated.unbind(2)

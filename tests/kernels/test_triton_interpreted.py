@@ -1,0 +1,42 @@
+"""The Triton kernels, interpreted: the op tests again, in a process of their own.
+
+Whether a kernel is interpreted is decided when its module is imported, from the environment.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+OP_TESTS = (
+    "test_paged_attention.py",
+    "test_quant_linear.py",
+    "test_rms_norm.py",
+    "test_rope.py",
+    "test_silu_mul.py",
+    "test_store_kv.py",
+)
+
+pytest.importorskip("triton")
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="already interpreted")
+def test_triton_kernels_equal_the_references_when_interpreted() -> None:
+    """Every op test passes on the interpreted kernels, and they are really run."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-k", "triton", *(str(HERE / t) for t in OP_TESTS)],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        cwd=HERE.parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) >= 10 * len(OP_TESTS)
