@@ -28,13 +28,13 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class TrainPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How one model is trained: warm-up, a stable part, then decay; the last part is chat tuning."""
+    """How one model is trained: warm-up, a stable part, decay; the last part is chat tuning."""
 
     tokens: int
     """Token budget of the whole run, padding included."""
-    long_rows: int = 8
+    long_rows: int = 6
     """Rows of `LONG_ROW` tokens in one step."""
-    short_rows: int = 32
+    short_rows: int = 40
     """Rows of `SHORT_ROW` tokens in one step."""
     long_row: int = LONG_ROW
     short_row: int = SHORT_ROW
@@ -73,12 +73,12 @@ SMALL: Final = ModelSpec(
     hidden_size=256,
     intermediate_size=448,
     num_hidden_layers=6,
-    num_attention_heads=8,
-    num_key_value_heads=4,
-    head_dim=32,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=64,
 )
 SPECS: Final = {spec.name: spec for spec in (NANO, SMALL)}
 PLANS: Final = {
-    "nano": TrainPlan(tokens=40_000_000),
-    "small": TrainPlan(tokens=40_000_000),
+    "nano": TrainPlan(tokens=24_000_000),
+    "small": TrainPlan(tokens=30_000_000),
 }

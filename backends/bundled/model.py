@@ -37,17 +37,23 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(spec.hidden_size, keys, bias=False)
         self.o_proj = nn.Linear(queries, spec.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Attend x [B, T, hidden] to itself, looking back only."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, seen: Tensor) -> Tensor:
+        """Mix x [B, T, hidden]; seen [B, 1, T, T] says which positions each may look at.
+
+        Written out because torch's CPU flash attention spends half of a training step in its
+        backward pass at these sizes, and takes no mask of documents.
+        """
         rows, length, _ = x.shape
         spec = self.spec
         q = self.q_proj(x).view(rows, length, spec.num_attention_heads, -1).transpose(1, 2)
         k = self.k_proj(x).view(rows, length, spec.num_key_value_heads, -1).transpose(1, 2)
         v = self.v_proj(x).view(rows, length, spec.num_key_value_heads, -1).transpose(1, 2)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
         groups = spec.num_attention_heads // spec.num_key_value_heads
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        mixed = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, is_causal=True)
+        scores = (q @ k.transpose(2, 3)).float() * spec.head_dim**-0.5
+        shares = scores.masked_fill(~seen, float("-inf")).softmax(dim=-1)
+        mixed = shares.to(v.dtype) @ v
         out: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(rows, length, -1))
         return out
 
@@ -77,9 +83,9 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(spec.hidden_size, eps=spec.rms_norm_eps)
         self.mlp = MLP(spec)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, seen: Tensor) -> Tensor:
         """Add both blocks to x [B, T, hidden]."""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, seen)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
@@ -100,23 +106,26 @@ class Llama(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def hidden(self, ids: Tensor) -> Tensor:
-        """Return the normed last hidden states [B, T, hidden] of ids [B, T]."""
+    def forward(self, ids: Tensor, documents: Tensor | None = None) -> Tensor:
+        """Return logits [B, T, V] of ids [B, T]; the head is the embedding, transposed.
+
+        Args:
+            ids: [B, T] int64.
+            documents: [B, T] integers; positions see only their own document. None: one a row.
+        """
+        length = ids.shape[1]
+        seen = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()[None, None]
+        if documents is not None:
+            seen = seen & (documents[:, None, :, None] == documents[:, None, None, :])
         x = self.embed_tokens(ids)
-        cos, sin = self.cos[: ids.shape[1]], self.sin[: ids.shape[1]]
         for block in self.layers:
-            x = block(x, cos, sin)
-        out: Tensor = self.norm(x)
-        return out
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Return logits [B, T, V] of ids [B, T]; the head is the embedding, transposed."""
-        return F.linear(self.hidden(ids), self.embed_tokens.weight)
+            x = block(x, self.cos[:length], self.sin[:length], seen)
+        return F.linear(self.norm(x), self.embed_tokens.weight)
 
 
-def weighted_loss(model: nn.Module, ids: Tensor, weights: Tensor) -> Tensor:
+def weighted_loss(model: nn.Module, ids: Tensor, documents: Tensor, weights: Tensor) -> Tensor:
     """Return the summed next-token loss of ids [B, T + 1], each target times its weight [B, T]."""
-    logits = model(ids[:, :-1])
+    logits = model(ids[:, :-1], documents)
     losses = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].reshape(-1), reduction="none")
     return (losses * weights.reshape(-1)).sum()
 

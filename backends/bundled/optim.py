@@ -24,7 +24,8 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+    out: Tensor = x.mT if tall else x
+    return out
 
 
 class Muon(Optimizer):
@@ -64,7 +65,8 @@ class Muon(Optimizer):
 
 def make_optimizers(model: nn.Module, plan: TrainPlan) -> list[Optimizer]:
     """Split the parameters: Muon takes the layers' matrices, AdamW the embedding and the norms."""
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (matrices if parameter.ndim == 2 and "layers." in name else rest).append(parameter)
     muon = Muon(matrices, plan.muon_lr, 0.95, plan.weight_decay)

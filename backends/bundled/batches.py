@@ -1,0 +1,131 @@
+"""Batches as a pure function of seed and step, so that a resumed run sees what it would have."""
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from backends.bundled.config import TrainPlan
+from backends.bundled.shelves import ANSWER, PROMPT, TEXT, Library
+from backends.bundled.tokenizer import EOS_ID, PAD_ID
+
+LONG_CHATS: Final = {"turns": 0.4, "essays": 0.25, "math": 0.2, "small_talk": 0.05, "tasks": 0.1}
+SHORT_CHATS: Final = {"tasks": 0.8, "facts": 0.1, "small_talk": 0.06, "trivia": 0.04}
+TEXT_SHARE: Final = {"learn": 0.75, "tune": 0.2}
+"""Share of the long rows that are running text, by phase."""
+WEIGHTS: Final = {
+    "learn": {PROMPT: 0.2, ANSWER: 2.0, TEXT: 1.0},
+    "tune": {PROMPT: 0.0, ANSWER: 2.0, TEXT: 1.0},
+}
+"""What a token of each class counts in the loss, by phase."""
+
+
+class Rows(NamedTuple):
+    """Rows of one length: ids [B, T + 1], their documents [B, T], target weights [B, T]."""
+
+    ids: Tensor
+    documents: Tensor
+    weights: Tensor
+
+
+_Document = tuple[NDArray[np.uint16], NDArray[np.uint8]]
+
+
+class _Row:
+    """A row being filled with whole documents."""
+
+    def __init__(self, length: int) -> None:
+        self.ids = np.full(length + 1, PAD_ID, dtype=np.int64)
+        self.documents = np.full(length + 1, -1, dtype=np.int64)
+        self.weights = np.zeros(length + 1, dtype=np.float32)
+        self.used, self.count = 0, 0
+
+    @property
+    def room(self) -> int:
+        return len(self.ids) - self.used
+
+    def add(
+        self, tokens: NDArray[np.uint16], kinds: NDArray[np.uint8], weights: NDArray[np.float32]
+    ) -> None:
+        """Append a document, cut to the room left; nothing predicts its first token."""
+        size = min(len(tokens), self.room)
+        here = slice(self.used, self.used + size)
+        self.ids[here] = tokens[:size]
+        self.documents[here] = self.count
+        self.weights[here] = weights[kinds[:size]]
+        self.weights[self.used] = 0.0
+        self.used, self.count = self.used + size, self.count + 1
+
+
+class Batcher:
+    """Draws the batches of a run from a library."""
+
+    def __init__(self, library: Library, plan: TrainPlan, *, seed: int) -> None:
+        self.library, self.plan, self.seed = library, plan, seed
+
+    def phase(self, step: int) -> str:
+        """Say whether `step` still learns from everything or already tunes on answers."""
+        return "tune" if step >= self.plan.steps * (1 - self.plan.tune_fraction) else "learn"
+
+    def batch(self, step: int) -> list[Rows]:
+        """Make the rows of one step: the long ones, then the short ones."""
+        rng = np.random.default_rng((self.seed, step))
+        phase = self.phase(step)
+        table = np.array([WEIGHTS[phase][k] for k in (PROMPT, ANSWER, TEXT)], dtype=np.float32)
+        plan, rows = self.plan, []
+        texts = round(plan.long_rows * TEXT_SHARE[phase])
+        long_rows = [self._text_row(rng, plan.long_row, table) for _ in range(texts)]
+        long_rows += self._chat_rows(rng, plan.long_rows - texts, plan.long_row, LONG_CHATS, table)
+        short_rows = self._chat_rows(rng, plan.short_rows, plan.short_row, SHORT_CHATS, table)
+        for group in (long_rows, short_rows):
+            if group:
+                rows.append(_stack(group))
+        return rows
+
+    def _text_row(self, rng: np.random.Generator, length: int, table: NDArray[np.float32]) -> _Row:
+        streams = list(self.library.streams.values())
+        sizes = np.array([len(stream) for stream in streams], dtype=np.float64)
+        stream = streams[rng.choice(len(streams), p=sizes / sizes.sum())]
+        start = int(rng.integers(0, max(1, len(stream) - length - 1)))
+        piece = stream[start : start + length + 1]
+        row = _Row(length)
+        for part in np.split(piece, np.flatnonzero(piece[:-1] == EOS_ID) + 1):
+            row.add(part, np.full(len(part), TEXT, dtype=np.uint8), table)
+        return row
+
+    def _chat_rows(
+        self,
+        rng: np.random.Generator,
+        count: int,
+        length: int,
+        shares: Mapping[str, float],
+        table: NDArray[np.float32],
+    ) -> list[_Row]:
+        """Fill rows with chats; one that does not fit opens a later row, so none is favoured."""
+        names, p = list(shares), np.array(list(shares.values())) / sum(shares.values())
+        rows, waiting = [], deque[_Document]()
+        for _ in range(count):
+            row, misses = _Row(length), 0
+            if waiting:
+                row.add(*waiting.popleft(), table)
+            while misses < 3 and row.room > 12:
+                shelf = self.library.shelves[names[rng.choice(len(names), p=p)]]
+                document = shelf.document(int(rng.integers(len(shelf))))
+                if len(document[0]) > row.room and row.used:
+                    misses += 1
+                    waiting.append(document)
+                else:
+                    row.add(*document, table)
+            rows.append(row)
+        return rows
+
+
+def _stack(rows: list[_Row]) -> Rows:
+    ids = torch.from_numpy(np.stack([row.ids for row in rows]))
+    documents = torch.from_numpy(np.stack([row.documents[:-1] for row in rows]))
+    weights = torch.from_numpy(np.stack([row.weights[1:] for row in rows]))
+    return Rows(ids, documents, weights)

@@ -1,0 +1,120 @@
+"""Train one of the bundled models: `python -m backends.bundled.train --model nano --corpus DIR`.
+
+Exit codes: 0 done, 2 something given cannot be used (the message says what to do).
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import torch
+from tokenizers import Tokenizer
+
+from backends.bundled.batches import Batcher
+from backends.bundled.config import PLANS, SPECS
+from backends.bundled.corpus import TEXT_FILES, read_chat, read_tasks, read_texts
+from backends.bundled.errors import RecipeError
+from backends.bundled.export import export_model
+from backends.bundled.shelves import build_library
+from backends.bundled.synthetic import make_tasks
+from backends.bundled.tokenizer import load_tokenizer, train_tokenizer
+from backends.bundled.trainer import Trainer
+
+FRESH_TASKS = 400_000
+
+
+def tokenizer_texts(corpus: Path) -> Iterator[str]:
+    """Yield the texts from which the tokenizer learns: a part of each kind, none held out."""
+    for name in TEXT_FILES:
+        yield from read_texts(corpus, name, held_out=False)[::3]
+    for turn in read_chat(corpus, "train")[::2]:
+        yield f"{turn.prompt}\n{turn.response}"
+    for task in read_tasks(corpus, "train"):
+        yield f"{task.prompt}\n{task.response}"
+
+
+def get_tokenizer(corpus: Path, out: Path, given: Path | None) -> Tokenizer:
+    """Load the tokenizer named, else the one in `out`, else train it there."""
+    path = given or out / "tokenizer.json"
+    if given is None and not path.is_file():
+        tokenizer = train_tokenizer(tokenizer_texts(corpus))
+        tokenizer.save(str(path))
+    return load_tokenizer(path)
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m backends.bundled.train", description=__doc__)
+    parser.add_argument("--model", choices=sorted(SPECS), required=True)
+    parser.add_argument("--corpus", type=Path, required=True, help="folder of the corpus files")
+    parser.add_argument("--out", type=Path, help="run folder (default: runs/MODEL)")
+    parser.add_argument("--tokens", type=int, help="token budget (default: the model's plan)")
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer.json (default: train one)")
+    parser.add_argument("--tasks", type=int, default=FRESH_TASKS, help="fresh tasks to make")
+    parser.add_argument("--resume", action="store_true", help="continue from OUT/checkpoint.pt")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda for one GPU")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compile", action="store_true", help="torch.compile the loss")
+    parser.add_argument("--save-every", type=float, default=180.0, help="seconds", metavar="S")
+    return parser.parse_args(argv)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Run the whole recipe: tokenizer, library, steps, export to OUT/export."""
+    torch.set_num_threads(args.threads)
+    spec, plan = SPECS[args.model], PLANS[args.model]
+    if args.tokens:
+        plan = msgspec.structs.replace(plan, tokens=args.tokens)
+    out: Path = args.out or Path("runs") / args.model
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = get_tokenizer(args.corpus, out, args.tokenizer)
+    tasks = make_tasks(args.corpus, count=args.tasks, split="train", seed=args.seed)
+    library = build_library(args.corpus, tokenizer, tasks, seed=args.seed)
+    trainer = Trainer(
+        spec,
+        plan,
+        Batcher(library, plan, seed=args.seed),
+        seed=args.seed,
+        device=args.device,
+        compiled=args.compile,
+    )
+    checkpoint = out / "checkpoint.pt"
+    if args.resume:
+        trainer.resume(checkpoint)
+    saved_at = time.monotonic()
+
+    def after_step(loss: float) -> bool:
+        nonlocal saved_at
+        progress = trainer.progress
+        if progress.step % 50 == 0:
+            print(
+                f"step {progress.step}/{plan.steps} tokens {progress.tokens} loss {loss:.4f} "
+                f"{progress.tokens / max(progress.seconds, 1e-9):.0f} tokens/s",
+                flush=True,
+            )
+        if time.monotonic() - saved_at >= args.save_every:
+            trainer.save(checkpoint)
+            saved_at = time.monotonic()
+        return False
+
+    trainer.run(plan.steps, after_step=after_step)
+    trainer.save(checkpoint)
+    export_model(checkpoint, tokenizer, out / "export")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    try:
+        train(parse_args(argv))
+    except RecipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
