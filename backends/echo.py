@@ -275,7 +275,7 @@ class EchoBackend:
 
     def _embeddings(self, body: Mapping[str, Any]) -> Completion:
         inputs = body.get("input")
-        texts = inputs if isinstance(inputs, list) else [inputs]
+        texts: list[Any] = inputs if isinstance(inputs, list) else [inputs]
         if not texts or not all(isinstance(text, str) for text in texts):
             raise InvalidRequestError("echo embeds strings only", backend=self.name, param="input")
         data = []

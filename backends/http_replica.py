@@ -73,11 +73,18 @@ class Replica:
         return await self.transport.handle_async_request(request)
 
 
+def transport_cause(error: BaseException) -> BaseException:
+    """What really happened: the transport calls every lost connection a connect timeout."""
+    if isinstance(error, httpx.HTTPError) and error.__cause__ is not None:
+        return error.__cause__
+    return error
+
+
 def never_connected(error: BaseException) -> bool:
-    """Whether the connection was refused or not made in time. Told by the cause: the transport
-    calls every lost connection a connect timeout."""
-    cause = error.__cause__ or error
-    return isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+    """Whether the connection was refused or not made in time."""
+    return isinstance(
+        transport_cause(error), aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError
+    )
 
 
 def body_pieces(response: httpx.Response) -> AsyncGenerator[bytes, None]:

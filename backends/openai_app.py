@@ -158,9 +158,9 @@ class _Api:
         chunks = self._backend.stream(asked)
         # What is wrong with the request shows at the first chunk: still an HTTP status then.
         first = await anext(chunks, None)
-        return Stream(
-            _events(first, chunks), media_type=_SSE, headers={"cache-control": "no-store"}
-        )
+        options = asked.body.get("stream_options") or {}
+        events = _events(first, chunks, with_usage=bool(options.get("include_usage")))
+        return Stream(events, media_type=_SSE, headers={"cache-control": "no-store"})
 
     def _read(self, request: Request[Any, Any, Any], content: bytes) -> GenerateRequest:
         endpoint: Any = request.scope["path"].removeprefix("/v1/")

@@ -17,7 +17,7 @@ from backends.errors import (
     ContextLengthError,
     InvalidRequestError,
 )
-from backends.http_replica import CONNECT_TIMEOUT_S, never_connected
+from backends.http_replica import CONNECT_TIMEOUT_S, never_connected, transport_cause
 
 _TOO_LONG = (
     "context_length_exceeded",
@@ -93,7 +93,7 @@ def _read_error(body: bytes) -> tuple[str, str | None, str]:
 
 def transport_error(backend: str, error: BaseException) -> BackendError:
     """What went wrong before the answer was complete."""
-    cause = error.__cause__ or error
+    cause = transport_cause(error)
     if never_connected(error):
         reason = f"not within {CONNECT_TIMEOUT_S:g} s"
         if isinstance(cause, aiohttp.ClientConnectorError):

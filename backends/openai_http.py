@@ -30,6 +30,7 @@ from backends.http_replica import (
     never_connected,
     read_body,
     release,
+    transport_cause,
 )
 from backends.openai_errors import describe_error, error_from_response, transport_error
 from backends.sse_reader import SSEReader
@@ -267,12 +268,13 @@ class OpenAIHTTPBackend:
                     finished = finished or _finishes(chunk.body)
                     yield chunk
         except TRANSPORT_ERRORS as error:
-            if isinstance(error.__cause__, TimeoutError):
+            cause = transport_cause(error)
+            if isinstance(cause, TimeoutError):
                 raise BackendTimeoutError(
                     f"backend {self.name!r} fell silent for {timeout_s:g} s in its answer",
                     backend=self.name,
                 ) from error
-            raise self._broken(repr(error.__cause__ or error)) from error
+            raise self._broken(repr(cause)) from error
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
             raise self._broken(f"it sent something that is no OpenAI chunk: {error}") from error
         finally:
