@@ -29,7 +29,7 @@ def kv_memory_bytes(device: torch.device, gpu_memory_utilization: float) -> int:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return max(0, int(total * gpu_memory_utilization) - (total - free))
-    return max(DEFAULT_KV_MEMORY_BYTES, int(_free_cpu_memory() * _SHARE_OF_CPU_MEMORY))
+    return max(DEFAULT_KV_MEMORY_BYTES, int(free_cpu_memory() * _SHARE_OF_CPU_MEMORY))
 
 
 def allocate(
@@ -55,7 +55,7 @@ def allocate(
     ]
 
 
-def _free_cpu_memory() -> int:
+def free_cpu_memory() -> int:
     """Return the bytes of physical memory that are free now, 0 where the system does not say."""
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
