@@ -21,6 +21,8 @@ class EngineClock(Struct, frozen=True, kw_only=True):
     """Inside `step()`."""
     idle_ns: int
     """Without any request to work on."""
+    unshared_ns: int
+    """Of the busy time: the end of the last step, still to be shared with the next one's."""
 
 
 class Stopwatch:
@@ -34,6 +36,7 @@ class Stopwatch:
         self._idle_ns = 0
         self._idle_since: int | None = ready
         self.busy_ns = 0
+        self.unshared_ns = 0
 
     def work_begins(self) -> None:
         """There is a request to work on."""
@@ -55,6 +58,7 @@ class Stopwatch:
             loading_ns=self._loading_ns,
             busy_ns=self.busy_ns,
             idle_ns=self._idle_ns + waiting,
+            unshared_ns=self.unshared_ns,
         )
 
 

@@ -124,6 +124,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             ValueError: a longer context than the model's, or memory for less than one sequence.
         """
         _require("block_size", block_size, 1, 1024)
+        _require("max_num_seqs", max_num_seqs, 1, 65_536)
         length = context_tokens if max_model_len is None else max_model_len
         if length > context_tokens:
             raise ValueError(

@@ -118,8 +118,6 @@ class Engine:
         self._texts: dict[Request, AnswerText] = {}
         self._totals = _Totals()
         self._watch = Stopwatch(now_ns, started_ns)
-        # A step's end (building its events) is shared among the next step's sequences.
-        self._unshared_ns = 0
         self._shared_until_ns: int | None = None
 
     @property
@@ -215,7 +213,8 @@ class Engine:
             ended = self._now_ns()
             self._watch.busy_ns += ended - began
             if self._shared_until_ns is not None:
-                self._unshared_ns = ended - self._shared_until_ns
+                # Building the events: shared among the next step's sequences.
+                self._watch.unshared_ns = ended - self._shared_until_ns
             if not self.scheduler.has_unfinished:
                 self._watch.work_ends()
 
@@ -333,13 +332,12 @@ class Engine:
         if bill.is_empty:
             return
         until = self._now_ns()
-        total_ns = until - began + self._unshared_ns
+        total_ns = until - began + self._watch.unshared_ns
         if guesses:
             counts = [count for _, count in guesses]
             for (request, _), part in zip(guesses, share(guessed_ns, counts), strict=True):
                 request.spent.speculation_ns += part
         bill.charge(total_ns - guessed_ns, self.config.block_bytes)
-        self._unshared_ns = 0
         self._shared_until_ns = until
 
     def _count(self, bill: StepBill, events: list[TokenEvent]) -> None:
