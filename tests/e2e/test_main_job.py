@@ -1,0 +1,292 @@
+"""The main job as a stranger sees it: the OpenAI SDK, `model="auto"`, nothing configured."""
+
+import csv
+import io
+import json
+from decimal import Decimal
+
+import openai
+import pytest
+
+from tests.e2e.serving import Headgate, wait_for
+
+HEADERS = ("request-id", "backend", "model", "policy", "rule", "task", "difficulty", "cache")
+
+
+def test_answer_says_who_answered_and_why(headgate: Headgate) -> None:
+    """A chat through `auto` is real text with every header of the contract."""
+    raw = headgate.sdk().chat.completions.with_raw_response.create(
+        model="auto", messages=[{"role": "user", "content": "What is 2 + 3?"}], max_tokens=32
+    )
+    answer = raw.parse()
+    assert answer.choices[0].message.content
+    assert answer.choices[0].finish_reason == "stop"
+    for name in HEADERS:
+        assert raw.headers[f"x-headgate-{name}"], name
+    assert raw.headers["x-request-id"] == raw.headers["x-headgate-request-id"]
+    assert raw.headers["x-headgate-backend"] in ("nano", "small")
+    assert raw.headers["x-headgate-policy"].startswith("default@")
+    assert Decimal(raw.headers["x-headgate-cost-usd"]) > 0
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens > 0
+    assert answer.usage.model_extra is not None
+    assert answer.usage.model_extra["headgate"]["decode_ns"] > 0
+
+
+def test_repeat_comes_from_the_exact_cache(headgate: Headgate) -> None:
+    """The same question again costs nothing and says what it saved."""
+    ask = {"model": "auto", "messages": [{"role": "user", "content": "Is a dog an animal?"}]}
+    first = headgate.sdk().chat.completions.with_raw_response.create(**ask)  # type: ignore[call-overload]
+    assert first.headers["x-headgate-cache"] == "miss"
+    wait_for(lambda: _cache_of(headgate, ask) == "exact", what="an exact hit")
+    again = headgate.sdk().chat.completions.with_raw_response.create(**ask)  # type: ignore[call-overload]
+    assert again.parse().choices[0].message.content == first.parse().choices[0].message.content
+    assert Decimal(again.headers["x-headgate-cost-usd"]) == 0
+    assert Decimal(again.headers["x-headgate-saved-usd"]) > 0
+    assert again.headers["x-headgate-request-id"] != first.headers["x-headgate-request-id"]
+
+
+def test_other_words_come_from_the_semantic_cache(headgate: Headgate) -> None:
+    """A paraphrase is answered by meaning, with its similarity; another country is not."""
+
+    def ask(text: str) -> tuple[str, str | None, str]:
+        raw = headgate.sdk().chat.completions.with_raw_response.create(
+            model="small", messages=[{"role": "user", "content": text}], max_tokens=24
+        )
+        content = raw.parse().choices[0].message.content or ""
+        return raw.headers["x-headgate-cache"], raw.headers.get("x-headgate-similarity"), content
+
+    _, _, original = ask("What is the capital city of France?")
+    wait_for(lambda: ask("what's the capital city of France")[0] == "semantic", what="a hit")
+    verdict, similarity, content = ask("Tell me what the capital city of France is?")
+    assert (verdict, content) == ("semantic", original)
+    assert similarity is not None
+    assert 0.9 < float(similarity) <= 1.0
+    assert ask("What is the capital city of Spain?")[0] == "miss"
+
+
+def test_caller_can_tighten_the_cache(headgate: Headgate) -> None:
+    """x-headgate-cache: off bypasses an entry, refresh replaces it; nonsense is refused."""
+    ask = {"model": "nano", "messages": [{"role": "user", "content": "Say hello to me."}]}
+    wait_for(lambda: _cache_of(headgate, ask) == "exact", what="an exact hit")
+    assert _cache_of(headgate, ask, cache="off") == "off"
+    assert _cache_of(headgate, ask, cache="refresh") == "miss"
+    with pytest.raises(openai.BadRequestError, match="x-headgate-cache"):
+        _cache_of(headgate, ask, cache="maybe")
+
+
+def test_stream_carries_text_usage_and_route(headgate: Headgate) -> None:
+    """A stream's pieces make the answer; usage and route stand on its usage chunk."""
+    stream = headgate.sdk().chat.completions.create(
+        model="small",
+        messages=[{"role": "user", "content": "Count from 1 to 5."}],
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_headers={"x-headgate-cache": "off"},
+        max_tokens=32,
+    )
+    chunks = list(stream)
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text
+    last = chunks[-1]
+    assert not last.choices
+    assert last.usage is not None
+    assert last.usage.total_tokens == last.usage.prompt_tokens + last.usage.completion_tokens
+    assert last.model_extra is not None
+    assert last.model_extra["headgate"]["backend"] == "small"
+    assert [c for c in chunks[:-1] if (c.model_extra or {}).get("headgate")] == []
+    assert sum(c.choices[0].finish_reason is not None for c in chunks if c.choices) == 1
+
+
+def test_sampling_fields_reach_the_engine(headgate: Headgate) -> None:
+    """Seeds repeat, stop strings end, logprobs and n come back, max_tokens bounds."""
+    chat = headgate.sdk(default_headers={"x-headgate-cache": "off"}).chat.completions
+    story = [{"role": "user", "content": "Tell me a short story about a cat."}]
+
+    def draw(seed: int) -> str:
+        done = chat.create(  # type: ignore[call-overload]
+            model="small", messages=story, seed=seed, temperature=1.0, max_tokens=24
+        )
+        return str(done.choices[0].message.content)
+
+    assert draw(7) == draw(7)
+    assert len({draw(seed) for seed in range(4)}) > 1
+    stopped = chat.create(model="small", messages=story, stop=[" "], temperature=0, max_tokens=50)  # type: ignore[call-overload]
+    assert stopped.choices[0].finish_reason == "stop"
+    assert " " not in stopped.choices[0].message.content
+    many = chat.create(
+        model="small", messages=story, n=3, max_tokens=4, logprobs=True, top_logprobs=2
+    )  # type: ignore[call-overload]
+    assert [choice.index for choice in many.choices] == [0, 1, 2]
+    for choice in many.choices:
+        assert choice.finish_reason == "length"
+        assert len(choice.logprobs.content) == 4
+        assert all(len(entry.top_logprobs) == 2 for entry in choice.logprobs.content)
+
+
+def test_completions_and_embeddings_and_models(headgate: Headgate) -> None:
+    """The other OpenAI endpoints answer through the SDK."""
+    sdk = headgate.sdk()
+    done = sdk.completions.create(model="small", prompt="Once upon a time", max_tokens=12)
+    assert done.choices[0].text
+    near = sdk.embeddings.create(
+        model="minilm", input=["a small cat", "a little kitten", "tax law"]
+    )
+    a, b, c = (item.embedding for item in near.data)
+    assert len(a) == 384
+    assert _dot(a, b) > _dot(a, c)
+    names = [model.id for model in sdk.models.list()]
+    assert {"auto", "nano", "small", "minilm"} <= set(names)
+    assert sdk.models.retrieve("small").id == "small"
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "words"),
+    [
+        ({"model": "gpt-99"}, openai.NotFoundError, "gpt-99"),
+        ({"max_tokens": -1}, openai.BadRequestError, "max_tokens"),
+        ({"temperature": 3}, openai.BadRequestError, "temperature"),
+        ({"messages": []}, openai.BadRequestError, "messages"),
+        ({"extra_body": {"no_such_field": 1}}, openai.BadRequestError, "no_such_field"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f"}}]},
+            openai.BadRequestError,
+            "tools",
+        ),
+        ({"max_tokens": 100_000}, openai.BadRequestError, "context"),
+    ],
+)
+def test_bad_requests_name_the_field(
+    headgate: Headgate, fields: dict[str, object], error: type[openai.APIStatusError], words: str
+) -> None:
+    """Each refusal is the SDK's own error class and names what is wrong."""
+    ask = {"model": "small", "messages": [{"role": "user", "content": "Hi"}], **fields}
+    with pytest.raises(error) as caught:
+        headgate.sdk().chat.completions.create(**ask)  # type: ignore[call-overload]
+    assert words in str(caught.value)
+    assert headgate.get("/health/ready").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"{", b'{"model": "auto", "messages": [{"role": "user", "content": "\xff\xfe"}]}', b"[]", b""],
+)
+def test_bytes_that_are_no_request_are_refused(headgate: Headgate, body: bytes) -> None:
+    """Malformed JSON and broken UTF-8 get OpenAI's error shape with 400."""
+    import httpx
+
+    url = f"{headgate.url}/v1/chat/completions"
+    response = httpx.post(url, content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_megabyte_prompt_is_refused_quickly(headgate: Headgate) -> None:
+    """A prompt that can never fit is a 400 context_length_exceeded, and the server goes on."""
+    ask = [{"role": "user", "content": "word " * 200_000}]
+    with pytest.raises(openai.BadRequestError) as caught:
+        headgate.sdk().chat.completions.create(model="auto", messages=ask)  # type: ignore[arg-type]
+    assert caught.value.code == "context_length_exceeded"
+    assert headgate.get("/health/ready").status_code == 200
+
+
+def test_explain_tells_the_story_of_a_request(headgate: Headgate) -> None:
+    """`headgate explain` and /requests/{id} show rules, attempts and seconds × price."""
+    raw = headgate.sdk().chat.completions.with_raw_response.create(
+        model="auto",
+        messages=[{"role": "user", "content": "Which is larger, 17 or 71?"}],
+        extra_headers={"x-headgate-cache": "off", "x-headgate-tags": "feature=faq"},
+        user="ada",
+    )
+    request_id = raw.headers["x-headgate-request-id"]
+    record = headgate.get(f"/requests/{request_id}").json()
+    assert record["request"]["tags"] == {"feature": "faq"}
+    assert record["request"]["user"] == "ada"
+    (charge,) = record["charges"]
+    assert charge["machine_ns"] > 0
+    expected = Decimal(charge["machine_ns"]) * Decimal(charge["unit_prices"]["usd_per_hour"]) / 3600
+    assert abs(Decimal(charge["cost_nano_usd"]) - expected) <= 1
+    story = headgate.cli("explain", request_id).stdout
+    assert "feature" in story
+    assert f"backend={raw.headers['x-headgate-backend']}" in story or "answered" in story
+    unknown = headgate.cli("explain", "no-such-request", check=False)
+    assert unknown.returncode == 1
+    assert "no-such-request" in unknown.stderr
+
+
+def test_route_explain_executes_nothing(headgate: Headgate) -> None:
+    """POST /route/explain shows rules, features and candidates without writing a row."""
+    import httpx
+
+    before = _total_requests(headgate)
+    ask = {"model": "auto", "messages": [{"role": "user", "content": "Write a poem about rain."}]}
+    decision = httpx.post(f"{headgate.url}/route/explain", json=ask).json()
+    assert decision["candidates"]
+    assert decision["reasons"]
+    assert decision["features"]["task"] == "creative"
+    assert _total_requests(headgate) == before
+
+
+def test_report_adds_up(headgate: Headgate) -> None:
+    """`report costs` as JSON, CSV and table: the groups' costs sum to the total."""
+    headgate.sdk().chat.completions.create(
+        model="auto", messages=[{"role": "user", "content": "Name a fruit."}], max_tokens=8
+    )
+    report = json.loads(
+        headgate.cli("report", "costs", "--group-by", "backend,task", "--format", "json").stdout
+    )
+    assert report["group_by"] == ["backend", "task"]
+    assert sum(Decimal(row["cost_usd"]) for row in report["rows"]) == Decimal(
+        report["totals"]["cost_usd"]
+    )
+    assert Decimal(report["totals"]["cost_usd"]) > 0
+    table = headgate.cli("report", "costs", "--group-by", "backend").stdout
+    assert "nano" in table or "small" in table
+    rows = list(
+        csv.DictReader(io.StringIO(headgate.cli("report", "costs", "--format", "csv").stdout))
+    )
+    assert rows
+    assert "cost_usd" in rows[0]
+    assert headgate.cli("report", "costs", "--group-by", "nonsense", check=False).returncode == 2
+
+
+def test_terminal_commands_work_against_it(headgate: Headgate) -> None:
+    """chat prints an answer with its route, status a screen, both without an error."""
+    chat = headgate.cli("chat", "What is 1 + 1?").stdout
+    assert "cache" in chat
+    assert "$" in chat
+    status = json.loads(headgate.cli("status", "--json").stdout)
+    assert status["health"]["status"] == "ok"
+
+
+def test_metrics_are_prometheus(headgate: Headgate) -> None:
+    """/metrics parses, and counts requests, tokens, cache hits and cost."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    names = {
+        family.name for family in text_string_to_metric_families(headgate.get("/metrics").text)
+    }
+    assert {
+        "headgate_request_duration_seconds",
+        "headgate_time_to_first_token_seconds",
+        "headgate_overhead_seconds",
+        "headgate_cache_queries",
+        "headgate_cache_hits",
+        "headgate_tokens",
+        "headgate_cost_usd",
+    } <= names
+
+
+def _cache_of(headgate: Headgate, ask: dict[str, object], cache: str | None = None) -> str:
+    raw = headgate.sdk().chat.completions.with_raw_response.create(  # type: ignore[call-overload]
+        **ask, extra_headers={"x-headgate-cache": cache} if cache else {}
+    )
+    return str(raw.headers["x-headgate-cache"])
+
+
+def _total_requests(headgate: Headgate) -> int:
+    return int(headgate.get("/reports/costs").json()["totals"]["requests"])
+
+
+def _dot(a: list[float], b: list[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True))
