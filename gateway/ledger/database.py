@@ -1,0 +1,69 @@
+"""Opening the ledger's database: one engine per process, SQLite tuned for one writer."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sqlalchemy import Insert, Table
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+BUSY_TIMEOUT_MS = 10_000
+"""How long SQLite waits for another process's transaction."""
+
+
+def open_engine(database_url: str) -> "AsyncEngine":
+    """An async engine for `database_url`; nothing is connected yet.
+
+    SQLite: WAL (readers never wait for the writer), synchronous = NORMAL (a power cut may lose the
+    last commits, which the journal still has), a busy timeout, and its folder made if missing.
+    """
+    from sqlalchemy import event, make_url
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    url = make_url(database_url)
+    if url.get_backend_name() != "sqlite":
+        return create_async_engine(
+            url,
+            pool_size=4,
+            max_overflow=4,
+            pool_timeout=5,
+            pool_pre_ping=True,
+            connect_args={"timeout": 5, "command_timeout": 30},
+        )
+    if url.database and url.database != ":memory:":
+        _private_folder(Path(url.database).parent)
+    engine = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def _configure(connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=NORMAL")
+        cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+        cursor.close()
+
+    return engine
+
+
+def _private_folder(folder: Path) -> None:
+    if not folder.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+
+
+def without_password(database_url: str) -> str:
+    """The URL as it may be shown."""
+    from sqlalchemy import make_url
+
+    return make_url(database_url).render_as_string(hide_password=True)
+
+
+def insert_once(dialect: str, table: "Table") -> "Insert":
+    """INSERT … ON CONFLICT DO NOTHING for `dialect` (sqlite or postgresql)."""
+    if dialect == "postgresql":
+        from sqlalchemy.dialects import postgresql
+
+        return postgresql.insert(table).on_conflict_do_nothing()
+    from sqlalchemy.dialects import sqlite
+
+    return sqlite.insert(table).on_conflict_do_nothing()

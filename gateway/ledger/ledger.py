@@ -1,0 +1,307 @@
+"""The ledger as the pipeline sees it: `settle` before the last byte, everything else later.
+
+`settle` appends to the journal (survives kill -9) and to a queue. One writer task inserts batches.
+When the database is away rows wait: the newest in memory up to a bound, all of them in the journal,
+which is read again when the database is back. Inserting is idempotent, so a replay of rows that
+did arrive changes nothing.
+"""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import structlog
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+
+from gateway.ledger import journal as journals
+from gateway.ledger.journal import Journal, Segment
+from gateway.ledger.records import Settlement
+from gateway.ledger.repository import Repository
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from gateway.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+MAX_PENDING = 20_000
+"""Settlements kept in memory; with more waiting, the rest stay in the journal only."""
+TAKE_OVER_INTERVAL_S = 10.0
+FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.1, 5.0
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Settlement).decode
+
+
+class Ledger:
+    """One per gateway process. All methods belong to the event loop's thread.
+
+    Args:
+        settings: [database] and the state folder, where the journal lives.
+        engine: of the ledger's database; not closed here.
+        max_pending: bound of the rows in memory.
+    """
+
+    def __init__(
+        self,
+        settings: "Settings",
+        engine: "AsyncEngine",
+        *,
+        max_pending: int = MAX_PENDING,
+        take_over_interval_s: float = TAKE_OVER_INTERVAL_S,
+    ) -> None:
+        self._database = settings.database
+        self._repository = Repository(engine)
+        self._folder = Path(settings.state_dir) / "journal"
+        self._journal = Journal(self._folder)
+        self._max_pending = max_pending
+        self._take_over_interval_s = take_over_interval_s
+        self._queue: deque[tuple[Settlement, Segment | None]] = deque()
+        self._pending: dict[str, Settlement] = {}
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._closing = False
+        self._task: asyncio.Task[None] | None = None
+        self._written = 0
+        self._replayed = 0
+        self._lost = 0
+        self._kept_aside = 0
+        self._write_errors = 0
+        self._database_error: str | None = None
+
+    async def start(self) -> None:
+        """Start the writer; it first takes over what dead processes left in their journals."""
+        self._task = asyncio.create_task(self._run(), name="ledger-writer")
+
+    def settle(self, settlement: Settlement) -> None:
+        """Book a finished request. Returns when the row survives kill -9; never waits for SQL."""
+        try:
+            payload = _encode(settlement)
+        except UnicodeEncodeError:  # a lone surrogate in some header must not lose the row
+            payload = _encode(_replace_surrogates(msgspec.to_builtins(settlement)))
+            settlement = _decode(payload)
+        segment = self._journal.append(payload)
+        if len(self._queue) < self._max_pending:
+            self._queue.append((settlement, segment))
+            self._pending[settlement.request.request_id] = settlement
+        elif segment is not None:
+            segment.spilled = True
+        else:
+            self._lost += 1
+            log.error("settlement_lost", request_id=settlement.request.request_id)
+        self._idle.clear()
+        if len(self._queue) >= self._database.batch_size or len(self._queue) == 1:
+            self._wake.set()
+
+    async def flush(self, timeout_s: float = 10.0) -> bool:
+        """Wait until everything settled so far is committed; False if it took longer."""
+        self._wake.set()
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    async def aclose(self, timeout_s: float = 5.0) -> None:
+        """Write what is left, within `timeout_s`; what the database refuses stays journalled."""
+        self._closing = True
+        self._wake.set()
+        if self._task is not None:
+            _, late = await asyncio.wait({self._task}, timeout=timeout_s)
+            for task in late:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+            self._task = None
+        self._journal.close()
+
+    async def find(self, request_id: str) -> Settlement | None:
+        """A request with its charges, also when it is not committed yet.
+
+        Raises:
+            SQLAlchemyError: it is in no journal and the database does not answer.
+        """
+        waiting = self._pending.get(request_id)
+        if waiting is not None:
+            return waiting
+        try:
+            found = await self._repository.find(request_id)
+        except (SQLAlchemyError, OSError):
+            found = await asyncio.to_thread(self._search_journals, request_id)
+            if found is None:
+                raise
+            return found
+        return found or await asyncio.to_thread(self._search_journals, request_id)
+
+    def _search_journals(self, request_id: str) -> Settlement | None:
+        """Look through all processes' segments: another worker's rows, and spilled ones."""
+        needle = _encode(request_id)
+        for path in self._folder.glob(f"*{journals.SUFFIX}"):
+            with contextlib.suppress(FileNotFoundError):
+                if needle not in path.read_bytes():
+                    continue
+                for payload in journals.read(path):
+                    if needle in payload:
+                        settlement = _decode(payload)
+                        if settlement.request.request_id == request_id:
+                            return settlement
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """For /health and the metrics: counts since start, and the last errors."""
+        return {
+            "ok": self._database_error is None and self._journal.last_error is None,
+            "pending": len(self._queue),
+            "spilled_segments": len(self._journal.spilled()),
+            "journal_bytes": self._journal.size_bytes,
+            "written_total": self._written,
+            "replayed_total": self._replayed,
+            "lost_total": self._lost,
+            "kept_aside_total": self._kept_aside,
+            "write_errors_total": self._write_errors,
+            "journal_errors_total": self._journal.errors,
+            "database_error": self._database_error,
+            "journal_error": self._journal.last_error,
+        }
+
+    # The writer task
+
+    async def _run(self) -> None:
+        """Write batches until closed; with the database away, try again ever more rarely."""
+        loop = asyncio.get_running_loop()
+        next_take_over = loop.time()
+        backoff_s = FIRST_BACKOFF_S
+        while True:
+            try:
+                if loop.time() >= next_take_over:
+                    await self._take_over()
+                    next_take_over = loop.time() + self._take_over_interval_s
+                await self._write_queue()
+                await self._replay_spilled()
+            except (SQLAlchemyError, OSError) as error:
+                self._note(error)
+                if self._closing:
+                    return
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+                continue
+            self._database_error, backoff_s = None, FIRST_BACKOFF_S
+            if self._closing and not self._queue:
+                return
+            await self._next_batch(next_take_over - loop.time())
+
+    async def _next_batch(self, patience_s: float) -> None:
+        """Sleep until the first row, then as long as its batch may grow."""
+        if not self._queue:
+            self._idle.set()
+            self._wake.clear()
+            if self._closing:
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), max(patience_s, 0.001))
+        if not self._closing and 0 < len(self._queue) < self._database.batch_size:
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), self._database.flush_interval_s)
+
+    async def _write_queue(self) -> None:
+        waiting = len(self._queue)
+        for start in range(0, waiting, self._database.batch_size):
+            size = min(waiting - start, self._database.batch_size)
+            batch = list(islice(self._queue, size))
+            self._written += await self._write([settlement for settlement, _ in batch])
+            by_segment: dict[Segment, int] = {}
+            for settlement, segment in batch:
+                self._queue.popleft()
+                self._pending.pop(settlement.request.request_id, None)
+                if segment is not None:
+                    by_segment[segment] = by_segment.get(segment, 0) + 1
+            for segment, rows in by_segment.items():
+                self._journal.committed(segment, rows)
+
+    async def _write(self, settlements: Sequence[Settlement]) -> int:
+        """Insert a batch; a row that SQL can never take is kept aside, the others go in."""
+        try:
+            await self._repository.write(settlements)
+            return len(settlements)
+        except (SQLAlchemyError, OverflowError, ValueError) as error:
+            if not _is_the_rows_fault(error):
+                raise
+            if len(settlements) == 1:
+                self._keep_aside(settlements[0], error)
+                return 0
+        half = len(settlements) // 2
+        return await self._write(settlements[:half]) + await self._write(settlements[half:])
+
+    def _keep_aside(self, settlement: Settlement, error: Exception) -> None:
+        self._kept_aside += 1
+        line = _encode(settlement)
+        journals.keep_aside(self._folder / "refused", line, reason=str(error)[:500])
+
+    async def _replay_spilled(self) -> None:
+        for segment in self._journal.spilled():
+            segment.closed = True
+            self._replayed += await self._replay(segment.path)
+            self._journal.replayed(segment)
+
+    async def _take_over(self) -> None:
+        for orphan in journals.take_over(self._folder):
+            try:
+                rows = await self._replay(orphan.path)
+            except BaseException:
+                orphan.release()
+                raise
+            orphan.remove()
+            self._replayed += rows
+            log.info("journal_replayed", path=str(orphan.path), rows=rows)
+
+    async def _replay(self, path: Path) -> int:
+        rows = 0
+        batch: list[Settlement] = []
+        for payload in journals.read(path):
+            try:
+                batch.append(_decode(payload))
+            except msgspec.MsgspecError as error:
+                journals.keep_aside(path, payload, reason=str(error))
+                self._kept_aside += 1
+            if len(batch) >= self._database.batch_size:
+                rows += await self._write(batch)
+                batch = []
+        return rows + (await self._write(batch) if batch else 0)
+
+    def _note(self, error: Exception) -> None:
+        self._write_errors += 1
+        if self._database_error is None:
+            log.error("ledger_write_failed", error=str(error)[:500], pending=len(self._queue))
+        self._database_error = f"{type(error).__name__}: {str(error)[:300]}"
+
+
+def _is_the_rows_fault(error: Exception) -> bool:
+    """Whether trying the same rows again can never help."""
+    if isinstance(error, OperationalError | InterfaceError):
+        return False
+    if isinstance(error, DBAPIError):
+        return not error.connection_invalidated and "DataError" in _names(error)
+    return isinstance(error, OverflowError | ValueError)
+
+
+def _names(error: DBAPIError) -> str:
+    chain: list[Callable[..., object]] = [type(error), type(error.orig), *type(error.orig).__mro__]
+    cause = error.orig.__cause__ if error.orig else None
+    return " ".join(str(kind) for kind in (*chain, *type(cause).__mro__))
+
+
+def _replace_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_replace_surrogates(k): _replace_surrogates(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replace_surrogates(item) for item in value]
+    return value

@@ -1,0 +1,200 @@
+"""From what a request used to what it cost: the only place where money is computed.
+
+A machine paid by the hour: machine_ns × usd_per_hour ÷ 3600e9. Our engine measures machine_ns step
+by step (`usage.headgate`). Of a foreign server on a machine of ours nothing is measured, so a
+request counts its wall time divided by the requests in flight there when it was settled: exact if
+the number did not change meanwhile, else off by the ratio of mean to final concurrency.
+A backend with prices of its own: tokens × price. Echo costs nothing unless it has a price.
+Whatever was used is booked, also by requests that failed or were cancelled.
+"""
+
+from decimal import ROUND_HALF_EVEN, Decimal
+
+from backends.contract import EngineUsage, Usage
+from gateway.ledger.money import EXACT, to_nano
+from gateway.ledger.records import ChargeKind, ChargeRecord
+from gateway.settings import BackendSettings, PriceSettings, Settings
+
+_NS_PER_HOUR = Decimal(3_600_000_000_000)
+_MTOK = Decimal(1_000_000)
+_NO_USAGE = Usage()
+_NO_ENGINE_USAGE = EngineUsage()
+
+
+def price_usage(
+    settings: Settings,
+    backend: BackendSettings,
+    usage: Usage | None,
+    *,
+    elapsed_s: float,
+    in_flight: int,
+    kind: ChargeKind = "answer",
+    at: float,
+    request_id: str,
+    seq: int,
+) -> ChargeRecord:
+    """Book one piece of work.
+
+    Args:
+        usage: as the backend counted; None: it never said.
+        elapsed_s: wall time of the call, for servers that measure nothing themselves.
+        in_flight: requests under way at the backend, this one included.
+        at: unix seconds.
+    """
+    used = usage or _NO_USAGE
+    engine = used.headgate or _NO_ENGINE_USAGE
+    machine = settings.machine(backend)
+    machine_ns = 0
+    if backend.price is not None and machine is None:
+        unit_prices = _token_prices(backend.price)
+        cost = _token_cost(backend.price, used)
+    elif machine is None or backend.kind == "echo":
+        machine, unit_prices, cost = None, {}, 0
+    else:
+        shared_ns = _share(elapsed_s, in_flight)
+        machine_ns = engine.machine_ns if used.headgate is not None else shared_ns
+        unit_prices = {"usd_per_hour": _plain(machine.usd_per_hour)}
+        cost = machine_cost(machine_ns, machine.usd_per_hour)
+    return ChargeRecord(
+        request_id=request_id,
+        seq=seq,
+        kind=kind,
+        backend=backend.name,
+        machine=machine.name if machine else None,
+        machine_type=machine.type if machine else None,
+        at=at,
+        prompt_tokens=used.prompt_tokens,
+        cached_prompt_tokens=used.cached_tokens,
+        completion_tokens=used.completion_tokens,
+        prefill_ns=engine.prefill_ns,
+        decode_ns=engine.decode_ns,
+        speculation_ns=engine.speculation_ns,
+        recompute_ns=engine.recompute_ns,
+        machine_ns=machine_ns,
+        unit_prices=unit_prices,
+        cost_nano_usd=cost,
+    )
+
+
+def reverse(charge: ChargeRecord, *, seq: int, at: float) -> ChargeRecord:
+    """The charge that takes `charge` back: the same work, negative."""
+    return ChargeRecord(
+        request_id=charge.request_id,
+        seq=seq,
+        kind="reversal",
+        backend=charge.backend,
+        machine=charge.machine,
+        machine_type=charge.machine_type,
+        at=at,
+        prompt_tokens=-charge.prompt_tokens,
+        cached_prompt_tokens=-charge.cached_prompt_tokens,
+        completion_tokens=-charge.completion_tokens,
+        prefill_ns=-charge.prefill_ns,
+        decode_ns=-charge.decode_ns,
+        speculation_ns=-charge.speculation_ns,
+        recompute_ns=-charge.recompute_ns,
+        machine_ns=-charge.machine_ns,
+        unit_prices=charge.unit_prices,
+        cost_nano_usd=-charge.cost_nano_usd,
+        reverses_seq=charge.seq,
+    )
+
+
+def machine_cost(machine_ns: int, usd_per_hour: Decimal) -> int:
+    """Nano-dollars for `machine_ns` nanoseconds of a machine, rounded half to even."""
+    hours = EXACT.divide(Decimal(machine_ns), _NS_PER_HOUR)
+    return to_nano(EXACT.multiply(hours, usd_per_hour))
+
+
+def _token_cost(price: PriceSettings, used: Usage) -> int:
+    cached_price = price.cached_input_usd_per_mtok
+    if cached_price is None:
+        cached_price = price.input_usd_per_mtok
+    cached = min(used.cached_tokens, used.prompt_tokens)
+    usd = (
+        Decimal(used.prompt_tokens - cached) * price.input_usd_per_mtok
+        + Decimal(cached) * cached_price
+        + Decimal(used.completion_tokens) * price.output_usd_per_mtok
+    )
+    return to_nano(EXACT.divide(usd, _MTOK))
+
+
+def _token_prices(price: PriceSettings) -> dict[str, str]:
+    prices = {
+        "input_usd_per_mtok": _plain(price.input_usd_per_mtok),
+        "output_usd_per_mtok": _plain(price.output_usd_per_mtok),
+    }
+    if price.cached_input_usd_per_mtok is not None:
+        prices["cached_input_usd_per_mtok"] = _plain(price.cached_input_usd_per_mtok)
+    return prices
+
+
+def _plain(usd: Decimal) -> str:
+    return format(usd, "f")
+
+
+def _share(elapsed_s: float, in_flight: int) -> int:
+    """Wall time ÷ requests in flight, nanoseconds."""
+    elapsed_ns = Decimal(round(max(elapsed_s, 0.0) * 1e9))
+    share = EXACT.divide(elapsed_ns, Decimal(max(in_flight, 1)))
+    return int(share.to_integral_value(ROUND_HALF_EVEN))
+
+
+class CostEstimator:
+    """What requests will cost, before they run: for reservations, caps and `saved`.
+
+    Tokens × price is known. For machines paid by the hour the time per token is learned from the
+    charges seen so far (a moving average by backend, in picoseconds, so integers suffice); until
+    the first, slow guesses stand in. `estimate` doubles the learned rate: a reservation should
+    rarely be too small.
+    """
+
+    _FIRST_PREFILL_PS = 2_000_000_000
+    _FIRST_DECODE_PS = 20_000_000_000
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._backends = {backend.name: backend for backend in settings.backends}
+        self._ps_per_token: dict[str, tuple[int, int]] = {}
+
+    def observe(self, charge: ChargeRecord) -> None:
+        """Learn from a charge with measured machine time."""
+        fresh = charge.prompt_tokens - charge.cached_prompt_tokens
+        if charge.machine_ns <= 0 or charge.completion_tokens + fresh <= 0:
+            return
+        old = self._ps_per_token.get(charge.backend)
+        prefill_ns, decode_ns = charge.prefill_ns, charge.machine_ns - charge.prefill_ns
+        if prefill_ns == 0:  # not told apart: a decoded token counts as eight prompt tokens
+            unit = charge.machine_ns // max(fresh + 8 * charge.completion_tokens, 1)
+            prefill_ns, decode_ns = unit * fresh, 8 * unit * charge.completion_tokens
+        was = old or (self._FIRST_PREFILL_PS, self._FIRST_DECODE_PS)
+        weight = 8 if old else 1
+        now = [
+            was[i] + (ns * 1000 // tokens - was[i]) // weight if tokens > 0 else was[i]
+            for i, (ns, tokens) in enumerate(
+                ((prefill_ns, fresh), (decode_ns, charge.completion_tokens))
+            )
+        ]
+        self._ps_per_token[charge.backend] = (now[0], now[1])
+
+    def expected(self, backend: str, prompt_tokens: int, completion_tokens: int) -> int:
+        """The likely marginal cost of an answer, nano-dollars."""
+        found = self._backends.get(backend)
+        machine = self._settings.machine(found) if found else None
+        if found is None or (found.kind == "echo" and machine is not None):
+            return 0
+        if machine is None:
+            assert found.price is not None
+            tokens = Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+            return _token_cost(found.price, tokens)
+        rates = self._ps_per_token.get(backend)
+        prefill, decode = rates or (self._FIRST_PREFILL_PS, self._FIRST_DECODE_PS)
+        machine_ns = (prompt_tokens * prefill + completion_tokens * decode) // 1000
+        return machine_cost(machine_ns, machine.usd_per_hour)
+
+    def estimate(self, backend: str, prompt_tokens: int, max_tokens: int) -> int:
+        """What to reserve for an answer of at most `max_tokens`, nano-dollars."""
+        found = self._backends.get(backend)
+        expected = self.expected(backend, prompt_tokens, max_tokens)
+        priced = found is not None and self._settings.machine(found) is None
+        return expected if priced else 2 * expected

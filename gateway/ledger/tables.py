@@ -1,0 +1,184 @@
+"""The ledger's tables, for SQLite and PostgreSQL alike. Migrations read only this file.
+
+Money is BIGINT nano-dollars (`_nano_usd`), points in time are BIGINT unix microseconds (`_us`),
+machine time is BIGINT nanoseconds (`_ns`). `requests`, `charges` and `machine_time` are
+append-only: a correction is a new row.
+"""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+_BIG_ID = BigInteger().with_variant(Integer(), "sqlite")
+"""SQLite counts up only an INTEGER primary key."""
+
+
+def _count(name: str) -> Column[int]:
+    return Column(name, BigInteger, nullable=False, server_default="0")
+
+
+def _text(name: str) -> Column[str]:
+    return Column(name, Text, nullable=False, server_default="")
+
+
+requests = Table(
+    "requests",
+    metadata,
+    Column("request_id", String(128), primary_key=True),
+    _text("endpoint"),
+    _text("model"),
+    Column("team", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("user", Text),
+    Column("tags", JSON, nullable=False),
+    Column("started_us", BigInteger, nullable=False),
+    Column("duration_ms", Float, nullable=False),
+    Column("ttft_ms", Float),
+    Column("stream", Boolean, nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("error_code", Text),
+    Column("cache", String(16), nullable=False),
+    Column("similarity", Float),
+    _text("policy"),
+    _text("policy_sha256"),
+    _text("rule"),
+    _text("head"),
+    _text("task"),
+    Column("difficulty", Float),
+    _text("language"),
+    _count("prompt_tokens_estimate"),
+    _count("turns"),
+    Column("backend", Text),
+    Column("backend_model", Text),
+    _count("prompt_tokens"),
+    _count("cached_prompt_tokens"),
+    _count("completion_tokens"),
+    Column("candidates", JSON, nullable=False),
+    Column("attempts", JSON, nullable=False),
+    Column("reasons", JSON, nullable=False),
+    Column("draw", Float, nullable=False),
+    Column("probability", Float, nullable=False),
+    _count("cost_nano_usd"),
+    _count("saved_nano_usd"),
+    Index(None, "started_us"),
+)
+"""One row per request, whatever became of it. No prompt, no answer."""
+
+charges = Table(
+    "charges",
+    metadata,
+    Column("request_id", String(128), primary_key=True),
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("kind", String(16), nullable=False),
+    Column("backend", Text, nullable=False),
+    Column("machine", Text),
+    Column("machine_type", Text),
+    Column("at_us", BigInteger, nullable=False),
+    _count("prompt_tokens"),
+    _count("cached_prompt_tokens"),
+    _count("completion_tokens"),
+    _count("prefill_ns"),
+    _count("decode_ns"),
+    _count("speculation_ns"),
+    _count("recompute_ns"),
+    _count("machine_ns"),
+    Column("unit_prices", JSON, nullable=False),
+    Column("cost_nano_usd", BigInteger, nullable=False),
+    Column("reverses_seq", Integer),
+    Index(None, "at_us"),
+)
+"""What a request used, one row per piece of work; a correction reverses by a negative row."""
+
+teams = Table(
+    "teams",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("created_us", BigInteger, nullable=False),
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("sha256", String(64), nullable=False, unique=True),
+    Column("previous_sha256", String(64), unique=True),
+    Column("previous_expires_us", BigInteger),
+    Column("prefix", String(16), nullable=False),
+    Column("team", String(128), nullable=False, index=True),
+    _text("name"),
+    Column("scopes", JSON, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("expires_us", BigInteger),
+    Column("revoked_us", BigInteger),
+)
+"""Callers' keys. The secret itself is nowhere: 256 random bits need no salt, a digest finds it."""
+
+budgets = Table(
+    "budgets",
+    metadata,
+    Column("scope", String(160), primary_key=True),
+    Column("window", String(8), primary_key=True),
+    Column("limit_nano_usd", BigInteger, nullable=False),
+    Column("soft", Boolean, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+)
+"""Limits. scope: team:T, key:K, user:U or global; window: minute, hour, day, month or total."""
+
+budget_spend = Table(
+    "budget_spend",
+    metadata,
+    Column("scope", String(160), primary_key=True),
+    Column("window", String(8), primary_key=True),
+    Column("window_start_us", BigInteger, primary_key=True, autoincrement=False),
+    _count("spent_nano_usd"),
+    _count("reserved_nano_usd"),
+    _count("overrun_nano_usd"),
+)
+"""Counters of the budgets' windows: the place where all gateway processes agree."""
+
+reservations = Table(
+    "reservations",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("scope", String(160), primary_key=True),
+    Column("window", String(8), primary_key=True),
+    Column("window_start_us", BigInteger, nullable=False),
+    Column("nano_usd", BigInteger, nullable=False),
+    Column("request_id", String(128), nullable=False),
+    Column("owner", String(64), nullable=False, index=True),
+    Column("expires_us", BigInteger, nullable=False, index=True),
+)
+"""Money held for requests under way. A live owner keeps extending `expires_us`."""
+
+machine_time = Table(
+    "machine_time",
+    metadata,
+    Column("id", _BIG_ID, primary_key=True, autoincrement=True),
+    Column("machine", Text, nullable=False),
+    Column("backend", Text, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("started_us", BigInteger, nullable=False),
+    Column("ended_us", BigInteger, nullable=False),
+    Column("ns", BigInteger, nullable=False),
+    Index(None, "ended_us"),
+)
+"""Measured: kind run by the supervisor; startup, loading, busy, idle by the engines' own clocks."""
