@@ -224,7 +224,7 @@ class Supervisor:
             raise SettingsError(f"cannot start {spec.name} ({spec.command[0]}): {error}") from None
 
     async def _migrate(self, url: str) -> None:
-        from migrations import upgrade
+        from migrations.runner import upgrade
 
         await asyncio.to_thread(upgrade, url)
 
