@@ -112,6 +112,9 @@ class StepBill:
         """Count the known tokens of one scheduled sequence: prompt, answer, recomputed."""
         request, start = part.request, part.start
         end = start + part.num_tokens - part.num_drafts
+        if start >= request.num_prompt_tokens and start >= request.max_computed_tokens:
+            self._add(request.spent, "decode_ns", end - start)  # most parts of most steps
+            return
         again = min(end, request.max_computed_tokens) - start
         if again > 0:
             self._add(request.spent, "recompute_ns", again)
