@@ -1,0 +1,70 @@
+"""The documents tell the truth, and the layers hold."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("gateway", "backends", "kernels", "policies", "migrations")
+
+
+def test_architecture_names_only_what_exists() -> None:
+    """Every path in ARCHITECTURE.md is a file or folder of this repository."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    named = re.findall(r"`((?:%s|tests|docs)/[\w/.*{},-]+)`" % "|".join(PACKAGES), text)
+    assert len(named) > 40
+    missing = [path for path in named if not list(ROOT.glob(path.rstrip("/")))]
+    assert missing == []
+
+
+def test_architecture_names_every_room() -> None:
+    """Every folder of code has its line in ARCHITECTURE.md."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    rooms = {
+        str(file.parent.relative_to(ROOT))
+        for package in PACKAGES
+        for file in (ROOT / package).rglob("*.py")
+    }
+    assert sorted(room for room in rooms if f"`{room}/" not in text) == []
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["gateway.app", "gateway.worker", "gateway.supervisor", "gateway.cli", "policies.evaluator"],
+)
+def test_gateway_never_imports_torch(module: str) -> None:
+    """Importing the front door loads none of the heavy libraries."""
+    heavy = "{'torch', 'triton', 'transformers', 'sentence_transformers', 'scipy', 'sklearn'}"
+    script = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "order",
+    ["import kernels, sentence_transformers", "import sentence_transformers, kernels.rms_norm"],
+)
+def test_kernels_package_and_hugging_faces_do_not_collide(order: str) -> None:
+    """Our `kernels` loads before or after sentence-transformers, and stays ours."""
+    script = f"{order}; import kernels; print(kernels.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert Path(done.stdout.strip()).parent == ROOT / "kernels"
+
+
+def test_readme_figures_stand_in_benchmark_files() -> None:
+    """Every figure in the README's table names the committed file that it comes from."""
+    text = (ROOT / "README.md").read_text()
+    table = text.split("## Figures", 1)[1].split("\n## ", 1)[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ") and "---" not in line][1:]
+    assert rows
+    for row in rows:
+        named = re.search(r"\((tests/benchmarks/results/[\w.]+\.json)\)", row)
+        assert named, row
+        assert (ROOT / named.group(1)).is_file(), row
