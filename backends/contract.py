@@ -5,7 +5,7 @@ Two levels share these types. Inside an engine process, `AsyncEngine` turns a to
 `GenerateRequest` (an OpenAI body) and returns a `Completion` or a stream of `Chunk`s.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from msgspec import Struct, field
@@ -186,7 +186,7 @@ class Backend(Protocol):
         """Answer whole (chat, completions, embeddings)."""
         ...
 
-    def stream(self, request: GenerateRequest) -> AsyncIterator[Chunk]:
+    def stream(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         """Answer chunk by chunk; closing the iterator cancels the request at the backend."""
         ...
 

@@ -26,8 +26,11 @@ class _Wire(Struct, kw_only=True, forbid_unknown_fields=True):
     """Base: mutable for speed of construction, treated as read only."""
 
 
-class Message(Struct, kw_only=True, omit_defaults=True):
-    """One chat message. Content parts of type `text` are honoured; others need a capability."""
+class Message(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One chat message. Content parts of type `text` are honoured; others need a capability.
+
+    The last fields are what SDKs send back with an earlier answer, mostly null.
+    """
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[dict[str, Any]] | None = None
@@ -35,6 +38,10 @@ class Message(Struct, kw_only=True, omit_defaults=True):
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
     refusal: str | None = None
+    function_call: dict[str, Any] | None = None
+    reasoning_content: str | None = None
+    annotations: list[Any] | None = None
+    audio: dict[str, Any] | None = None
 
     def text(self) -> str:
         """The text of the message, its text parts joined."""

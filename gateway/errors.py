@@ -3,12 +3,14 @@
 GatewayError
 ├── InvalidRequest            400 invalid_request_error
 │   ├── ContextLengthExceeded 400 context_length_exceeded
-│   └── MaxCostExceeded       400 max_cost_exceeded
+│   ├── MaxCostExceeded       400 max_cost_exceeded
+│   └── RequestTooLarge       413 request_too_large
 ├── InvalidApiKey             401 invalid_api_key
 ├── Forbidden                 403 forbidden
 ├── PolicyDenied              403 policy_denied
 ├── ModelNotFound             404 model_not_found
 ├── NotFound                  404 not_found
+├── MethodNotAllowed          405 method_not_allowed    Allow
 ├── RateLimited               429 rate_limit_exceeded   Retry-After
 ├── BudgetReserved            429 rate_limit_exceeded   Retry-After: others' reservations only
 ├── BudgetSpent               429 insufficient_quota    x-should-retry: false
@@ -66,6 +68,10 @@ class MaxCostExceeded(InvalidRequest):
     code = "max_cost_exceeded"
 
 
+class RequestTooLarge(InvalidRequest):
+    status, code = 413, "request_too_large"
+
+
 class InvalidApiKey(GatewayError):
     status, kind, code = 401, "authentication_error", "invalid_api_key"
 
@@ -84,6 +90,18 @@ class ModelNotFound(GatewayError):
 
 class NotFound(GatewayError):
     status, kind, code = 404, "invalid_request_error", "not_found"
+
+
+class MethodNotAllowed(GatewayError):
+    status, kind, code = 405, "invalid_request_error", "method_not_allowed"
+
+    def __init__(self, message: str, *, allow: str) -> None:
+        super().__init__(message)
+        self.allow = allow
+
+    def headers(self) -> dict[str, str]:
+        """Names the methods that the path answers."""
+        return {**super().headers(), "allow": self.allow}
 
 
 class RateLimited(GatewayError):
