@@ -1,0 +1,90 @@
+"""Health, metrics and the landing page."""
+
+import importlib.metadata
+import time
+from typing import Any
+
+from litestar import Response, get
+from litestar.handlers import HTTPRouteHandler
+
+from gateway.api.guards import guard
+from gateway.pipeline import Pipeline
+
+
+def health_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
+    """/health, /health/live, /health/ready, /metrics."""
+    parts = pipeline.parts
+
+    @get("/health/live", summary="The process runs; no dependency is asked")
+    async def live() -> dict[str, str]:
+        return {"status": "live"}
+
+    @get("/health/ready", summary="At least one backend can answer")
+    async def ready() -> Response[dict[str, Any]]:
+        names = [name for name in parts.registry.ready_names() if _answers(pipeline, name)]
+        if pipeline.draining or not names:
+            status = "draining" if pipeline.draining else "no backend is ready"
+            return Response({"status": status}, status_code=503, headers={"retry-after": "1"})
+        return Response({"status": "ready", "backends": names})
+
+    @get("/health", summary="Everything in detail")
+    async def health() -> dict[str, Any]:
+        return await describe(pipeline)
+
+    @get("/metrics", guards=[guard(pipeline, "reports")], summary="Prometheus metrics")
+    async def metrics() -> Response[bytes]:
+        for name, about in parts.registry.state().items():
+            parts.metrics.backend_ready.labels(name).set(bool(about["ready"]))
+        body, kind = parts.metrics.exposition()
+        return Response(body, media_type=kind)
+
+    return [live, ready, health, metrics]
+
+
+async def describe(pipeline: Pipeline) -> dict[str, Any]:
+    """What /health says: `degraded` when something is away that requests can do without."""
+    parts = pipeline.parts
+    backends = [{"name": name, **about} for name, about in parts.registry.state().items()]
+    ledger = parts.ledger.state()
+    budgets = parts.budgets.report()
+    caches = await parts.caches.state() if parts.caches is not None else {}
+    problems = list(parts.book.problems())
+    problems += [
+        f"backend {about['name']!r} is not ready: {about['detail']}"
+        for about in backends
+        if not about["ready"]
+    ]
+    problems += [f"cache: store {caches['store']}"] if caches.get("store") == "unavailable" else []
+    problems += [f"ledger: {ledger['database_error']}"] if ledger["database_error"] else []
+    problems += [f"journal: {ledger['journal_error']}"] if ledger["journal_error"] else []
+    problems += [f"budgets: {budgets['error']}"] if budgets["error"] else []
+    for about in backends:
+        settings = parts.backend_settings[str(about["name"])]
+        machine = parts.settings.machine(settings)
+        about["machine"] = machine.name if machine else None
+    usable = any(about["ready"] and _answers(pipeline, str(about["name"])) for about in backends)
+    status = "ok" if usable and not problems else "degraded" if usable else "unavailable"
+    return {
+        "status": "draining" if pipeline.draining else status,
+        "version": _version(),
+        "uptime_s": round(time.time() - parts.started_at, 1),
+        "requests_in_flight": pipeline.in_flight,
+        "policy": parts.book.get().ref,
+        "backends": backends,
+        "cache": caches,
+        "ledger": ledger,
+        "budgets": budgets,
+        "problems": problems,
+    }
+
+
+def _answers(pipeline: Pipeline, name: str) -> bool:
+    """Whether a backend answers chats: an encoder alone does not make the gateway ready."""
+    return pipeline.parts.backend_settings[name].kind != "encoder"
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("headgate")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

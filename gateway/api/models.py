@@ -1,0 +1,26 @@
+"""/v1/models: what may be sent as `model`."""
+
+from typing import Any
+
+from litestar import get
+from litestar.handlers import HTTPRouteHandler
+
+from gateway.api.guards import guard
+from gateway.pipeline import Pipeline
+
+
+def model_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
+    """The list, and one entry of it."""
+    parts = pipeline.parts
+    guards = [guard(pipeline, "inference")]
+    created = int(parts.started_at)
+
+    @get("/v1/models", guards=guards, summary="Models that may be asked for")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": parts.router.models(created)}
+
+    @get("/v1/models/{name:path}", guards=guards, summary="One of them")
+    async def model(name: str) -> dict[str, Any]:
+        return parts.router.model(name.removeprefix("/"), created)
+
+    return [models, model]

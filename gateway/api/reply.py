@@ -1,0 +1,107 @@
+"""The ASGI side of a hot path: read the body, notice that the client left, send bytes."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from litestar.types import Receive, Scope, Send
+
+from gateway.errors import RequestTooLarge
+
+RawHeaders = list[tuple[bytes, bytes]]
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its request was complete."""
+
+
+def header_map(scope: Scope) -> dict[str, str]:
+    """The request's headers by lower-case name; of repeated ones the last."""
+    return {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+
+
+class Reply:
+    """One HTTP exchange. `started` says whether the status line has gone out."""
+
+    __slots__ = ("_receive", "_send", "disconnected", "started")
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self.started = False
+        self.disconnected = False
+
+    async def read(self, max_bytes: int) -> bytes:
+        """The whole request body.
+
+        Raises:
+            RequestTooLarge: more than `max_bytes`.
+            ClientGone: the connection closed before the end.
+        """
+        message: Any = await self._receive()
+        if message["type"] == "http.request" and not message.get("more_body"):
+            body: bytes = message.get("body", b"")
+            if len(body) > max_bytes:
+                raise _too_large(max_bytes)
+            return body
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > max_bytes:
+                raise _too_large(max_bytes)
+            if not message.get("more_body"):
+                return b"".join(parts)
+            message = await self._receive()
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Cancel the current task when the client disconnects meanwhile."""
+        task = asyncio.current_task()
+        assert task is not None
+        watcher = asyncio.get_running_loop().create_task(self._watch(task))
+        try:
+            yield
+        finally:
+            watcher.cancel()
+
+    async def _watch(self, task: asyncio.Task[Any]) -> None:
+        message: Any = {}
+        while message.get("type") != "http.disconnect":
+            message = await self._receive()
+        self.disconnected = True
+        task.cancel()
+
+    async def whole(self, status: int, headers: RawHeaders, body: bytes, kind: bytes) -> None:
+        """Send a complete response."""
+        headers = [
+            (b"content-type", kind),
+            (b"content-length", str(len(body)).encode()),
+            *headers,
+        ]
+        self.started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def start_stream(self, headers: RawHeaders) -> None:
+        """Send the head of an event stream."""
+        headers = [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+            *headers,
+        ]
+        self.started = True
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def event(self, data: bytes, *, last: bool = False) -> None:
+        """Send encoded events; `last` ends the response."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+
+
+def _too_large(max_bytes: int) -> RequestTooLarge:
+    return RequestTooLarge(f"The request body is larger than {max_bytes} bytes.")

@@ -1,0 +1,144 @@
+"""Between the client's wire, the pipeline and the backends' wire: bodies in, bodies on, errors."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import structlog
+
+from backends.contract import Endpoint
+from backends.errors import (
+    BackendError,
+    BackendOverloadedError,
+    BackendTimeoutError,
+    BackendUnavailableError,
+    ContextLengthError,
+    InvalidRequestError,
+)
+from backends.wire import (
+    CAPABILITY_FIELDS,
+    WITHOUT_EFFECT_FIELDS,
+    ChatCompletionRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    WireError,
+    decode,
+)
+from gateway.api.schemas import WireRequest
+from gateway.errors import (
+    BackendFailed,
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    GatewayError,
+    InvalidRequest,
+    Unavailable,
+)
+
+log = structlog.get_logger(__name__)
+
+KINDS: dict[Endpoint, type[WireRequest]] = {
+    "chat/completions": ChatCompletionRequest,
+    "completions": CompletionRequest,
+    "embeddings": EmbeddingRequest,
+}
+_MAX_DROPPED = 32
+_STEPS = re.compile(r"[^.\[\]]+")
+_NOT_PASSED_ON = frozenset(WITHOUT_EFFECT_FIELDS) | {"model", "stream", "stream_options"}
+_CAPABILITIES = frozenset(CAPABILITY_FIELDS)
+_TOOL_FIELDS = frozenset({"tool_choice", "parallel_tool_calls", "function_call"})
+
+
+def decode_body(
+    endpoint: Endpoint, body: bytes, *, drop_unknown: bool
+) -> tuple[WireRequest, dict[str, Any], list[str]]:
+    """The request as a struct, as the dict that is passed on, and the fields that were dropped.
+
+    Raises:
+        WireError: naming the field.
+    """
+    kind = KINDS[endpoint]
+    dropped: list[str] = []
+    try:
+        return decode(kind, body), msgspec.json.decode(body), dropped
+    except WireError as error:
+        if not drop_unknown or not error.message.startswith("Unknown field"):
+            raise
+    raw: Any = msgspec.json.decode(body)
+    while True:
+        try:
+            return decode(kind, msgspec.json.encode(raw)), raw, dropped
+        except WireError as error:
+            unknown = error.message.startswith("Unknown field")
+            if not unknown or len(dropped) >= _MAX_DROPPED or error.param is None:
+                raise
+            dropped.append(error.param)
+            _remove(raw, error.param)
+
+
+def _remove(tree: Any, path: str) -> None:
+    """Take the field at a path such as `messages[0].name` out."""
+    *parents, last = _STEPS.findall(path)
+    for step in parents:
+        tree = tree[int(step)] if isinstance(tree, list) else tree[step]
+    del tree[last]
+
+
+def backend_body(
+    raw: Mapping[str, Any],
+    *,
+    model: str,
+    needs: frozenset[str],
+    max_tokens: int | None,
+    stream: bool,
+) -> dict[str, Any]:
+    """What a backend is sent: fields it must honour, under its own model name, capped.
+
+    Args:
+        needs: capability fields in use; the others ask for nothing and stay behind.
+        max_tokens: the policy's cap.
+    """
+    keep = needs | _TOOL_FIELDS if needs & {"tools", "functions"} else needs
+    body = {
+        name: value
+        for name, value in raw.items()
+        if value is not None
+        and name not in _NOT_PASSED_ON
+        and (name not in _CAPABILITIES or name in keep)
+    }
+    body["model"] = model
+    if max_tokens is not None:
+        field = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
+        body[field] = min(max_tokens, body.get(field, max_tokens))
+    if stream:
+        body["stream"] = True
+        body["stream_options"] = {"include_usage": True}
+    return body
+
+
+def gateway_error(error: BaseException) -> GatewayError:
+    """The refusal that an exception stands for."""
+    if isinstance(error, GatewayError):
+        return error
+    if isinstance(error, WireError):
+        return InvalidRequest(error.message, param=error.param)
+    if isinstance(error, BackendError):
+        return _backend_error(error)
+    if isinstance(error, TimeoutError):
+        return DeadlineExceeded("The deadline of this request has passed.")
+    log.error("request_crashed", exc_info=error)
+    return GatewayError("The gateway failed on this request; its log says why.")
+
+
+def _backend_error(error: BackendError) -> GatewayError:
+    if isinstance(error, ContextLengthError):
+        return ContextLengthExceeded(error.message, param=error.param)
+    if isinstance(error, InvalidRequestError):
+        return InvalidRequest(error.message, param=error.param)
+    if isinstance(error, BackendOverloadedError):
+        return Unavailable(error.message, retry_after_s=error.retry_after_s)
+    if isinstance(error, BackendUnavailableError):
+        return Unavailable(error.message)
+    if isinstance(error, BackendTimeoutError):
+        return DeadlineExceeded(error.message)
+    return BackendFailed(error.message)

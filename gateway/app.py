@@ -1,0 +1,217 @@
+"""`create_app`: the one place where the gateway is put together.
+
+Everything is built here and handed to whoever needs it; the lifespan starts what has tasks of its
+own (probes, ledger, budgets) and closes all of it in the reverse order.
+"""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+
+import structlog
+from litestar import Litestar
+from litestar.datastructures import State
+
+from backends.contract import Backend
+from backends.echo import EchoBackend
+from backends.openai_http import OpenAIHTTPBackend
+from gateway.api.errors import error_handlers
+from gateway.api.routes import routes
+from gateway.cache.caches import Caches
+from gateway.cache.model import Store
+from gateway.cache.semantic import BackendEncoder
+from gateway.cache.store import open_store
+from gateway.errors import SettingsError
+from gateway.ledger.budgets import Budgets
+from gateway.ledger.database import open_engine
+from gateway.ledger.keys import KeyBook
+from gateway.ledger.ledger import Ledger
+from gateway.ledger.pricing import CostEstimator
+from gateway.observability import Metrics
+from gateway.parts import Parts
+from gateway.pipeline import Pipeline
+from gateway.routing.classifier import Classifier
+from gateway.routing.health import BackendRegistry
+from gateway.routing.policy_book import PolicyBook
+from gateway.routing.router import Router
+from gateway.runtime import Address, Runtime, database_url
+from gateway.settings import BackendSettings, Settings
+
+log = structlog.get_logger(__name__)
+
+ENCODER = "minilm"
+"""Name of the semantic cache's encoder where the configuration lists none."""
+
+
+def create_app(
+    runtime: Runtime | Settings,
+    *,
+    backends: Mapping[str, Backend] | None = None,
+    store: Store | None = None,
+    clock: Callable[[], float] = time.time,
+    new_id: Callable[[], str] | None = None,
+) -> Litestar:
+    """Put the gateway together.
+
+    Args:
+        runtime: from the supervisor; bare settings stand for a gateway without one, which
+            migrates its database itself and keeps its caches in memory or the Redis they name.
+        backends: by name, instead of those that the settings describe.
+        store: of the caches, instead of the one that the settings describe.
+        clock: Unix seconds.
+        new_id: makes request ids.
+
+    Raises:
+        SettingsError: a policy, head, key or backend cannot be used as configured.
+    """
+    alone = isinstance(runtime, Settings)
+    if isinstance(runtime, Settings):
+        runtime = _without_supervisor(runtime, clock())
+    settings = runtime.settings
+    listed = {backend.name: backend for backend in settings.backends}
+    if runtime.encoder is not None and ENCODER not in listed and not _encoder_listed(settings):
+        listed[ENCODER] = BackendSettings(
+            name=ENCODER, kind="encoder", model=settings.cache.semantic.encoder
+        )
+    if backends is None:
+        backends = {b.name: open_backend(b, _address(runtime, b.name)) for b in listed.values()}
+    engine = open_engine(runtime.database_url)
+    registry = BackendRegistry(settings, backends)
+    book = PolicyBook(settings.routing)
+    router = Router(settings, Classifier.load(settings.routing.head), book, registry)
+    parts = Parts(
+        settings=settings,
+        backends=backends,
+        backend_settings={
+            name: listed.get(name) or BackendSettings(name=name, kind="echo", model=name)
+            for name in backends
+        },
+        registry=registry,
+        book=book,
+        router=router,
+        caches=_caches(settings, store or open_store(settings.cache, runtime.redis_url), backends),
+        ledger=Ledger(settings, engine),
+        estimator=CostEstimator(settings),
+        budgets=Budgets(engine, clock=clock),
+        keys=KeyBook(engine, settings, clock=clock),
+        metrics=Metrics(),
+        engine=engine,
+        started_at=runtime.started_at,
+        clock=clock,
+        new_id=new_id or (lambda: f"{int(clock() * 1000):012x}{os.urandom(8).hex()}"),
+    )
+    pipeline = Pipeline(parts)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: Litestar) -> AsyncIterator[None]:
+        if alone:
+            await _migrate(runtime.database_url)
+        async with running(parts):
+            yield
+
+    return Litestar(
+        route_handlers=routes(pipeline),
+        exception_handlers=error_handlers(),
+        lifespan=[lifespan],
+        state=State({"pipeline": pipeline}),
+        request_max_body_size=settings.server.max_body_bytes,
+        openapi_config=None,
+        logging_config=None,
+    )
+
+
+@contextlib.asynccontextmanager
+async def running(parts: Parts) -> AsyncIterator[None]:
+    """Start what has tasks of its own; close everything, in the reverse order."""
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(parts.engine.dispose)
+        for backend in parts.backends.values():
+            stack.push_async_callback(backend.aclose)
+        await parts.ledger.start()
+        stack.push_async_callback(parts.ledger.aclose)
+        await parts.budgets.start()
+        stack.push_async_callback(parts.budgets.aclose)
+        if parts.caches is not None:
+            stack.push_async_callback(parts.caches.aclose)
+        await parts.registry.start()
+        stack.push_async_callback(parts.registry.aclose)
+        log.info("gateway_started", backends=sorted(parts.backends))
+        yield
+        log.info("gateway_stopping")
+
+
+def open_backend(backend: BackendSettings, address: Address) -> Backend:
+    """The client of one configured backend. Raises SettingsError for a missing API key."""
+    if backend.kind == "echo":
+        return EchoBackend(backend.name)
+    urls = address.base_urls or tuple(backend.base_urls)
+    return OpenAIHTTPBackend(
+        backend.name,
+        urls or ("http://localhost/v1",),
+        model=backend.model if backend.kind == "openai" else backend.name,
+        api_key=_api_key(backend),
+        uds=address.uds,
+        timeout_s=backend.timeout_s,
+        max_concurrency=backend.max_concurrency,
+    )
+
+
+def _api_key(backend: BackendSettings) -> str | None:
+    if backend.api_key_env:
+        secret = os.environ.get(backend.api_key_env, "")
+        if not secret:
+            raise SettingsError(
+                f"backend {backend.name!r}: api_key_env: ${backend.api_key_env} is not set"
+            )
+        return secret
+    if backend.api_key_file:
+        try:
+            return Path(backend.api_key_file).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise SettingsError(f"backend {backend.name!r}: api_key_file: {error}") from None
+    return None
+
+
+def _caches(settings: Settings, store: Store, backends: Mapping[str, Backend]) -> Caches:
+    semantic = settings.cache.semantic
+    name = semantic.encoder if semantic.encoder in backends else ENCODER
+    encoder = backends.get(name) if semantic.enabled else None
+    if encoder is None:
+        return Caches(store, settings.cache)
+    return Caches(
+        store, settings.cache, BackendEncoder(encoder, model=name, revision=semantic.encoder)
+    )
+
+
+def _encoder_listed(settings: Settings) -> bool:
+    return any(backend.name == settings.cache.semantic.encoder for backend in settings.backends)
+
+
+def _address(runtime: Runtime, name: str) -> Address:
+    found = runtime.addresses.get(name)
+    if found is None and name == ENCODER and runtime.encoder is not None:
+        return runtime.encoder
+    return found or Address()
+
+
+def _without_supervisor(settings: Settings, now: float) -> Runtime:
+    if not settings.state_dir:
+        raise SettingsError("state_dir is empty; settings.load() fills it in")
+    redis = settings.cache.redis
+    return Runtime(
+        settings=settings,
+        redis_url=None if redis in ("auto", "memory") else redis,
+        database_url=database_url(settings),
+        state_dir=settings.state_dir,
+        run_dir=settings.state_dir,
+        started_at=now,
+    )
+
+
+async def _migrate(url: str) -> None:
+    from migrations import upgrade
+
+    await asyncio.to_thread(upgrade, url)

@@ -1,0 +1,231 @@
+"""What is known of one request while it is answered; in the end, its headers and its ledger row."""
+
+from typing import Any
+
+from backends.contract import Endpoint, Usage
+from gateway.api.schemas import Options, WireRequest
+from gateway.cache.caches import OFF, Lookup
+from gateway.cache.model import Hit
+from gateway.errors import GatewayError
+from gateway.ledger.budgets import Reservation
+from gateway.ledger.keys import Caller
+from gateway.ledger.money import usd_text
+from gateway.ledger.records import (
+    AttemptRecord,
+    CacheVerdict,
+    CandidateRecord,
+    ChargeRecord,
+    Outcome,
+    RequestRecord,
+    Settlement,
+)
+from gateway.routing.router import Routed
+from policies.model import BackendCard, Decision, Facts
+
+RawHeaders = list[tuple[bytes, bytes]]
+
+
+class Exchange:
+    """One request on its way through the pipeline; every step fills in what it finds out."""
+
+    __slots__ = (
+        "affordable",
+        "answer",
+        "asked_at",
+        "attempts",
+        "backend",
+        "began",
+        "cache",
+        "caller",
+        "candidates",
+        "card",
+        "charges",
+        "dropped",
+        "endpoint",
+        "error",
+        "facts",
+        "first_token_at",
+        "held",
+        "hit",
+        "in_backend_s",
+        "lookup",
+        "options",
+        "outcome",
+        "raw",
+        "request",
+        "request_id",
+        "reservation",
+        "routed",
+        "saved_nano_usd",
+        "started_at",
+        "status",
+        "tags",
+        "tokens_seen",
+        "usage",
+    )
+
+    def __init__(self, endpoint: Endpoint, request_id: str, *, began: float, now: float) -> None:
+        self.endpoint: Endpoint = endpoint
+        self.request_id = request_id
+        self.began = began
+        """Of the performance counter."""
+        self.started_at = now
+        """Unix seconds."""
+        self.options = Options()
+        self.caller: Caller | None = None
+        self.request: WireRequest | None = None
+        self.raw: dict[str, Any] = {}
+        """The body as the client sent it."""
+        self.dropped: list[str] = []
+        self.tags: dict[str, str] = {}
+        self.facts: Facts | None = None
+        self.routed: Routed | None = None
+        self.candidates: tuple[CandidateRecord, ...] = ()
+        self.affordable: tuple[str, ...] = ()
+        """Candidates within the request's own cap, in the order to try."""
+        self.asked_at: float | None = None
+        """When the backend that answered was called."""
+        self.cache: CacheVerdict = "off"
+        self.lookup: Lookup = OFF
+        self.hit: Hit | None = None
+        self.reservation: Reservation | None = None
+        self.backend: str | None = None
+        """Who answered (for a hit: who wrote the entry)."""
+        self.card: BackendCard | None = None
+        self.attempts: list[AttemptRecord] = []
+        self.charges: list[ChargeRecord] = []
+        self.usage: Usage | None = None
+        self.answer: dict[str, Any] | None = None
+        """The OpenAI response body, whole."""
+        self.held: dict[str, Any] | None = None
+        """The last chunk of a stream, kept back until it can say what the request cost."""
+        self.tokens_seen = 0
+        """Chunks of a stream that carried text."""
+        self.first_token_at: float | None = None
+        self.in_backend_s = 0.0
+        self.saved_nano_usd = 0
+        self.outcome: Outcome = "ok"
+        self.status = 200
+        self.error: GatewayError | None = None
+
+    @property
+    def decision(self) -> Decision | None:
+        """What the policy decided, once it has."""
+        return self.routed.decision if self.routed else None
+
+    @property
+    def stream(self) -> bool:
+        """Whether the client asked for server-sent events."""
+        return bool(getattr(self.request, "stream", False))
+
+    @property
+    def chat(self) -> bool:
+        return self.endpoint == "chat/completions"
+
+    @property
+    def answer_id(self) -> str:
+        """The `id` of the OpenAI response."""
+        return f"{'chatcmpl' if self.chat else 'cmpl'}-{self.request_id}"
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether the client asked for a usage chunk."""
+        options = getattr(self.request, "stream_options", None)
+        return bool(options and options.include_usage)
+
+    @property
+    def cost_nano_usd(self) -> int:
+        return sum(charge.cost_nano_usd for charge in self.charges)
+
+    def facts_shown(self, *, settled: bool) -> dict[str, str]:
+        """The contract's response headers without their prefix; costs once they are known."""
+        shown = {"request-id": self.request_id}
+        if self.backend is not None:
+            shown["backend"] = self.backend
+        if self.card is not None:
+            shown["model"] = self.card.model
+        if self.routed is not None:
+            shown["policy"] = self.routed.loaded_policy.ref
+            shown["rule"] = self.routed.decision.rule
+        if self.facts is not None:
+            shown["task"] = self.facts.features.task
+            shown["difficulty"] = f"{self.facts.features.difficulty:.3f}"
+        shown["cache"] = self.cache
+        if self.hit is not None and self.hit.similarity is not None:
+            shown["similarity"] = f"{self.hit.similarity:.4f}"
+        if settled or self.hit is not None:
+            shown["cost-usd"] = usd_text(self.cost_nano_usd)
+            shown["saved-usd"] = usd_text(self.saved_nano_usd)
+        return shown
+
+    def headers(self, *, settled: bool) -> RawHeaders:
+        """All response headers of ours, encoded."""
+        pairs = [
+            (b"x-headgate-" + name.encode(), value.encode("utf-8", "replace"))
+            for name, value in self.facts_shown(settled=settled).items()
+        ]
+        pairs.append((b"x-request-id", self.request_id.encode()))
+        if self.dropped:
+            pairs.append((b"x-headgate-dropped", ", ".join(self.dropped).encode()))
+        if self.error is not None:
+            pairs += [(k.encode(), v.encode()) for k, v in self.error.headers().items()]
+        return pairs
+
+    def summary(self) -> dict[str, str]:
+        """The `headgate` object that ends a stream."""
+        return {name.replace("-", "_"): v for name, v in self.facts_shown(settled=True).items()}
+
+    def settlement(self, *, now: float) -> Settlement:
+        """The request's ledger row with its charges.
+
+        Args:
+            now: of the performance counter.
+        """
+        usage = self.usage or Usage()
+        decision, facts, caller = self.decision, self.facts, self.caller
+        features = facts.features if facts else None
+        loaded = self.routed.loaded_policy if self.routed else None
+        record = RequestRecord(
+            request_id=self.request_id,
+            endpoint=self.endpoint,
+            model=self.request.model[:256] if self.request else "",
+            team=caller.team if caller else "anonymous",
+            key=caller.key_id if caller else "anonymous",
+            user=facts.user if facts else None,
+            tags=self.tags,
+            started_at=self.started_at,
+            duration_ms=(now - self.began) * 1e3,
+            ttft_ms=None
+            if self.first_token_at is None
+            else (self.first_token_at - self.began) * 1e3,
+            stream=self.stream,
+            outcome=self.outcome,
+            status=self.status,
+            error_code=self.error.code if self.error else None,
+            cache=self.cache,
+            similarity=self.hit.similarity if self.hit else None,
+            policy=loaded.name if loaded else "",
+            policy_sha256=loaded.sha256 if loaded else "",
+            rule=decision.rule if decision else "",
+            head=features.head if features else "",
+            task=features.task if features else "",
+            difficulty=features.difficulty if features else None,
+            language=features.language if features else "",
+            prompt_tokens_estimate=features.prompt_tokens if features else 0,
+            turns=features.turns if features else 0,
+            backend=self.backend,
+            backend_model=self.card.model if self.card else None,
+            prompt_tokens=usage.prompt_tokens,
+            cached_prompt_tokens=usage.cached_tokens,
+            completion_tokens=usage.completion_tokens,
+            candidates=self.candidates,
+            attempts=tuple(self.attempts),
+            reasons=tuple((r.subject, r.matched, r.why) for r in decision.reasons)
+            if decision
+            else (),
+            draw=decision.draw if decision else 0.0,
+            probability=decision.probability if decision else 1.0,
+            cost_nano_usd=self.cost_nano_usd,
+            saved_nano_usd=self.saved_nano_usd,
+        )
+        return Settlement(request=record, charges=tuple(self.charges))

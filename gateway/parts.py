@@ -1,0 +1,43 @@
+"""What the pipeline is made of, built once per process by `app.create_app`."""
+
+from collections.abc import Callable, Mapping
+
+from msgspec import Struct
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from backends.contract import Backend
+from gateway.cache.caches import Caches
+from gateway.ledger.budgets import Budgets
+from gateway.ledger.keys import KeyBook
+from gateway.ledger.ledger import Ledger
+from gateway.ledger.pricing import CostEstimator
+from gateway.observability import Metrics
+from gateway.routing.health import BackendRegistry
+from gateway.routing.policy_book import PolicyBook
+from gateway.routing.router import Router
+from gateway.settings import BackendSettings, Settings
+
+
+class Parts(Struct, frozen=True, kw_only=True):
+    """The rooms behind the front door."""
+
+    settings: Settings
+    backends: Mapping[str, Backend]
+    backend_settings: Mapping[str, BackendSettings]
+    """By name; the supervised encoder included."""
+    registry: BackendRegistry
+    book: PolicyBook
+    router: Router
+    caches: Caches | None
+    ledger: Ledger
+    estimator: CostEstimator
+    budgets: Budgets
+    keys: KeyBook
+    metrics: Metrics
+    engine: AsyncEngine
+    """Of the ledger's database."""
+    started_at: float
+    """Unix seconds of `headgate serve`."""
+    clock: Callable[[], float]
+    """Unix seconds."""
+    new_id: Callable[[], str]

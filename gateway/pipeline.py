@@ -1,0 +1,378 @@
+"""The whole story of one request, top to bottom.
+
+`Pipeline.run` is the story; the steps below it call the rooms that do the work. However a request
+ends (answered, refused, failed, cancelled), it is settled exactly once, before its last byte.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import structlog
+
+from backends.contract import Endpoint, GenerateRequest
+from backends.errors import (
+    BackendError,
+    BackendResponseError,
+    BackendStreamError,
+    BackendTimeoutError,
+    BackendUnavailableError,
+)
+from backends.wire import ChatCompletionRequest, EmbeddingRequest, sampling_params, usage_to_wire
+from gateway.api import sse
+from gateway.api.auth import Gate, require
+from gateway.api.reply import ClientGone, Reply
+from gateway.api.schemas import all_tags, check_request, read_options
+from gateway.api.translate import backend_body, decode_body, gateway_error
+from gateway.cache.caches import CacheQuery
+from gateway.cache.model import CachedAnswer
+from gateway.errors import MaxCostExceeded, PolicyDenied, Unavailable
+from gateway.exchange import Exchange
+from gateway.ledger.money import usd_text
+from gateway.ledger.records import AttemptRecord, CandidateRecord, ChargeKind
+from gateway.parts import Parts
+from gateway.relay import last_events, relay
+from gateway.routing.router import sticky_draw
+from gateway.settlement import Settler
+from policies.model import CacheRule
+
+log = structlog.get_logger(__name__)
+
+DEFAULT_ANSWER_TOKENS = 1024
+"""Reserved for an answer without max_tokens."""
+EXPECTED_ANSWER_TOKENS = 256
+"""Assumed when candidates' costs are compared."""
+_OTHER_BACKEND_MAY_HELP = (
+    BackendUnavailableError,
+    BackendTimeoutError,
+    BackendStreamError,
+    BackendResponseError,
+)
+_encode = msgspec.json.Encoder().encode
+
+
+class Pipeline:
+    """Answers chats, completions and embeddings."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.gate = Gate(parts.settings, parts.keys)
+        self.draining = False
+        self.in_flight = 0
+        self._ids: set[str] = set()
+        self._settler = Settler(parts)
+
+    async def run(self, endpoint: Endpoint, headers: Mapping[str, str], reply: Reply) -> None:
+        """One request, from its headers to its last byte."""
+        parts = self.parts
+        x = Exchange(endpoint, parts.new_id(), began=time.perf_counter(), now=parts.clock())
+        self.in_flight += 1
+        parts.metrics.in_flight.inc()
+        try:
+            await self._receive(x, headers, reply)
+            async with asyncio.timeout(x.options.deadline_s):
+                await self._route(x)
+                await self._look_up(x)
+                if x.hit is None:
+                    await self._reserve(x)
+                    with reply.watching():
+                        await self._ask(x, reply)
+        except ClientGone:
+            return  # it left before it had asked for anything
+        except (Exception, asyncio.CancelledError) as error:
+            self._fail(x, reply, error)
+        finally:
+            self.in_flight -= 1
+            parts.metrics.in_flight.dec()
+            self._ids.discard(x.request_id)
+        if x.caller is not None:
+            self._settler.settle(x)
+        await self._finish(x, reply)
+
+    async def _receive(self, x: Exchange, headers: Mapping[str, str], reply: Reply) -> None:
+        """Who asks, and for what."""
+        if self.draining:
+            raise Unavailable("The gateway is shutting down; try again.", retry_after_s=2)
+        server = self.parts.settings.server
+        caller = await self.gate.caller(headers)
+        require(caller, "inference")
+        x.caller = caller
+        x.options = read_options(headers)
+        await self._name(x)
+        body = await reply.read(server.max_body_bytes)
+        x.request, x.raw, x.dropped = decode_body(
+            x.endpoint, body, drop_unknown=server.unknown_fields == "drop"
+        )
+        check_request(x.request)
+        if not isinstance(x.request, EmbeddingRequest):
+            sampling_params(x.request)
+            x.tags = all_tags(x.options, x.request.metadata)
+        else:
+            x.tags = x.options.tags
+
+    async def _name(self, x: Exchange) -> None:
+        """Take over the client's request id, unless a row or a request of that id is there."""
+        wanted = x.options.request_id
+        if wanted is not None:
+            if wanted in self._ids or await self.parts.ledger.find(wanted) is not None:
+                wanted = f"{wanted[:100]}-{x.request_id}"  # a second row would never be written
+            x.request_id = wanted
+        self._ids.add(x.request_id)
+        structlog.contextvars.bind_contextvars(request_id=x.request_id)
+
+    async def _route(self, x: Exchange) -> None:
+        """Features, then the policy; a refusal ends here, also for what a cache could answer."""
+        assert x.request is not None
+        assert x.caller is not None
+        parts, caller = self.parts, x.caller
+        facts = parts.router.facts(
+            x.request, team=caller.team, key=caller.key_id, user=x.request.user, tags=x.tags
+        )
+        x.facts = facts
+        x.routed = await parts.router.decide(
+            facts,
+            policy_name=x.options.policy,
+            budget=parts.budgets.state(caller),
+            now=datetime.fromtimestamp(x.started_at, UTC),
+            draw=sticky_draw(_sticky_id(x)),
+            body=lambda: x.raw,
+        )
+        x.facts = x.routed.facts
+        decision = x.routed.decision
+        prompt = facts.features.prompt_tokens
+        x.candidates = tuple(
+            CandidateRecord(
+                backend=name,
+                cost_nano_usd=parts.estimator.expected(name, prompt, EXPECTED_ANSWER_TOKENS),
+                quality=facts.features.quality.get(name),
+            )
+            for name in decision.candidates
+        )
+        if x.routed.refusal is not None:
+            raise x.routed.refusal
+
+    async def _look_up(self, x: Exchange) -> None:
+        """The caches, as far as operator, policy and caller allow together."""
+        caches, decision = self.parts.caches, x.decision
+        assert decision is not None
+        assert x.caller is not None
+        rule = _tightest(decision.cache, x.options.cache)
+        if caches is None or rule == "off" or isinstance(x.request, EmbeddingRequest):
+            return
+        assert x.request is not None
+        first = decision.candidates[0]
+        card = self.parts.registry.cards()[first]
+        x.lookup = await caches.lookup(
+            CacheQuery(
+                namespace=x.caller.team,
+                request=x.request,
+                backend=first,
+                revision=card.revision,
+                max_tokens=decision.max_tokens,
+                rule=rule,
+                refresh=x.options.cache == "refresh",
+            )
+        )
+        x.cache = x.lookup.verdict
+        if x.lookup.hit is not None:
+            x.card = card
+            self._settler.reuse(x, x.lookup.hit)
+            x.answer = {**x.lookup.hit.answer.body, "id": x.answer_id, "model": first}
+
+    async def _reserve(self, x: Exchange) -> None:
+        """Hold what the dearest candidate may cost; over the request's own cap none is asked."""
+        estimates = self._estimates(x)
+        cap = x.options.max_cost_nano_usd
+        if cap is not None:
+            cheapest = min(estimates.values())
+            if cheapest > cap:
+                raise MaxCostExceeded(
+                    f"The answer may cost ${usd_text(cheapest)}, more than the allowed "
+                    f"${usd_text(cap)}; a smaller max_tokens lowers it.",
+                    param="x-headgate-max-cost-usd",
+                )
+            estimates = {name: cost for name, cost in estimates.items() if cost <= cap}
+        assert x.caller is not None
+        x.affordable = tuple(estimates)
+        x.reservation = await self.parts.budgets.reserve(
+            x.caller, max(estimates.values()), request_id=x.request_id
+        )
+
+    def _estimates(self, x: Exchange) -> dict[str, int]:
+        assert x.facts is not None
+        assert x.decision is not None
+        facts = x.facts
+        tokens = min(
+            facts.max_tokens or DEFAULT_ANSWER_TOKENS,
+            x.decision.max_tokens or facts.max_tokens or DEFAULT_ANSWER_TOKENS,
+        )
+        if facts.endpoint == "embeddings":
+            tokens = 0
+        tokens *= getattr(x.request, "n", None) or 1
+        estimate, prompt = self.parts.estimator.estimate, facts.features.prompt_tokens
+        return {name: estimate(name, prompt, tokens) for name in x.decision.candidates}
+
+    async def _ask(self, x: Exchange, reply: Reply) -> None:
+        """The backends in the policy's order, until one answers or the client has seen some."""
+        last = x.affordable[-1]
+        for name in x.affordable:
+            try:
+                await self._attempt(x, reply, name, last=name == last)
+            except _OTHER_BACKEND_MAY_HELP as error:
+                self.parts.registry.mark_failure(name, error.message)
+                self.parts.metrics.count_failed_attempt(name, type(error).__name__)
+                log.warning(
+                    "attempt_failed", request_id=x.request_id, backend=name, error=error.message
+                )
+                if reply.started or name == last:
+                    raise
+            else:
+                self.parts.registry.mark_success(name)
+                self._keep(x, name)
+                return
+
+    async def _attempt(self, x: Exchange, reply: Reply, name: str, *, last: bool) -> None:
+        """One call of one backend, booked whether it works or not."""
+        parts = self.parts
+        backend, settings = parts.backends[name], parts.backend_settings[name]
+        assert x.decision is not None
+        assert x.facts is not None
+        request = GenerateRequest(
+            request_id=x.request_id,
+            endpoint=x.endpoint,
+            body=backend_body(
+                x.raw,
+                model=settings.model if settings.kind == "openai" else name,
+                needs=x.facts.needs,
+                max_tokens=x.decision.max_tokens,
+                stream=x.stream,
+            ),
+            headers={"traceparent": x.options.traceparent} if x.options.traceparent else {},
+            timeout_s=settings.timeout_s,
+        )
+        x.backend, x.card = name, parts.registry.cards()[name]
+        x.usage, x.tokens_seen = None, 0
+        began = x.asked_at = time.perf_counter()
+        failure: str | None = None
+        with parts.registry.running(name):
+            try:
+                if x.stream:
+                    await relay(x, reply, backend.stream(request), name)
+                else:
+                    completion = await backend.generate(request)
+                    x.usage, x.answer = completion.usage, completion.body
+            except BaseException as error:
+                failure = f"{type(error).__name__}: {error}"
+                elapsed_s = time.perf_counter() - began
+                moves_on = isinstance(error, BackendError) and not (last or reply.started)
+                kind: ChargeKind = "retry" if moves_on else "answer"
+                await self._settler.charge_lost(x, name, error, elapsed_s, kind)
+                if not reply.started:
+                    x.backend = x.card = None  # it did not answer
+                raise
+            finally:
+                elapsed_s = time.perf_counter() - began
+                x.in_backend_s += elapsed_s
+                x.attempts.append(AttemptRecord(backend=name, ms=elapsed_s * 1e3, error=failure))
+            self._settler.charge(x, name, x.usage, elapsed_s)
+
+    def _keep(self, x: Exchange, name: str) -> None:
+        """Name the answer, and give it to the caches if it may be reused."""
+        answer = x.answer
+        assert answer is not None
+        answer["model"] = name
+        if not isinstance(x.request, EmbeddingRequest):
+            answer["id"] = x.answer_id
+        if x.usage is not None and "usage" not in answer:
+            answer["usage"] = usage_to_wire(x.usage)
+        caches, decision = self.parts.caches, x.decision
+        assert decision is not None
+        if caches is None or x.cache != "miss" or name != decision.candidates[0]:
+            return
+        reasons = {choice.get("finish_reason") for choice in answer.get("choices", ())}
+        if not reasons <= {"stop", "length", "tool_calls"} or not reasons:
+            return
+        if "length" in reasons and _was_capped(x):
+            return
+        caches.store(
+            x.lookup,
+            CachedAnswer(
+                request_id=x.request_id,
+                backend=name,
+                model=name,
+                body=answer,
+                cost_nano_usd=x.cost_nano_usd,
+                created_at=self.parts.clock(),
+            ),
+        )
+
+    def _fail(self, x: Exchange, reply: Reply, error: BaseException) -> None:
+        """Note how the request ended."""
+        if isinstance(error, asyncio.CancelledError):
+            x.outcome, x.status = "cancelled", 200 if reply.started else 499
+            task = asyncio.current_task()
+            if task is not None and reply.disconnected:
+                task.uncancel()
+            return
+        x.error = gateway_error(error)
+        x.status = 200 if reply.started else x.error.status
+        if isinstance(x.error, PolicyDenied):
+            x.outcome = "denied"
+        else:
+            x.outcome = "refused" if x.error.status < 500 else "error"
+
+    async def _finish(self, x: Exchange, reply: Reply) -> None:
+        """The last bytes."""
+        if x.outcome == "cancelled":
+            if not reply.disconnected:
+                raise asyncio.CancelledError  # the server itself stops
+            return
+        if x.error is not None:
+            body = x.error.body()
+            if reply.started:
+                await reply.event(sse.event(body), last=True)
+            else:
+                headers = x.headers(settled=True)
+                await reply.whole(x.status, headers, _encode(body), b"application/json")
+        elif x.stream:
+            if not reply.started:
+                await reply.start_stream(x.headers(settled=True))
+            await reply.event(last_events(x), last=True)
+        else:
+            headers = x.headers(settled=True)
+            await reply.whole(200, headers, _encode(x.answer), b"application/json")
+
+
+def _tightest(policy: CacheRule | None, header: str | None) -> CacheRule:
+    """The most that both allow."""
+    asked: CacheRule = "semantic"
+    if header in ("off", "exact"):
+        asked = "off" if header == "off" else "exact"
+    order: tuple[CacheRule, ...] = ("off", "exact", "semantic")
+    return min(policy or "semantic", asked, key=order.index)
+
+
+def _sticky_id(x: Exchange) -> str:
+    """What stays the same over a conversation: the user, else how the conversation began."""
+    request = x.request
+    assert request is not None
+    assert x.caller is not None
+    if request.user:
+        return f"{x.caller.team}\0{request.user}"
+    first: Any = ""
+    if isinstance(request, ChatCompletionRequest):
+        users = (m for m in request.messages if m.role == "user")
+        first = next(users, request.messages[0]).text()
+    else:
+        first = getattr(request, "prompt", "") or getattr(request, "input", "")
+    return f"{x.caller.team}\0{first}"
+
+
+def _was_capped(x: Exchange) -> bool:
+    """Whether the policy allowed fewer tokens than the client."""
+    cap = x.decision.max_tokens if x.decision else None
+    asked = x.facts.max_tokens if x.facts else None
+    return cap is not None and (asked is None or cap < asked)

@@ -1,0 +1,85 @@
+"""Passing a backend's stream on: renamed, stripped, its last chunk held back for the settlement."""
+
+import contextlib
+import time
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from backends.contract import Chunk, Usage
+from backends.wire import usage_to_wire
+from gateway.api import sse
+from gateway.api.reply import Reply
+from gateway.exchange import Exchange
+
+
+async def relay(x: Exchange, reply: Reply, chunks: AsyncGenerator[Chunk, None], model: str) -> None:
+    """Send all but the last chunk of a stream; leaves `x.held`, `x.answer` and `x.usage`.
+
+    Nothing is sent before the first chunk that carries a piece of the answer: until then another
+    backend can still take over. The chunk with the last finish_reason stays back, because what
+    the request cost stands on it.
+
+    Raises:
+        BackendError: the backend failed; `reply.started` says whether the client has seen some.
+    """
+    assembler = sse.Assembler()
+    x.tokens_seen = 0
+    waiting: list[bytes] = []
+    held: dict[str, Any] | None = None
+    async with contextlib.aclosing(chunks):
+        async for chunk in chunks:
+            body = _renamed(x, chunk.body, model)
+            carried = assembler.add(body)
+            body.pop("usage", None)
+            if chunk.usage is not None:
+                x.usage = chunk.usage
+            if not body.get("choices"):
+                continue
+            if held is not None:
+                waiting.append(sse.event(held))
+                held = None
+            if any(choice.get("finish_reason") for choice in body["choices"]):
+                held = body
+            else:
+                waiting.append(sse.event(body))
+            if not carried:
+                continue
+            x.tokens_seen = assembler.tokens_seen
+            if not reply.started:
+                x.first_token_at = time.perf_counter()
+                await reply.start_stream(x.headers(settled=False))
+            if waiting:
+                await reply.event(b"".join(waiting))
+                waiting.clear()
+    if x.usage is None:  # a server that does not say: what we saw is all we know
+        prompt_tokens = x.facts.features.prompt_tokens if x.facts else 0
+        x.usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=x.tokens_seen)
+    x.held = held
+    x.answer = {**assembler.body(chat=x.chat), "usage": usage_to_wire(x.usage)}
+
+
+def _renamed(x: Exchange, body: dict[str, Any], model: str) -> dict[str, Any]:
+    body["id"] = x.answer_id
+    body["model"] = model
+    return body
+
+
+def last_events(x: Exchange) -> bytes:
+    """What ends a stream: finish_reason, usage if asked for, the `headgate` object, [DONE]."""
+    events: list[bytes] = []
+    answer = x.answer or {}
+    held = x.held
+    if x.hit is not None:
+        *most, held = sse.replay(answer, chat=x.chat)
+        events = [sse.event(chunk) for chunk in most]
+    if held is None:
+        kind = "chat.completion.chunk" if x.chat else "text_completion"
+        held = {"id": x.answer_id, "object": kind, "model": answer.get("model"), "choices": []}
+    if x.include_usage:
+        events.append(sse.event(held))
+        last = {name: value for name, value in held.items() if name != "choices"}
+        last |= {"choices": [], "usage": answer.get("usage")}
+    else:
+        last = held
+    events.append(sse.event({**last, "headgate": x.summary()}))
+    return b"".join(events) + sse.DONE

@@ -1,0 +1,163 @@
+"""The end of every request: what it used becomes charges, its row goes to the ledger, once.
+
+`Settler.charge` books one piece of work on the exchange; `Settler.settle` closes it: journal,
+budget, metrics, log line. Nothing here waits, so a settlement cannot be cut short.
+"""
+
+import asyncio
+import time
+
+import structlog
+
+from backends.contract import Usage
+from backends.errors import BackendError, BackendStreamError, BackendTimeoutError
+from backends.wire import usage_from_wire
+from gateway.cache.model import Hit
+from gateway.exchange import Exchange
+from gateway.ledger.money import NANO, usd_text
+from gateway.ledger.pricing import price_usage
+from gateway.ledger.records import ChargeKind
+from gateway.parts import Parts
+
+log = structlog.get_logger(__name__)
+
+_USAGE_WAITS_S = (0.0, 0.05, 0.15)
+"""Pauses before asking a backend what a cut-off request used; it notices within a step or two."""
+_USAGE_TIMEOUT_S = 1.0
+
+
+class Settler:
+    """Books and closes exchanges."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    def charge(
+        self,
+        x: Exchange,
+        backend: str,
+        usage: Usage | None,
+        elapsed_s: float,
+        *,
+        kind: ChargeKind = "answer",
+    ) -> None:
+        """Book what one call of a backend used."""
+        parts = self._parts
+        charge = price_usage(
+            parts.settings,
+            parts.backend_settings[backend],
+            usage,
+            elapsed_s=elapsed_s,
+            in_flight=max(1, parts.registry.in_flight(backend)),
+            kind=kind,
+            at=parts.clock(),
+            request_id=x.request_id,
+            seq=len(x.charges),
+        )
+        x.charges.append(charge)
+        if usage is not None:
+            parts.estimator.observe(charge)
+
+    async def charge_lost(
+        self, x: Exchange, backend: str, error: BaseException, elapsed_s: float, kind: ChargeKind
+    ) -> None:
+        """Book a call that was cut off or broke: as the backend counted, else what was seen."""
+        cut_off = isinstance(error, asyncio.CancelledError)
+        if not cut_off and not isinstance(error, BackendTimeoutError | BackendStreamError):
+            return  # it was refused: nothing was used
+        usage = x.usage or await self._usage_of(x, backend)
+        if usage is None:
+            usage = Usage(
+                prompt_tokens=x.facts.features.prompt_tokens if x.facts else 0,
+                completion_tokens=x.tokens_seen,
+            )
+        x.usage = usage if kind == "answer" else None
+        self.charge(x, backend, usage, elapsed_s, kind=kind)
+
+    async def _usage_of(self, x: Exchange, backend: str) -> Usage | None:
+        if self._parts.backend_settings[backend].price is not None:
+            return None  # somebody else's server: it knows no such question
+        try:
+            async with asyncio.timeout(_USAGE_TIMEOUT_S):
+                for pause_s in _USAGE_WAITS_S:
+                    await asyncio.sleep(pause_s)
+                    usage = await self._parts.backends[backend].usage_of(x.request_id)
+                    if usage is not None:
+                        return usage
+        except (BackendError, TimeoutError):
+            pass
+        return None
+
+    def reuse(self, x: Exchange, hit: Hit) -> None:
+        """Note a reused answer: what it was made of, and what making it would cost now."""
+        x.hit = hit
+        x.backend = hit.answer.backend
+        x.usage = usage_from_wire(hit.answer.body.get("usage"))
+        x.saved_nano_usd = self._price_now(x, hit)
+
+    def _price_now(self, x: Exchange, hit: Hit) -> int:
+        made = self._parts.backend_settings.get(hit.answer.backend)
+        if made is None or x.usage is None or (x.usage.headgate is None and made.price is None):
+            return hit.answer.cost_nano_usd
+        return price_usage(
+            self._parts.settings,
+            made,
+            x.usage,
+            elapsed_s=0.0,
+            in_flight=1,
+            at=x.started_at,
+            request_id=x.request_id,
+            seq=0,
+        ).cost_nano_usd
+
+    def settle(self, x: Exchange) -> None:
+        """Close the exchange. Called once, before the last byte goes out."""
+        now = time.perf_counter()
+        settlement = x.settlement(now=now)
+        try:
+            self._parts.ledger.settle(settlement)
+        except Exception:
+            log.exception("settlement_failed", request_id=x.request_id)
+        if x.reservation is not None:
+            x.reservation.settle(x.cost_nano_usd)
+            x.reservation = None
+        self._measure(x, now)
+        record = settlement.request
+        log.info(
+            "request_settled",
+            request_id=x.request_id,
+            endpoint=x.endpoint,
+            outcome=x.outcome,
+            status=x.status,
+            error_code=record.error_code,
+            backend=x.backend,
+            rule=record.rule,
+            cache=x.cache,
+            duration_ms=round(record.duration_ms, 3),
+            prompt_tokens=record.prompt_tokens,
+            completion_tokens=record.completion_tokens,
+            cost_usd=usd_text(record.cost_nano_usd),
+        )
+
+    def _measure(self, x: Exchange, now: float) -> None:
+        metrics = self._parts.metrics
+        duration_s = now - x.began
+        metrics.count_request(x.endpoint, x.outcome, x.status)
+        metrics.overhead.observe(max(0.0, duration_s - x.in_backend_s))
+        if x.cache != "off":
+            metrics.cache_queries.inc()
+        if x.hit is not None:
+            metrics.count_hit(x.cache, x.saved_nano_usd / NANO)
+        for charge in x.charges:
+            made = self._parts.backend_settings[charge.backend]
+            metrics.count_charge(charge, made.model)
+        if x.backend is None or x.hit is not None or x.outcome != "ok":
+            return
+        of = metrics.of_backend(x.backend)
+        of.duration.observe(duration_s)
+        if x.asked_at is not None:
+            of.queue_time.observe(x.asked_at - x.began)
+        if x.first_token_at is not None:
+            of.ttft.observe(x.first_token_at - x.began)
+            if x.usage is not None and x.usage.completion_tokens > 1:
+                of.tpot.observe((now - x.first_token_at) / (x.usage.completion_tokens - 1))

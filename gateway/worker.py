@@ -1,0 +1,141 @@
+"""One gateway process: `python -m gateway.worker`, started by the supervisor.
+
+Reads the runtime that $HEADGATE_RUNTIME names and serves the app with Granian in this process.
+With [server] workers > 1 the first process starts the others beside itself; the kernel spreads
+connections over them (SO_REUSEPORT). SIGTERM drains: new requests get 503 + Retry-After, running
+ones may finish. If the parent dies, so does the worker.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from gateway.runtime import RUNTIME_ENV, Runtime
+
+log = structlog.get_logger(__name__)
+
+METRICS_ENV = "PROMETHEUS_MULTIPROC_DIR"
+_PR_SET_PDEATHSIG = 1
+_POLL_S = 0.05
+_DRAIN_GRACE_S = 0.2
+"""Listening goes on at least this long after SIGTERM, so that late requests hear 503."""
+
+
+def main() -> int:
+    """Serve until SIGTERM. Returns the exit code."""
+    arguments = argparse.ArgumentParser(prog="gateway.worker", description=__doc__)
+    arguments.add_argument("--index", type=int, default=0, help="Which of the workers this is.")
+    index: int = arguments.parse_args().index
+    _die_with_parent()
+    runtime = Runtime.load()
+    workers = runtime.settings.server.workers
+    if workers > 1:
+        folder = Path(runtime.run_dir) / "metrics"
+        if index == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+        os.environ[METRICS_ENV] = str(folder)  # before anything imports prometheus_client
+
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_run(runtime, index))
+
+
+async def _run(runtime: Runtime, index: int) -> int:
+    from gateway.observability import configure_logging
+    from gateway.process import Child, Spec
+
+    configure_logging(runtime.settings.log_level)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    others: list[Child] = []
+    if index == 0:
+        for other in range(1, runtime.settings.server.workers):
+            spec = Spec(
+                name=f"gateway-{other}",
+                command=[sys.executable, "-m", "gateway.worker", "--index", str(other)],
+                env={RUNTIME_ENV: os.environ[RUNTIME_ENV]},
+                stop_timeout_s=runtime.settings.server.drain_timeout_s + 3.0,
+            )
+            others.append(Child(spec))
+    await asyncio.gather(*(child.start() for child in others))
+    try:
+        return await _serve(runtime, stop)
+    finally:
+        await asyncio.gather(*(child.stop() for child in others))
+
+
+async def _serve(runtime: Runtime, stop: asyncio.Event) -> int:
+    """Serve the app until `stop`, then drain."""
+    from granian.constants import HTTPModes, Interfaces
+    from granian.http import HTTP1Settings
+    from granian.server.embed import Server
+
+    from gateway.app import create_app
+    from gateway.pipeline import Pipeline
+
+    server_settings = runtime.settings.server
+    app = create_app(runtime)
+    pipeline: Pipeline = app.state["pipeline"]
+    server = Server(
+        app,
+        address=server_settings.host,
+        port=server_settings.port,
+        interface=Interfaces.ASGI,
+        http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(header_read_timeout=30_000),
+        websockets=False,
+        backlog=1024,
+        log_enabled=False,
+    )
+    serving = asyncio.create_task(server.serve())
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if serving.done():
+        stopping.cancel()
+        error = serving.exception()
+        log.error("server_failed", error=repr(error))
+        return 1
+    await _drain(pipeline, server_settings.drain_timeout_s)
+    server.stop()  # type: ignore[no-untyped-call]
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(serving, 5.0)
+    return 0
+
+
+async def _drain(pipeline: Any, timeout_s: float) -> None:
+    """Refuse new requests; wait for the running ones."""
+    began = time.monotonic()
+    pipeline.draining = True
+    log.info("drain_started", in_flight=pipeline.in_flight, timeout_s=timeout_s)
+    while True:
+        waited_s = time.monotonic() - began
+        if pipeline.in_flight == 0 and waited_s >= _DRAIN_GRACE_S:
+            break
+        if waited_s >= timeout_s:
+            log.warning("drain_timed_out", in_flight=pipeline.in_flight)
+            break
+        await asyncio.sleep(_POLL_S)
+    log.info("drain_finished", seconds=round(time.monotonic() - began, 3))
+
+
+def _die_with_parent() -> None:
+    """Let the kernel end this process when its parent dies (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
