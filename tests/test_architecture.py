@@ -14,7 +14,8 @@ PACKAGES = ("gateway", "backends", "kernels", "policies", "migrations")
 def test_architecture_names_only_what_exists() -> None:
     """Every path in ARCHITECTURE.md is a file or folder of this repository."""
     text = (ROOT / "ARCHITECTURE.md").read_text()
-    named = re.findall(r"`((?:%s|tests|docs)/[\w/.*{},-]+)`" % "|".join(PACKAGES), text)
+    packages = "|".join(PACKAGES)
+    named = re.findall(rf"`((?:{packages}|tests|docs)/[\w/.*{{}},-]+)`", text)
     assert len(named) > 40
     missing = [path for path in named if not list(ROOT.glob(path.rstrip("/")))]
     assert missing == []
