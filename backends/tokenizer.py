@@ -8,6 +8,7 @@ import codecs
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,17 @@ class Tokenizer:
         if normalizer is not None and not text.isascii():
             text = normalizer.normalize_str(text)
         return len(text.encode("utf-8", "surrogatepass")) + extras
+
+    def token_floor(self, text: str) -> int:
+        """A lower bound of the tokens of `text`, without tokenising; 0 where none is known."""
+        if self._rust.normalizer is not None:
+            # It may drop what the text has.
+            return 0
+        return -(-len(text) // self._longest_token_bytes)
+
+    @cached_property
+    def _longest_token_bytes(self) -> int:
+        return max(1, *(len(self._bytes.raw(i)) for i in range(self.vocab_size)))
 
     @property
     def has_chat_template(self) -> bool:

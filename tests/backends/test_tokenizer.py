@@ -96,6 +96,14 @@ def test_prompt_token_bound_holds_for_any_text(tokenizer: Tokenizer, text: str) 
     assert tokenizer.prompt_token_bound(text) >= len(tokenizer.encode(text, True))
 
 
+@KINDS
+@given(text=st.text() | st.sampled_from(["the " * 50, "<|eos|>" * 20, "the dog sat on the mat"]))
+def test_token_floor_holds_for_any_text(tokenizer: Tokenizer, text: str) -> None:
+    """The floor is never above the exact count, and says something of long texts."""
+    assert tokenizer.token_floor(text) <= len(tokenizer.encode(text))
+    assert BYTE_LEVEL.token_floor("x" * 10_000) > 500
+
+
 @given(contents=st.lists(st.text(), min_size=1, max_size=4))
 @settings(max_examples=50)
 def test_prompt_token_bound_holds_for_any_chat(contents: list[str]) -> None:

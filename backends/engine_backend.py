@@ -1,0 +1,317 @@
+"""Our engine as a `Backend`: OpenAI bodies in, token ids through the engine, OpenAI bodies out."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from backends.contract import (
+    BackendHealth,
+    Chunk,
+    Completion,
+    GenerateRequest,
+    SamplingParams,
+    TokenEvent,
+    Usage,
+)
+from backends.engine.async_engine import AsyncEngine, EngineRequest, EventStream
+from backends.engine.config import EngineConfig
+from backends.engine_metrics import EngineMetrics
+from backends.errors import (
+    BackendOverloadedError,
+    ContextLengthError,
+    InvalidRequestError,
+)
+from backends.openai_responses import ResponseWriter, total_usage
+from backends.tokenizer import Tokenizer
+from backends.wire import (
+    CAPABILITY_FIELDS,
+    ChatCompletionRequest,
+    CompletionRequest,
+    WireError,
+    sampling_params,
+    split_inputs,
+)
+
+_OFF_LOOP_CHARACTERS = 16_384
+"""Longer prompts are tokenised on another thread."""
+_COMPLETION_MAX_TOKENS = 16
+"""OpenAI's and vLLM's default for /v1/completions."""
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "function_call": ("none",),
+    "tools": ([],),
+    "functions": ([],),
+    "suffix": ("",),
+    "echo": (False,),
+}
+"""Values of capability fields that ask for nothing."""
+
+
+class EngineBackend:
+    """A `Backend` in the engine's own process.
+
+    Attributes:
+        name: the first of the model's served names.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        engine: AsyncEngine,
+        tokenizer: Tokenizer,
+        config: EngineConfig,
+        metrics: EngineMetrics,
+        *,
+        model_revision: str,
+        max_waiting: int = 1024,
+    ) -> None:
+        """Above `max_waiting` queued requests, further ones are refused as overload."""
+        self.name = name
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._config = config
+        self._metrics = metrics
+        self._revision = model_revision
+        self._max_waiting = max_waiting
+
+    async def generate(self, request: GenerateRequest) -> Completion:
+        """Answer whole."""
+        job = await self._start(request)
+        try:
+            async for index, event in job.events():
+                job.writer.feed(index, event)
+        finally:
+            job.stream.close()
+        usage = total_usage(job.usages)
+        return Completion(body=job.writer.whole(usage), usage=usage)
+
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        """Answer chunk by chunk; the last one carries the usage."""
+        job = await self._start(request)
+        try:
+            for body in job.writer.opening():
+                yield Chunk(body=body)
+            async for index, event in job.events():
+                chunk = job.writer.chunk(index, event)
+                if chunk is not None:
+                    yield Chunk(body=chunk)
+            usage = total_usage(job.usages)
+            yield Chunk(body=job.writer.usage_chunk(usage), usage=usage)
+        finally:
+            job.stream.close()
+
+    async def probe(self) -> BackendHealth:
+        """Ready while the engine lives."""
+        stats = self._engine.stats()
+        return BackendHealth(
+            ready=self._engine.failure is None,
+            running=stats.running,
+            waiting=stats.waiting,
+            capacity=self._config.max_num_seqs,
+            model_revision=self._revision,
+            context_tokens=self._config.longest_sequence,
+            detail=self._engine.failure or "",
+        )
+
+    async def count_tokens(self, body: Mapping[str, Any]) -> int | None:
+        """Exact prompt tokens of a chat or completion body."""
+        if "messages" in body:
+            return len(await self.encode_chat(body["messages"], tools=body.get("tools")))
+        prompts = await self._encode_prompts(body.get("prompt") or "")
+        return sum(len(prompt) for prompt in prompts)
+
+    async def usage_of(self, request_id: str) -> Usage | None:
+        """The final usage of a request that ended, or was cut off, at most 60 s ago."""
+        usage = await self._engine.usage_of(request_id)
+        if usage is not None:
+            return usage
+        parts: list[Usage] = []
+        while (part := await self._engine.usage_of(_part_id(request_id, len(parts)))) is not None:
+            parts.append(part)
+        return total_usage(parts) if parts else None
+
+    async def aclose(self) -> None:
+        """Stop the engine."""
+        await self._engine.aclose()
+
+    async def encode_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
+        """Token ids of a chat, off the event loop where it is long.
+
+        Raises:
+            InvalidRequestError: no messages, or some that this model cannot read.
+            ContextLengthError: too long without counting.
+        """
+        plain = [_plain(place, message) for place, message in enumerate(messages)]
+        if not plain:
+            raise InvalidRequestError("'messages' is empty; send at least one.", param="messages")
+        self._refuse_too_long("".join(m["content"] for m in plain), "messages")
+        length = sum(len(message["content"]) for message in plain)
+        if length <= _OFF_LOOP_CHARACTERS:
+            return self._tokenizer.encode_chat(plain, **options)
+        return await asyncio.to_thread(self._tokenizer.encode_chat, plain, **options)
+
+    async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a prompt, off the event loop where it is long."""
+        self._refuse_too_long(text, "prompt")
+        if len(text) <= _OFF_LOOP_CHARACTERS:
+            return self._tokenizer.encode(text, add_special_tokens)
+        return await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens)
+
+    def _refuse_too_long(self, text: str, param: str) -> None:
+        """Refuse what cannot fit however well it is tokenised, before spending time on it."""
+        least, most = self._tokenizer.token_floor(text), self._config.longest_sequence
+        if least > most:
+            raise ContextLengthError(
+                f"This model's maximum context length is {most} tokens; the prompt has at least "
+                f"{least}. Shorten it.",
+                param=param,
+            )
+
+    async def _encode_prompts(self, value: Any) -> list[list[int]]:
+        try:
+            prompts = split_inputs(value, "prompt")
+        except WireError as error:
+            raise InvalidRequestError(error.message, param=error.param) from None
+        return [p if isinstance(p, list) else await self.encode(p) for p in prompts]
+
+    async def _start(self, request: GenerateRequest) -> "_Job":
+        """Check, tokenise and queue a request."""
+        if self._engine.stats().waiting >= self._max_waiting:
+            raise BackendOverloadedError(
+                f"The queue is full ({self._max_waiting} requests); try again later."
+            )
+        arrived_s = time.monotonic()
+        chat = request.endpoint == "chat/completions"
+        kind: Any = ChatCompletionRequest if chat else CompletionRequest
+        try:
+            wire = msgspec.convert(request.body, kind)
+            params = sampling_params(wire)
+        except msgspec.ValidationError as error:
+            raise InvalidRequestError(str(error)) from None
+        except WireError as error:
+            raise InvalidRequestError(error.message, param=error.param) from None
+        _refuse_capabilities(request.body, params.n)
+        prediction = None
+        if chat:
+            prompts = [await self.encode_chat(request.body["messages"])]
+            prediction = wire.prediction.text() if wire.prediction else None
+        else:
+            prompts = await self._encode_prompts(wire.prompt)
+            if params.max_tokens is None:
+                params = msgspec.structs.replace(params, max_tokens=_COMPLETION_MAX_TOKENS)
+        ids = [request.request_id]
+        if len(prompts) > 1:
+            ids = [_part_id(request.request_id, place) for place in range(len(prompts))]
+        stream = await self._engine.submit(
+            [
+                EngineRequest(
+                    request_id=request_id,
+                    prompt_token_ids=prompt,
+                    params=params,
+                    priority=wire.priority or 0,
+                    prediction_text=prediction,
+                )
+                for request_id, prompt in zip(ids, prompts, strict=True)
+            ]
+        )
+        writer = ResponseWriter(
+            self._tokenizer,
+            chat=chat,
+            request_id=request.request_id,
+            model=wire.model,
+            created_s=int(time.time()),
+            fingerprint=f"fp_{self._revision}",
+            num_choices=len(ids) * params.n,
+            with_logprobs=params.logprobs is not None,
+        )
+        return _Job(stream, writer, ids, params, self._metrics, arrived_s)
+
+
+class _Job:
+    """One request under way: its events, numbered by choice, and their times."""
+
+    def __init__(
+        self,
+        stream: EventStream,
+        writer: ResponseWriter,
+        ids: Sequence[str],
+        params: SamplingParams,
+        metrics: EngineMetrics,
+        arrived_s: float,
+    ) -> None:
+        self.stream = stream
+        self.writer = writer
+        self.usages: list[Usage] = []
+        self._first_choice = {request_id: place * params.n for place, request_id in enumerate(ids)}
+        self._metrics = metrics
+        self._arrived_s = arrived_s
+        self._first_token_s: dict[int, float] = {}
+        self._tokens: dict[int, int] = {}
+
+    async def events(self) -> AsyncGenerator[tuple[int, TokenEvent], None]:
+        """(choice, event) until all choices have ended."""
+        async for event in self.stream:
+            index = self._first_choice[event.request_id] + event.index
+            self._observe(index, event)
+            if event.usage is not None:
+                self.usages.append(event.usage)
+            yield index, event
+        self._metrics.duration.observe(time.monotonic() - self._arrived_s)
+
+    def _observe(self, index: int, event: TokenEvent) -> None:
+        if index in self._first_token_s:
+            self._tokens[index] += len(event.token_ids)
+        elif event.token_ids:
+            now_s = time.monotonic()
+            if not self._first_token_s:
+                self._metrics.ttft.observe(now_s - self._arrived_s)
+            self._first_token_s[index] = now_s
+            # Tokens of the first event came at once: no time between them.
+            self._tokens[index] = 0
+        if event.finish_reason is not None:
+            self._metrics.requests.labels(event.finish_reason).inc()
+            if self._tokens.get(index):
+                spent_s = time.monotonic() - self._first_token_s[index]
+                self._metrics.tpot.observe(spent_s / self._tokens[index])
+
+
+def _part_id(request_id: str, place: int) -> str:
+    """The engine's id of one of several prompts."""
+    return f"{request_id}/{place}"
+
+
+def _refuse_capabilities(body: Mapping[str, Any], n: int) -> None:
+    for name in CAPABILITY_FIELDS:
+        value = body.get(name)
+        if value is None or value in _NEUTRAL.get(name, ()):
+            continue
+        if name == "best_of" and value == n:
+            continue
+        raise InvalidRequestError(
+            f"{name!r} is not supported by this model; leave it out.", param=name
+        )
+
+
+def _plain(place: int, message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message with its text parts joined and roles that templates know."""
+    content = message.get("content")
+    if isinstance(content, list):
+        for number, part in enumerate(content):
+            if part.get("type") != "text" or not isinstance(part.get("text"), str):
+                raise InvalidRequestError(
+                    f"This model reads text only, not {part.get('type')!r}.",
+                    param=f"messages[{place}].content[{number}]",
+                )
+        content = "".join(part["text"] for part in content)
+    role = message.get("role")
+    return {
+        **message,
+        "role": "system" if role == "developer" else role,
+        "content": content or "",
+    }
