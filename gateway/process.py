@@ -102,6 +102,7 @@ class Child:
             *self.spec.command,
             env={**os.environ, **self.spec.env},
             stdin=asyncio.subprocess.DEVNULL,
+            stdout=sys.stderr,  # stdout is for the ready line
             start_new_session=True,  # Ctrl-C reaches only the supervisor, which drains in order
             preexec_fn=_die_with_parent(),
         )

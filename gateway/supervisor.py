@@ -87,7 +87,7 @@ def engine_command(backend: BackendSettings, socket: Path, threads: int) -> list
     """Command line of the process that serves a local engine."""
     command = [sys.executable, "-m", "backends.server", "--model", backend.model]
     command += ["--served-model-name", backend.name, "--uds", str(socket)]
-    if backend.quantization:
+    if backend.quantization == "int8":
         command += ["--quantization", backend.quantization]
     engine = backend.engine
     for name in engine.__struct_fields__:
@@ -102,7 +102,7 @@ def engine_command(backend: BackendSettings, socket: Path, threads: int) -> list
         else:
             command += [flag, str(value)]
     speculation = backend.speculation
-    command += ["--speculation", speculation.method]
+    command += ["--speculation-method", speculation.method]
     if speculation.draft_model:
         command += ["--draft-model", speculation.draft_model]
     if speculation.num_tokens:
@@ -306,11 +306,18 @@ class Supervisor:
             if known is None or child.pid is None:
                 continue
             machine, socket = known
+            started_ns = int(child.started_at * 1e9)
             response = await _get(socket, "/clock")
-            if response is None or response.status_code != 200:
-                continue  # still loading, or just died: the next reading carries the total
             try:
-                await self._clock.record_clock(machine, child.spec.name, response.json())
+                await self._clock.record_run(machine, child.spec.name, started_ns, time.time_ns())
+                if response is None or response.status_code != 200:
+                    continue  # still loading, or just died: the next reading carries the total
+                await self._clock.record_clock(
+                    machine,
+                    child.spec.name,
+                    response.json(),
+                    process_started_unix_ns=started_ns,
+                )
             except Exception as error:
                 log.error("machine_time_lost", name=child.spec.name, error=str(error))
 
