@@ -93,7 +93,7 @@ class Route(_Frozen, frozen=True, kw_only=True):
     deny: str | None = None
     """The reason given to the client."""
     fallbacks: list[str] = field(default_factory=list)
-    """Tiers or backends to try next, in order."""
+    """Tiers or backends to try next, in order; "*" stands for all the others."""
     max_tokens: int | None = None
     """Caps the answer."""
     cache: CacheRule | None = None
@@ -152,6 +152,12 @@ class Facts(Struct, frozen=True, kw_only=True):
     """Capability fields of the request (tools, response_format, …)."""
     prompt_tokens_bound: int = 0
     """An upper bound of the prompt's tokens, for fit."""
+    prompt_tokens_exact: dict[str, int] = field(default_factory=dict)
+    """Exact counts by backend, where the bound did not fit and the backend was asked."""
+    endpoint: str = "chat/completions"
+    """chat/completions, completions or embeddings."""
+    allowed: frozenset[str] | None = None
+    """Backends that the requested model names; None: all."""
 
 
 class BackendCard(Struct, frozen=True, kw_only=True):
@@ -162,6 +168,8 @@ class BackendCard(Struct, frozen=True, kw_only=True):
     model: str
     machine: str = "local"
     accepts: frozenset[str] = frozenset()
+    endpoints: frozenset[str] = frozenset({"chat/completions", "completions"})
+    """What it can be asked: chat/completions, completions, embeddings."""
     context_tokens: int | None = None
     ready: bool = True
     load: float = 0.0

@@ -1,0 +1,168 @@
+"""What a request is about and how hard it is: one linear head over hashed n-grams. NumPy only.
+
+`Classifier.load()` reads the head that `python -m gateway.routing.train` made. One pass costs a
+regular expression, one gather of at most a few hundred rows and a softmax: tenths of a
+millisecond at any length, since only the first and last tokens are read.
+"""
+
+import hashlib
+import json
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from gateway.errors import SettingsError
+from gateway.routing.features import Content, Request, read
+from gateway.routing.language import detect
+from gateway.routing.vectorise import CHARS, COUNTS, Vectoriser, counts, tokens_of
+from policies.model import RequestFeatures, Task
+
+SHIPPED_HEAD = Path(__file__).parent / "head"
+FORMAT = 1
+TASKS: tuple[Task, ...] = get_args(Task)
+Floats = NDArray[np.float32]
+
+
+class Reading(Struct, frozen=True):
+    """What the head says of a text."""
+
+    task: Task
+    confidence: float
+    difficulty: float
+    language: str
+    quality: dict[str, float]
+
+
+class Head(Struct, frozen=True, kw_only=True):
+    """The arrays of a head. R rows (buckets), D dense columns, O outputs: labels, then backends."""
+
+    card: dict[str, Any]
+    rows: Floats
+    """[R, O]"""
+    idf: Floats
+    """[R]"""
+    dense: Floats
+    """[D, O]"""
+    bias: Floats
+    """[O]"""
+    to_task: Floats
+    """[L, 8], 1 where a label belongs to a task."""
+
+    @classmethod
+    def load(cls, folder: Path) -> "Head":
+        """Read `head.npz` and `card.json`. Raises SettingsError."""
+        try:
+            card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+            with np.load(folder / "head.npz", allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            if card["format"] != FORMAT or tuple(card["counts"]) != COUNTS:
+                raise ValueError(f"made for another version (format {card['format']})")
+            labels = card["labels"]
+            to_task = np.zeros((len(labels), len(TASKS)), dtype=np.float32)
+            for index, label in enumerate(labels):
+                to_task[index, TASKS.index(card["task_of"][label])] = 1.0
+            rows = arrays["rows"].astype(np.float32) * arrays["rows_scale"]
+            return cls(
+                card=card,
+                rows=np.ascontiguousarray(rows),
+                idf=arrays["idf"].astype(np.float32),
+                dense=arrays["dense"].astype(np.float32),
+                bias=arrays["bias"].astype(np.float32),
+                to_task=to_task,
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise SettingsError(
+                f"routing.head: {str(folder)!r}: no usable head: {error}; make one with "
+                "`python -m gateway.routing.train`"
+            ) from None
+
+
+class Classifier:
+    """Features of requests.
+
+    Args:
+        head: None never happens in production; see `load`.
+        memory: texts whose reading is remembered, by digest.
+    """
+
+    def __init__(self, head: Head, *, memory: int = 4096) -> None:
+        self._head = head
+        card = head.card
+        self._labels = len(card["labels"])
+        self._backends: list[str] = card["backends"]
+        self._reference = self._backends.index(card["reference"])
+        self._temperature = float(card["temperature"])
+        self._vectoriser = Vectoriser(
+            card["bits"], trigrams=card["trigrams"], chars=tuple(card["chars"])
+        )
+        self._memory = memory
+        self._readings: OrderedDict[bytes, Reading] = OrderedDict()
+        self.version: str = card["version"]
+        self.card: dict[str, Any] = card
+
+    @classmethod
+    def load(cls, folder: str | Path | None = None) -> "Classifier":
+        """The head in `folder`, or the shipped one. Raises SettingsError."""
+        return cls(Head.load(Path(folder) if folder else SHIPPED_HEAD))
+
+    def features(self, request: Request) -> RequestFeatures:
+        """Features of a request. Raises WireError for a prompt of mixed kinds."""
+        return self.classify(read(request))
+
+    def classify(self, content: Content) -> RequestFeatures:
+        """Features of a request that has been read."""
+        reading = self.read_text(content.text)
+        return RequestFeatures(
+            task=reading.task,
+            task_confidence=reading.confidence,
+            difficulty=reading.difficulty,
+            language=reading.language,
+            prompt_tokens=content.prompt_tokens,
+            turns=content.turns,
+            wants=content.wants,
+            quality=reading.quality,
+            head=self.version,
+        )
+
+    def read_text(self, text: str) -> Reading:
+        """What the head says of a text; remembered, so a repeat costs one digest."""
+        # only the ends are read, so only they and the length tell texts apart
+        seen = text if len(text) <= 2 * CHARS else f"{text[:CHARS]}{text[-CHARS:]}{len(text)}"
+        key = hashlib.blake2b(seen.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        reading = self._readings.get(key)
+        if reading is None:
+            reading = self._read(text)
+            self._readings[key] = reading
+            if len(self._readings) > self._memory:
+                self._readings.popitem(last=False)
+        return reading
+
+    def outputs(self, text: str) -> tuple[list[str], Floats]:
+        """Tokens and raw outputs [O] of a text: label logits, then one logit per backend."""
+        head = self._head
+        tokens = tokens_of(text)
+        rows = self._vectoriser.rows(tokens)
+        weights = head.idf[rows]
+        norm = float(np.sqrt(weights @ weights)) or 1.0
+        sparse = (weights / norm) @ head.rows[rows]
+        return tokens, sparse + counts(text, tokens) @ head.dense + head.bias
+
+    def _read(self, text: str) -> Reading:
+        tokens, outputs = self.outputs(text)
+        logits = outputs[: self._labels] / self._temperature
+        labels = np.exp(logits - logits.max())
+        tasks = (labels / labels.sum()) @ self._head.to_task
+        best = int(tasks.argmax())
+        good = 1.0 / (1.0 + np.exp(-outputs[self._labels :]))
+        quality = dict(zip(self._backends, good.tolist(), strict=True))
+        return Reading(
+            task=TASKS[best],
+            confidence=float(tasks[best]),
+            difficulty=1.0 - float(good[self._reference]),
+            language=detect(text, tokens),
+            quality=quality,
+        )

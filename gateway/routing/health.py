@@ -1,0 +1,263 @@
+"""Which backends can answer now, and how busy they are: probes, breakers and counters.
+
+One task per backend asks `probe()` every `interval_s` (often while it is not ready, so that a
+starting backend is used at once). A request that fails marks the backend; after
+`FAILURES_TO_OPEN` failures in a row its breaker opens for a while that doubles each time, and it
+is tried last until a request or a probe succeeds.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import structlog
+from msgspec import Struct
+
+from backends.contract import Backend, BackendHealth
+from gateway.settings import BackendSettings, Settings
+from policies.model import BackendCard
+
+log = structlog.get_logger(__name__)
+
+FAILURES_TO_OPEN = 3
+OPEN_S = 1.0
+OPEN_MAX_S = 30.0
+_GENERATE = frozenset({"chat/completions", "completions"})
+_EMBED = frozenset({"embeddings"})
+
+
+class _State(Struct):
+    """What is known of one backend."""
+
+    backend: Backend
+    settings: BackendSettings | None
+    health: BackendHealth = BackendHealth(ready=False, detail="not probed yet")
+    in_flight: int = 0
+    failures: int = 0
+    opened: int = 0
+    """How often the breaker opened in a row."""
+    open_until: float = 0.0
+    """Of the registry's clock; the breaker is open before it."""
+    error: str = ""
+    card: BackendCard | None = None
+    """None: stale."""
+
+
+class BackendRegistry:
+    """Cards of all backends, kept current.
+
+    Args:
+        settings: names, tiers, capacities and prices. A backend that is not listed there is the
+            supervised encoder.
+        backends: by name.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        backends: Mapping[str, Backend],
+        *,
+        interval_s: float = 2.0,
+        not_ready_interval_s: float = 0.25,
+        timeout_s: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        listed = {backend.name: backend for backend in settings.backends}
+        self._states = {
+            name: _State(backend=backend, settings=listed.get(name))
+            for name, backend in backends.items()
+        }
+        self._encoder_model = settings.cache.semantic.encoder
+        self._interval_s = interval_s
+        self._not_ready_interval_s = not_ready_interval_s
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Probe each backend once, at most `timeout_s`, and go on in the background."""
+        await asyncio.gather(*(self.probe(name) for name in self._states))
+        self._tasks = [
+            asyncio.create_task(self._watch(name), name=f"probe {name}") for name in self._states
+        ]
+
+    async def aclose(self) -> None:
+        """Stop probing. The backends themselves belong to the caller."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+
+    def backend(self, name: str) -> Backend:
+        """The backend called `name`; KeyError if there is none."""
+        return self._states[name].backend
+
+    def names(self) -> list[str]:
+        """All backends, in the order of the configuration."""
+        return list(self._states)
+
+    def cards(self) -> Mapping[str, BackendCard]:
+        """A card of each backend, as of now."""
+        now = self._clock()
+        return {name: self._card(name, state, now) for name, state in self._states.items()}
+
+    def ready_names(self) -> list[str]:
+        """Backends that a request would be given to now."""
+        return [card.name for card in self.cards().values() if card.ready]
+
+    @contextlib.contextmanager
+    def running(self, name: str) -> Iterator[None]:
+        """Count a request as running there while inside."""
+        state = self._states[name]
+        state.in_flight += 1
+        state.card = None
+        try:
+            yield
+        finally:
+            state.in_flight -= 1
+            state.card = None
+
+    def in_flight(self, name: str) -> int:
+        """Requests that this process has running there."""
+        return self._states[name].in_flight
+
+    def mark_success(self, name: str) -> None:
+        """A request was answered: the breaker closes."""
+        state = self._states[name]
+        if state.failures or state.opened:
+            self._close(state)
+
+    def mark_failure(self, name: str, error: str = "") -> None:
+        """A request failed through the backend's fault; many in a row open its breaker."""
+        state = self._states[name]
+        state.failures += 1
+        state.error = error
+        now = self._clock()
+        if state.failures >= FAILURES_TO_OPEN and now >= state.open_until:
+            pause_s = min(OPEN_MAX_S, OPEN_S * 2**state.opened)
+            state.opened += 1
+            state.open_until = now + pause_s
+            state.card = None
+            log.warning("breaker_opened", backend=name, pause_s=pause_s, error=error)
+
+    def state(self) -> dict[str, dict[str, object]]:
+        """Each backend's condition, for /health."""
+        now = self._clock()
+        return {name: self._describe(name, state, now) for name, state in self._states.items()}
+
+    async def probe(self, name: str) -> BackendHealth:
+        """Ask one backend now and keep what it says."""
+        state = self._states[name]
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                health = await state.backend.probe()
+        except Exception as error:
+            # a probe that raises, or hangs, is a backend that is not ready: never our failure
+            words = str(error) or f"{type(error).__name__} after {self._timeout_s:g} s"
+            health = BackendHealth(ready=False, detail=words)
+        if health.ready != state.health.ready:
+            log.info("backend_ready_changed", backend=name, ready=health.ready, why=health.detail)
+            if health.ready:
+                self._close(state)
+        state.health = health
+        state.card = None
+        return health
+
+    async def _watch(self, name: str) -> None:
+        state = self._states[name]
+        while True:
+            ready = state.health.ready
+            await asyncio.sleep(self._interval_s if ready else self._not_ready_interval_s)
+            await self.probe(name)
+
+    def _close(self, state: _State) -> None:
+        state.failures = state.opened = 0
+        state.open_until = 0.0
+        state.error = ""
+        state.card = None
+
+    def _card(self, name: str, state: _State, now: float) -> BackendCard:
+        if state.card is not None and now >= state.open_until:
+            return state.card
+        card = self._make_card(name, state, now)
+        # while a breaker is open the card depends on the clock
+        state.card = card if now >= state.open_until else None
+        return card
+
+    def _make_card(self, name: str, state: _State, now: float) -> BackendCard:
+        settings, health = state.settings, state.health
+        ready = health.ready and now >= state.open_until
+        if settings is None:
+            return BackendCard(
+                name=name,
+                tier=name,
+                model=self._encoder_model,
+                endpoints=_EMBED,
+                ready=ready,
+                load=self._load(state),
+                revision=health.model_revision,
+            )
+        price = settings.price
+        return BackendCard(
+            name=name,
+            tier=settings.tier or name,
+            model=settings.model,
+            machine=settings.machine or "local",
+            accepts=frozenset(settings.accepts),
+            endpoints=_endpoints(settings),
+            context_tokens=_context(settings, health),
+            ready=ready,
+            load=self._load(state),
+            revision=health.model_revision,
+            usd_per_mtok=None
+            if price is None
+            else float(price.input_usd_per_mtok * 3 + price.output_usd_per_mtok) / 4,
+        )
+
+    def _load(self, state: _State) -> float:
+        """(queued + running) ÷ capacity; what we sent since the last probe counts too."""
+        health = state.health
+        limit = state.settings.max_concurrency if state.settings else 0
+        capacity = health.capacity or limit or 1
+        return max(health.running + health.waiting, state.in_flight) / capacity
+
+    def _describe(self, name: str, state: _State, now: float) -> dict[str, object]:
+        card = self._card(name, state, now)
+        return {
+            "ready": card.ready,
+            "tier": card.tier,
+            "model": card.model,
+            "revision": card.revision,
+            "load": round(card.load, 4),
+            "in_flight": state.in_flight,
+            "running": state.health.running,
+            "waiting": state.health.waiting,
+            "capacity": state.health.capacity,
+            "context_tokens": card.context_tokens,
+            "breaker": "open" if now < state.open_until else "closed",
+            "detail": state.error or state.health.detail,
+        }
+
+
+def _endpoints(settings: BackendSettings) -> frozenset[str]:
+    if settings.kind == "encoder":
+        return _EMBED
+    if "embeddings" in settings.accepts or settings.kind == "echo":
+        return _GENERATE | _EMBED
+    return _GENERATE
+
+
+def _context(settings: BackendSettings, health: BackendHealth) -> int | None:
+    """The smaller of what the configuration says and what the backend reports."""
+    known = [
+        tokens
+        for tokens in (
+            settings.context_tokens,
+            settings.engine.max_model_len if settings.kind == "engine" else None,
+            health.context_tokens,
+        )
+        if tokens is not None
+    ]
+    return min(known) if known else None

@@ -1,0 +1,391 @@
+"""From a request to the backends that may answer it: model names, policy, fit, refusals.
+
+The policy always runs. A named model narrows the candidates; when none is left the refusal says
+whether a capability (400), the context (400) or the policy (403) stands in the way.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+from msgspec import Struct
+from msgspec.structs import asdict, replace
+
+from backends.errors import BackendError
+from backends.wire import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
+from gateway.errors import (
+    ContextLengthExceeded,
+    GatewayError,
+    InvalidRequest,
+    ModelNotFound,
+    PolicyDenied,
+    Unavailable,
+)
+from gateway.routing.classifier import Classifier
+from gateway.routing.features import Request, read
+from gateway.routing.health import BackendRegistry
+from gateway.routing.policy_book import LoadedPolicy, PolicyBook, UnknownPolicy
+from gateway.settings import Settings
+from policies.candidates import NO_FIT
+from policies.checker import PolicyError
+from policies.evaluator import decide as decide_policy
+from policies.model import BackendCard, BudgetState, Decision, Facts
+
+log = structlog.get_logger(__name__)
+
+_ENDPOINTS: dict[type, str] = {
+    ChatCompletionRequest: "chat/completions",
+    CompletionRequest: "completions",
+    EmbeddingRequest: "embeddings",
+}
+_MAX_ALIASES = 8
+HOPELESS = 4
+"""A prompt whose estimate is this many contexts long is not counted exactly."""
+
+
+class Resolved(Struct, frozen=True, kw_only=True):
+    """What a requested model stands for."""
+
+    kind: str
+    """auto, policy, tier or backend."""
+    policy: str | None = None
+    """None: the configured policy."""
+    allowed: frozenset[str] | None = None
+    """Backends it names; None: all."""
+
+
+class Routed(Struct, frozen=True, kw_only=True):
+    """A decision, the policy that took it, and the error to raise if nobody may answer."""
+
+    decision: Decision
+    loaded_policy: LoadedPolicy
+    facts: Facts
+    """As decided on: with the backends that the model names and the exact counts."""
+    refusal: GatewayError | None = None
+
+
+def sticky_draw(sticky_id: str) -> float:
+    """A number in [0, 1) that stays the same for one id: chooses the arm of a split."""
+    digest = hashlib.blake2b(sticky_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) / 2**53
+
+
+class Router:
+    """Decides, for each request, which backends may answer and in which order."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        classifier: Classifier,
+        book: PolicyBook,
+        registry: BackendRegistry,
+    ) -> None:
+        self._aliases = settings.models
+        self._classifier = classifier
+        self._book = book
+        self._registry = registry
+
+    def facts(
+        self,
+        request: Request,
+        *,
+        team: str = "anonymous",
+        key: str = "anonymous",
+        user: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> Facts:
+        """All that policies may ask about a request. Raises WireError for mixed prompts."""
+        content = read(request)
+        features = self._classifier.classify(content)
+        max_tokens: int | None = getattr(request, "max_completion_tokens", None)
+        if max_tokens is None:
+            max_tokens = getattr(request, "max_tokens", None)
+        return Facts(
+            features=features,
+            model=request.model,
+            team=team,
+            key=key,
+            user=user if user is not None else request.user,
+            tags=dict(tags or {}),
+            max_tokens=max_tokens,
+            needs=content.needs,
+            prompt_tokens_bound=content.prompt_tokens_bound,
+            endpoint=_ENDPOINTS[type(request)],
+        )
+
+    def resolve(self, model: str) -> Resolved:
+        """What a model's name stands for. Raises ModelNotFound."""
+        name = model
+        for _ in range(_MAX_ALIASES):
+            if name not in self._aliases:
+                break
+            name = self._aliases[name]
+        if name == "auto":
+            return Resolved(kind="auto")
+        if name.startswith("policy:"):
+            return Resolved(kind="policy", policy=name[7:])
+        cards = self._registry.cards()
+        plain = name.removeprefix("backend:")
+        if plain == name:
+            tier = frozenset(card.name for card in cards.values() if card.tier == name)
+            if tier:
+                return Resolved(kind="tier", allowed=tier)
+        if plain in cards:
+            return Resolved(kind="backend", allowed=frozenset({plain}))
+        known = ", ".join(sorted({"auto", *self._aliases, *cards, *_tiers(cards)}))
+        raise ModelNotFound(
+            f"The model {model!r} does not exist here; there are: {known}.", param="model"
+        )
+
+    async def decide(
+        self,
+        facts: Facts,
+        *,
+        policy_name: str | None = None,
+        budget: BudgetState | None = None,
+        now: datetime | None = None,
+        draw: float = 0.0,
+        body: Callable[[], Mapping[str, Any]] | None = None,
+    ) -> Routed:
+        """Run the policy on one request.
+
+        Args:
+            policy_name: out of x-headgate-policy; None: what the model says, else the configured.
+            body: makes the request's OpenAI body, for backends that are asked to count its
+                tokens; called only when the upper bound does not fit somewhere.
+
+        Raises:
+            ModelNotFound, InvalidRequest, Unavailable: the model or the policy does not exist,
+                or the policy has never been valid. Everything else is in `refusal`.
+        """
+        resolved = self.resolve(facts.model)
+        loaded = self._policy(resolved, policy_name)
+        facts = replace(facts, allowed=resolved.allowed)
+        budget = budget or BudgetState()
+        now = now or datetime.now(UTC)
+        cards = self._registry.cards()
+        decision = decide_policy(loaded.compiled, facts, cards, budget, now, draw)
+        if body is not None and decision.denied is None:
+            counted = await self._count(facts, decision, cards, body)
+            if counted:
+                facts = replace(facts, prompt_tokens_exact=counted)
+                decision = decide_policy(loaded.compiled, facts, cards, budget, now, draw)
+        refusal: GatewayError | None = None
+        if not decision.candidates:
+
+            def retry(changed: Facts) -> bool:
+                again = decide_policy(loaded.compiled, changed, cards, budget, now, draw)
+                return bool(again.candidates)
+
+            refusal = _refusal(facts, decision, loaded, cards, retry)
+        return Routed(decision=decision, loaded_policy=loaded, facts=facts, refusal=refusal)
+
+    async def explain(
+        self,
+        facts: Facts,
+        *,
+        policy_name: str | None = None,
+        budget: BudgetState | None = None,
+        now: datetime | None = None,
+        draw: float = 0.0,
+        body: Callable[[], Mapping[str, Any]] | None = None,
+    ) -> dict[str, Any]:
+        """The decision in full, for /route/explain; nothing is generated or spent."""
+        routed = await self.decide(
+            facts, policy_name=policy_name, budget=budget, now=now, draw=draw, body=body
+        )
+        return explanation(routed, self._registry.cards(), budget or BudgetState())
+
+    def models(self, created: int = 0) -> list[dict[str, Any]]:
+        """Entries of /v1/models: auto, aliases, tiers, backends and policies."""
+        cards = self._registry.cards()
+        entries = {"auto": {"kind": "auto"}}
+        entries |= {alias: {"kind": "alias", "model": to} for alias, to in self._aliases.items()}
+        entries |= {tier: {"kind": "tier", "tier": tier} for tier in _tiers(cards)}
+        for card in cards.values():
+            entries.setdefault(card.name, {"kind": "backend"}).update(
+                tier=card.tier, model=card.model
+            )
+        entries |= {f"policy:{name}": {"kind": "policy"} for name in self._book.names()}
+        return [
+            {
+                "id": name,
+                "object": "model",
+                "created": created,
+                "owned_by": "headgate",
+                "headgate": about,
+            }
+            for name, about in entries.items()
+        ]
+
+    def model(self, name: str, created: int = 0) -> dict[str, Any]:
+        """One entry of /v1/models. Raises ModelNotFound."""
+        for entry in self.models(created):
+            if entry["id"] == name:
+                return entry
+        resolved = self.resolve(name)
+        if resolved.policy is not None:
+            raise ModelNotFound(f"There is no policy {resolved.policy!r}.", param="model")
+        return {
+            "id": name,
+            "object": "model",
+            "created": created,
+            "owned_by": "headgate",
+            "headgate": {"kind": resolved.kind},
+        }
+
+    def _policy(self, resolved: Resolved, header: str | None) -> LoadedPolicy:
+        if header and resolved.policy and header != resolved.policy:
+            raise InvalidRequest(
+                f"model asks for policy {resolved.policy!r}, x-headgate-policy for {header!r}; "
+                "send one of them.",
+                param="x-headgate-policy",
+            )
+        name = header or resolved.policy
+        try:
+            return self._book.get(name)
+        except UnknownPolicy:
+            message = f"There is no policy {name!r}; there are: {', '.join(self._book.names())}."
+            if header:
+                raise InvalidRequest(message, param="x-headgate-policy") from None
+            raise ModelNotFound(message, param="model") from None
+        except PolicyError as error:
+            log.warning("policy_invalid", policy=name, problems=str(error))
+            raise Unavailable(f"The policy {name!r} is not valid; see /health.") from None
+
+    async def _count(
+        self,
+        facts: Facts,
+        decision: Decision,
+        cards: Mapping[str, BackendCard],
+        body: Callable[[], Mapping[str, Any]],
+    ) -> dict[str, int]:
+        """Exact prompt tokens where the bound alone left a backend out."""
+        counted: dict[str, int] = {}
+        for reason in decision.reasons:
+            name = reason.subject.removeprefix("backend ")
+            limit = cards[name].context_tokens if name in cards else None
+            if limit is None or not reason.why.startswith(NO_FIT):
+                continue
+            if facts.features.prompt_tokens > HOPELESS * limit:
+                continue
+            try:
+                tokens = await self._registry.backend(name).count_tokens(body())
+            except BackendError as error:
+                log.info("token_count_failed", backend=name, error=str(error))
+                continue
+            if tokens is not None:
+                counted[name] = tokens
+        return counted
+
+
+def _tiers(cards: Mapping[str, BackendCard]) -> list[str]:
+    return list(dict.fromkeys(card.tier for card in cards.values()))
+
+
+def _refusal(
+    facts: Facts,
+    decision: Decision,
+    loaded: LoadedPolicy,
+    cards: Mapping[str, BackendCard],
+    retry: Callable[[Facts], bool],
+) -> GatewayError:
+    """Why nobody may answer: the one thing without which somebody could."""
+    if decision.denied is not None:
+        return PolicyDenied(decision.denied)
+    fits = replace(facts, prompt_tokens_bound=0, prompt_tokens_exact={}, max_tokens=None)
+    if facts.needs and retry(replace(facts, needs=frozenset())):
+        missing = _missing(facts, cards)
+        return InvalidRequest(
+            f"No backend that may answer this accepts {missing!r}.", param=missing
+        )
+    if retry(fits):
+        widest = max((card.context_tokens or 0 for card in cards.values()), default=0)
+        return ContextLengthExceeded(
+            f"The prompt (at most {facts.prompt_tokens_bound} tokens) and the answer "
+            f"({facts.max_tokens or 1}) do not fit; the widest context is {widest} tokens.",
+            param="messages" if facts.endpoint == "chat/completions" else "prompt",
+        )
+    why = "; ".join(f"{r.subject}: {r.why}" for r in decision.reasons if _about_target(r.subject))
+    return PolicyDenied(
+        f"Policy {loaded.ref}, rule {decision.rule!r}, leaves no backend for model "
+        f"{facts.model!r}" + (f": {why}." if why else ".")
+    )
+
+
+def _about_target(subject: str) -> bool:
+    return subject.startswith(("backend ", "target "))
+
+
+def _missing(facts: Facts, cards: Mapping[str, BackendCard]) -> str:
+    """A needed field that the best-equipped allowed backend lacks."""
+    names = facts.allowed if facts.allowed is not None else cards.keys()
+    lacking = [
+        facts.needs - cards[name].accepts
+        for name in names
+        if facts.endpoint in cards[name].endpoints
+    ]
+    fewest = min(lacking, key=lambda fields: len(fields), default=facts.needs)
+    return min(fewest or facts.needs)
+
+
+def explanation(
+    routed: Routed, cards: Mapping[str, BackendCard], budget: BudgetState
+) -> dict[str, Any]:
+    """A decision as plain data: every rule's verdict, features, candidates, winner."""
+    decision, facts, loaded = routed.decision, routed.facts, routed.loaded_policy
+    features = asdict(facts.features)
+    features["wants"] = sorted(facts.features.wants)
+    rules: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
+    for reason in decision.reasons:
+        entry = {"subject": reason.subject, "matched": reason.matched, "why": reason.why}
+        (rules if reason.subject.startswith(("rule ", "default")) else others).append(entry)
+    return {
+        "model": facts.model,
+        "policy": loaded.ref,
+        "policy_sha256": loaded.sha256,
+        "rule": decision.rule,
+        "winner": decision.candidates[0] if decision.candidates else None,
+        "candidates": [_candidate(cards[name], facts) for name in decision.candidates],
+        "denied": decision.denied,
+        "refusal": None
+        if routed.refusal is None
+        else {"status": routed.refusal.status, **routed.refusal.body()["error"]},
+        "max_tokens": decision.max_tokens,
+        "cache": decision.cache,
+        "shadow": decision.shadow,
+        "probability": decision.probability,
+        "draw": decision.draw,
+        "budget_left": budget.left,
+        "features": features,
+        "facts": {
+            "team": facts.team,
+            "key": facts.key,
+            "user": facts.user,
+            "tags": facts.tags,
+            "needs": sorted(facts.needs),
+            "max_tokens": facts.max_tokens,
+            "prompt_tokens_bound": facts.prompt_tokens_bound,
+            "prompt_tokens_exact": facts.prompt_tokens_exact,
+            "allowed": None if facts.allowed is None else sorted(facts.allowed),
+            "endpoint": facts.endpoint,
+        },
+        "rules": rules,
+        "targets": others,
+    }
+
+
+def _candidate(card: BackendCard, facts: Facts) -> dict[str, Any]:
+    return {
+        "backend": card.name,
+        "tier": card.tier,
+        "model": card.model,
+        "machine": card.machine,
+        "ready": card.ready,
+        "load": card.load,
+        "usd_per_mtok": card.usd_per_mtok,
+        "quality": facts.features.quality.get(card.name),
+    }

@@ -1,0 +1,403 @@
+"""Fit the request classifier: `python -m gateway.routing.train --corpus DIR [--outcomes FILE]`.
+
+Two linear heads over one set of features (gateway/routing/vectorise.py): a softmax over the
+corpus's labels, which the runtime adds up to the eight tasks, and one logistic output per backend
+for P(it answers well). The quality outputs are fitted on outcomes, one JSON object a line:
+`{"prompt" | "messages", "scores": {"nano": 0, "small": 1}, "split"?: "train|test"}`. Without a file
+of outcomes a proxy stands in, made from the synthetic tasks' difficulty, and the card says so.
+"""
+
+import argparse
+import gzip
+import hashlib
+import json
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from gateway.routing.augment import own_prompts
+from gateway.routing.classifier import FORMAT, TASKS
+from gateway.routing.vectorise import COUNTS, Vectoriser, counts, tokens_of
+
+BITS = 16
+TRIGRAMS = True
+CHARS: tuple[int, ...] = ()
+DENSE_SCALE = 0.3
+LABEL_C = 10.0
+QUALITY_C = 1.0
+REFERENCE = "small"
+HERE = Path(__file__).parent
+Say = Callable[[str], None]
+Matrix = Any
+"""A scipy CSR matrix, [rows, R + D]."""
+
+
+class Row(Struct, frozen=True):
+    """One prompt with its label."""
+
+    prompt: str
+    label: str
+    split: str
+
+
+class Outcome(Struct, frozen=True):
+    """How well each backend answered one prompt, 0 to 1."""
+
+    prompt: str
+    scores: dict[str, float]
+    split: str
+
+
+def load_map(path: Path = HERE / "labels.toml") -> dict[str, str]:
+    """Label → task; our own template families stand under `own:TASK`."""
+    tasks = tomllib.loads(path.read_text(encoding="utf-8"))["tasks"]
+    of = {label: task for task, labels in tasks.items() for label in labels}
+    return of | {f"own:{task}": task for task in TASKS}
+
+
+def load_rows(corpus: Path) -> list[Row]:
+    """The corpus's prompts with their labels."""
+    with gzip.open(corpus / "classifier_prompts.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    return [Row(row["prompt"], row["label"], row["split"]) for row in rows]
+
+
+def load_outcomes(path: Path) -> list[Outcome]:
+    """Outcomes out of a file. Lines without a split get one by a hash of the prompt."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.strip():
+            continue
+        row = json.loads(line)
+        prompt = row["prompt"] if "prompt" in row else row["messages"][-1]["content"]
+        split = row.get("split") or _split(prompt)
+        found.append(Outcome(prompt, {k: float(v) for k, v in row["scores"].items()}, split))
+    return found
+
+
+def proxy_outcomes(corpus: Path, rows: Sequence[Row]) -> list[Outcome]:
+    """Stand-ins until the models have answered: easy synthetic tasks pass, and small talk."""
+    found = []
+    for split in ("train", "test"):
+        with gzip.open(corpus / f"synthetic.{split}.jsonl.gz", "rt", encoding="utf-8") as file:
+            for line in file:
+                row = json.loads(line)
+                scores = {
+                    "nano": float(row["difficulty"] <= 1),
+                    "small": float(row["difficulty"] <= 3),
+                }
+                found.append(Outcome(row["prompt"], scores, split))
+                if len(found) % 20_000 == 0:
+                    break
+    for row in rows:
+        if row.label in ("small_talk", "trivia", "open_question", "grade_school_math"):
+            good = float(row.label == "small_talk")
+            found.append(Outcome(row.prompt, {"nano": good, "small": good}, row.split))
+    return found
+
+
+def _split(prompt: str) -> str:
+    digest = hashlib.sha256(prompt.strip().lower().encode("utf-8", "surrogatepass")).digest()
+    return "test" if digest[0] < 51 else "train"
+
+
+class Design:
+    """Prompts as rows of one sparse matrix: weighted n-gram buckets, then the cheap counts."""
+
+    def __init__(self, prompts: Sequence[str]) -> None:
+        self._vectoriser = Vectoriser(BITS, trigrams=TRIGRAMS, chars=CHARS)
+        rows, _ = self._read(prompts)
+        frequency = np.bincount(np.concatenate(rows), minlength=1 << BITS)
+        self.idf = (np.log((1 + len(prompts)) / (1 + frequency)) + 1).astype(np.float32)
+
+    def matrix(self, prompts: Sequence[str]) -> Matrix:
+        """[len(prompts), R + D] float32."""
+        import scipy.sparse as sp  # type: ignore[import-untyped]
+
+        rows, dense = self._read(prompts)
+        weights = [self.idf[row] for row in rows]
+        values = np.concatenate([w / (np.sqrt(w @ w) or 1.0) for w in weights])
+        ends = np.cumsum([0, *map(len, rows)])
+        sparse = sp.csr_matrix(
+            (values, np.concatenate(rows), ends), shape=(len(prompts), 1 << BITS)
+        )
+        return sp.hstack([sparse, sp.csr_matrix(dense * DENSE_SCALE)]).tocsr().astype(np.float32)
+
+    def _read(self, prompts: Sequence[str]) -> tuple[list[NDArray[np.int64]], NDArray[np.float32]]:
+        rows, dense = [], []
+        for prompt in prompts:
+            tokens = tokens_of(prompt)
+            rows.append(self._vectoriser.rows(tokens))
+            dense.append(counts(prompt, tokens))
+        return rows, np.array(dense)
+
+
+class Weights(Struct):
+    """One linear head: logits = X @ weights + bias."""
+
+    weights: NDArray[np.float32]
+    """[R + D, outputs]"""
+    bias: NDArray[np.float32]
+    """[outputs]"""
+
+    def logits(self, x: Matrix) -> NDArray[np.float64]:
+        """[rows, outputs]"""
+        return np.asarray(x @ self.weights + self.bias, dtype=np.float64)
+
+
+def fit_labels(x: Matrix, y: Sequence[str], *, iterations: int) -> tuple[list[str], Weights]:
+    """A softmax over the labels."""
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=LABEL_C, max_iter=iterations, tol=1e-3).fit(x, np.array(y))
+    weights = Weights(model.coef_.T.astype(np.float32), model.intercept_.astype(np.float32))
+    return list(model.classes_), weights
+
+
+def fit_quality(x: Matrix, scores: NDArray[np.float64], *, iterations: int) -> Weights:
+    """P(answers well), one logistic output; scores between 0 and 1 count as shares of both."""
+    import scipy.sparse as sp
+    from sklearn.linear_model import LogisticRegression
+
+    both = sp.vstack([x, x]).tocsr()
+    y = np.r_[np.ones(len(scores)), np.zeros(len(scores))]
+    share = np.r_[scores, 1 - scores]
+    keep = share > 0
+    if len(set(y[keep])) < 2:  # everything passes, or nothing: a constant
+        level = float(np.clip(scores.mean(), 0.01, 0.99))
+        constant = np.log(level / (1 - level))
+        return Weights(np.zeros((x.shape[1], 1), np.float32), np.array([constant], np.float32))
+    model = LogisticRegression(C=QUALITY_C, max_iter=iterations, tol=1e-3)
+    model.fit(both[keep], y[keep], sample_weight=share[keep])
+    return Weights(model.coef_.T.astype(np.float32), model.intercept_.astype(np.float32))
+
+
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Over the last axis."""
+    shifted = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(-1, keepdims=True))
+
+
+def task_probabilities(
+    logits: NDArray[np.float64], labels: Sequence[str], of: dict[str, str], temperature: float
+) -> NDArray[np.float64]:
+    """[rows, 8]: label probabilities added up by task."""
+    to_task = np.zeros((len(labels), len(TASKS)))
+    for index, label in enumerate(labels):
+        to_task[index, TASKS.index(of[label])] = 1
+    return np.asarray(softmax(logits / temperature) @ to_task)
+
+
+def fit_temperature(
+    logits: NDArray[np.float64], labels: Sequence[str], of: dict[str, str], gold: Sequence[str]
+) -> float:
+    """The temperature with the least log loss on held-out tasks."""
+    wanted = np.array([TASKS.index(task) for task in gold])
+    grid = np.geomspace(0.3, 3.0, 47)
+
+    def loss(temperature: float) -> float:
+        p = task_probabilities(logits, labels, of, temperature)[np.arange(len(wanted)), wanted]
+        return float(-np.log(np.maximum(p, 1e-12)).mean())
+
+    return float(min(grid, key=loss))
+
+
+def expected_calibration_error(
+    confidence: NDArray[np.float64], hit: NDArray[np.bool_] | NDArray[np.float64], bins: int = 15
+) -> float:
+    """Mean distance of confidence from the share of hits, over equally wide bins."""
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    total = 0.0
+    for index in range(bins):
+        inside = place == index
+        if inside.any():
+            total += inside.sum() * abs(confidence[inside].mean() - hit[inside].mean())
+    return total / max(1, len(confidence))
+
+
+def macro_f1(gold: Sequence[str], said: Sequence[str]) -> float:
+    """Mean F1 over the classes that occur in gold."""
+    scores = []
+    for name in sorted(set(gold)):
+        both = sum(g == s == name for g, s in zip(gold, said, strict=True))
+        either = sum(g == name for g in gold) + sum(s == name for s in said)
+        scores.append(2 * both / either if either else 0.0)
+    return float(np.mean(scores))
+
+
+def auc(scores: NDArray[np.float64], truth: NDArray[np.float64]) -> float | None:
+    """P(a pass is ranked above a fail); None without both."""
+    from sklearn.metrics import roc_auc_score
+
+    hit = truth >= 0.5
+    return None if hit.all() or not hit.any() else float(roc_auc_score(hit, scores))
+
+
+def quantise(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """int8 with one scale per output."""
+    scale = np.maximum(np.abs(weights).max(0), 1e-8) / 127
+    return np.round(weights / scale).astype(np.int8), scale.astype(np.float32)
+
+
+def train(
+    corpus: Path, outcomes_file: Path | None, out: Path, *, iterations: int, say: Say
+) -> dict[str, Any]:
+    """Fit, quantise, measure, and write head.npz and card.json into `out`."""
+    of = load_map()
+    rows = load_rows(corpus)
+    own = [Row(prompt, f"own:{task}", "train") for prompt, task in own_prompts()]
+    fitting = [row for row in rows if row.split == "train"] + own
+    outcomes = load_outcomes(outcomes_file) if outcomes_file else proxy_outcomes(corpus, rows)
+    say(f"{len(fitting)} prompts to fit on ({len(own)} of our own), {len(outcomes)} outcomes")
+    design = Design([row.prompt for row in fitting])
+    labels, label_head = fit_labels(
+        design.matrix([r.prompt for r in fitting]),
+        [r.label for r in fitting],
+        iterations=iterations,
+    )
+    say("labels fitted")
+    backends = sorted({name for outcome in outcomes for name in outcome.scores})
+    quality_heads, quality_card = _qualities(design, outcomes, backends, iterations, say)
+    joined = np.concatenate([label_head.weights, *(h.weights for h in quality_heads)], axis=1)
+    bias = np.concatenate([label_head.bias, *(h.bias for h in quality_heads)])
+    table, scale = quantise(joined[: 1 << BITS])
+    label_head.weights[: 1 << BITS] = (table * scale)[:, : len(labels)]  # measure what is shipped
+    valid = [row for row in rows if row.split == "valid"]
+    temperature = fit_temperature(
+        label_head.logits(design.matrix([row.prompt for row in valid])),
+        labels,
+        of,
+        [of[row.label] for row in valid],
+    )
+    test = [row for row in rows if row.split == "test"]
+    figures = evaluate_labels(design, label_head, labels, of, temperature, test)
+    arrays: dict[str, Any] = {
+        "rows": table,
+        "rows_scale": scale,
+        "idf": design.idf.astype(np.float16),
+        "dense": joined[1 << BITS :] * DENSE_SCALE,
+        "bias": bias,
+    }
+    card = {
+        "format": FORMAT,
+        "version": _version(arrays),
+        "bits": BITS,
+        "trigrams": TRIGRAMS,
+        "chars": list(CHARS),
+        "counts": list(COUNTS),
+        "labels": labels,
+        "task_of": {label: of[label] for label in labels},
+        "temperature": temperature,
+        "backends": backends,
+        "reference": REFERENCE if REFERENCE in backends else backends[-1],
+        "data_sha256": _data_sha256(rows, own, outcomes),
+        "rows": {"fit": len(fitting), "own": len(own), "valid": len(valid), "test": len(test)},
+        "held_out": figures,
+        "quality_from": "outcomes" if outcomes_file else "proxy: the synthetic tasks' difficulty",
+        "quality": quality_card,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(out / "head.npz", **arrays)
+    text = json.dumps(card, indent=1, ensure_ascii=False)
+    (out / "card.json").write_text(text + "\n", encoding="utf-8")
+    return card
+
+
+def _qualities(
+    design: Design, outcomes: Sequence[Outcome], backends: Sequence[str], iterations: int, say: Say
+) -> tuple[list[Weights], dict[str, Any]]:
+    heads, figures = [], {}
+    for name in backends:
+        known = [o for o in outcomes if name in o.scores]
+        fit = [o for o in known if o.split != "test"]
+        test = [o for o in known if o.split == "test"] or fit
+        scores = np.array([o.scores[name] for o in fit])
+        head = fit_quality(design.matrix([o.prompt for o in fit]), scores, iterations=iterations)
+        truth = np.array([o.scores[name] for o in test])
+        logits = head.logits(design.matrix([o.prompt for o in test]))[:, 0]
+        said = 1 / (1 + np.exp(-logits))
+        figures[name] = {
+            "fit": len(fit),
+            "test": len(test),
+            "pass_rate": round(float(truth.mean()), 4),
+            "auc": _rounded(auc(said, truth)),
+            "ece": _rounded(expected_calibration_error(said, truth)),
+        }
+        say(f"quality of {name}: {figures[name]}")
+        heads.append(head)
+    return heads, figures
+
+
+def evaluate_labels(
+    design: Design,
+    head: Weights,
+    labels: Sequence[str],
+    of: dict[str, str],
+    temperature: float,
+    rows: Sequence[Row],
+) -> dict[str, Any]:
+    """Accuracy, macro-F1 and calibration on the 27 labels and on the 8 tasks."""
+    logits = head.logits(design.matrix([row.prompt for row in rows]))
+    corpus = [i for i, label in enumerate(labels) if not label.startswith("own:")]
+    said_labels = [labels[corpus[i]] for i in logits[:, corpus].argmax(1)]
+    gold_labels = [row.label for row in rows]
+    tasks = task_probabilities(logits, labels, of, temperature)
+    said = [TASKS[i] for i in tasks.argmax(1)]
+    gold = [of[label] for label in gold_labels]
+    hit = np.array([g == s for g, s in zip(gold, said, strict=True)])
+    return {
+        "labels_accuracy": _rounded(np.mean(np.array(said_labels) == np.array(gold_labels))),
+        "labels_macro_f1": _rounded(macro_f1(gold_labels, said_labels)),
+        "tasks_accuracy": _rounded(hit.mean()),
+        "tasks_macro_f1": _rounded(macro_f1(gold, said)),
+        "tasks_ece": _rounded(expected_calibration_error(tasks.max(1), hit)),
+    }
+
+
+def _rounded(value: Any) -> float | None:
+    return None if value is None else round(float(value), 4)
+
+
+def _version(arrays: dict[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()[:8]
+
+
+def _data_sha256(rows: Sequence[Row], own: Sequence[Row], outcomes: Sequence[Outcome]) -> str:
+    digest = hashlib.sha256()
+    for row in (*rows, *own):
+        digest.update(f"{row.prompt}\x00{row.label}\x00{row.split}\n".encode())
+    for outcome in outcomes:
+        digest.update(f"{outcome.prompt}\x00{sorted(outcome.scores.items())}\n".encode())
+    return digest.hexdigest()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Exit codes: 0 written, 2 a file is missing."""
+    parser = argparse.ArgumentParser(prog="python -m gateway.routing.train", description=__doc__)
+    parser.add_argument("--corpus", type=Path, required=True, help="folder with classifier_prompts")
+    parser.add_argument("--outcomes", type=Path, help="JSON Lines of `models eval --outcomes`")
+    parser.add_argument("--out", type=Path, default=HERE / "head", help="folder to write")
+    parser.add_argument("--iterations", type=int, default=200, help="of the solver, at most")
+    chosen = parser.parse_args(arguments)
+    for path in (chosen.corpus / "classifier_prompts.jsonl.gz", chosen.outcomes):
+        if path is not None and not path.exists():
+            print(f"{path}: no such file", file=sys.stderr)
+            return 2
+    card = train(
+        chosen.corpus, chosen.outcomes, chosen.out, iterations=chosen.iterations, say=print
+    )
+    print(json.dumps({"version": card["version"], **card["held_out"], **card["quality"]}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

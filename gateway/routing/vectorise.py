@@ -1,0 +1,174 @@
+"""Text to hashed n-gram rows and cheap counts. The same code trains the head and runs it.
+
+A text is lower-cased and cut into words, digit runs and single marks; at most the first and the
+last `WINDOW` of them are read. Rows are buckets of word 1-, 2- and 3-grams and of the character
+n-grams inside words.
+"""
+
+import re
+from collections.abc import Sequence
+from itertools import chain
+from math import log1p
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+WINDOW = 128
+"""Tokens read at the start, and at the end."""
+CHARS = 1200
+"""Characters looked at for each window, so that the cost has a bound."""
+WORD_CHARS = 20
+MAX_WORDS = 50_000
+"""Words whose hashes are remembered; then memory starts over."""
+
+_TOKEN = re.compile(r"[^\W\d_]+|\d+|[^\w\s]|_|\n")
+_SHIFTS = {
+    "uni": np.uint32(0x9E3779B1),
+    "left": np.uint32(0x85EBCA77),
+    "right": np.uint32(0xC2B2AE3D),
+    "third": np.uint32(0x27D4EB2F),
+}
+_START, _END = crc32(b"\x02"), crc32(b"\x03")
+
+Rows = NDArray[np.int64]
+
+
+def tokens_of(text: str) -> list[str]:
+    """The tokens that are read: lower-cased, numbers as their length."""
+    if len(text) > 2 * CHARS:
+        words = _TOKEN.findall(text[:CHARS].lower())[:WINDOW]
+        words += _TOKEN.findall(text[-CHARS:].lower())[-WINDOW:]
+        return words
+    words = _TOKEN.findall(text.lower())
+    return words if len(words) <= 2 * WINDOW else words[:WINDOW] + words[-WINDOW:]
+
+
+class Vectoriser:
+    """Hashes tokens into `2**bits` rows; remembers words it has seen.
+
+    Args:
+        bits: of the number of buckets.
+        trigrams: also word 3-grams.
+        chars: lengths of the character n-grams inside words; empty for none.
+    """
+
+    def __init__(self, bits: int, *, trigrams: bool = True, chars: Sequence[int] = ()) -> None:
+        self._shift = np.uint32(32 - bits)
+        self._trigrams = trigrams
+        self._chars = tuple(chars)
+        self._words: dict[str, tuple[int, tuple[int, ...]]] = {}
+
+    def rows(self, tokens: Sequence[str]) -> Rows:
+        """The buckets of a text, each once, ascending."""
+        known = self._words
+        if len(known) > MAX_WORDS:
+            known.clear()
+        found = [known.get(token) or self._learn(token) for token in tokens]
+        ids = np.array([_START, *[pair[0] for pair in found], _END], dtype=np.uint32)
+        parts = [ids[1:-1] * _SHIFTS["uni"]]
+        pairs = (ids[:-1] * _SHIFTS["left"]) ^ (ids[1:] * _SHIFTS["right"])
+        parts.append(pairs * _SHIFTS["uni"])
+        if self._trigrams:
+            triples = (pairs[:-1] * _SHIFTS["third"]) ^ (ids[2:] * _SHIFTS["right"])
+            parts.append(triples * _SHIFTS["uni"])
+        if self._chars:
+            inner = np.array(list(chain.from_iterable(pair[1] for pair in found)), dtype=np.uint32)
+            parts.append(inner * _SHIFTS["uni"])
+        hashed = np.concatenate(parts) >> self._shift
+        hashed.sort()
+        keep = np.ones(len(hashed), dtype=bool)
+        np.not_equal(hashed[1:], hashed[:-1], out=keep[1:])
+        return hashed[keep].astype(np.int64)
+
+    def _learn(self, token: str) -> tuple[int, tuple[int, ...]]:
+        word = "0" * min(len(token), 6) if token[0].isdigit() else token[:WORD_CHARS]
+        inner: set[int] = set()
+        if self._chars and len(word) > 2 and word[0].isalpha():
+            marked = f"<{word}>"
+            for length in self._chars:
+                inner.update(
+                    crc32(marked[i : i + length].encode("utf-8", "surrogatepass"), 7)
+                    for i in range(len(marked) - length + 1)
+                )
+        pair = (crc32(word.encode("utf-8", "surrogatepass")), tuple(inner))
+        self._words[token] = pair
+        return pair
+
+
+COUNTS = (
+    "log_chars", "log_tokens", "mean_word", "digit_share", "upper_share", "mark_share",
+    "newlines", "questions", "question_end", "starts_question", "starts_order", "code_marks",
+    "code_words", "brackets", "quotes", "commas", "colons", "operators", "numbers", "urls",
+    "first_person", "second_person", "non_ascii", "list_lines", "repeats",
+)  # fmt: skip
+"""Names of the cheap counts, in the order of `counts()`."""
+
+_QUESTION = frozenset(
+    "what who whom whose which when where why how is are was were do does did can could will "
+    "would should has have had am".split()
+)
+_ORDER = frozenset(
+    "write make give tell list find name describe explain create summarize summarise classify "
+    "extract convert calculate compute show sort rewrite translate generate compose identify "
+    "pick choose say repeat copy count reverse work solve draft implement fix debug refactor "
+    "suggest brainstorm invent imagine label tag condense shorten outline".split()
+)
+_CODE_WORD = frozenset(
+    "def return import class function print lambda const var let public static void null none "
+    "true false elif else for while if int str self sql select from where select html css "
+    "python javascript java rust golang typescript bash regex api json code program script "
+    "compile traceback exception".split()
+)
+_CODE_MARK = re.compile(
+    r"[{};`]|==|!=|->|=>|\(\)|</|/>|::|\+\+|&&|\|\||\w\(|\w\.\w+\(|#include|\$\w"
+)
+_LINE_MARK = re.compile(r"(?m)^\s*(?:[-*•]|\d+[.)])\s")
+_FIRST = frozenset("i my me im mine we our us".split())
+_SECOND = frozenset("you your yours u ya".split())
+
+
+def counts(text: str, tokens: Sequence[str]) -> NDArray[np.float32]:
+    """The cheap counts of a text, [len(COUNTS)] float32, roughly in 0..4."""
+    sample = text if len(text) <= 2 * CHARS else text[:CHARS] + text[-CHARS:]
+    data = np.frombuffer(sample.encode("utf-8", "surrogatepass"), dtype=np.uint8)
+    of = np.bincount(data, minlength=256).tolist()
+    size = max(1, len(data))
+    total = max(1, len(tokens))
+    words = [token for token in tokens if token[0].isalpha()]
+    digits = sum(token[0].isdigit() for token in tokens)
+    first = words[0] if words else ""
+    distinct = set(tokens)
+    bag = distinct.intersection
+
+    def seen(marks: bytes) -> int:
+        return sum(of[mark] for mark in marks)
+
+    values = (
+        log1p(len(text)) / 2,
+        log1p(total) / 2,
+        sum(map(len, words)) / max(1, len(words)) / 4,
+        4 * sum(of[48:58]) / size,
+        4 * sum(of[65:91]) / size,
+        4 * (total - len(words) - digits) / total,
+        min(4, of[10] / 2),
+        min(3, of[63]),
+        sample.rstrip().endswith("?"),
+        first in _QUESTION,
+        first in _ORDER,
+        min(4.0, len(_CODE_MARK.findall(sample)) / 2),
+        min(4.0, len(bag(_CODE_WORD)) / 2),
+        min(4.0, seen(b"([{") / 2),
+        min(4.0, seen(b"\"'") / 2),
+        min(4.0, of[44] / 3),
+        min(4.0, of[58] / 2),
+        min(4.0, seen(b"+*/=<>^%") / 2),
+        min(4.0, digits / 2),
+        min(2, sample.count("://")),
+        min(2, len(bag(_FIRST))),
+        min(2, len(bag(_SECOND))),
+        4 * sum(of[128:]) / size,
+        min(4.0, len(_LINE_MARK.findall(sample)) / 2) if of[10] else 0.0,
+        2 * (1 - len(distinct) / total),
+    )
+    return np.array(values, dtype=np.float32)

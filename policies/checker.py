@@ -1,0 +1,355 @@
+"""Reading a policy file strictly: every problem named, with its line, key path and what is allowed.
+
+`parse()` gives the policy or raises `PolicyError` with all errors found; `check()` lists errors and
+warnings, and with the names that exist it also finds targets that do not.
+"""
+
+import math
+import re
+import tomllib
+from collections.abc import Collection, Iterator
+from difflib import get_close_matches
+from typing import Any, Literal, get_args
+
+import msgspec
+from msgspec import Struct
+
+from policies.conditions import ANY, minutes, time_zone
+from policies.model import BackendRange, Hours, Policy, Range, Route, Rule, When
+
+ACTIONS = ("route", "split", "deny")
+LATER = {
+    "cascade": "cascades are not supported yet; use route with fallbacks",
+    "accept": "belongs to cascade, which is not supported yet",
+    "objective": "objectives are not supported yet; use route with a difficulty range",
+}
+
+
+class Problem(Struct, frozen=True, kw_only=True):
+    """One thing wrong with a policy file."""
+
+    level: Literal["error", "warning"]
+    path: str
+    """Key path, e.g. rules[0].when.task; empty for the whole file."""
+    message: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        place = f"line {self.line}: " if self.line else ""
+        return f"{place}{self.path + ': ' if self.path else ''}{self.message}"
+
+
+class PolicyError(ValueError):
+    """A policy file that cannot be used; `problems` holds every error found."""
+
+    def __init__(self, source: str, problems: list[Problem]) -> None:
+        self.source = source
+        self.problems = problems
+        super().__init__("\n".join(f"{source}: {problem}" for problem in problems))
+
+
+def parse(text: str, source: str = "policy") -> Policy:
+    """Decode a policy file.
+
+    Raises:
+        PolicyError: with every error; its text names `source`, line, key path and value.
+    """
+    policy, problems = _read(text)
+    errors = [problem for problem in problems if problem.level == "error"]
+    if policy is None or errors:
+        raise PolicyError(source, errors)
+    return policy
+
+
+def check(text: str, targets: Collection[str] | None = None) -> list[Problem]:
+    """Errors and warnings of a policy file, in the order of its lines.
+
+    Args:
+        targets: tiers and backends that exist; None: names of targets are not checked.
+    """
+    policy, problems = _read(text)
+    if policy is not None and targets is not None:
+        problems += _check_targets(policy, targets, _Lines(text))
+    return sorted(problems, key=lambda p: (p.line or 0, p.path))
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a policy file."""
+    return msgspec.json.schema(Policy)
+
+
+def _read(text: str) -> tuple[Policy | None, list[Problem]]:
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        found = re.search(r"at line (\d+)", str(error))
+        line = int(found.group(1)) if found else None
+        problem = Problem(level="error", path="", message=f"not valid TOML: {error}", line=line)
+        return None, [problem]
+    lines = _Lines(text)
+    problems = list(_check_keys(tree, lines))
+    if problems:
+        return None, problems
+    try:
+        policy = msgspec.convert(tree, Policy)
+    except msgspec.ValidationError as error:
+        return None, [_decode_problem(str(error), tree, lines)]
+    problems = list(_check_values(policy, lines))
+    return policy, problems
+
+
+class _Lines:
+    """Finds the line of a key path by looking at headers and `key =`; None when unsure."""
+
+    def __init__(self, text: str) -> None:
+        self._lines = text.splitlines()
+        self._blocks: dict[str, int] = {"": 0}
+        rules = 0
+        for number, line in enumerate(self._lines, start=1):
+            header = re.match(r"\s*\[\[?\s*([\w.\-]+)\s*\]\]?\s*(#.*)?$", line)
+            if header is None:
+                continue
+            name = header.group(1)
+            if name == "rules":
+                name, rules = f"rules[{rules}]", rules + 1
+            elif name.startswith("rules."):
+                name = f"rules[{rules - 1}]{name[5:]}"
+            self._blocks.setdefault(name, number)
+
+    def __call__(self, path: str) -> int | None:
+        parts = path.split(".")
+        for cut in range(len(parts), -1, -1):
+            block = ".".join(parts[:cut])
+            if block in self._blocks:
+                return self._inside(self._blocks[block], parts[cut:])
+        return None
+
+    def _inside(self, start: int, keys: list[str]) -> int | None:
+        if not keys or not keys[0]:
+            return start or None
+        key = re.escape(re.sub(r"\[\d+\]$", "", keys[0]))
+        for number in range(start, len(self._lines)):
+            line = self._lines[number]
+            if re.match(r"\s*\[", line) and number > start:
+                break
+            if re.match(rf"\s*[\"']?{key}[\"']?\s*[=.]", line):
+                return number + 1
+        return start or None
+
+
+def _keys(kind: type[Struct]) -> dict[str, str]:
+    return {field.encode_name: field.name for field in msgspec.structs.fields(kind)}
+
+
+def _check_keys(tree: dict[str, Any], lines: _Lines) -> Iterator[Problem]:
+    """Unknown keys, everywhere, before types are looked at."""
+    yield from _unknown(tree, Policy, "", lines)
+    rules = tree.get("rules")
+    tables: list[tuple[str, Any, type[Struct]]] = []
+    if isinstance(rules, list):
+        tables += [(f"rules[{index}]", rule, Rule) for index, rule in enumerate(rules)]
+    tables.append(("default", tree.get("default"), Route))
+    for path, table, kind in tables:
+        if not isinstance(table, dict):
+            continue
+        yield from _unknown(table, kind, path, lines)
+        when = table.get("when") if kind is Rule else None
+        if isinstance(when, dict):
+            yield from _unknown(when, When, f"{path}.when", lines)
+            for name, inner in _NESTED.items():
+                if isinstance(when.get(name), dict):
+                    yield from _unknown(when[name], inner, f"{path}.when.{name}", lines)
+    if "default" not in tree:
+        yield Problem(level="error", path="default", message="missing; a default is required")
+
+
+_NESTED: dict[str, type[Struct]] = {
+    "difficulty": Range,
+    "prompt_tokens": Range,
+    "turns": Range,
+    "budget_left": Range,
+    "load": BackendRange,
+    "quality": BackendRange,
+    "hours": Hours,
+}
+
+
+def _unknown(
+    table: dict[str, Any], kind: type[Struct], path: str, lines: _Lines
+) -> Iterator[Problem]:
+    allowed = list(_keys(kind))
+    for key in table:
+        if key in allowed:
+            continue
+        place = f"{path}.{key}" if path else key
+        if key in LATER and issubclass(kind, Route):
+            message = LATER[key]
+        else:
+            word = "condition" if kind is When else "key"
+            near = get_close_matches(key, allowed, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            message = f"unknown {word}; {hint}allowed: {', '.join(allowed)}"
+        yield Problem(level="error", path=place, message=message, line=lines(place))
+
+
+def _decode_problem(text: str, tree: dict[str, Any], lines: _Lines) -> Problem:
+    found = re.search(r" - at `\$\.?([^`]*)`$", text)
+    path = found.group(1) if found else ""
+    reason = text[: found.start()] if found else text
+    value: Any = tree
+    for part in re.findall(r"[^.\[\]]+", path):
+        try:
+            value = value[int(part)] if isinstance(value, list) else value[part]
+        except (KeyError, IndexError, ValueError, TypeError):
+            return Problem(level="error", path=path, message=reason, line=lines(path))
+    if "Invalid enum value" in reason:
+        allowed = _allowed_words(path)
+        reason = f"{reason}; allowed: {allowed}" if allowed else reason
+    message = f"{value!r}: {reason}" if path else reason
+    return Problem(level="error", path=path, message=message, line=lines(path))
+
+
+def _allowed_words(path: str) -> str:
+    """The words of a Literal at a key path: task, wants, days, cache."""
+    name = re.sub(r"(\[(\d+|\.\.\.)\])+$", "", path).rsplit(".", 1)[-1]
+    for kind in (When, Route, Hours):
+        for field in msgspec.structs.fields(kind):
+            if field.name == name:
+                return ", ".join(_literals(field.type))
+    return ""
+
+
+def _literals(kind: Any) -> list[str]:
+    words: list[str] = []
+    for part in get_args(kind):
+        words += [part] if isinstance(part, str) else _literals(part)
+    return words
+
+
+def _check_values(policy: Policy, lines: _Lines) -> Iterator[Problem]:
+    """What types alone cannot say."""
+
+    def problem(path: str, message: str, level: Literal["error", "warning"] = "error") -> Problem:
+        return Problem(level=level, path=path, message=message, line=lines(path))
+
+    names: set[str] = set()
+    unconditional: str | None = None
+    for index, rule in enumerate(policy.rules):
+        path = f"rules[{index}]"
+        if not rule.name.strip():
+            yield problem(f"{path}.name", f"{rule.name!r}: a rule needs a name")
+        if rule.name == "default":
+            yield problem(f"{path}.name", "'default' is the name of [default]; choose another")
+        if rule.name in names:
+            yield problem(f"{path}.name", f"{rule.name!r}: another rule has this name")
+        names.add(rule.name)
+        if unconditional is not None:
+            text = f"never reached: rule {unconditional!r} before it has no conditions"
+            yield problem(path, text, "warning")
+        elif rule.when == When():
+            unconditional = rule.name
+        for where, message in (*_action_problems(rule), *_when_problems(rule.when)):
+            yield problem(f"{path}.{where}", message)
+    if unconditional is not None:
+        text = f"never reached: rule {unconditional!r} has no conditions"
+        yield problem("default", text, "warning")
+    for where, message in _action_problems(policy.default):
+        yield problem(f"default.{where}", message)
+
+
+def _action_problems(action: Route) -> Iterator[tuple[str, str]]:
+    given = [name for name in ACTIONS if getattr(action, name) is not None]
+    if len(given) != 1:
+        found = f"has {' and '.join(given)}" if given else "has none"
+        yield (given[-1] if given else "route"), f"exactly one of {', '.join(ACTIONS)}; {found}"
+    if action.split is not None:
+        if not action.split:
+            yield "split", "{}: name at least one tier or backend with its weight"
+        for target, weight in action.split.items():
+            if not (weight > 0 and math.isfinite(weight)):
+                yield f"split.{target}", f"{weight!r}: a weight is more than 0"
+    if action.deny is not None:
+        if not action.deny.strip():
+            yield "deny", f"{action.deny!r}: say why; the client reads it"
+        for beside in ("fallbacks", "max_tokens", "cache", "shadow"):
+            if getattr(action, beside):
+                yield beside, "without effect beside deny; remove it"
+    if action.max_tokens is not None and action.max_tokens < 1:
+        yield "max_tokens", f"{action.max_tokens!r}: at least 1"
+
+
+def _when_problems(when: When) -> Iterator[tuple[str, str]]:
+    for field in msgspec.structs.fields(When):
+        value = getattr(when, field.name)
+        path = f"when.{field.name}"
+        if isinstance(value, Range | BackendRange):
+            yield from ((path, text) for text in _range_problems(value))
+        elif isinstance(value, list) and not value:
+            yield path, "[]: an empty list matches nothing; name at least one, or remove it"
+        elif field.name == "tags" and value is not None:
+            yield from (
+                (f"{path}.{tag}", "[]: name at least one value")
+                for tag, values in value.items()
+                if not values
+            )
+    if when.hours is not None:
+        yield from _hours_problems(when.hours)
+
+
+def _range_problems(limits: Range | BackendRange) -> Iterator[str]:
+    low, high = limits.min, limits.max
+    if low is None and high is None:
+        yield "give min, max or both"
+    if any(limit is not None and math.isnan(limit) for limit in (low, high)):
+        yield "nan is no limit"
+    if low is not None and high is not None and low >= high:
+        yield f"min {low:g}, max {high:g}: matches nothing; min must be less than max"
+
+
+def _hours_problems(hours: Hours) -> Iterator[tuple[str, str]]:
+    start, end = minutes(hours.from_), minutes(hours.to)
+    for name, text, value in (("from", hours.from_, start), ("to", hours.to, end)):
+        if value is None:
+            yield f"when.hours.{name}", f"{text!r}: a time of day is HH:MM, 00:00 to 24:00"
+    if start is not None and start == end:
+        yield "when.hours.to", f"{hours.to!r}: same as from; leave hours out for the whole day"
+    if time_zone(hours.tz) is None:
+        yield (
+            "when.hours.tz",
+            f"{hours.tz!r}: no such time zone; an IANA name such as Europe/Berlin",
+        )
+    if hours.days is not None and not hours.days:
+        yield "when.hours.days", "[]: name at least one day, or leave days out"
+
+
+def _check_targets(policy: Policy, known: Collection[str], lines: _Lines) -> list[Problem]:
+    """Targets that are no tier or backend: errors where they decide, warnings where they help."""
+    problems: list[Problem] = []
+    shown = ", ".join(sorted(known)) or "none"
+
+    def look(path: str, target: str, level: Literal["error", "warning"]) -> None:
+        name = target.removeprefix("backend:")
+        if name in known or target == ANY:
+            return
+        near = get_close_matches(name, list(known), 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        message = f"{target!r}: no such tier or backend; {hint}known: {shown}"
+        problems.append(Problem(level=level, path=path, message=message, line=lines(path)))
+
+    actions: list[tuple[str, Route]] = [(f"rules[{i}]", r) for i, r in enumerate(policy.rules)]
+    for path, action in [*actions, ("default", policy.default)]:
+        safe: Literal["error", "warning"] = "warning" if ANY in action.fallbacks else "error"
+        for target in [action.route] if action.route is not None else []:
+            look(f"{path}.route", target, safe)
+        for target in action.split or {}:
+            look(f"{path}.split.{target}", target, safe)
+        for target in action.fallbacks:
+            look(f"{path}.fallbacks", target, safe)
+        if action.shadow is not None:
+            look(f"{path}.shadow", action.shadow, "warning")
+        if isinstance(action, Rule):
+            for name in ("load", "quality"):
+                limits = getattr(action.when, name)
+                if limits is not None:
+                    look(f"{path}.when.{name}.backend", limits.backend, "warning")
+    return problems
