@@ -1,0 +1,143 @@
+"""`headgate budgets`: who may spend what."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gateway.cli.common import config_option, json_option, print_json, settings_of
+from gateway.cli.database import run_in_transaction, table
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from gateway.ledger.budget_store import Budget, Spend
+
+_WINDOWS = ["minute", "hour", "day", "month", "total"]
+_scope = click.option(
+    "--scope", required=True, help="team:NAME, key:ID, user:NAME, or global for everybody."
+)
+_window = click.option(
+    "--window",
+    type=click.Choice(_WINDOWS),
+    default="month",
+    show_default=True,
+    help="Calendar windows in UTC; total never ends.",
+)
+
+
+@click.group()
+def budgets() -> None:
+    """Set, list and remove budgets.
+
+    A running gateway sees changes within two seconds. A request that would pass a hard limit is
+    refused before anything is spent.
+    """
+
+
+@budgets.command("set")
+@_scope
+@click.option("--limit-usd", required=True, help="A decimal number of dollars, such as 12.50.")
+@_window
+@click.option("--soft", is_flag=True, help="Warn in the log, refuse nothing.")
+@config_option
+@json_option
+@click.pass_context
+def set_(
+    ctx: click.Context,
+    scope: str,
+    limit_usd: str,
+    window: str,
+    soft: bool,
+    config: str | None,
+    as_json: bool,
+) -> None:
+    """Limit what a scope may spend in each window; again: change the limit."""
+    from gateway.ledger.budget_store import set_budget
+    from gateway.ledger.money import parse_usd
+
+    async def work(connection: "AsyncConnection") -> "Budget":
+        return await set_budget(
+            connection,
+            scope=scope,
+            window=window,
+            limit_nano_usd=parse_usd(limit_usd),
+            soft=soft,
+            now=time.time(),
+        )
+
+    budget = run_in_transaction(settings_of(ctx, config), work)
+    if as_json:
+        print_json(_json(budget, None))
+    else:
+        kind = "Soft budget" if soft else "Budget"
+        click.echo(f"{kind} of {scope}: ${_usd(budget.limit_nano_usd)} per {window}.")
+
+
+@budgets.command("list")
+@config_option
+@json_option
+@click.pass_context
+def list_(ctx: click.Context, config: str | None, as_json: bool) -> None:
+    """All budgets with what their current window has spent, reserved and left."""
+    from gateway.ledger.budget_store import counter_of, list_budgets, read_spend
+
+    async def work(connection: "AsyncConnection") -> "list[tuple[Budget, Spend | None]]":
+        found = await list_budgets(connection)
+        counters = [counter_of(budget, time.time()) for budget in found]
+        spend = await read_spend(connection, counters)
+        return [(b, spend.get(counter)) for b, counter in zip(found, counters, strict=True)]
+
+    shown = [_json(*pair) for pair in run_in_transaction(settings_of(ctx, config), work)]
+    if as_json:
+        print_json(shown)
+        return
+    columns = ["scope", "window", "limit_usd", "spent_usd", "reserved_usd", "overrun_usd"]
+    columns += ["left_usd"]
+    table(
+        [*columns, "kind"],
+        [[*(row[name] for name in columns), "soft" if row["soft"] else "hard"] for row in shown],
+        right=frozenset(columns[2:]),
+    )
+
+
+@budgets.command()
+@_scope
+@_window
+@config_option
+@json_option
+@click.pass_context
+def remove(ctx: click.Context, scope: str, window: str, config: str | None, as_json: bool) -> None:
+    """Let a scope spend without this limit."""
+    from gateway.ledger.budget_store import remove_budget
+
+    run_in_transaction(
+        settings_of(ctx, config),
+        lambda connection: remove_budget(connection, scope=scope, window=window),
+    )
+    if as_json:
+        print_json({"scope": scope, "window": window, "removed": True})
+    else:
+        click.echo(f"The budget of {scope} per {window} is gone.")
+
+
+def _json(budget: "Budget", spend: "Spend | None") -> dict[str, Any]:
+    spent, reserved = (spend.spent, spend.reserved) if spend else (0, 0)
+    overrun = spend.overrun if spend else 0
+    left = max(budget.limit_nano_usd - spent - reserved - overrun, 0)
+    return {
+        "scope": budget.scope,
+        "window": budget.window,
+        "soft": budget.soft,
+        "limit_usd": _usd(budget.limit_nano_usd),
+        "spent_usd": _usd(spent),
+        "reserved_usd": _usd(reserved),
+        "overrun_usd": _usd(overrun),
+        "left_usd": _usd(left),
+    }
+
+
+def _usd(nano_usd: int) -> str:
+    from gateway.ledger.money import usd_text
+
+    return usd_text(nano_usd)

@@ -1,0 +1,83 @@
+"""For commands that work on the ledger's database itself; not a command.
+
+They go to the database whether or not a gateway runs: it sees new keys, revocations and budgets
+within two seconds.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, TypeVar
+
+from gateway.cli.common import fail
+from gateway.runtime import database_url
+from gateway.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+T = TypeVar("T")
+
+
+def run_on_engine(settings: Settings, work: Callable[["AsyncEngine"], Awaitable[T]]) -> T:
+    """Bring the database up to date and run `work`; exits 1 or 2 with a clear message."""
+    from alembic.util import CommandError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from gateway.ledger.database import open_engine, without_password
+    from migrations import upgrade
+
+    url = database_url(settings)
+
+    async def run() -> T:
+        engine = open_engine(url)
+        try:
+            return await work(engine)
+        finally:
+            await engine.dispose()
+
+    try:
+        upgrade(url)
+        return asyncio.run(run())
+    except LookupError as error:
+        fail(str(error.args[0]))
+    except ValueError as error:
+        fail(str(error), code=2)
+    except (SQLAlchemyError, OSError, CommandError) as error:
+        fail(f"the database {without_password(url)} refuses: {error}")
+
+
+def run_in_transaction(settings: Settings, work: Callable[["AsyncConnection"], Awaitable[T]]) -> T:
+    """`run_on_engine` with one transaction, committed at the end."""
+
+    async def run(engine: "AsyncEngine") -> T:
+        async with engine.begin() as connection:
+            return await work(connection)
+
+    return run_on_engine(settings, run)
+
+
+def moment(unix_s: float | None) -> str | None:
+    """Unix seconds as RFC 3339 in UTC."""
+    if unix_s is None:
+        return None
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def table(
+    columns: list[str], rows: list[list[str]], *, right: frozenset[str] = frozenset()
+) -> None:
+    """Print a table; nothing in a cell is taken for markup."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table()
+    for column in columns:
+        shown.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    console = Console()
+    if not console.is_terminal:  # a pipe has no width: cut nothing
+        console = Console(width=max(200, console.width))
+    console.print(shown)

@@ -1,0 +1,127 @@
+"""`headgate report`: out of the ledger."""
+
+import csv
+import sys
+from typing import Any
+
+import click
+
+from gateway.cli.common import config_option, fail, print_json, settings_of
+from gateway.cli.database import run_on_engine, table
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_LEFT_OUT = ("cached_prompt_tokens", "usd_per_million_tokens")
+"""Of the table, to fit a screen; JSON and CSV have them."""
+
+
+@click.group()
+def report() -> None:
+    """Cost reports out of the ledger."""
+
+
+@report.command()
+@click.option(
+    "--group-by",
+    default="",
+    metavar="KEYS",
+    help="Comma-separated: team, key, user, model, backend, machine, machine_type, policy, rule, "
+    "task, kind, day, hour, tag:NAME.",
+)
+@click.option("--since", metavar="T", help="RFC 3339 or a date; inclusive.")
+@click.option("--until", metavar="T", help="RFC 3339 or a date; exclusive. Default: now.")
+@click.option("--tz", default="UTC", show_default=True, help="Of dates, days and hours.")
+@click.option(
+    "--where", "conditions", multiple=True, metavar="KEY=VALUE", help="Only these rows; repeatable."
+)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["table", "json", "csv"]),
+    default="table",
+    show_default=True,
+)
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@config_option
+@click.pass_context
+def costs(
+    ctx: click.Context,
+    group_by: str,
+    since: str | None,
+    until: str | None,
+    tz: str,
+    conditions: tuple[str, ...],
+    format_: str,
+    as_json: bool,
+    config: str | None,
+) -> None:
+    """What was spent, by whom, on what; what idle machines cost beside it."""
+    from gateway.ledger.reports import costs_report
+
+    settings = settings_of(ctx, config)
+    found = run_on_engine(
+        settings,
+        lambda engine: costs_report(
+            engine,
+            settings,
+            group_by=group_by,
+            since=since,
+            until=until,
+            tz=tz,
+            filters=_filters(conditions),
+        ),
+    )
+    if as_json or format_ == "json":
+        print_json(found)
+    elif format_ == "csv":
+        _print_csv(found)
+    else:
+        _print_table(found)
+
+
+def _filters(conditions: tuple[str, ...]) -> dict[str, list[str]]:
+    filters: dict[str, list[str]] = {}
+    for condition in conditions:
+        key, equals, value = condition.partition("=")
+        if not equals:
+            fail(f"--where {condition!r}: KEY=VALUE, such as team=search", code=2)
+        filters.setdefault(key.strip(), []).append(value)
+    return filters
+
+
+def _print_csv(found: dict[str, Any]) -> None:
+    """One line per row. A cell that a spreadsheet would run as a formula gets an apostrophe."""
+    groups = found["group_by"]
+    columns = [*groups, *found["totals"]]
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow([safe_cell(column) for column in columns])
+    for row in found["rows"]:
+        cells = [safe_cell(row[key]) for key in groups]
+        writer.writerow([*cells, *("" if row[c] is None else row[c] for c in found["totals"])])
+
+
+def safe_cell(value: str | None) -> str:
+    """A text as a CSV cell that no spreadsheet takes for a formula."""
+    if value is None:
+        return ""
+    return f"'{value}" if value.startswith(_FORMULA) else value
+
+
+def _print_table(found: dict[str, Any]) -> None:
+    groups = found["group_by"]
+    figures = [name for name in found["totals"] if name not in _LEFT_OUT]
+    rows = [[*(_cell(row[c]) for c in (*groups, *figures))] for row in found["rows"]]
+    total = ["total", *[""] * (len(groups) - 1)] if groups else []
+    if groups:
+        rows.append([*total, *(_cell(found["totals"][c]) for c in figures)])
+    table([*groups, *figures], rows, right=frozenset(figures))
+    breakdown = ", ".join(
+        f"{name.replace('_', ' ')} ${usd}" for name, usd in found["idle_breakdown"].items()
+    )
+    click.echo(f"{found['since'] or 'the beginning'} to {found['until']}, {found['tz']}")
+    click.echo(f"machines     ${found['machine_cost_usd']}")
+    click.echo(f"idle         ${found['idle_cost_usd']} ({breakdown})")
+    click.echo(f"unattributed ${found['unattributed_cost_usd']}")
+
+
+def _cell(value: object) -> str:
+    return "-" if value is None else str(value)

@@ -1,0 +1,421 @@
+"""`report costs`: what was spent, by whom, on what, and what the machines cost beside that.
+
+Rows. Requests and their tokens count in the period in which they started; charges in the period in
+which they were booked. Grouped by a key of charges (backend, machine, machine_type, kind), a
+request counts once in every group that it has a charge in, with the tokens of those charges; a
+request without charges and a cache hit count under the backend that answered. Totals count every
+request once.
+
+Machines. `machine_cost_usd` is measured run time × price, `idle_cost_usd` what was measured as
+idle, start-up and loading (see machine_report for machines with several engines), and
+`unattributed_cost_usd` = machine cost − idle cost − charges on those machines: the only subtraction
+here, and it can be negative, as charges of engines that were busy at the same moment overlap. In
+this version preempted work, rejected drafts and cost beyond reservations are inside the charges, so
+`lost_work` and `overrun` are zero. Idle cost is shared out by the charges on each machine; what no
+charge used stays unshared.
+"""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from decimal import ROUND_HALF_EVEN, Decimal
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+from msgspec import Struct, field
+from sqlalchemy import Select, Text, and_, case, cast, exists, func, null, select
+
+from gateway.ledger.machine_report import MachineHours, machine_hours
+from gateway.ledger.money import EXACT, to_usd, usd_text
+from gateway.ledger.pricing import machine_cost
+from gateway.ledger.report_query import (
+    CHARGE_KEYS,
+    TAG,
+    TIME_KEYS,
+    ReportError,
+    ReportQuery,
+    parse_query,
+)
+from gateway.ledger.tables import charges, requests
+from gateway.settings import MachineSettings, Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+__all__ = ["ReportError", "costs_report", "parse_query"]
+
+_BUCKET_US = 15 * 60 * 1_000_000
+"""Days and hours of any time zone consist of whole quarters of an hour."""
+_MTOK = Decimal(1_000_000)
+Group = tuple[str | None, ...]
+
+
+class _Line(Struct):
+    """One row while it is added up; money in nano-dollars."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: int = 0
+    saved: int = 0
+    cache_hits_exact: int = 0
+    cache_hits_semantic: int = 0
+    errors: int = 0
+    by_machine: dict[str, int] = field(default_factory=dict)
+    """Charges on machines paid by the hour."""
+    idle: int = 0
+
+
+async def costs_report(
+    engine: "AsyncEngine",
+    settings: Settings,
+    *,
+    group_by: str | Sequence[str] = (),
+    since: str | None = None,
+    until: str | None = None,
+    tz: str = "UTC",
+    filters: Mapping[str, Sequence[str]] | None = None,
+    now: datetime | None = None,
+) -> dict[str, Any]:
+    """The contract's JSON object; amounts are decimal strings.
+
+    Args:
+        settings: prices of the machines.
+        filters: only these rows; the machines' figures stay those of everybody.
+
+    Raises:
+        ReportError: a question that cannot be answered.
+        SQLAlchemyError: the database does not answer.
+    """
+    query = parse_query(
+        group_by=group_by,
+        since=since,
+        until=until,
+        tz=tz,
+        filters=filters,
+        now=now or datetime.now(UTC),
+    )
+    async with _snapshot(engine) as connection:
+        lines = await _lines(connection, query)
+        totals = await _lines(connection, ReportQuery(until=query.until, since=query.since))
+        hours = await machine_hours(connection, query.since_us, query.until_us)
+        total = totals.get((), _Line())
+        shown = total
+        if query.filters:
+            whole = ReportQuery(until=query.until, since=query.since, filters=query.filters)
+            shown = (await _lines(connection, whole)).get((), _Line())
+    machines = _Machines(settings, hours)
+    machines.share_idle(lines, total)
+    machines.share_idle({(): shown}, total)
+    shown.idle = sum(line.idle for line in lines.values()) if query.group_by else shown.idle
+    attributed = machines.cost - machines.idle_cost - sum(total.by_machine.values())
+    return {
+        "since": None if query.since is None else _rfc3339(query.since),
+        "until": _rfc3339(query.until),
+        "tz": query.tz,
+        "group_by": list(query.group_by),
+        "rows": [
+            {**dict(zip(query.group_by, group, strict=True)), **_shown(line)}
+            for group, line in _sorted(lines, query)
+        ],
+        "totals": _shown(shown),
+        "machine_cost_usd": usd_text(machines.cost),
+        "idle_cost_usd": usd_text(machines.idle_cost),
+        "idle_breakdown": {name: usd_text(nano) for name, nano in machines.breakdown.items()},
+        "unattributed_cost_usd": usd_text(attributed),
+    }
+
+
+@asynccontextmanager
+async def _snapshot(engine: "AsyncEngine") -> AsyncIterator["AsyncConnection"]:
+    """All queries of a report see the same rows, so its sums agree."""
+    async with engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            await connection.execution_options(isolation_level="REPEATABLE READ")
+        else:
+            await connection.exec_driver_sql("BEGIN")
+        yield connection
+
+
+# Rows
+
+
+async def _lines(connection: "AsyncConnection", query: ReportQuery) -> dict[Group, _Line]:
+    """All rows of the report by group, without idle shares."""
+    lines: dict[Group, _Line] = {}
+    by_charge = any(key in CHARGE_KEYS for key in (*query.group_by, *query.filters))
+    fold = _folder(query)
+
+    async def add(statement: Select[Any], names: Sequence[str]) -> None:
+        width = len(query.group_by)
+        for row in await connection.execute(statement):
+            line = lines.setdefault(fold(row[:width]), _Line())
+            for name, value in zip(names, row[width:], strict=True):
+                setattr(line, name, getattr(line, name) + int(value or 0))
+
+    if by_charge:
+        await add(_requests_by_charge(query), ("requests", "errors"))
+        await add(_tokens_by_charge(query), _TOKENS)
+        await add(_uncharged(query), (*_COUNTS, *_TOKENS))
+        await add(_hits_beside_charges(query), _HITS)
+    else:
+        await add(_by_request(query), (*_COUNTS, *_TOKENS))
+    width = len(query.group_by)
+    for row in await connection.execute(_costs(query)):
+        line = lines.setdefault(fold(row[:width]), _Line())
+        machine, cost = row[width], int(row[width + 1] or 0)
+        line.cost += cost
+        if machine is not None:
+            line.by_machine[machine] = line.by_machine.get(machine, 0) + cost
+    if not query.group_by:
+        lines.setdefault((), _Line())
+    return lines
+
+
+_TOKENS = ("prompt_tokens", "cached_prompt_tokens", "completion_tokens")
+_HITS = ("cache_hits_exact", "cache_hits_semantic", "saved")
+_COUNTS = ("requests", "errors", *_HITS)
+_HIT = requests.c.cache.in_(("exact", "semantic"))
+
+
+def _count(condition: "ColumnElement[bool]") -> "ColumnElement[Any]":
+    return func.sum(case((condition, 1), else_=0))
+
+
+def _hit_sums() -> list["ColumnElement[Any]"]:
+    return [
+        _count(requests.c.cache == "exact"),
+        _count(requests.c.cache == "semantic"),
+        func.sum(requests.c.saved_nano_usd),
+    ]
+
+
+def _request_sums() -> list["ColumnElement[Any]"]:
+    return [
+        func.count(),
+        _count(requests.c.outcome == "error"),
+        *_hit_sums(),
+        *(func.sum(requests.c[name]) for name in _TOKENS),
+    ]
+
+
+def _by_request(query: ReportQuery) -> Select[Any]:
+    keys = _keys(query, requests.c.started_us)
+    return _grouped(keys, _request_sums()).where(*_started(query), *_filters(query))
+
+
+def _uncharged(query: ReportQuery) -> Select[Any]:
+    """Requests without any charge stand under the backend that answered, if one did."""
+    keys = _keys(query, requests.c.started_us, charged=False)
+    booked = exists().where(charges.c.request_id == requests.c.request_id)
+    return _grouped(keys, _request_sums()).where(
+        *_started(query), *_filters(query, charged=False), ~booked
+    )
+
+
+def _hits_beside_charges(query: ReportQuery) -> Select[Any]:
+    """Hits that cost something all the same (an encoder's work) stand under who answered too."""
+    keys = _keys(query, requests.c.started_us, charged=False)
+    booked = exists().where(charges.c.request_id == requests.c.request_id)
+    return _grouped(keys, _hit_sums()).where(
+        *_started(query), *_filters(query, charged=False), booked, _HIT
+    )
+
+
+def _requests_by_charge(query: ReportQuery) -> Select[Any]:
+    """Each request once per group."""
+    keys = _keys(query, charges.c.at_us)
+    each = (
+        select(
+            *(key.label(f"g{index}") for index, key in enumerate(keys)),
+            charges.c.request_id,
+            requests.c.outcome,
+        )
+        .join_from(charges, requests, requests.c.request_id == charges.c.request_id)
+        .where(*_booked(query), *_filters(query))
+        .distinct()
+        .subquery()
+    )
+    columns = [each.c[f"g{index}"] for index in range(len(keys))]
+    return (
+        select(*columns, func.count(), _count(each.c.outcome == "error"))
+        .select_from(each)
+        .group_by(*columns)
+    )
+
+
+def _tokens_by_charge(query: ReportQuery) -> Select[Any]:
+    keys = _keys(query, charges.c.at_us)
+    sums = [func.sum(charges.c[name]) for name in _TOKENS]
+    return (
+        _grouped(keys, sums)
+        .join_from(charges, requests, requests.c.request_id == charges.c.request_id)
+        .where(*_booked(query), *_filters(query))
+    )
+
+
+def _costs(query: ReportQuery) -> Select[Any]:
+    keys = _keys(query, charges.c.at_us)
+    statement = _grouped([*keys, charges.c.machine], [func.sum(charges.c.cost_nano_usd)])
+    if any(key not in (*CHARGE_KEYS, *TIME_KEYS) for key in (*query.group_by, *query.filters)):
+        statement = statement.join_from(
+            charges, requests, requests.c.request_id == charges.c.request_id
+        )
+    return statement.where(*_booked(query), *_filters(query))
+
+
+def _grouped(
+    keys: Sequence["ColumnElement[Any]"], sums: Sequence["ColumnElement[Any]"]
+) -> Select[Any]:
+    """Grouped by label: the same expression with its own parameters is another to PostgreSQL."""
+    labelled = [key.label(f"g{index}") for index, key in enumerate(keys)]
+    statement = select(*labelled, *sums)
+    return statement.group_by(*(f"g{index}" for index in range(len(keys)))) if keys else statement
+
+
+def _keys(
+    query: ReportQuery, time_us: "ColumnElement[int]", *, charged: bool = True
+) -> list["ColumnElement[Any]"]:
+    """The group's columns; days and hours as the quarter of an hour since 1970."""
+    return [
+        time_us // _BUCKET_US if key in TIME_KEYS else _column(key, charged=charged)
+        for key in query.group_by
+    ]
+
+
+def _column(key: str, *, charged: bool) -> "ColumnElement[Any]":
+    if key.startswith(TAG):
+        tag: ColumnElement[Any] = requests.c.tags[key.removeprefix(TAG)].as_string()
+        return tag
+    if key not in CHARGE_KEYS:
+        return requests.c[key]
+    if charged:
+        return charges.c[key]
+    return requests.c.backend if key == "backend" else cast(null(), Text)
+
+
+def _filters(query: ReportQuery, *, charged: bool = True) -> list["ColumnElement[bool]"]:
+    return [_column(key, charged=charged).in_(values) for key, values in query.filters.items()]
+
+
+def _started(query: ReportQuery) -> "list[ColumnElement[bool]]":
+    c = requests.c.started_us
+    return [and_(c >= query.since_us, c < query.until_us)]
+
+
+def _booked(query: ReportQuery) -> "list[ColumnElement[bool]]":
+    c = charges.c.at_us
+    return [and_(c >= query.since_us, c < query.until_us)]
+
+
+def _folder(query: ReportQuery) -> Callable[[Sequence[Any]], Group]:
+    """Turns the group's SQL values into what is printed: quarters become local days and hours."""
+    zone = ZoneInfo(query.tz)
+
+    def show(key: str, value: Any) -> str | None:
+        if key not in TIME_KEYS or value is None:
+            return None if value is None else str(value)
+        moment = datetime.fromtimestamp(int(value) * _BUCKET_US // 1_000_000, zone)
+        if key == "day":
+            return moment.date().isoformat()
+        return moment.replace(minute=0).isoformat()
+
+    return lambda row: tuple(
+        show(key, value) for key, value in zip(query.group_by, row, strict=True)
+    )
+
+
+# Machines
+
+
+class _Machines:
+    """What the machines cost in a period, and the idle part of it; nano-dollars."""
+
+    def __init__(self, settings: Settings, hours: Mapping[str, MachineHours]) -> None:
+        prices = {machine.name: machine.usd_per_hour for machine in settings.machines}
+        prices.setdefault("local", MachineSettings(name="local").usd_per_hour)
+        self.cost = 0
+        self.idle_by_machine: dict[str, int] = {}
+        self.breakdown = dict.fromkeys(("idle", "startup", "loading", "lost_work", "overrun"), 0)
+        for name, measured in hours.items():
+            price = prices.get(name)
+            if price is None:
+                continue
+            self.cost += machine_cost(measured.run_ns, price)
+            for kind in ("idle", "startup", "loading"):
+                nano = machine_cost(getattr(measured, f"{kind}_ns"), price)
+                self.breakdown[kind] += nano
+                self.idle_by_machine[name] = self.idle_by_machine.get(name, 0) + nano
+
+    @property
+    def idle_cost(self) -> int:
+        """All that served nobody."""
+        return sum(self.breakdown.values())
+
+    def share_idle(self, lines: Mapping[Group, _Line], total: _Line) -> None:
+        """Add to each line its share of every machine's idle cost, by charges there."""
+        for machine, idle in self.idle_by_machine.items():
+            weights = [max(line.by_machine.get(machine, 0), 0) for line in lines.values()]
+            rest = max(total.by_machine.get(machine, 0) - sum(weights), 0)
+            for line, share in zip(lines.values(), allocate(idle, [*weights, rest]), strict=False):
+                line.idle += share
+
+
+def allocate(amount: int, weights: Sequence[int]) -> list[int]:
+    """Split an amount in proportion to weights, to the last nano-dollar (largest remainders).
+
+    With all weights zero nobody gets anything.
+    """
+    whole = sum(weights)
+    if whole == 0:
+        return [0] * len(weights)
+    shares = [amount * weight // whole for weight in weights]
+    order = sorted(range(len(weights)), key=lambda i: -(amount * weights[i] % whole))
+    for index in order[: amount - sum(shares)]:
+        shares[index] += 1
+    return shares
+
+
+# Printing
+
+
+def _shown(line: _Line) -> dict[str, Any]:
+    tokens = line.prompt_tokens + line.completion_tokens
+    return {
+        "requests": line.requests,
+        "prompt_tokens": line.prompt_tokens,
+        "cached_prompt_tokens": line.cached_prompt_tokens,
+        "completion_tokens": line.completion_tokens,
+        "cost_usd": usd_text(line.cost),
+        "idle_share_usd": usd_text(line.idle),
+        "full_cost_usd": usd_text(line.cost + line.idle),
+        "saved_usd": usd_text(line.saved),
+        "usd_per_million_tokens": _per_mtok(line.cost, tokens),
+        "cache_hits_exact": line.cache_hits_exact,
+        "cache_hits_semantic": line.cache_hits_semantic,
+        "errors": line.errors,
+    }
+
+
+def _per_mtok(nano_usd: int, tokens: int) -> str | None:
+    if tokens <= 0:
+        return None
+    price = EXACT.divide(EXACT.multiply(to_usd(nano_usd), _MTOK), Decimal(tokens))
+    return format(price.quantize(Decimal("0.000001"), ROUND_HALF_EVEN), "f")
+
+
+def _sorted(lines: Mapping[Group, _Line], query: ReportQuery) -> list[tuple[Group, _Line]]:
+    """In time where it is grouped by time, else the dearest first."""
+
+    def by_time(item: tuple[Group, _Line]) -> Any:
+        group, line = item
+        times = [g or "" for k, g in zip(query.group_by, group, strict=True) if k in TIME_KEYS]
+        return times, -line.cost, [g or "" for g in group]
+
+    return sorted(lines.items(), key=by_time)
+
+
+def _rfc3339(moment: datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")
