@@ -1,0 +1,235 @@
+"""`headgate policy check|explain|schema`: routing policies, without a running gateway."""
+
+import asyncio
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gateway.cli.common import config_option, fail, json_option, print_json, settings_of
+from gateway.settings import Settings
+
+
+@click.group()
+def policy() -> None:
+    """Check and explain routing policies."""
+
+
+@policy.command()
+@click.argument("policies", nargs=-1)
+@config_option
+@json_option
+@click.pass_context
+def check(ctx: click.Context, policies: tuple[str, ...], config: str | None, as_json: bool) -> None:
+    """Validate policies: names or .toml files; without any, the configured one.
+
+    Exit code 0: all can be used (there may be warnings). 1: one cannot. 2: there is no such file.
+    """
+    settings = settings_of(ctx, config)
+    files = [_find(settings, name) for name in policies or (settings.routing.policy,)]
+    found = [_check(file, _targets(settings)) for file in files]
+    if as_json:
+        print_json({"policies": found})
+    else:
+        for entry in found:
+            for problem in entry["problems"]:
+                line = f":{problem['line']}" if problem["line"] else ""
+                place = f"{problem['path']}: " if problem["path"] else ""
+                click.echo(
+                    f"{entry['file']}{line}: {problem['level']}: {place}{problem['message']}"
+                )
+            if entry["valid"]:
+                click.echo(f"{entry['file']}: valid ({entry['ref']}, {entry['rules']} rules)")
+    if not all(entry["valid"] for entry in found):
+        sys.exit(1)
+
+
+@policy.command()
+def schema() -> None:
+    """Print the JSON Schema of a policy file."""
+    from policies.checker import schema as policy_schema
+
+    print_json(policy_schema())
+
+
+@policy.command()
+@click.argument("prompt")
+@click.option("--policy", "policy_name", help="A policy's name or .toml file; else as configured.")
+@click.option("--model", default="auto", show_default=True, help="As in a request.")
+@click.option("--team", default="anonymous", show_default=True)
+@click.option("--user", help="As in a request's `user`.")
+@click.option("--tag", "tags", multiple=True, metavar="K=V", help="As in x-headgate-tags.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="As in a request.")
+@click.option(
+    "--budget-left", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="A fraction."
+)
+@click.option("--at", metavar="TIME", help="RFC 3339; else now.")
+@config_option
+@json_option
+def explain(**options: Any) -> None:
+    """One decision about PROMPT ("-" reads standard input); nothing is executed.
+
+    Every backend counts as ready and idle; ask POST /route/explain for the state of now.
+    """
+    _log_to_stderr()
+    prompt = options["prompt"]
+    if prompt == "-":
+        prompt = click.get_text_stream("stdin").read()
+    settings = settings_of(click.get_current_context(), options["config"])
+    story = asyncio.run(_explain(settings, prompt, options))
+    if options["as_json"]:
+        print_json(story)
+    else:
+        _print_story(story)
+
+
+def _log_to_stderr() -> None:
+    """Warnings only, and not between the lines of the answer."""
+    import logging
+
+    import structlog
+
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def _find(settings: Settings, name: str) -> Path:
+    """The file of a policy, by path or by name; exits 2 if there is none."""
+    from gateway.routing.policy_book import SHIPPED
+
+    direct = Path(name)
+    if direct.suffix == ".toml" or "/" in name:
+        if direct.is_file():
+            return direct
+        fail(f"{name}: no such file", code=2)
+    folders = [*settings.routing.policy_dirs, str(SHIPPED)]
+    for folder in folders:
+        file = Path(folder) / f"{name}.toml"
+        if file.is_file():
+            return file
+    return fail(f"no policy {name!r} in {', '.join(folders)}", code=2)
+
+
+def _targets(settings: Settings) -> set[str]:
+    names = {backend.name for backend in settings.backends}
+    return names | {backend.tier for backend in settings.backends if backend.tier}
+
+
+def _check(file: Path, targets: set[str]) -> dict[str, Any]:
+    import hashlib
+
+    from msgspec.structs import asdict
+
+    from policies.checker import PolicyError, Problem, parse
+    from policies.checker import check as check_text
+
+    data = file.read_bytes()
+    rules: int | None = None
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        problems = [Problem(level="error", path="", message=f"not UTF-8: {error}")]
+    else:
+        problems = check_text(text, targets)
+        try:
+            rules = len(parse(text).rules)
+        except PolicyError:
+            rules = None
+    return {
+        "file": str(file),
+        "ref": f"{file.stem}@{hashlib.sha256(data).hexdigest()[:8]}",
+        "valid": not any(problem.level == "error" for problem in problems),
+        "rules": rules,
+        "problems": [asdict(problem) for problem in problems],
+    }
+
+
+async def _explain(settings: Settings, prompt: str, options: dict[str, Any]) -> dict[str, Any]:
+    from msgspec.structs import replace
+
+    from backends.echo import EchoBackend
+    from backends.wire import ChatCompletionRequest, Message
+    from gateway.errors import GatewayError
+    from gateway.routing.classifier import Classifier
+    from gateway.routing.health import BackendRegistry
+    from gateway.routing.policy_book import PolicyBook
+    from gateway.routing.router import Router
+    from policies.model import BudgetState
+
+    name = options["policy_name"]
+    if name is not None:
+        file = _find(settings, name)
+        folders = [str(file.parent), *settings.routing.policy_dirs]
+        routing = replace(settings.routing, policy=file.stem, policy_dirs=folders)
+        settings = replace(settings, routing=routing)
+    # stand-ins that are always ready and idle; none of them is ever asked to answer
+    backends = {backend.name: EchoBackend(backend.name) for backend in settings.backends}
+    registry = BackendRegistry(settings, backends)
+    for backend in backends:
+        await registry.probe(backend)
+    router = Router(
+        settings, Classifier.load(settings.routing.head), PolicyBook(settings.routing), registry
+    )
+    request = ChatCompletionRequest(
+        model=options["model"],
+        messages=[Message(role="user", content=prompt)],
+        max_tokens=options["max_tokens"],
+        user=options["user"],
+    )
+    facts = router.facts(request, team=options["team"], tags=_tags(options["tags"]))
+    try:
+        return await router.explain(
+            facts, budget=BudgetState(left=options["budget_left"]), now=_time(options["at"])
+        )
+    except GatewayError as error:
+        return fail(error.message)
+
+
+def _tags(pairs: tuple[str, ...]) -> dict[str, str]:
+    tags = dict(pair.partition("=")[::2] for pair in pairs)
+    if not all(tags.values()):
+        raise click.BadParameter("each tag is NAME=VALUE", param_hint="--tag")
+    return tags
+
+
+def _time(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--at") from None
+
+
+def _print_story(story: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    features = story["features"]
+    click.echo(f"policy    {story['policy']} → {story['rule']}")
+    click.echo(
+        f"features  task={features['task']} ({features['task_confidence']:.2f}) "
+        f"difficulty={features['difficulty']:.2f} language={features['language']} "
+        f"prompt≈{features['prompt_tokens']} tokens"
+    )
+    for rule in (*story["rules"], *story["targets"]):
+        click.echo(f"  {'✓' if rule['matched'] else '·'} {rule['subject']}: {rule['why']}")
+    for name in ("denied", "max_tokens", "cache", "shadow"):
+        if story[name] is not None:
+            click.echo(f"{name:<9} {story[name]}")
+    if story["refusal"] is not None:
+        refusal = story["refusal"]
+        click.echo(f"refused   {refusal['status']} {refusal['code']}: {refusal['message']}")
+        return
+    table = Table("try", "backend", "tier", "model", "quality")
+    for place, candidate in enumerate(story["candidates"], start=1):
+        quality = candidate["quality"]
+        shown = "-" if quality is None else f"{quality:.2f}"
+        table.add_row(
+            str(place), candidate["backend"], candidate["tier"], candidate["model"], shown
+        )
+    Console().print(table)
