@@ -97,7 +97,7 @@ def list_(ctx: click.Context, config: str | None, as_json: bool) -> None:
     table(
         [*columns, "kind"],
         [[*(row[name] for name in columns), "soft" if row["soft"] else "hard"] for row in shown],
-        right=frozenset(columns[2:]),
+        right=columns[2:],
     )
 
 

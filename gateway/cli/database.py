@@ -5,7 +5,7 @@ within two seconds.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
@@ -64,17 +64,21 @@ def moment(unix_s: float | None) -> str | None:
     return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def table(
-    columns: list[str], rows: list[list[str]], *, right: frozenset[str] = frozenset()
-) -> None:
-    """Print a table; nothing in a cell is taken for markup."""
+def table(columns: list[str], rows: list[list[str]], *, right: Collection[str] = ()) -> None:
+    """Print a table; nothing in a cell is taken for markup.
+
+    Args:
+        right: columns of numbers; their names may break between words.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     shown = Table()
     for column in columns:
-        shown.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        numeric = column in right
+        name = Text(column.replace("_", " ") if numeric else column)
+        shown.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         shown.add_row(*(Text(cell) for cell in row))
     console = Console()

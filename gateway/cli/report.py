@@ -113,7 +113,7 @@ def _print_table(found: dict[str, Any]) -> None:
     total = ["total", *[""] * (len(groups) - 1)] if groups else []
     if groups:
         rows.append([*total, *(_cell(found["totals"][c]) for c in figures)])
-    table([*groups, *figures], rows, right=frozenset(figures))
+    table([*groups, *figures], rows, right=figures)
     breakdown = ", ".join(
         f"{name.replace('_', ' ')} ${usd}" for name, usd in found["idle_breakdown"].items()
     )

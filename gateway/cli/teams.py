@@ -47,5 +47,5 @@ def list_(ctx: click.Context, config: str | None, as_json: bool) -> None:
     table(
         ["team", "created", "keys"],
         [[team["name"], moment(team["created_at"]) or "", str(team["keys"])] for team in found],
-        right=frozenset({"keys"}),
+        right={"keys"},
     )
