@@ -22,6 +22,8 @@ log = structlog.get_logger(__name__)
 _PR_SET_PDEATHSIG = 1
 _BACKOFF_S = (0.5, 30.0)
 _HEALTHY_AFTER_S = 60.0
+_REFUSED = 2
+"""Exit code of a process that can never start as configured: no use to try again."""
 
 Stopped = Callable[["Child", float, float], Awaitable[None]]
 """Called with the child, its start and its end (Unix seconds) whenever a process has ended."""
@@ -57,12 +59,19 @@ def _die_with_parent() -> Callable[[], None] | None:
 class Child:
     """A process that is kept running until `stop()`."""
 
-    def __init__(self, spec: Spec, *, on_stopped: Stopped | None = None) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        *,
+        on_stopped: Stopped | None = None,
+        on_refused: "Callable[[Child], None] | None" = None,
+    ) -> None:
         self.spec = spec
         self.restarts = 0
         self.started_at = 0.0
         """Unix seconds of the running process's start."""
         self._on_stopped = on_stopped
+        self._on_refused = on_refused
         self._process: asyncio.subprocess.Process | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
@@ -120,6 +129,9 @@ class Child:
                 await self._on_stopped(self, self.started_at, ended)
             if self._stopping.is_set():
                 log.info("process_stopped", name=self.spec.name, exit_code=code)
+                return
+            if code == _REFUSED and self._on_refused:
+                self._on_refused(self)
                 return
             if ended - self.started_at > _HEALTHY_AFTER_S:
                 delay = _BACKOFF_S[0]

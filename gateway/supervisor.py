@@ -35,10 +35,16 @@ _CLOCK_INTERVAL_S = 10.0
 _READY_TIMEOUT_S = 120.0
 _ALL_READY_TIMEOUT_S = 30.0
 ENCODER_NAME = "minilm"
+PYTHON = (sys.executable, "-P", "-m")
+"""-P: a folder `policies` where the user works must not stand in for our package."""
 
 
 class AlreadyRunningError(Exception):
     """Another `headgate serve` uses this state folder."""
+
+
+class PortInUseError(Exception):
+    """Something else listens where the gateway should."""
 
 
 @contextlib.contextmanager
@@ -85,7 +91,7 @@ def make_run_folder(state_dir: Path) -> Path:
 
 def engine_command(backend: BackendSettings, socket: Path, threads: int) -> list[str]:
     """Command line of the process that serves a local engine."""
-    command = [sys.executable, "-m", "backends.server", "--model", backend.model]
+    command = [*PYTHON, "backends.server", "--model", backend.model]
     command += ["--served-model-name", backend.name, "--uds", str(socket)]
     if backend.quantization == "int8":
         command += ["--quantization", backend.quantization]
@@ -123,6 +129,8 @@ class Supervisor:
         self._sockets: dict[str, tuple[str, Path]] = {}
         """Backend → (machine, socket) of every process whose clock is read."""
         self._stop = asyncio.Event()
+        self._refused: str | None = None
+        """The process that said that it can never start as configured."""
         self._clock: MachineClock | None = None
 
     async def run(self) -> int:
@@ -144,6 +152,8 @@ class Supervisor:
             if clock_reader:
                 clock_reader.cancel()
             await self._shut_down()
+        if self._refused:
+            raise SettingsError(f"{self._refused} cannot start as configured; it says why above")
         return 0
 
     async def _start_helpers(self) -> Runtime:
@@ -204,7 +214,7 @@ class Supervisor:
 
     @staticmethod
     def _encoder_command(name: str, model: str, socket: Path) -> list[str]:
-        command = [sys.executable, "-m", "backends.encoder", "--model", model]
+        command = [*PYTHON, "backends.encoder", "--model", model]
         return [*command, "--served-model-name", name, "--uds", str(socket)]
 
     async def _start_backend(
@@ -216,7 +226,7 @@ class Supervisor:
         await self._start(Spec(name=backend.name, command=command, socket=socket))
 
     async def _start(self, spec: Spec) -> None:
-        child = Child(spec, on_stopped=self._record_run)
+        child = Child(spec, on_stopped=self._record_run, on_refused=self._refuse)
         self.helpers.append(child)
         try:
             await child.start()
@@ -234,12 +244,17 @@ class Supervisor:
         self.gateway = Child(
             Spec(
                 name="gateway",
-                command=[sys.executable, "-m", "gateway.worker"],
+                command=[*PYTHON, "gateway.worker"],
                 env={RUNTIME_ENV: str(path)},
                 stop_timeout_s=self.settings.server.drain_timeout_s + 5.0,
-            )
+            ),
+            on_refused=self._refuse,
         )
         await self.gateway.start()
+
+    def _refuse(self, child: Child) -> None:
+        self._refused = child.spec.name
+        self._stop.set()
 
     async def _announce(self, runtime: Runtime) -> None:
         """Print the ready line once every local backend answers (or enough have had time)."""
@@ -342,12 +357,18 @@ async def _get(socket: Path, path: str) -> httpx.Response | None:
 
 
 def _with_port(settings: Settings) -> Settings:
-    """Port 0 made a free one: every worker and the ready line need to know it."""
+    """Check that the port is free; port 0 made a free one, which every worker needs to know."""
     server = settings.server
-    if server.port:
-        return settings
-    with closing(socket_module.socket()) as probe:
-        probe.bind((server.host, 0))
+    family = socket_module.AF_INET6 if ":" in server.host else socket_module.AF_INET
+    with closing(socket_module.socket(family)) as probe:
+        probe.setsockopt(socket_module.SOL_SOCKET, socket_module.SO_REUSEADDR, 1)
+        try:
+            probe.bind((server.host, server.port))
+        except OSError as error:
+            raise PortInUseError(
+                f"cannot listen on {server.host}:{server.port}: {error.strerror}; "
+                "stop what listens there, or choose another --port"
+            ) from None
         port = int(probe.getsockname()[1])
     return msgspec.structs.replace(settings, server=msgspec.structs.replace(server, port=port))
 
@@ -357,6 +378,7 @@ def serve(settings: Settings) -> int:
 
     Raises:
         AlreadyRunningError: the state folder is in use.
+        PortInUseError: the port is taken.
         SettingsError: something configured cannot be started.
     """
     with locked(Path(settings.state_dir)):

@@ -13,4 +13,4 @@ import click
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
 def backend(flags: tuple[str, ...]) -> None:
     """Run one engine alone, OpenAI-compatible (vLLM's flags; see `headgate backend --help`)."""
-    os.execv(sys.executable, [sys.executable, "-m", "backends.server", *flags])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "backends.server", *flags])

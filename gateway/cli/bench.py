@@ -18,4 +18,4 @@ def bench() -> None:
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
 def engine(flags: tuple[str, ...]) -> None:
     """Prefill and decode speed of one model (see `headgate bench engine --help`)."""
-    os.execv(sys.executable, [sys.executable, "-m", "backends.bench_engine", *flags])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "backends.bench_engine", *flags])

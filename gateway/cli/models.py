@@ -48,7 +48,7 @@ def list_models(ctx: click.Context, config: str | None, as_json: bool) -> None:
 @json_option
 def inspect(model: str, as_json: bool) -> None:
     """Architecture, size and revision of a model folder or bundled:NAME."""
-    command = [sys.executable, "-m", "backends.models.inspect", model]
+    command = [sys.executable, "-P", "-m", "backends.models.inspect", model]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         fail(done.stderr.strip().splitlines()[-1] if done.stderr else "it failed")

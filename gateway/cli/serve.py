@@ -25,13 +25,13 @@ def serve(
     settings = load(config or ctx.obj["config"], overrides=overrides)
 
     from gateway.observability import configure_logging
-    from gateway.supervisor import AlreadyRunningError
+    from gateway.supervisor import AlreadyRunningError, PortInUseError
     from gateway.supervisor import serve as run
 
     configure_logging(settings.log_level)
     try:
         code = run(settings)
-    except AlreadyRunningError as error:
+    except (AlreadyRunningError, PortInUseError) as error:
         fail(str(error))
     except SettingsError as error:
         fail(str(error), code=2)

@@ -26,7 +26,7 @@ class Headgate:
         config: str | None = None,
         *,
         env: dict[str, str] | None = None,
-        command: tuple[str, ...] = (sys.executable, "-m", "gateway"),
+        command: tuple[str, ...] = (sys.executable, "-P", "-m", "gateway"),
         args: tuple[str, ...] = ("--port", "0"),
     ) -> None:
         self.folder = folder
