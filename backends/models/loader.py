@@ -1,6 +1,6 @@
 """Tensors out of safetensors files, checked by name and shape before anything runs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,9 +35,9 @@ class Checkpoint:
             opened = _open(folder / name)
             self._files.update(dict.fromkeys(opened.keys(), opened))
 
-    def names(self) -> Iterable[str]:
-        """Every tensor's name."""
-        return self._files.keys()
+    def __contains__(self, name: str) -> bool:
+        """Whether there is a tensor of that name."""
+        return name in self._files
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Read one tensor.
@@ -117,7 +117,7 @@ class WeightReader:
         """
         shapes = list(zip(names, rows, strict=True))
         offset = fuse_rows([self.take(f"{n}.bias", (r,)) for n, r in shapes]) if bias else None
-        if self.stored_int8:
+        if self._is_int8(names):
             codes = fuse_rows([self._codes(name, (r, columns)) for name, r in shapes])
             scales = fuse_rows([self._scales(name, r) for name, r in shapes])
             return self._int8(codes, scales, offset)
@@ -131,15 +131,22 @@ class WeightReader:
     def head(self, embedding: Tensor, vocabulary: int, hidden: int) -> AnyLinear:
         """Read the output layer, or build it from the embedding [V, H] where the two are tied."""
         if not self.tied:
-            if self.stored_int8 and "lm_head.weight_scale" not in set(self.checkpoint.names()):
-                plain = self.checkpoint.take("lm_head.weight", (vocabulary, hidden))
-                return Linear(plain.to(self.device, self.dtype))
             return self.linear(["lm_head"], [vocabulary], hidden, bias=False)
-        if "lm_head.weight" in set(self.checkpoint.names()):
-            self.checkpoint.ignore("lm_head.weight")
-        if self.quantize or self.stored_int8:
+        self.checkpoint.ignore("lm_head.weight")
+        if self.quantize:
             return self._int8(*quantize_int8(embedding), None)
         return Linear(embedding)
+
+    def _is_int8(self, names: Sequence[str]) -> bool:
+        """Whether the checkpoint holds these layers as int8; its config may leave some out."""
+        scaled = [f"{name}.weight_scale" in self.checkpoint for name in names]
+        if self.stored_int8 and any(scaled) and not all(scaled):
+            missing = names[scaled.index(False)]
+            raise ModelLoadError(
+                f"{str(self.checkpoint.folder)!r} has no tensor '{missing}.weight_scale', though "
+                "the layers it is fused with are int8"
+            )
+        return self.stored_int8 and all(scaled)
 
     def _codes(self, name: str, shape: tuple[int, int]) -> Tensor:
         codes = self.checkpoint.take(f"{name}.weight", shape)

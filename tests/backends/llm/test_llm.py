@@ -238,13 +238,13 @@ def test_int8_answers_stay_close_and_deterministic(folder: Path) -> None:
 
 def test_options_are_refused_by_name(folder: Path, make_checkpoint: Callable[..., Path]) -> None:
     """Unknown options, wrong values and draft models of another tokenizer are named."""
-    with pytest.raises(ValueError, match="max_num_sequences.*known: model, device"):
+    with pytest.raises(ValueError, match=r"max_num_sequences.*known: model, device"):
         _llm(folder, max_num_sequences=3)
-    with pytest.raises(ValueError, match="quantization.*allowed: 'int8'"):
+    with pytest.raises(ValueError, match=r"quantization.*allowed: 'int8'"):
         _llm(folder, quantization="int5")
     with pytest.raises(ValueError, match="tensor_parallel_size is 2"):
         _llm(folder, tensor_parallel_size=2)
     with pytest.raises(ValueError, match="max_model_len is 9999"):
         _llm(folder, max_model_len=9999)
-    with pytest.raises(ModelLoadError, match="tokenizer.json"):
+    with pytest.raises(ModelLoadError, match=r"tokenizer\.json"):
         _llm(make_checkpoint(num_hidden_layers=1))
