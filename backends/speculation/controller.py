@@ -7,35 +7,39 @@ a sequence, kept with probability a^i, pays as long as a^i · base(S) / S > d + 
 Plain steps and small probes are interspersed, so that the figures stay true when the load changes.
 """
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
 from backends.engine.request import Request
 
+_FIRST_PLAIN: Final = 3
+"""Steps without drafts before the first with, at a batch size not seen before."""
 _PLAIN_EVERY: Final = 24
 """Steps after which one without drafts measures base(S) anew."""
 _PROBE_EVERY: Final = 96
 """Steps after which a proposer that loses is tried again."""
 _PROBE_TOKENS: Final = 2
-_WEIGHT: Final = 0.1
-"""Of a new measurement in a moving mean."""
 _PRIOR_TRIALS: Final = 6.0
 """How many trials of its own a request needs to count as much as the proposer's average."""
 _FADE: Final = 0.97
 
 
-@dataclass(slots=True)
-class _Mean:
-    """A moving mean that starts as a plain one and is not thrown off by one odd value."""
+class _Recent:
+    """The median of the newest measurements: other processes make single ones many times off."""
 
-    value: float = 0.0
-    count: int = 0
+    __slots__ = ("_values", "median")
+
+    def __init__(self) -> None:
+        self.median = 0.0
+        self._values: deque[float] = deque(maxlen=5)
+
+    def __len__(self) -> int:
+        return len(self._values)
 
     def add(self, value: float) -> None:
-        if self.count > 2:
-            value = min(value, 3.0 * self.value)
-        self.count += 1
-        self.value += (value - self.value) * max(_WEIGHT, 1.0 / self.count)
+        self._values.append(value)
+        self.median = sorted(self._values)[(len(self._values) - 1) // 2]
 
 
 @dataclass(slots=True)
@@ -58,7 +62,7 @@ class _Standing:
     """What is known of one proposer."""
 
     acceptance: _Acceptance = field(default_factory=_Acceptance)
-    guess_ns: _Mean = field(default_factory=_Mean)
+    guess_ns: _Recent = field(default_factory=_Recent)
     steps_off: int = 0
     requests: dict[Request, _Acceptance] = field(default_factory=dict)
 
@@ -68,17 +72,18 @@ class Controller:
 
     def __init__(self, num_tokens: int) -> None:
         self._num_tokens = num_tokens
-        self._base_ns: dict[int, _Mean] = {}
-        self._draft_ns = _Mean()
+        self._base_ns: dict[int, _Recent] = {}
+        self._draft_ns = _Recent()
         self._steps_since_plain: dict[int, int] = {}
         self._standings: dict[str, _Standing] = {}
 
     def plain_step(self, num_sequences: int) -> bool:
         """Whether this step goes without drafts, to measure what a plain one takes."""
         bucket = _bucket(num_sequences)
-        since = self._steps_since_plain.get(bucket, _PLAIN_EVERY)
+        since = self._steps_since_plain.get(bucket, 0)
         self._steps_since_plain[bucket] = since + 1
-        return since >= _PLAIN_EVERY
+        measured = len(self._base_ns.get(bucket, ()))
+        return measured < _FIRST_PLAIN or since >= _PLAIN_EVERY
 
     def limits(
         self, proposer: str, reach: int, requests: list[Request], num_sequences: int
@@ -123,18 +128,18 @@ class Controller:
         """A step that only decoded took so long, guessing not counted."""
         bucket = _bucket(num_sequences)
         if num_drafts == 0:
-            self._base_ns.setdefault(bucket, _Mean()).add(took_ns)
+            self._base_ns.setdefault(bucket, _Recent()).add(took_ns)
             self._steps_since_plain[bucket] = 0
         elif bucket in self._base_ns:
-            extra = (took_ns - self._base_ns[bucket].value) / num_drafts
+            extra = (took_ns - self._base_ns[bucket].median) / num_drafts
             self._draft_ns.add(max(0.0, extra))
 
     def _relative_cost(self, standing: _Standing, num_sequences: int) -> float:
         """Cost of a draft token in units of what a token of the answer is worth."""
         base = self._base_ns.get(_bucket(num_sequences))
-        if base is None or base.value <= 0.0:
+        if base is None or base.median <= 0.0:
             return 0.0
-        return (self._draft_ns.value + standing.guess_ns.value) * num_sequences / base.value
+        return (self._draft_ns.median + standing.guess_ns.median) * num_sequences / base.median
 
     def _standing(self, proposer: str) -> _Standing:
         standing = self._standings.get(proposer)

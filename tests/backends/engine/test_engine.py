@@ -376,3 +376,16 @@ def test_engine_stats_count_what_happened() -> None:
 def _ends_soon(prompt: list[int]) -> bool:
     answer = plain_answer(prompt, 40)
     return 5 < len(answer) < 40
+
+
+@pytest.mark.parametrize("method", ["off", "ngram"])
+def test_engine_a_conversation_reuses_its_own_answer(method: str) -> None:
+    """The next turn, prompt and answer so far plus a question, computes only what is new."""
+    engine = make_engine(method)
+    engine.add_request("first", PROMPT, greedy(40, ignore_eos=True))
+    answer = tokens_of(run_all(engine)["first"])
+    turn = [*PROMPT, *answer, 7, 8, 9]
+    engine.add_request("second", turn, greedy(3, ignore_eos=True))
+    usage = usage_in(engine, "second")
+    # The answer's last token was never computed, and only full blocks are kept.
+    assert usage.cached_tokens == (len(PROMPT) + 40 - 1) // 4 * 4

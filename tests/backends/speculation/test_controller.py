@@ -134,3 +134,16 @@ def test_controller_probes_bring_a_winner_back() -> None:
                 controller.verified("p", request, count, count if wins else 0)
             controller.step_took(1, count, 1_000_000 + 50_000 * count)
         assert (controller.limits("p", 1, [request], 1) == [4]) == wins
+
+
+def test_controller_single_odd_measurements_change_nothing() -> None:
+    """Other processes make a step many times longer now and then; the decision stays."""
+    controller = Controller(num_tokens=4)
+    (request,) = some_requests(1)
+    for step in range(200):
+        odd = 20 if step % 7 == 0 else 1
+        controller.step_took(1, 0, 1_000_000 * odd)
+        controller.step_took(1, 4, 1_100_000 * (20 if step % 11 == 0 else 1))
+        controller.verified("p", request, 4, 3)
+        if step > 10:
+            assert controller.limits("p", 1, [request], 1) == [4]

@@ -77,7 +77,7 @@ def test_speculator_own_prediction_goes_before_lookup_and_draft() -> None:
     repeating = decoding("r", [1, 2, 3, 1, 2])
     fresh = decoding("f", [1, 2, 3, 4, 5])
     auto = speculator("auto", model)
-    for _ in range(2):  # the first step of `auto` is a plain one
+    for _ in range(4):  # the first steps of `auto` are plain ones
         auto.propose([predicted, repeating, fresh])
         auto.step_took(3, 0, 1_000_000)
     assert (predicted.draft_source, predicted.draft_token_ids) == ("prediction", [7, 8])
