@@ -76,7 +76,7 @@ def explain(**options: Any) -> None:
     _log_to_stderr()
     prompt = options["prompt"]
     if prompt == "-":
-        prompt = click.get_text_stream("stdin").read()
+        prompt = sys.stdin.read()
     settings = settings_of(click.get_current_context(), options["config"])
     story = asyncio.run(_explain(settings, prompt, options))
     if options["as_json"]:
