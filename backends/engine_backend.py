@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
@@ -180,6 +181,16 @@ class EngineBackend:
             raise InvalidRequestError(error.message, param=error.param) from None
         return [p if isinstance(p, list) else await self.encode(p) for p in prompts]
 
+    def _engine_ids(self, request_id: str, count: int) -> list[str]:
+        """The engine's ids of a request's prompts. A client may send the same id twice at once:
+        its second request gets another."""
+        ids = [request_id]
+        if count > 1:
+            ids = [_part_id(request_id, place) for place in range(count)]
+        if any(self._engine.is_open(own) for own in ids):
+            return self._engine_ids(f"{request_id}~{uuid.uuid4().hex[:8]}", count)
+        return ids
+
     async def _start(self, request: GenerateRequest) -> "_Job":
         """Check, tokenise and queue a request."""
         if self._engine.stats().waiting >= self._max_waiting:
@@ -205,9 +216,7 @@ class EngineBackend:
             prompts = await self._encode_prompts(wire.prompt)
             if params.max_tokens is None:
                 params = msgspec.structs.replace(params, max_tokens=_COMPLETION_MAX_TOKENS)
-        ids = [request.request_id]
-        if len(prompts) > 1:
-            ids = [_part_id(request.request_id, place) for place in range(len(prompts))]
+        ids = self._engine_ids(request.request_id, len(prompts))
         stream = await self._engine.submit(
             [
                 EngineRequest(

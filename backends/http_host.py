@@ -171,7 +171,7 @@ async def _serve(
                 await asyncio.sleep(0.02)
     server.stop()  # type: ignore[no-untyped-call]
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(serving, 5.0)
+        await asyncio.wait_for(serving, 0.5 if hurry.is_set() else 5.0)
 
 
 def _check_address(host: str, port: int, uds: Path | None) -> None:

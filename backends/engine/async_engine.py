@@ -147,7 +147,9 @@ class AsyncEngine:
             raise BackendUnavailableError(f"The engine has failed: {self.failure}")
         ids = [request.request_id for request in requests]
         for request_id in ids:
-            if request_id in self._streams or request_id in self._ending:
+            if request_id in self._ending:
+                await asyncio.wait([self._ending[request_id]])
+            if request_id in self._streams:
                 raise InvalidRequestError(
                     f"Request id {request_id!r} is in use; send another.", param="x-request-id"
                 )
@@ -168,6 +170,10 @@ class AsyncEngine:
                 yield event
         finally:
             stream.close()
+
+    def is_open(self, request_id: str) -> bool:
+        """Whether a request of this id is being answered."""
+        return request_id in self._streams
 
     def abort(self, request_id: str) -> None:
         """End a request and free its blocks before the next step. Unknown ids are ignored."""
