@@ -109,7 +109,7 @@ class Engine:
         self.config = config
         self.tokenizer = tokenizer
         self.scheduler = Scheduler(config)
-        self._runner = runner
+        self.runner = runner
         self._speculator = speculator
         self._now_ns = now_ns
         self._new_seed = new_seed
@@ -266,7 +266,7 @@ class Engine:
         started = self._now_ns()
         guessed_ns = started - began if guesses else 0
         output = scheduler.schedule()
-        results = self._runner.execute(output)
+        results = self.runner.execute(output)
         executed_ns = self._now_ns() - started
 
         bill = StepBill(scheduler.running)
