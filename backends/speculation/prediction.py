@@ -15,6 +15,7 @@ class PredictionProposer:
 
     name = "prediction"
     reach = 4
+    costly = False
 
     def __init__(self) -> None:
         self._followers: dict[Request, _Follower] = {}

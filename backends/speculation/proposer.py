@@ -18,6 +18,8 @@ class Proposer(Protocol):
     """Stands in `Request.draft_source`."""
     reach: int
     """How many times `speculation.num_tokens` it may guess ahead."""
+    costly: bool
+    """Whether guessing itself takes time worth measuring before it is used widely."""
 
     def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[list[int]]:
         """For each request at most its limit of tokens to follow `token_ids`; [] if it has none."""

@@ -92,7 +92,7 @@ class Speculator:
         if self._controller is None:
             limits: list[int] | None = [self._num_tokens * proposer.reach] * len(asked)
         else:
-            limits = self._controller.limits(proposer.name, proposer.reach, asked, num_sequences)
+            limits = self._controller.limits(proposer, asked, num_sequences)
         if limits is None:
             return False
         limits = [
@@ -102,6 +102,8 @@ class Speculator:
         if 0 in limits:
             asked = [request for request, limit in zip(asked, limits, strict=True) if limit]
             limits = [limit for limit in limits if limit]
+        if not asked:
+            return False
         began = self._now_ns()
         drafts = proposer.propose(asked, limits)
         took = self._now_ns() - began
@@ -112,5 +114,5 @@ class Speculator:
                 request.draft_source = proposer.name
                 guessed += len(draft)
         if self._controller is not None:
-            self._controller.guessed(proposer.name, guessed, took)
+            self._controller.guessed(proposer.name, asked, guessed, took)
         return guessed > 0

@@ -1,12 +1,34 @@
 """`auto` speculates where it wins and rests where it loses, by what it measures."""
 
 import random
+from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 
 from backends.contract import SamplingParams
 from backends.engine.request import Request
 from backends.speculation.controller import Controller
+
+
+class Guesser:
+    """A proposer's description: all that the controller reads of it."""
+
+    name = "p"
+    reach = 1
+
+    def __init__(self, costly: bool = False) -> None:
+        self.costly = costly
+
+    def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[list[int]]:
+        """Always the same token."""
+        return [[1] * limit for limit in limits]
+
+    def forget(self, request: Request) -> None:
+        """It remembers nobody."""
+
+
+LOOKUP, MODEL = Guesser(costly=False), Guesser(costly=True)
 
 
 def some_requests(count: int) -> list[Request]:
@@ -34,11 +56,12 @@ def simulate(
         counted = step >= steps // 2
         limits = None
         if not controller.plain_step(batch):
-            limits = controller.limits("p", 1, requests, batch)
+            limits = controller.limits(MODEL if guess_ns > 1e4 else LOOKUP, requests, batch)
         total = 0
         if limits is not None and sum(limits):
             total = sum(limits)
-            controller.guessed("p", total, round(guess_ns * total))
+            asked = [r for r, limit in zip(requests, limits, strict=True) if limit]
+            controller.guessed("p", asked, total, round(guess_ns * total))
             for request, limit in zip(requests, limits, strict=True):
                 accepted = 0
                 while accepted < limit and chance.random() < rate:
@@ -67,7 +90,7 @@ def test_controller_speculates_where_drafts_are_nearly_free() -> None:
 @pytest.mark.parametrize(
     ("draft_ns", "guess_ns", "rate", "batch"),
     [
-        (2e4, 1e3, 0.02, 1),  # the guesses are wrong
+        (1e5, 1e3, 0.02, 1),  # the guesses are wrong
         (2e4, 9e5, 0.6, 1),  # guessing takes as long as computing
         (3e4, 1e3, 0.5, 32),  # in a full batch a draft costs what a token costs
     ],
@@ -95,28 +118,82 @@ def test_controller_tells_requests_apart() -> None:
     """Of two requests in one batch, only the one whose guesses are right is guessed for."""
     controller = Controller(num_tokens=4)
     good, bad = some_requests(2)
+    controller.limits(LOOKUP, [good, bad], 2)
     for _ in range(30):
         controller.step_took(2, 0, 1_000_000)
         controller.step_took(2, 8, 2_200_000)
         controller.verified("p", good, 4, 4)
         controller.verified("p", bad, 4, 0)
-    limits = controller.limits("p", 1, [good, bad], 2)
-    assert limits is not None
-    assert limits[0] == 4
-    assert limits[1] == 0
+    assert controller.limits(LOOKUP, [good, bad], 2) == [4, 0]
 
 
-def test_controller_tries_a_loser_again() -> None:
-    """What lost may win later: a resting proposer gets a short probe now and then."""
+@pytest.mark.parametrize(("proposer", "gaps"), [(LOOKUP, [96, 96]), (MODEL, [192, 384])])
+def test_controller_tries_a_loser_again(proposer: Guesser, gaps: list[int]) -> None:
+    """What lost may win later: short probes for two requests, a lookup's as often as before, a
+    model's ever more rarely."""
+    controller = Controller(num_tokens=4)
+    requests = some_requests(8)
+    controller.limits(proposer, requests, 8)
+    for _ in range(50):
+        controller.step_took(8, 0, 1_000_000)
+        controller.step_took(8, 32, 9_000_000)
+        controller.guessed("p", requests, 32, 9_000_000)
+        for request in requests:
+            controller.verified("p", request, 4, 0)
+    probes = []
+    for step in range(900):
+        controller.plain_step(8)
+        limits = controller.limits(proposer, requests, 8)
+        if limits is not None:
+            assert sorted(limits) == [0, 0, 0, 0, 0, 0, 2, 2]
+            asked = [r for r, limit in zip(requests, limits, strict=True) if limit]
+            controller.guessed("p", asked, 4, 1_000_000)
+            probes.append(step)
+    starts = probes[::4]
+    assert [probes[i + 3] - probes[i] for i in range(0, 12, 4)] == [3] * 3
+    assert [later - earlier - 3 for earlier, later in pairwise(starts)][:2] == gaps
+
+
+def test_controller_a_lookup_that_finds_nothing_is_no_trial() -> None:
+    """A probe lasts until something was guessed."""
+    controller = Controller(num_tokens=4)
+    requests = some_requests(4)
+    controller.limits(LOOKUP, requests, 4)
+    for _ in range(40):
+        controller.step_took(4, 0, 1_000_000)
+        controller.step_took(4, 16, 9_000_000)
+        controller.verified("p", requests[0], 4, 0)
+    for _ in range(20):
+        limits = controller.limits(LOOKUP, requests, 4)
+        assert limits is not None
+        controller.guessed("p", requests[:2], 0, 1_000)
+
+
+def test_controller_a_model_is_measured_before_it_is_asked_for_all() -> None:
+    """Its first guesses are for two requests; the best case for all of them is then tried."""
+    controller = Controller(num_tokens=4)
+    requests = some_requests(8)
+    for took_ns in (80_000_000, 400_000):  # the first has to read the prompts
+        controller.plain_step(8)
+        controller.step_took(8, 0, 10_000_000)
+        limits = controller.limits(MODEL, requests, 8)
+        assert limits is not None
+        asked = [r for r, limit in zip(requests, limits, strict=True) if limit]
+        assert len(asked) == 2
+        controller.guessed("p", asked, 4, took_ns)
+    assert controller.limits(MODEL, requests, 8) == [4] * 8
+
+
+def test_controller_catching_up_is_not_the_price_of_a_guess() -> None:
+    """The first guess for a request (its prompt has to be read) does not count, the next do."""
     controller = Controller(num_tokens=4)
     (request,) = some_requests(1)
-    controller.step_took(1, 0, 1_000_000)
-    for _ in range(50):
-        controller.step_took(1, 4, 1_900_000)
-        controller.verified("p", request, 4, 0)
-    answers = [controller.limits("p", 1, [request], 1) for _ in range(300)]
-    assert answers.count([2]) == 3
-    assert answers.count(None) == 297
+    for step in range(4):
+        controller.plain_step(1)
+        controller.step_took(1, 0, 1_000_000)
+        assert controller.limits(MODEL, [request], 1) == ([2] if step < 2 else [4])
+        controller.guessed("p", [request], 4, 50_000_000 if step == 0 else 20_000)
+        controller.verified("p", request, 4, 4)
 
 
 def test_controller_probes_bring_a_winner_back() -> None:
@@ -127,23 +204,24 @@ def test_controller_probes_bring_a_winner_back() -> None:
         for _ in range(4000):
             limits = None
             if not controller.plain_step(1):
-                limits = controller.limits("p", 1, [request], 1)
+                limits = controller.limits(LOOKUP, [request], 1)
             count = limits[0] if limits else 0
             if count:
-                controller.guessed("p", count, 0)
+                controller.guessed("p", [request], count, 0)
                 controller.verified("p", request, count, count if wins else 0)
             controller.step_took(1, count, 1_000_000 + 50_000 * count)
-        assert (controller.limits("p", 1, [request], 1) == [4]) == wins
+        assert (controller.limits(LOOKUP, [request], 1) == [4]) == wins
 
 
 def test_controller_single_odd_measurements_change_nothing() -> None:
     """Other processes make a step many times longer now and then; the decision stays."""
     controller = Controller(num_tokens=4)
     (request,) = some_requests(1)
+    controller.limits(LOOKUP, [request], 1)
     for step in range(200):
         odd = 20 if step % 7 == 0 else 1
         controller.step_took(1, 0, 1_000_000 * odd)
         controller.step_took(1, 4, 1_100_000 * (20 if step % 11 == 0 else 1))
         controller.verified("p", request, 4, 3)
         if step > 10:
-            assert controller.limits("p", 1, [request], 1) == [4]
+            assert controller.limits(LOOKUP, [request], 1) == [4]
