@@ -17,19 +17,19 @@ LONG_CHATS: Final = {"turns": 0.4, "essays": 0.25, "math": 0.2, "small_talk": 0.
 SHORT_CHATS: Final = {"tasks": 0.8, "facts": 0.1, "small_talk": 0.06, "trivia": 0.04}
 TEXT_SHARE: Final = {"learn": 0.75, "tune": 0.2}
 """Share of the long rows that are running text, by phase."""
-WEIGHTS: Final = {
-    "learn": {PROMPT: 0.2, ANSWER: 2.0, TEXT: 1.0},
-    "tune": {PROMPT: 0.0, ANSWER: 2.0, TEXT: 1.0},
-}
-"""What a token of each class counts in the loss, by phase."""
+WEIGHTS: Final = {PROMPT: 0.0, ANSWER: 2.0, TEXT: 1.0}
+"""What a token of each class counts in the loss."""
+PICKED_SHARE: Final = 0.3
+"""Room for answers in short rows, as a share of their tokens; the head looks at no others."""
 
 
 class Rows(NamedTuple):
-    """Rows of one length: ids [B, T + 1], their documents [B, T], target weights [B, T]."""
+    """Rows of one length, as `weighted_loss` takes them."""
 
     ids: Tensor
     documents: Tensor
     weights: Tensor
+    picked: Tensor | None
 
 
 _Document = tuple[NDArray[np.uint16], NDArray[np.uint8]]
@@ -74,17 +74,16 @@ class Batcher:
     def batch(self, step: int) -> list[Rows]:
         """Make the rows of one step: the long ones, then the short ones."""
         rng = np.random.default_rng((self.seed, step))
-        phase = self.phase(step)
-        table = np.array([WEIGHTS[phase][k] for k in (PROMPT, ANSWER, TEXT)], dtype=np.float32)
-        plan, rows = self.plan, []
-        texts = round(plan.long_rows * TEXT_SHARE[phase])
-        long_rows = [self._text_row(rng, plan.long_row, table) for _ in range(texts)]
-        long_rows += self._chat_rows(rng, plan.long_rows - texts, plan.long_row, LONG_CHATS, table)
-        short_rows = self._chat_rows(rng, plan.short_rows, plan.short_row, SHORT_CHATS, table)
-        for group in (long_rows, short_rows):
-            if group:
-                rows.append(_stack(group))
-        return rows
+        phase, plan = self.phase(step), self.plan
+        table = np.array([WEIGHTS[kind] for kind in (PROMPT, ANSWER, TEXT)], dtype=np.float32)
+        length = plan.long_row if phase == "learn" else plan.tune_long_row
+        count = plan.long_tokens // length
+        texts = round(count * TEXT_SHARE[phase])
+        long_rows = [self._text_row(rng, length, table) for _ in range(texts)]
+        long_rows += self._chat_rows(rng, count - texts, length, LONG_CHATS, table)
+        short_count = plan.short_tokens // plan.short_row
+        short_rows = self._chat_rows(rng, short_count, plan.short_row, SHORT_CHATS, table)
+        return [_stack(long_rows, None), _stack(short_rows, PICKED_SHARE)]
 
     def _text_row(self, rng: np.random.Generator, length: int, table: NDArray[np.float32]) -> _Row:
         streams = list(self.library.streams.values())
@@ -124,8 +123,13 @@ class Batcher:
         return rows
 
 
-def _stack(rows: list[_Row]) -> Rows:
+def _stack(rows: list[_Row], picked_share: float | None) -> Rows:
+    """Join rows; with a share, pick that many targets, those that count first."""
     ids = torch.from_numpy(np.stack([row.ids for row in rows]))
     documents = torch.from_numpy(np.stack([row.documents[:-1] for row in rows]))
     weights = torch.from_numpy(np.stack([row.weights[1:] for row in rows]))
-    return Rows(ids, documents, weights)
+    picked = None
+    if picked_share is not None:
+        order = weights.reshape(-1).sort(descending=True, stable=True).indices
+        picked = order[: int(weights.numel() * picked_share)]
+    return Rows(ids, documents, weights, picked)

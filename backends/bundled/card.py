@@ -45,8 +45,8 @@ over {kv_heads} key-value heads, tied embedding, {vocab:,} tokens |
 and norms; {weight_bytes:,} bytes |
 | trained on | {tokens:,} tokens (padding and repeats included), {steps:,} steps, seed {seed}, \
 {minutes:.0f} minutes on shared CPU cores |
-| context | trained on rows of 512 tokens and less; positions up to 2,048 run, but past 512 the \
-text gets worse |
+| context | trained on rows of 256 tokens, at the end 512; positions up to 2,048 run, but past \
+512 the text gets worse |
 
 ## Measured
 

@@ -5,10 +5,6 @@ from typing import Final
 import msgspec
 
 VOCAB_SIZE: Final = 4096
-LONG_ROW: Final = 512
-"""Tokens in a row of running text or of longer chats."""
-SHORT_ROW: Final = 128
-"""Tokens in a row of single questions; short rows keep unrelated questions out of each other."""
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -32,12 +28,15 @@ class TrainPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     tokens: int
     """Token budget of the whole run, padding included."""
-    long_rows: int = 6
-    """Rows of `LONG_ROW` tokens in one step."""
-    short_rows: int = 40
-    """Rows of `SHORT_ROW` tokens in one step."""
-    long_row: int = LONG_ROW
-    short_row: int = SHORT_ROW
+    long_tokens: int = 3072
+    """Tokens of one step in long rows: running text and longer chats."""
+    short_tokens: int = 5120
+    """Tokens of one step in short rows: single questions."""
+    long_row: int = 256
+    """Length of a long row while learning; attention costs its square."""
+    tune_long_row: int = 512
+    """Length of a long row while tuning: the context the model ends up used to."""
+    short_row: int = 128
     warmup_steps: int = 60
     decay_fraction: float = 0.35
     """Last part of the run, over which the learning rate falls to zero."""
@@ -51,7 +50,7 @@ class TrainPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @property
     def tokens_per_step(self) -> int:
         """Tokens that one optimizer step sees."""
-        return self.long_rows * self.long_row + self.short_rows * self.short_row
+        return self.long_tokens + self.short_tokens
 
     @property
     def steps(self) -> int:

@@ -10,6 +10,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import torch
@@ -18,7 +19,6 @@ from torch.nn import functional as F
 
 from backends.bundled import facts
 from backends.bundled.card import write_card
-from backends.bundled.config import LONG_ROW
 from backends.bundled.corpus import TEXT_FILES, Task, read_tasks, read_texts
 from backends.bundled.errors import RecipeError
 from backends.bundled.generate import answer_all
@@ -28,6 +28,9 @@ from backends.bundled.outcomes import write_outcomes
 from backends.bundled.report import Evaluation, Score
 from backends.bundled.scoring import passes
 from backends.bundled.tokenizer import EOS_ID, write_json
+
+WINDOW: Final = 512
+"""Tokens in a window of held-out text."""
 
 
 def score_by(keys: Iterable[str], passed: Iterable[bool]) -> dict[str, Score]:
@@ -42,17 +45,17 @@ def score_by(keys: Iterable[str], passed: Iterable[bool]) -> dict[str, Score]:
 def bits_per_byte(model: Llama, tokenizer: Tokenizer, texts: Sequence[str]) -> float:
     """Return the mean bits the model needs for a byte of the texts, in windows of 512 tokens."""
     ids = [t for e in tokenizer.encode_batch_fast(list(texts)) for t in (*e.ids, EOS_ID)]
-    count = (len(ids) - 1) // LONG_ROW
+    count = (len(ids) - 1) // WINDOW
     if count == 0:
         return math.nan
-    stream = torch.tensor(ids[: count * LONG_ROW + 1])
+    stream = torch.tensor(ids[: count * WINDOW + 1])
     nats = 0.0
     for first in range(0, count, 16):
         last = min(first + 16, count)
-        inputs = stream[first * LONG_ROW : last * LONG_ROW].view(-1, LONG_ROW)
-        targets = stream[first * LONG_ROW + 1 : last * LONG_ROW + 1]
+        inputs = stream[first * WINDOW : last * WINDOW].view(-1, WINDOW)
+        targets = stream[first * WINDOW + 1 : last * WINDOW + 1]
         nats += F.cross_entropy(model(inputs).flatten(0, 1), targets, reduction="sum").item()
-    num_bytes = sum(len(text.encode()) for text in texts) * (count * LONG_ROW / len(ids))
+    num_bytes = sum(len(text.encode()) for text in texts) * (count * WINDOW / len(ids))
     return nats / math.log(2) / num_bytes
 
 

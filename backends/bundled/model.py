@@ -107,7 +107,15 @@ class Llama(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, ids: Tensor, documents: Tensor | None = None) -> Tensor:
-        """Return logits [B, T, V] of ids [B, T]; the head is the embedding, transposed.
+        """Return logits [B, T, V] of ids [B, T]; see `hidden`."""
+        return self.head(self.hidden(ids, documents))
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return logits [..., V] of hidden states; the head is the embedding, transposed."""
+        return F.linear(hidden, self.embed_tokens.weight)
+
+    def hidden(self, ids: Tensor, documents: Tensor | None) -> Tensor:
+        """Return the last hidden states [B, T, hidden], normed.
 
         Args:
             ids: [B, T] int64.
@@ -120,14 +128,28 @@ class Llama(nn.Module):
         x = self.embed_tokens(ids)
         for block in self.layers:
             x = block(x, self.cos[:length], self.sin[:length], seen)
-        return F.linear(self.norm(x), self.embed_tokens.weight)
+        out: Tensor = self.norm(x)
+        return out
 
 
-def weighted_loss(model: nn.Module, ids: Tensor, documents: Tensor, weights: Tensor) -> Tensor:
-    """Return the summed next-token loss of ids [B, T + 1], each target times its weight [B, T]."""
-    logits = model(ids[:, :-1], documents)
-    losses = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].reshape(-1), reduction="none")
-    return (losses * weights.reshape(-1)).sum()
+def weighted_loss(
+    model: Llama, ids: Tensor, documents: Tensor, weights: Tensor, picked: Tensor | None
+) -> Tensor:
+    """Return the summed next-token loss, each target times its weight.
+
+    Args:
+        model: the model.
+        ids: [B, T + 1].
+        documents: [B, T], see `Llama.hidden`.
+        weights: [B, T] of the targets ids[:, 1:].
+        picked: [K] indices into B * T, the only targets to look at; None: all.
+    """
+    hidden = model.hidden(ids[:, :-1], documents).flatten(0, 1)
+    targets, weights = ids[:, 1:].reshape(-1), weights.reshape(-1)
+    if picked is not None:
+        hidden, targets, weights = hidden[picked], targets[picked], weights[picked]
+    losses = F.cross_entropy(model.head(hidden).float(), targets, reduction="none")
+    return (losses * weights).sum()
 
 
 def init_weights(model: Llama, seed: int) -> None:

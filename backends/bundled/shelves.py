@@ -100,7 +100,7 @@ def build_library(
         "trivia": _chats(turns, "opentriviaqa", "nq-open-dev"),
         "essays": _chats(turns, "dolly-15k-part"),
         "math": _chats(turns, "gsm8k"),
-        "turns": facts.make_dialogues(pool, count=20_000, seed=seed),
+        "turns": facts.make_dialogues(pool, count=max(200, len(tasks) // 20), seed=seed),
     }
     return Library(
         {name: chat_shelf(tokenizer, chats) for name, chats in conversations.items()},

@@ -13,7 +13,7 @@ from backends.bundled.config import ModelSpec, TrainPlan
 from backends.bundled.model import Llama, init_weights, weighted_loss
 from backends.bundled.optim import lr_factor, make_optimizers
 
-Loss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+Loss = Callable[..., Tensor]
 CURVE_EVERY = 10
 """Steps between two points of the loss curve."""
 
@@ -74,9 +74,9 @@ class Trainer:
         return loss
 
     def _backward(self, rows: Rows, total: float) -> float:
-        ids, documents, weights = (part.to(self.device) for part in rows)
+        parts = (None if part is None else part.to(self.device) for part in rows)
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            loss = self.loss(self.model, ids, documents, weights) / total
+            loss = self.loss(self.model, *parts) / total
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item()
 

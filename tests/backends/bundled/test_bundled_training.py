@@ -1,0 +1,191 @@
+"""Training: resumable exactly, seeded, and clear about what it cannot use."""
+
+import gzip
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+
+from backends.bundled.batches import PICKED_SHARE, Batcher
+from backends.bundled.config import ModelSpec, TrainPlan
+from backends.bundled.errors import CheckpointError
+from backends.bundled.model import Llama, init_weights
+from backends.bundled.optim import lr_factor, orthogonalize
+from backends.bundled.shelves import Library
+from backends.bundled.train import main
+from backends.bundled.trainer import Trainer
+
+
+@pytest.fixture
+def trainer(tiny_spec: ModelSpec, tiny_plan: TrainPlan, tiny_library: Library) -> Trainer:
+    """A fresh run of the tiny model."""
+    return Trainer(tiny_spec, tiny_plan, Batcher(tiny_library, tiny_plan, seed=3), seed=3)
+
+
+def test_training_ends_with_the_same_weights_when_interrupted(
+    trainer: Trainer, tiny_library: Library, tmp_path: Path
+) -> None:
+    """A run that stops and resumes equals one that does not, bit for bit."""
+    plan, spec, path = trainer.plan, trainer.spec, tmp_path / "checkpoint.pt"
+    trainer.run(plan.steps)
+    first = Trainer(spec, plan, Batcher(tiny_library, plan, seed=3), seed=3)
+    first.run(3)
+    first.save(path)
+    second = Trainer(spec, plan, Batcher(tiny_library, plan, seed=3), seed=3)
+    second.resume(path)
+    second.run(plan.steps)
+    assert second.progress.step == plan.steps
+    for name, weight in trainer.model.state_dict().items():
+        assert torch.equal(weight, second.model.state_dict()[name]), name
+
+
+def test_training_lowers_the_loss(trainer: Trainer) -> None:
+    """Eight steps on a tiny corpus bring the loss down."""
+    losses = [trainer.step() for _ in range(trainer.plan.steps)]
+    assert losses[-1] < losses[0]
+
+
+def test_resume_refuses_another_seed_or_shape(
+    trainer: Trainer, tiny_plan: TrainPlan, tiny_library: Library, tmp_path: Path
+) -> None:
+    """A checkpoint of another run is refused, and the message says what differs."""
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(CheckpointError, match="train without --resume"):
+        trainer.resume(path)
+    trainer.save(path)
+    batcher = Batcher(tiny_library, tiny_plan, seed=4)
+    with pytest.raises(CheckpointError, match="seed 3, not 4"):
+        Trainer(trainer.spec, tiny_plan, batcher, seed=4).resume(path)
+    other = ModelSpec(
+        name="other",
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=16,
+    )
+    with pytest.raises(CheckpointError, match="another shape"):
+        Trainer(other, tiny_plan, batcher, seed=3).resume(path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        trainer.resume(path)
+
+
+def test_batches_depend_on_seed_and_step_alone(tiny_library: Library, tiny_plan: TrainPlan) -> None:
+    """The same step of the same seed gives the same rows; another seed gives others."""
+    one, same = (Batcher(tiny_library, tiny_plan, seed=1).batch(5) for _ in range(2))
+    other = Batcher(tiny_library, tiny_plan, seed=2).batch(5)
+    for rows, again, differs in zip(one, same, other, strict=True):
+        assert torch.equal(rows.ids, again.ids)
+        assert not torch.equal(rows.ids, differs.ids)
+
+
+def test_batches_count_answers_and_never_questions(
+    tiny_library: Library, tiny_plan: TrainPlan
+) -> None:
+    """In rows of chats every target that counts belongs to an answer, and the head looks at it."""
+    batcher = Batcher(tiny_library, tiny_plan, seed=1)
+    for step in (0, tiny_plan.steps - 1):
+        rows = batcher.batch(step)[1]
+        assert rows.weights.unique().tolist() == [0.0, 2.0]
+        assert rows.picked is not None
+        counted = rows.weights.reshape(-1).nonzero().flatten()
+        assert len(rows.picked) == int(rows.weights.numel() * PICKED_SHARE)
+        assert min(len(counted), len(rows.picked)) == len(
+            set(counted.tolist()) & set(rows.picked.tolist())
+        )
+
+
+def test_long_rows_grow_in_the_tuning_phase(tiny_library: Library, tiny_plan: TrainPlan) -> None:
+    """The last part of a run trains on the longer context, with as many tokens a step."""
+    batcher = Batcher(tiny_library, tiny_plan, seed=1)
+    learn, tune = batcher.batch(0)[0].ids, batcher.batch(tiny_plan.steps - 1)[0].ids
+    assert learn.shape == (4, tiny_plan.long_row + 1)
+    assert tune.shape == (2, tiny_plan.tune_long_row + 1)
+
+
+def test_documents_in_a_row_do_not_see_each_other(tiny_spec: ModelSpec) -> None:
+    """Logits of a document are the same whatever stands before it in its row."""
+    model = Llama(tiny_spec)
+    init_weights(model, 1)
+    for block in model.layers:
+        torch.nn.init.normal_(block.self_attn.o_proj.weight)
+    document, before = torch.randint(5, 200, (1, 6)), torch.randint(5, 200, (2, 4))
+    documents = torch.tensor([[0] * 4 + [1] * 6] * 2)
+    logits = model(torch.cat((before, document.expand(2, -1)), dim=1), documents)
+    torch.testing.assert_close(logits[0, 4:], logits[1, 4:])
+    assert not torch.allclose(logits[0, :4], logits[1, :4])
+
+
+def test_orthogonalize_brings_singular_values_near_one() -> None:
+    """Newton-Schulz maps matrices of any shape near an orthogonal one."""
+    for shape in ((2, 24, 40), (3, 40, 24)):
+        generator = torch.Generator().manual_seed(1)
+        values = torch.linalg.svdvals(
+            orthogonalize(torch.randn(shape, generator=generator)).float()
+        )
+        assert values.min() > 0.4
+        assert values.max() < 1.5
+
+
+def test_learning_rate_warms_up_stays_and_falls_to_zero() -> None:
+    """The schedule starts low, holds its peak, and ends near zero."""
+    plan = TrainPlan(tokens=8192 * 1000, warmup_steps=10, decay_fraction=0.3)
+    factors = [lr_factor(step, plan) for step in range(plan.steps)]
+    assert factors[0] == pytest.approx(0.1)
+    assert set(factors[10:699]) == {1.0}
+    assert factors[-1] < 0.01
+
+
+def test_training_refuses_a_missing_corpus(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A missing corpus ends with exit code 2 and names the file and the option."""
+    args = ["--model", "nano", "--corpus", str(tmp_path / "none"), "--out", str(tmp_path / "run")]
+    assert main(args) == 2
+    assert "text_stories" in (error := capsys.readouterr().err)
+    assert "--corpus" in error
+
+
+def test_training_refuses_a_cut_corpus_file(
+    tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A gzip file that was cut short ends with exit code 2, not with half of its rows."""
+    broken = tmp_path / "corpus"
+    shutil.copytree(tiny_corpus, broken)
+    path = broken / "chat.jsonl.gz"
+    path.write_bytes(path.read_bytes()[:-20])
+    args = ["--model", "nano", "--corpus", str(broken), "--out", str(tmp_path / "run")]
+    assert main(args) == 2
+    error = capsys.readouterr().err
+    assert "chat.jsonl.gz" in error
+    assert "cut short" in error
+    with gzip.open(path, "wt") as out:
+        out.write('{"prompt": 3}\n')
+    assert main(args) == 2
+    assert "row 1" in capsys.readouterr().err
+
+
+def test_training_refuses_a_foreign_tokenizer(
+    tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tokenizer of another family ends with exit code 2 and says which one is needed."""
+    path = tmp_path / "tokenizer.json"
+    Tokenizer(models.BPE()).save(str(path))
+    args = ["--model", "nano", "--corpus", str(tiny_corpus), "--out", str(tmp_path / "run")]
+    assert main([*args, "--tokenizer", str(path)]) == 2
+    assert "another family" in capsys.readouterr().err
+
+
+def test_recipe_runs_from_corpus_to_folder(tiny_corpus: Path, tmp_path: Path) -> None:
+    """The whole command trains, resumes at the end and exports a folder with its record."""
+    run = tmp_path / "run"
+    args = ["--model", "nano", "--corpus", str(tiny_corpus), "--out", str(run)]
+    args += ["--tokens", "8192", "--tasks", "50"]
+    assert main(args) == 0
+    assert main([*args, "--resume"]) == 0
+    names = {path.name for path in (run / "export").iterdir()}
+    assert names >= {"model.safetensors", "config.json", "tokenizer.json", "training.json"}
