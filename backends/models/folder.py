@@ -27,11 +27,7 @@ def model_folder(model: str) -> Path:
         except UnknownBundledModelError as error:
             raise ModelLoadError(str(error)) from None
     if model.startswith("hf:"):
-        name = model.removeprefix("hf:")
-        raise ModelLoadError(
-            f"{model!r} is not on this machine and we download nothing by ourselves: run "
-            f"`hf download {name} --local-dir DIR` and name DIR as the model"
-        )
+        return _from_hub(model.removeprefix("hf:"))
     if model.endswith(".gguf"):
         raise ModelLoadError(f"{model!r}: GGUF files are not supported yet; give a folder")
     folder = Path(model).expanduser()
@@ -40,6 +36,38 @@ def model_folder(model: str) -> Path:
             f"model {model!r} is no folder; give one in the Hugging Face layout, or bundled:NAME"
         )
     return folder
+
+
+def _from_hub(name: str) -> Path:
+    """The snapshot of `owner/name` or `owner/name@revision`: from the local cache, else fetched.
+
+    The cache, the endpoint, the token and offline mode are huggingface_hub's (HF_HOME,
+    HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE).
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    repo, _, version = name.partition("@")
+    patterns = [f"*{suffix}" for suffix in _SUFFIXES]
+    for cached_only in (True, False):
+        try:
+            return Path(
+                snapshot_download(
+                    repo,
+                    revision=version or None,
+                    allow_patterns=patterns,
+                    local_files_only=cached_only,
+                )
+            )
+        except LocalEntryNotFoundError as error:
+            reason: Exception = error
+        except (HFValidationError, OSError, ValueError) as error:
+            reason = error
+            break
+    raise ModelLoadError(
+        f"cannot get 'hf:{name}': {str(reason).splitlines()[0]}; check the name, HF_TOKEN and the "
+        f"network, or run `hf download {repo} --local-dir DIR` elsewhere and name DIR as the model"
+    ) from reason
 
 
 def revision(folder: Path, *variant: str) -> str:

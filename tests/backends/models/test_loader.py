@@ -262,7 +262,6 @@ def test_model_names_resolve_or_are_refused(tmp_path: Path) -> None:
     assert model_folder(str(tmp_path)) == tmp_path
     for name, message in (
         ("bundled:huge", "no bundled model 'huge'"),
-        ("hf:owner/name", "hf download owner/name"),
         ("/nowhere/model.gguf", "GGUF"),
         ("/nowhere", "is no folder"),
     ):
