@@ -229,6 +229,8 @@ class Scheduler:
                 break
         for request in held_back:
             self._queue(request)
+        if not self._num_waiting:
+            self._waiting.clear()  # only entries of ended requests are left
 
     def _start(self, request: Request) -> bool:
         """Admit the first in the queue and schedule its first chunk, if there is room for it."""
