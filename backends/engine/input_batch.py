@@ -1,8 +1,8 @@
 """A step's `SchedulerOutput` packed into a handful of tensors.
 
-Small and numerous things stay Python ints; tensors are built once per step. A sequence's block
-table is kept between steps and only its newest blocks are rewritten, so that the cost of a step
-does not grow with the context.
+Small and numerous things stay Python ints until a few arrays are made of them at once. A sequence's
+block table is kept between steps and only new blocks are written, so that the cost of a step does
+not grow with the context.
 """
 
 from collections.abc import Sequence
@@ -18,53 +18,41 @@ from backends.layers.attention import ForwardBatch
 
 
 class BlockTables:
-    """One row of block ids per sequence that has run, kept until its row is needed."""
+    """One row of block ids per sequence, kept until the sequence is finished and its row needed."""
 
-    def __init__(self, *, rows: int, columns: int, block_size: int) -> None:
+    def __init__(self, *, rows: int, columns: int) -> None:
         """Make room for `rows` sequences of `columns` blocks; grows when more rows are needed."""
-        self._block_size = block_size
-        self._table = np.full((rows, columns), -1, dtype=np.int32)
-        self._row_of: dict[Request, int] = {}
-        self._known: dict[Request, tuple[int, int]] = {}
-        """(blocks written to the row, preemptions of the sequence when they were)."""
+        self.table = np.full((rows, columns), -1, dtype=np.int32)
+        self._kept: dict[Request, list[int]] = {}
+        """[row, blocks written to it, the sequence's preemptions when they were]."""
         self._free = list(range(rows))
 
-    def row(self, request: Request, start: int) -> npt.NDArray[np.int32]:
-        """Return the sequence's up-to-date row.
+    def row(self, request: Request) -> int:
+        """Return the index of the sequence's row, brought up to date.
 
-        Args:
-            start: First token of this step; blocks wholly before it cannot have changed since
-                the last step, unless the sequence was preempted.
+        `block_ids` only grows between two preemptions, so only what is new is written.
         """
-        place = self._row_of.get(request)
-        if place is None:
-            place = self._take(request)
-        row: npt.NDArray[np.int32] = self._table[place]
-        written, preemptions = self._known[request]
+        kept = self._kept.get(request)
+        if kept is None:
+            kept = self._kept[request] = [self._take(), 0, request.num_preemptions]
+        row, written, preemptions = kept
         blocks = request.block_ids
-        first = min(written, start // self._block_size)
         if preemptions != request.num_preemptions:
-            first = 0
-        if first < len(blocks):
-            row[first : len(blocks)] = blocks[first:]
-        self._known[request] = (len(blocks), request.num_preemptions)
+            written, kept[2] = 0, request.num_preemptions
+        if written != len(blocks):
+            self.table[row, written : len(blocks)] = blocks[written:]
+            kept[1] = len(blocks)
         return row
 
-    def _take(self, request: Request) -> int:
+    def _take(self) -> int:
         if not self._free:
-            self._drop_finished()
+            for request in [r for r in self._kept if r.is_finished]:
+                self._free.append(self._kept.pop(request)[0])
         if not self._free:
-            rows = len(self._table)
-            self._table = np.concatenate([self._table, np.full_like(self._table, -1)])
+            rows = len(self.table)
+            self.table = np.concatenate([self.table, np.full_like(self.table, -1)])
             self._free.extend(range(rows, 2 * rows))
-        place = self._row_of[request] = self._free.pop()
-        self._known[request] = (0, request.num_preemptions)
-        return place
-
-    def _drop_finished(self) -> None:
-        for request in [r for r in self._row_of if r.is_finished]:
-            self._free.append(self._row_of.pop(request))
-            del self._known[request]
+        return self._free.pop()
 
 
 class InputBatch:
@@ -76,7 +64,7 @@ class InputBatch:
         self._block_size = block_size
         self._device = device
         columns = -(-max_model_len // block_size) + 1
-        self._tables = BlockTables(rows=max_num_seqs, columns=columns, block_size=block_size)
+        self._tables = BlockTables(rows=max_num_seqs, columns=columns)
 
     def build(self, sequences: Sequence[ScheduledSequence]) -> tuple[ForwardBatch, Tensor | None]:
         """Pack the sequences in their order.
@@ -89,46 +77,44 @@ class InputBatch:
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
-        starts = [0]
-        contexts: list[int] = []
+        query_starts, ends = [0], []
         logit_rows: list[int] = []
-        max_query = max_context = 0
+        longest_query = 1
         for sequence in sequences:
             request, start, count = sequence.request, sequence.start, sequence.num_tokens
-            end = start + count
-            blocks = request.block_ids
-            if count == 1 and not sequence.num_drafts:
+            blocks, end = request.block_ids, start + count
+            ends.append(end)
+            if count == 1:
                 tokens.append(request.token_ids[start])
                 positions.append(start)
                 slots.append(blocks[start // size] * size + start % size)
             else:
-                known = len(request.token_ids)
-                tokens += request.token_ids[start:end]
-                if end > known:
-                    tokens += request.draft_token_ids[: end - known]
+                drafts = sequence.num_drafts
+                tokens += request.token_ids[start : end - drafts]
+                tokens += request.draft_token_ids[:drafts]
                 positions += range(start, end)
                 slots += [blocks[p // size] * size + p % size for p in range(start, end)]
+                longest_query = max(longest_query, count)
+            query_starts.append(len(tokens))
             if sequence.samples:
                 logit_rows += range(len(tokens) - sequence.num_drafts - 1, len(tokens))
-            starts.append(len(tokens))
-            contexts.append(end)
-            max_query = max(max_query, count)
-            max_context = max(max_context, end)
-        columns = -(-max_context // size)
-        tables = np.stack([self._tables.row(s.request, s.start)[:columns] for s in sequences])
+        longest = max(ends)
+        rows = [self._tables.row(sequence.request) for sequence in sequences]
+        per_token = self._tensor(np.array((tokens, positions, slots), dtype=np.int64))
         batch = ForwardBatch(
-            token_ids=self._tensor(tokens, np.int64),
-            positions=self._tensor(positions, np.int64),
-            slot_mapping=self._tensor(slots, np.int64),
-            block_tables=torch.from_numpy(tables).to(self._device),
-            query_start_lens=self._tensor(starts, np.int32),
-            context_lens=self._tensor(contexts, np.int32),
-            max_query_len=max_query,
-            max_context_len=max_context,
+            token_ids=per_token[0],
+            positions=per_token[1],
+            slot_mapping=per_token[2],
+            block_tables=self._tensor(self._tables.table[rows, : -(-longest // size)]),
+            query_start_lens=self._tensor(np.array(query_starts, dtype=np.int32)),
+            context_lens=self._tensor(np.array(ends, dtype=np.int32)),
+            max_query_len=longest_query,
+            max_context_len=longest,
         )
         if len(logit_rows) == len(tokens):
             return batch, None
-        return batch, self._tensor(logit_rows, np.int64)
+        return batch, self._tensor(np.array(logit_rows, dtype=np.int64))
 
-    def _tensor(self, values: list[int], dtype: npt.DTypeLike) -> Tensor:
-        return torch.from_numpy(np.array(values, dtype=dtype)).to(self._device)
+    def _tensor(self, values: npt.NDArray[np.integer]) -> Tensor:
+        tensor = torch.from_numpy(values)
+        return tensor if self._device.type == "cpu" else tensor.to(self._device)

@@ -32,7 +32,7 @@ class ModelRunner:
             model: Its rotary tables cover `config.max_model_len` and the drafts past it.
         """
         self.model = model
-        self._device = device
+        self.device = device
         self._caches = allocate(
             model.config,
             num_blocks=config.num_blocks,
@@ -63,6 +63,8 @@ class ModelRunner:
             return [SampleResult() for _ in sequences]
         logits = self.model.logits(hidden if rows is None else hidden[rows])
         sampled = self._sampler.sample(logits, [self._rows_of(s) for s in sampling])
+        if rows is None and batch.max_query_len == 1 and not sampled.logprobs:
+            return [SampleResult((token,)) for token in sampled.token_ids]
         return _results(sequences, sampled)
 
     def _rows_of(self, sequence: ScheduledSequence) -> SequenceRows:
@@ -88,8 +90,8 @@ class ModelRunner:
 
 def _results(sequences: Sequence[ScheduledSequence], sampled: SampledRows) -> list[SampleResult]:
     """Give each sequence its accepted drafts and the token after them."""
-    results: list[SampleResult] = []
     tokens, logprobs = sampled
+    results: list[SampleResult] = []
     row = 0
     for sequence in sequences:
         if not sequence.samples:

@@ -27,6 +27,11 @@ class Linear:
         """Bytes read to apply the layer once."""
         return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
+    @property
+    def num_weights(self) -> int:
+        """Entries of the weight."""
+        return self.weight.numel()
+
 
 class Int8Linear:
     """An int8 weight with one fp32 scale per output channel; activations stay as they are."""
@@ -58,6 +63,11 @@ class Int8Linear:
     def nbytes(self) -> int:
         """Bytes read to apply the layer once."""
         return self.codes.nbytes + self.scales.nbytes
+
+    @property
+    def num_weights(self) -> int:
+        """Entries of the weight."""
+        return self.codes.numel()
 
 
 AnyLinear = Linear | Int8Linear

@@ -5,7 +5,7 @@ Letters: T packed tokens, H hidden size, V vocabulary.
 Source: Touvron et al. 2023, "LLaMA"; Dubey et al. 2024, "The Llama 3 Herd of Models".
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backends.layers.attention import Attention, ForwardBatch, LayerCache
-from backends.layers.linear import AnyLinear
+from backends.layers.linear import AnyLinear, Int8Linear
 from backends.layers.norm import RMSNorm
 from backends.layers.rope import cos_sin_cache
 from backends.models.config import ModelConfig
@@ -73,12 +73,22 @@ class Llama:
     @property
     def step_bytes(self) -> int:
         """Weight bytes that one decode step reads, the embedding's gathered rows aside."""
-        per_layer = (
-            linear.nbytes
-            for layer in self.layers
-            for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)
-        )
-        return sum(per_layer) + self.head.nbytes
+        return sum(linear.nbytes for linear in self._linears())
+
+    @property
+    def step_weights(self) -> int:
+        """Weights that one token is multiplied by."""
+        return sum(linear.num_weights for linear in self._linears())
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether the decoder's linear layers are int8."""
+        return any(isinstance(layer.qkv, Int8Linear) for layer in self.layers)
+
+    def _linears(self) -> Iterator[AnyLinear]:
+        for layer in self.layers:
+            yield from (layer.qkv, layer.output, layer.gate_up, layer.down)
+        yield self.head
 
 
 def _read_layer(

@@ -13,7 +13,7 @@ from backends.contract import SamplingParams
 from backends.sampling.sampler import Sampler
 from backends.sampling.state import SamplingState, SequenceRows
 
-VOCABULARY = 97
+VOCABULARY = 192
 
 
 def _logits(rows: int, seed: int = 0, scale: float = 2.0) -> Tensor:

@@ -1,0 +1,88 @@
+"""What the machine could do at best: memory and arithmetic rates measured here, and the share used.
+
+A decode step reads every weight and the batch's KV once, and multiplies by every weight once per
+sequence; it cannot be faster than the slower of the two.
+"""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import torch
+from msgspec import Struct
+
+_READ_BYTES: Final = 256 * 2**20
+_MATRIX_SIDE: Final = 1024
+_REPEATS: Final = 5
+
+
+class Machine(Struct, frozen=True, kw_only=True):
+    """One device's measured rates."""
+
+    name: str
+    bytes_per_s: float
+    """Reading memory, with as many threads as torch uses."""
+    flops_per_s: float
+    """Multiplying square matrices of 1024 in the model's dtype."""
+
+
+def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
+    """Measure a device; takes about a second on a CPU."""
+    read_s = _read_s(device)
+    left, right = torch.randn(2, _MATRIX_SIDE, _MATRIX_SIDE, device=device).to(dtype)
+    multiply_s = _median_s(lambda: left @ right, device)
+    return Machine(
+        name=_device_name(device),
+        bytes_per_s=_READ_BYTES / read_s,
+        flops_per_s=2 * _MATRIX_SIDE**3 / multiply_s,
+    )
+
+
+def roofline_share(
+    machine: Machine, *, step_s: float, step_bytes: int, step_flops: int
+) -> float | None:
+    """Divide the shortest possible step by the measured one; None if none was measured.
+
+    Weights that stay in the CPU's caches can be read faster than memory: it may exceed 1.
+    """
+    if step_s <= 0.0:
+        return None
+    shortest = max(step_bytes / machine.bytes_per_s, step_flops / machine.flops_per_s)
+    return round(shortest / step_s, 4)
+
+
+def _read_s(device: torch.device) -> float:
+    """Return how long reading `_READ_BYTES` takes; their memory is free again afterwards."""
+    values = torch.ones(_READ_BYTES // 4, dtype=torch.float32, device=device)
+    return _median_s(values.sum, device)
+
+
+def _median_s(work: Callable[[], object], device: torch.device) -> float:
+    """Return the median time of one call, seconds."""
+    work()
+    took = []
+    for _ in range(_REPEATS):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        took.append(time.perf_counter() - began)
+    return statistics.median(took)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    names = [
+        line.partition(":")[2].strip()
+        for line in (info.read_text().splitlines() if info.is_file() else [])
+        if line.startswith("model name")
+    ]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {len(names) or 1} logical cores"
