@@ -3,8 +3,10 @@
 python -m backends.server --model bundled:small --port 8000
 """
 
+import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +50,21 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 
 
 def make_app(
-    engine: Engine, names: list[str], *, model_revision: str, max_waiting: int = 1024
+    engine: Engine,
+    names: list[str],
+    *,
+    model_revision: str,
+    max_waiting: int = 1024,
+    on_death: Callable[[], None] = lambda: None,
 ) -> App:
-    """The ASGI app of an engine. Call it inside the event loop: it starts the engine's thread."""
+    """The ASGI app of an engine. Call it inside the event loop: it starts the engine's thread.
+
+    `on_death` is called if the engine fails for good.
+    """
     tokenizer = engine.tokenizer
     assert isinstance(tokenizer, Tokenizer)
     metrics = EngineMetrics(engine.stats)
-    runner = AsyncEngine(engine, on_queue_time=metrics.queue_time.observe)
+    runner = AsyncEngine(engine, on_queue_time=metrics.queue_time.observe, on_death=on_death)
     runner.start()
     backend = EngineBackend(
         names[0],
@@ -200,11 +210,22 @@ def main(
         click.echo(f"headgate backend: {words}", err=True)
         sys.exit(1 if isinstance(error, ModelLoadError) else 2)
     names = list(served_model_name) or [model]
+    dead: list[bool] = []
+
+    def on_death() -> None:
+        # Whoever supervises us starts a new one; until then 503 is a better answer than silence.
+        dead.append(True)
+        signal.raise_signal(signal.SIGTERM)
+
     sys.setswitchinterval(_GIL_SWITCH_S)
     try:
         run(
             lambda: make_app(
-                engine, names, model_revision=folder_revision, max_waiting=max_waiting
+                engine,
+                names,
+                model_revision=folder_revision,
+                max_waiting=max_waiting,
+                on_death=on_death,
             ),
             name=f"model {names[0]}",
             host=host,
@@ -216,6 +237,9 @@ def main(
         )
     except OSError as error:
         click.echo(f"headgate backend: {error}", err=True)
+        sys.exit(1)
+    if dead:
+        click.echo("headgate backend: the engine failed; see the log above", err=True)
         sys.exit(1)
 
 

@@ -45,9 +45,6 @@ class Tokenizer:
         self.eos_token_ids = tuple(eos_token_ids)
         self.bos_token_id = bos_token_id
         self._rust = rust
-        # A second copy that reads special-token strings as plain text.
-        self._plain = tokenizers.Tokenizer.from_str(rust.to_str())
-        self._plain.encode_special_tokens = True
         self._template = chat_template
         specials = {i: t.content for i, t in rust.get_added_tokens_decoder().items() if t.special}
         self.special_token_ids = frozenset(specials)
@@ -178,6 +175,13 @@ class Tokenizer:
             # It may drop what the text has.
             return 0
         return -(-len(text) // self._longest_token_bytes)
+
+    @cached_property
+    def _plain(self) -> tokenizers.Tokenizer:
+        """A second copy, which reads special-token strings as plain text."""
+        plain = tokenizers.Tokenizer.from_str(self._rust.to_str())
+        plain.encode_special_tokens = True
+        return plain
 
     @cached_property
     def _longest_token_bytes(self) -> int:

@@ -106,12 +106,15 @@ class AsyncEngine:
         engine: Engine,
         *,
         on_queue_time: Callable[[float], None] = lambda seconds: None,
+        on_death: Callable[[], None] = lambda: None,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`on_queue_time` is told, on the event loop, how long each request waited to run."""
+        """Both are called on the event loop: `on_queue_time` with the seconds that a request waited
+        to run, `on_death` when the engine has failed for good."""
         self.failure: str | None = None
         self._engine = engine
         self._on_queue_time = on_queue_time
+        self._on_death = on_death
         self._now_s = now_s
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = False
@@ -237,6 +240,7 @@ class AsyncEngine:
         except BaseException as error:
             log.critical("engine_died", exc_info=error)
             self._tell(self._die, f"{type(error).__name__}: {error}")
+            self._tell(self._on_death)
 
     def _take_commands(self) -> None:
         """All commands there are; with nothing to compute, wait for one."""

@@ -41,8 +41,11 @@ class Bench:
         )
         self.runner = FaultyRunner(config)
         self.queue_times: list[float] = []
+        self.deaths: list[int] = []
         self.engine = AsyncEngine(
-            Engine(config, self.runner, LetterTokenizer()), on_queue_time=self.queue_times.append
+            Engine(config, self.runner, LetterTokenizer()),
+            on_queue_time=self.queue_times.append,
+            on_death=lambda: self.deaths.append(1),
         )
 
     async def tokens(self, request: EngineRequest) -> list[int]:
@@ -183,6 +186,7 @@ async def test_engine_that_keeps_failing_is_dead_and_says_so() -> None:
     )
     assert all(isinstance(r, BackendResponseError | BackendUnavailableError) for r in results)
     assert bench.engine.failure is not None
+    assert bench.deaths == [1]
     with pytest.raises(BackendUnavailableError, match="out of luck"):
         await bench.tokens(request("later"))
     await bench.engine.aclose()

@@ -1,7 +1,6 @@
 """One engine behind HTTP: OpenAI's SDK, our client, bad input, clients that go away."""
 
 import asyncio
-import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -220,6 +219,8 @@ BAD: list[tuple[str, Any, int, str, str | None]] = [
     ),
     ("top_logprobs alone", {"top_logprobs": 2}, 400, "invalid_request_error", "top_logprobs"),
     ("bias", {"logit_bias": {"x": 1}}, 400, "invalid_request_error", "logit_bias"),
+    ("bias id", {"logit_bias": {"99999": 1}}, 400, "invalid_request_error", "logit_bias"),
+    ("stop id", {"stop_token_ids": [-1]}, 400, "invalid_request_error", "stop_token_ids"),
     ("unknown model", {"model": "gpt-9"}, 404, "model_not_found", "model"),
     ("answer too long", {"max_tokens": 10_000}, 400, "context_length_exceeded", "max_tokens"),
     (
@@ -288,8 +289,11 @@ def test_stream_left_by_its_client_frees_the_engine(http: httpx.Client) -> None:
 def test_call_left_by_its_client_frees_the_engine(http: httpx.Client, live: ServerProcess) -> None:
     """The same for an answer that is not streamed."""
     body = {"model": "tiny", "messages": MESSAGES, "ignore_eos": True, "n": 8}
-    with live.client() as hasty, contextlib.suppress(httpx.ReadTimeout):
-        hasty.post("/v1/chat/completions", json=body, timeout=0.1)
+    headers = {"x-request-id": "hasty"}
+    with live.client() as hasty, pytest.raises(httpx.ReadTimeout):
+        hasty.post("/v1/chat/completions", json=body, headers=headers, timeout=0.1)
+    usage = http.get("/requests/hasty/usage").json()["usage"]
+    assert usage["completion_tokens"] < 8 * (CONTEXT - usage["prompt_tokens"])
     until(lambda: running(http) == 0)
 
 
