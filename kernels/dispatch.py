@@ -1,15 +1,15 @@
 """Which implementation of an op runs where: decided here and nowhere else.
 
-======  ===========================================
+======  ================================================================
 device  implementation
-======  ===========================================
-cpu     ``torch_cpu``
+======  ================================================================
+cpu     ``native`` (C++); ``torch_cpu`` where it cannot be built, logged
 cuda    ``triton``
 other   none: KernelUnavailableError, never a guess
-======  ===========================================
+======  ================================================================
 
-``HEADGATE_KERNELS=reference|cpu|triton`` overrides the table for every op in the process. It is
-read when an op first runs on a device type; `forget_choices` makes it be read again.
+``HEADGATE_KERNELS=reference|cpu|native|triton`` overrides the table for every op in the process. It
+is read when an op first runs on a device type; `forget_choices` makes it be read again.
 """
 
 import os
@@ -21,14 +21,14 @@ from typing import Any, Literal
 
 from kernels.errors import KernelUnavailableError
 
-Implementation = Literal["reference", "torch_cpu", "triton"]
+Implementation = Literal["reference", "torch_cpu", "native", "triton"]
 
 ENV_OVERRIDE = "HEADGATE_KERNELS"
 
-_FOR_DEVICE: dict[str, Implementation] = {"cpu": "torch_cpu", "cuda": "triton"}
 _FOR_OVERRIDE: dict[str, Implementation] = {
     "reference": "reference",
     "cpu": "torch_cpu",
+    "native": "native",
     "triton": "triton",
 }
 
@@ -44,6 +44,7 @@ _FOLDERS = {
 _FILES: dict[Implementation, str] = {
     "reference": "reference",
     "torch_cpu": "cpu",
+    "native": "native",
     "triton": "kernel",
 }
 
@@ -74,25 +75,42 @@ def implementation_for(device_type: str) -> Implementation:
     """Name the implementation that runs on `device_type`, honouring the override."""
     override = os.environ.get(ENV_OVERRIDE)
     if override:
-        if override not in _FOR_OVERRIDE:
-            raise KernelUnavailableError(
-                f"{ENV_OVERRIDE}={override!r} is not known; use one of {sorted(_FOR_OVERRIDE)}"
-            )
-        implementation = _FOR_OVERRIDE[override]
-    elif device_type in _FOR_DEVICE:
-        implementation = _FOR_DEVICE[device_type]
-    else:
+        return _overridden(override, device_type)
+    if device_type == "cpu":
+        return "native" if _native_available() else "torch_cpu"
+    if device_type == "cuda":
+        _require_triton(device_type)
+        return "triton"
+    raise KernelUnavailableError(
+        f"no kernels for device type {device_type!r}; use cpu or cuda tensors, "
+        f"or set {ENV_OVERRIDE}=reference"
+    )
+
+
+def _overridden(override: str, device_type: str) -> Implementation:
+    if override not in _FOR_OVERRIDE:
         raise KernelUnavailableError(
-            f"no kernels for device type {device_type!r}; use cpu or cuda tensors, "
-            f"or set {ENV_OVERRIDE}=reference"
+            f"{ENV_OVERRIDE}={override!r} is not known; use one of {sorted(_FOR_OVERRIDE)}"
         )
+    implementation = _FOR_OVERRIDE[override]
     if implementation == "triton":
         _require_triton(device_type)
-    if implementation == "torch_cpu" and device_type != "cpu":
+    if implementation in ("torch_cpu", "native") and device_type != "cpu":
         raise KernelUnavailableError(
             f"{ENV_OVERRIDE}={override!r} but the tensors are on {device_type!r}"
         )
+    if implementation == "native" and not _native_available():
+        raise KernelUnavailableError(
+            f"{ENV_OVERRIDE}={override!r} but the C++ kernels could not be built; "
+            f"the log says why, or set {ENV_OVERRIDE}=cpu"
+        )
     return implementation
+
+
+def _native_available() -> bool:
+    from kernels.native import available
+
+    return available()
 
 
 def _require_triton(device_type: str) -> None:

@@ -9,8 +9,8 @@ bf16                    more            x.dtype over `dense`, else over the weig
 fp16                    any             the same (torch's int8 kernel wants bf16)
 ======================  ==============  =====================================================
 
-fp32 takes one route for every number of rows, so that a request answers the same alone and in a
-batch. (* 16 without `dense`: casting the weight on every call costs as much as the product.
+fp32 never rounds its activations to bf16: one product for every number of rows. (* 16 without
+`dense`: casting the weight on every call costs as much as the product.
 And K must be a multiple of 32: torch's int8 kernel reads past the end of other rows.)
 """
 

@@ -23,4 +23,4 @@ def add_rms_norm(
 
 @cache
 def _scalar(value: float) -> Tensor:
-    return torch.tensor(value)
+    return torch.tensor(value, dtype=torch.float32)

@@ -1,7 +1,8 @@
 """Every op test runs once per implementation that this process can run, against the reference.
 
-Plain: `torch_cpu`, and `triton` on a CUDA device. With TRITON_INTERPRET=1: `triton`, interpreted on
-CPU tensors; `test_triton_interpreted.py` starts that process.
+Plain: `torch_cpu`, `native` where it builds, and `triton` on a CUDA device.
+With TRITON_INTERPRET=1, in a process that `test_triton_interpreted.py` starts: `triton` alone,
+interpreted on CPU tensors.
 """
 
 import os
@@ -9,6 +10,8 @@ import os
 import pytest
 import torch
 from kernel_cases import Runner
+
+from kernels import native
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -20,6 +23,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         runners = [Runner("triton", "cpu")]
     else:
         runners = [Runner("torch_cpu", "cpu")]
+        if native.available():
+            runners.append(Runner("native", "cpu"))
         if torch.cuda.is_available():
             runners.append(Runner("triton", "cuda"))
     metafunc.parametrize("runner", runners, ids=str)

@@ -13,15 +13,16 @@ import pytest
 import torch
 from kernel_cases import paged_batch, random
 
-from kernels import dispatch
+from kernels import dispatch, native
 from kernels.errors import DTypeError, KernelError, KernelUnavailableError, ShapeError
+from kernels.paged_attention import paged_attention
 from kernels.quant_linear import quant_linear
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.rope import rope
 from kernels.silu_mul import silu_mul
 from kernels.store_kv import store_kv
 
-OVERRIDES = ["reference", "cpu", "triton"]
+OVERRIDES = ["reference", "cpu", "triton", *(["native"] if native.available() else [])]
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +35,7 @@ def _fresh_choices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("op", dispatch.op_names())
-@pytest.mark.parametrize("implementation", ["reference", "torch_cpu", "triton"])
+@pytest.mark.parametrize("implementation", ["reference", "torch_cpu", "native", "triton"])
 def test_implementations_have_the_signature_of_the_op(
     op: str, implementation: dispatch.Implementation
 ) -> None:
@@ -47,8 +48,8 @@ def test_implementations_have_the_signature_of_the_op(
 
 
 def test_dispatch_chooses_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CPU tensors run eager torch, CUDA tensors run Triton."""
-    assert dispatch.implementation_for("cpu") == "torch_cpu"
+    """CPU tensors run C++ where it can be built, else eager torch; CUDA tensors run Triton."""
+    assert dispatch.implementation_for("cpu") == ("native" if native.available() else "torch_cpu")
     pytest.importorskip("triton")
     assert dispatch.implementation_for("cuda") == "triton"
 
@@ -104,9 +105,36 @@ def test_package_import_loads_neither_torch_nor_triton() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100, env=dict(os.environ))
 
 
-def _attention(**changes: Any) -> Callable[[], Any]:
-    from kernels.paged_attention import paged_attention
+@pytest.mark.parametrize("override", ["cpu", *(["native"] if native.available() else [])])
+def test_ops_ignore_the_default_dtype_of_torch(
+    monkeypatch: pytest.MonkeyPatch, override: str
+) -> None:
+    """A loader that sets torch's default dtype changes no result and no buffer size."""
+    monkeypatch.setenv(dispatch.ENV_OVERRIDE, override)
+    x, weight, angles = random(3, 16), random(16), random(9, 16)
+    batch = vars(paged_batch([(1, 5), (3, 7)]))
+    calls: list[Callable[[], Any]] = [
+        lambda: rms_norm(x, weight, eps=1e-5),
+        lambda: add_rms_norm(x, x, weight, eps=1e-5)[1],
+        lambda: silu_mul(x),
+        lambda: rope(x[:, None], x[:, None], angles, torch.tensor([1, 2, 3]))[0],
+        lambda: quant_linear(
+            x, torch.ones(6, 16, dtype=torch.int8), torch.ones(6, dtype=torch.float32)
+        ),
+        lambda: paged_attention(**batch),
+    ]
+    expected = [call() for call in calls]
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        actual = [call() for call in calls]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(actual, expected, strict=True):
+        assert one.dtype == torch.float32
+        assert torch.equal(one, other)
 
+
+def _attention(**changes: Any) -> Callable[[], Any]:
     arguments = {**vars(paged_batch([(1, 5), (3, 7)])), **changes}
     return lambda: paged_attention(**arguments)
 

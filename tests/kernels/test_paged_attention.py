@@ -75,7 +75,7 @@ def test_paged_attention_takes_an_empty_batch(runner: Runner) -> None:
 
 def test_paged_attention_gives_zeros_where_nothing_is_visible(runner: Runner) -> None:
     """A padding row, whose context is shorter than its queries, is zero and never NaN."""
-    batch = paged_batch([(1, 0), (1, 5), (3, 2)])
+    batch = paged_batch([(1, 0), (1, 5), (3, 2), (9, 0), (12, 4)])
     out = batch.run(runner)
     assert_close(out, batch.run(reference))
     assert not out[0].any()

@@ -1,0 +1,141 @@
+"""Building and loading the C++ paths: on first use, once per machine and source, by ctypes.
+
+A compiler on the machine is enough: no headers of torch or Python, and under two seconds. The
+library lies in the user's cache folder under the hash of everything it depends on. Where it cannot
+be built, `available` says so once in the log and is false, and `dispatch` chooses eager torch.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kernels.errors import KernelError, KernelUnavailableError
+
+COMPILERS = ("c++", "g++", "clang++")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno")
+BUILD_TIMEOUT_S = 120
+
+_TYPES: dict[str, Any] = {
+    "p": ctypes.c_void_p,
+    "i": ctypes.c_int,
+    "l": ctypes.c_int64,
+    "f": ctypes.c_float,
+}
+# Argument types by letter: p(ointer), i(nt), l(ong, 64 bits), f(loat).
+_SIGNATURES = {
+    "paged_attention_f32": "ppppppp lii ll iiii f ii",
+    "quant_linear_f32": "ppppp iiii",
+    "rms_norm_f32": "ppppp f ii",
+    "rope_f32": "pppppp l iiii llll",
+    "silu_mul_f32": "pp ii",
+    "store_kv_f32": "ppppp l ii ll",
+}
+_LONG_CALLS = frozenset({"paged_attention_f32", "quant_linear_f32"})
+
+logger = logging.getLogger("headgate.kernels")
+
+
+def available() -> bool:
+    """Whether the C++ paths can run here; builds and loads them when first asked."""
+    return _path() is not None
+
+
+@cache
+def function(name: str) -> Callable[..., int]:
+    """One C++ function by name.
+
+    Raises:
+        KernelUnavailableError: the library could not be built; the log says why.
+    """
+    path = _path()
+    if path is None:
+        raise KernelUnavailableError("the C++ kernels could not be built; the log says why")
+    # A call of a few microseconds is not worth giving up the GIL.
+    loader = ctypes.CDLL if name in _LONG_CALLS else ctypes.PyDLL
+    loaded = loader(str(path))[name]
+    loaded.argtypes = [_TYPES[letter] for letter in _SIGNATURES[name].replace(" ", "")]
+    return loaded
+
+
+def threads_for(multiplications: int) -> int:
+    """Threads worth waking for this much work: one below about fifty microseconds."""
+    return torch.get_num_threads() if multiplications > 1 << 19 else 1
+
+
+def require_ok(outcome: int) -> None:
+    """Turn a C++ outcome into an error."""
+    if outcome:
+        raise KernelError("a block id, slot, position or length points outside its table or cache")
+
+
+@cache
+def _path() -> Path | None:
+    if sys.platform != "linux":
+        logger.warning("native_kernels_unavailable: built on Linux only; running eager torch")
+        return None
+    try:
+        path = _built()
+        _load_openmp_of_torch()
+        ctypes.CDLL(str(path))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        logger.warning("native_kernels_unavailable: %s; running eager torch", error)
+        return None
+    return path
+
+
+def _built() -> Path:
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
+    if compiler is None:
+        raise OSError(f"no C++ compiler found (tried CXX, {', '.join(COMPILERS)})")
+    root = Path(__file__).parent
+    sources = [root / "native.cpp", *sorted(root.glob("*/cpu.cpp"))]
+    digest = hashlib.sha256("\0".join((compiler, *FLAGS, _cpu())).encode())
+    for source in sources:
+        digest.update(source.read_bytes())
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headgate"
+    path = folder / f"kernels-{digest.hexdigest()[:20]}.so"
+    if not path.exists():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            fresh = Path(scratch) / path.name
+            _compile(compiler, sources[0], fresh)
+            fresh.replace(path)  # Atomic: another process sees all of it or nothing.
+    return path
+
+
+def _compile(compiler: str, source: Path, target: Path) -> None:
+    done = subprocess.run(
+        [*compiler.split(), *FLAGS, str(source), "-o", str(target)],
+        capture_output=True,
+        text=True,
+        timeout=BUILD_TIMEOUT_S,
+        check=False,
+    )
+    if done.returncode:
+        raise OSError(f"{compiler} failed: {done.stderr[-500:]}")
+
+
+def _cpu() -> str:
+    """What -march=native depends on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"{platform.machine()} {flags}"
+
+
+def _load_openmp_of_torch() -> None:
+    """Share torch's thread pool: a second OpenMP runtime would fight it for the cores."""
+    for runtime in (Path(torch.__file__).parent / "lib").glob("libgomp*"):
+        ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)
