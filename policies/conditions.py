@@ -225,6 +225,5 @@ def local_time(now: datetime, zone: tzinfo) -> datetime:
     aware = now if now.tzinfo is not None else now.replace(tzinfo=UTC)
     try:
         return aware.astimezone(zone)
-    except OverflowError:  # at the ends of the calendar: a day further in has the same hours
-        shift = timedelta(days=2 if aware.year < 5000 else -2)
-        return (aware + shift).astimezone(zone) - shift
+    except OverflowError:  # at the ends of the calendar: a week further in has the same hours
+        return (aware + timedelta(days=7 if aware.year < 5000 else -7)).astimezone(zone)

@@ -1,8 +1,79 @@
-"""Prompts of our own for tasks that the corpus knows in one wording only."""
+"""Prompts of our own, for tasks that the corpus knows in few wordings only. Training time only.
 
+Each task has patterns with slots; slots are filled from word lists here and from passages of the
+corpus's encyclopaedia and stories. Seeded: the same prompts on every run. The hand-written prompts
+in the tests are never read here.
+"""
+
+import gzip
+import json
+import random
+import tomllib
 from collections.abc import Iterator
+from pathlib import Path
+
+PER_TASK = 1600
+SEED = 20
+HERE = Path(__file__).parent
 
 
-def own_prompts() -> Iterator[tuple[str, str]]:
-    """(prompt, task), the same on every run."""
-    yield from ()
+def own_prompts(corpus: Path, *, per_task: int = PER_TASK) -> Iterator[tuple[str, str]]:
+    """(prompt, task), each prompt once, the same on every run."""
+    lists = tomllib.loads((HERE / "augment.toml").read_text(encoding="utf-8"))
+    slots: dict[str, list[str]] = lists["slots"] | {"passage": _passages(corpus)}
+    rng = random.Random(SEED)
+    for task, patterns in lists["patterns"].items():
+        seen: set[str] = set()
+        for _ in range(per_task * 3):
+            if len(seen) == per_task:
+                break
+            prompt = _dress(_fill(rng.choice(patterns), slots, rng), rng)
+            if prompt not in seen:
+                seen.add(prompt)
+                yield prompt, task
+
+
+def _passages(corpus: Path, count: int = 4000) -> list[str]:
+    """One to three sentences each, out of the encyclopaedia and the stories."""
+    found: list[str] = []
+    for name in ("text_encyclopedia", "text_stories"):
+        with gzip.open(corpus / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
+            for index, line in enumerate(file):
+                if index == count // 2:
+                    break
+                text = json.loads(line)["text"]
+                body = text.split("\n", 1)[-1].replace("\n", " ")
+                sentences = [part for part in body.split(". ") if len(part) > 20]
+                size = 1 + index % 3
+                if sentences:
+                    start = index % max(1, len(sentences) - size)
+                    found.append(". ".join(sentences[start : start + size])[:500].rstrip(".") + ".")
+    return found
+
+
+def _fill(pattern: str, slots: dict[str, list[str]], rng: random.Random) -> str:
+    """Replace each {slot} with one of its words; slots may hold slots."""
+    for _ in range(24):
+        start = pattern.find("{{")
+        if start < 0:
+            break
+        end = pattern.index("}}", start)
+        word = rng.choice(slots[pattern[start + 2 : end]])
+        pattern = pattern[:start] + word + pattern[end + 2 :]
+    return pattern
+
+
+def _dress(prompt: str, rng: random.Random) -> str:
+    """Now and then a polite opening, lower case, or no final mark: as people type."""
+    roll = rng.random()
+    if roll < 0.06:
+        prompt = rng.choice(("please ", "can you ", "could you ", "I need you to ", "pls ")) + (
+            prompt[0].lower() + prompt[1:]
+        )
+    elif roll < 0.10:
+        prompt += rng.choice((" please", " Thanks!", " thank you", " Keep it short."))
+    if rng.random() < 0.15:
+        prompt = prompt.lower()
+    if rng.random() < 0.15:
+        prompt = prompt.rstrip(".?!")
+    return prompt

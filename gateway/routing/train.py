@@ -13,7 +13,7 @@ import hashlib
 import json
 import sys
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,11 @@ BITS = 16
 TRIGRAMS = True
 CHARS: tuple[int, ...] = ()
 DENSE_SCALE = 0.3
-LABEL_C = 10.0
-QUALITY_C = 1.0
+LABEL_L2 = 1e-5
+QUALITY_L2 = 3e-5
+STEP = 0.05
+BATCH = 512
+MIN_STEPS = 200
 REFERENCE = "small"
 HERE = Path(__file__).parent
 Say = Callable[[str], None]
@@ -151,31 +154,55 @@ class Weights(Struct):
         return np.asarray(x @ self.weights + self.bias, dtype=np.float64)
 
 
-def fit_labels(x: Matrix, y: Sequence[str], *, iterations: int) -> tuple[list[str], Weights]:
+def fit(
+    x: Matrix, targets: NDArray[np.float32], *, choice: bool, l2: float, epochs: int, seed: int = 0
+) -> Weights:
+    """A linear head by Adam with a falling step.
+
+    Args:
+        x: [rows, R + D].
+        targets: [rows, outputs], in 0..1; each row adds up to 1 when `choice`.
+        choice: one softmax over the outputs; else each output is a logistic regression.
+    """
+    rng = np.random.default_rng(seed)
+    head = Weights(
+        np.zeros((x.shape[1], targets.shape[1]), np.float32),
+        np.zeros(targets.shape[1], np.float32),
+    )
+    parameters = (head.weights, head.bias)
+    moments = [(np.zeros_like(p), np.zeros_like(p)) for p in parameters]
+    steps = epochs * -(-x.shape[0] // BATCH)
+    for step, rows in enumerate(_batches(x.shape[0], epochs, rng), start=1):
+        part = x[rows]
+        logits = part @ head.weights + head.bias
+        said = softmax(logits) if choice else 1 / (1 + np.exp(-logits))
+        error = ((said - targets[rows]) / len(rows)).astype(np.float32)
+        gradients = (np.asarray(part.T @ error) + l2 * head.weights, error.sum(0))
+        rate = STEP * (1 - step / steps) * np.sqrt(1 - 0.999**step) / (1 - 0.9**step)
+        for value, (mean, square), gradient in zip(parameters, moments, gradients, strict=True):
+            mean *= 0.9
+            mean += 0.1 * gradient
+            square *= 0.999
+            square += 0.001 * gradient * gradient
+            value -= np.float32(rate) * mean / (np.sqrt(square) + 1e-8)
+    return head
+
+
+def _batches(count: int, epochs: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    for _ in range(epochs):
+        order = rng.permutation(count)
+        for start in range(0, count, BATCH):
+            yield order[start : start + BATCH]
+
+
+def fit_labels(
+    x: Matrix, y: Sequence[str], *, epochs: int, l2: float | None = None
+) -> tuple[list[str], Weights]:
     """A softmax over the labels."""
-    from sklearn.linear_model import LogisticRegression
-
-    model = LogisticRegression(C=LABEL_C, max_iter=iterations, tol=1e-3).fit(x, np.array(y))
-    weights = Weights(model.coef_.T.astype(np.float32), model.intercept_.astype(np.float32))
-    return list(model.classes_), weights
-
-
-def fit_quality(x: Matrix, scores: NDArray[np.float64], *, iterations: int) -> Weights:
-    """P(answers well), one logistic output; scores between 0 and 1 count as shares of both."""
-    import scipy.sparse as sp
-    from sklearn.linear_model import LogisticRegression
-
-    both = sp.vstack([x, x]).tocsr()
-    y = np.r_[np.ones(len(scores)), np.zeros(len(scores))]
-    share = np.r_[scores, 1 - scores]
-    keep = share > 0
-    if len(set(y[keep])) < 2:  # everything passes, or nothing: a constant
-        level = float(np.clip(scores.mean(), 0.01, 0.99))
-        constant = np.log(level / (1 - level))
-        return Weights(np.zeros((x.shape[1], 1), np.float32), np.array([constant], np.float32))
-    model = LogisticRegression(C=QUALITY_C, max_iter=iterations, tol=1e-3)
-    model.fit(both[keep], y[keep], sample_weight=share[keep])
-    return Weights(model.coef_.T.astype(np.float32), model.intercept_.astype(np.float32))
+    labels = sorted(set(y))
+    place = {label: index for index, label in enumerate(labels)}
+    targets = np.eye(len(labels), dtype=np.float32)[[place[label] for label in y]]
+    return labels, fit(x, targets, choice=True, l2=LABEL_L2 if l2 is None else l2, epochs=epochs)
 
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -232,11 +259,15 @@ def macro_f1(gold: Sequence[str], said: Sequence[str]) -> float:
 
 
 def auc(scores: NDArray[np.float64], truth: NDArray[np.float64]) -> float | None:
-    """P(a pass is ranked above a fail); None without both."""
-    from sklearn.metrics import roc_auc_score
-
+    """P(a pass is ranked above a fail), ties counting half; None without both."""
     hit = truth >= 0.5
-    return None if hit.all() or not hit.any() else float(roc_auc_score(hit, scores))
+    if hit.all() or not hit.any():
+        return None
+    _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(count) - (count - 1) / 2)[place]
+    passes = hit.sum()
+    above = ranks[hit].sum() - passes * (passes + 1) / 2
+    return float(above / (passes * (len(hit) - passes)))
 
 
 def quantise(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -246,12 +277,12 @@ def quantise(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np
 
 
 def train(
-    corpus: Path, outcomes_file: Path | None, out: Path, *, iterations: int, say: Say
+    corpus: Path, outcomes_file: Path | None, out: Path, *, epochs: int, say: Say
 ) -> dict[str, Any]:
     """Fit, quantise, measure, and write head.npz and card.json into `out`."""
     of = load_map()
     rows = load_rows(corpus)
-    own = [Row(prompt, f"own:{task}", "train") for prompt, task in own_prompts()]
+    own = [Row(prompt, f"own:{task}", "train") for prompt, task in own_prompts(corpus)]
     fitting = [row for row in rows if row.split == "train"] + own
     outcomes = load_outcomes(outcomes_file) if outcomes_file else proxy_outcomes(corpus, rows)
     say(f"{len(fitting)} prompts to fit on ({len(own)} of our own), {len(outcomes)} outcomes")
@@ -259,11 +290,11 @@ def train(
     labels, label_head = fit_labels(
         design.matrix([r.prompt for r in fitting]),
         [r.label for r in fitting],
-        iterations=iterations,
+        epochs=epochs,
     )
     say("labels fitted")
     backends = sorted({name for outcome in outcomes for name in outcome.scores})
-    quality_heads, quality_card = _qualities(design, outcomes, backends, iterations, say)
+    quality_heads, quality_card = _qualities(design, outcomes, backends, epochs, say)
     joined = np.concatenate([label_head.weights, *(h.weights for h in quality_heads)], axis=1)
     bias = np.concatenate([label_head.bias, *(h.bias for h in quality_heads)])
     table, scale = quantise(joined[: 1 << BITS])
@@ -310,20 +341,23 @@ def train(
 
 
 def _qualities(
-    design: Design, outcomes: Sequence[Outcome], backends: Sequence[str], iterations: int, say: Say
+    design: Design, outcomes: Sequence[Outcome], backends: Sequence[str], epochs: int, say: Say
 ) -> tuple[list[Weights], dict[str, Any]]:
     heads, figures = [], {}
     for name in backends:
         known = [o for o in outcomes if name in o.scores]
-        fit = [o for o in known if o.split != "test"]
-        test = [o for o in known if o.split == "test"] or fit
-        scores = np.array([o.scores[name] for o in fit])
-        head = fit_quality(design.matrix([o.prompt for o in fit]), scores, iterations=iterations)
+        fit_on = [o for o in known if o.split != "test"]
+        test = [o for o in known if o.split == "test"] or fit_on
+        targets = np.array([[o.scores[name]] for o in fit_on], dtype=np.float32)
+        x = design.matrix([o.prompt for o in fit_on])
+        # as many steps on few outcomes as on many
+        passes = max(epochs, -(-MIN_STEPS * BATCH // len(fit_on)))
+        head = fit(x, targets, choice=False, l2=QUALITY_L2, epochs=passes)
         truth = np.array([o.scores[name] for o in test])
         logits = head.logits(design.matrix([o.prompt for o in test]))[:, 0]
         said = 1 / (1 + np.exp(-logits))
         figures[name] = {
-            "fit": len(fit),
+            "fit": len(fit_on),
             "test": len(test),
             "pass_rate": round(float(truth.mean()), 4),
             "auc": _rounded(auc(said, truth)),
@@ -386,15 +420,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--corpus", type=Path, required=True, help="folder with classifier_prompts")
     parser.add_argument("--outcomes", type=Path, help="JSON Lines of `models eval --outcomes`")
     parser.add_argument("--out", type=Path, default=HERE / "head", help="folder to write")
-    parser.add_argument("--iterations", type=int, default=200, help="of the solver, at most")
+    parser.add_argument("--epochs", type=int, default=8, help="passes over the prompts")
     chosen = parser.parse_args(arguments)
     for path in (chosen.corpus / "classifier_prompts.jsonl.gz", chosen.outcomes):
         if path is not None and not path.exists():
             print(f"{path}: no such file", file=sys.stderr)
             return 2
-    card = train(
-        chosen.corpus, chosen.outcomes, chosen.out, iterations=chosen.iterations, say=print
-    )
+    card = train(chosen.corpus, chosen.outcomes, chosen.out, epochs=chosen.epochs, say=print)
     print(json.dumps({"version": card["version"], **card["held_out"], **card["quality"]}))
     return 0
 

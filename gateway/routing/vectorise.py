@@ -101,6 +101,7 @@ COUNTS = (
     "newlines", "questions", "question_end", "starts_question", "starts_order", "code_marks",
     "code_words", "brackets", "quotes", "commas", "colons", "operators", "numbers", "urls",
     "first_person", "second_person", "non_ascii", "list_lines", "repeats",
+    "capitals", "starts_capital", "ends_stop", "ends_word",
 )  # fmt: skip
 """Names of the cheap counts, in the order of `counts()`."""
 
@@ -138,6 +139,7 @@ def counts(text: str, tokens: Sequence[str]) -> NDArray[np.float32]:
     words = [token for token in tokens if token[0].isalpha()]
     digits = sum(token[0].isdigit() for token in tokens)
     first = words[0] if words else ""
+    last = sample.rstrip()[-1:]
     distinct = set(tokens)
     bag = distinct.intersection
 
@@ -153,7 +155,7 @@ def counts(text: str, tokens: Sequence[str]) -> NDArray[np.float32]:
         4 * (total - len(words) - digits) / total,
         min(4, of[10] / 2),
         min(3, of[63]),
-        sample.rstrip().endswith("?"),
+        last == "?",
         first in _QUESTION,
         first in _ORDER,
         min(4.0, len(_CODE_MARK.findall(sample)) / 2),
@@ -170,5 +172,9 @@ def counts(text: str, tokens: Sequence[str]) -> NDArray[np.float32]:
         4 * sum(of[128:]) / size,
         min(4.0, len(_LINE_MARK.findall(sample)) / 2) if of[10] else 0.0,
         2 * (1 - len(distinct) / total),
+        min(4.0, sum(of[65:91]) / 2),
+        sample[:1].isupper(),
+        last == ".",
+        last.isalnum(),
     )
     return np.array(values, dtype=np.float32)

@@ -1,0 +1,128 @@
+"""Reading policy files: what is refused, where, and in which words."""
+# ruff: noqa: E501
+
+import jsonschema
+import msgspec
+import pytest
+from hypothesis import given, settings
+
+from policies.checker import PolicyError, check, parse, schema
+from policies.model import Policy
+from tests.policies import strategies as any_
+
+DEFAULT = '[default]\nroute = "small"\n'
+KNOWN = {"nano", "small"}
+
+
+def rule(body: str) -> str:
+    return f'[[rules]]\nname = "r"\n{body}\n\n{DEFAULT}'
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "words"),
+    [
+        ("x = [", "", "not valid TOML"),
+        ("", "default", "a default is required"),
+        (rule("route = 'nano'\nfallback = ['small']"), "rules[0].fallback", "did you mean 'fallbacks'?"),
+        (rule("route = 'nano'\nwhen = {tasks = ['code']}"), "rules[0].when.tasks", "did you mean 'task'?"),
+        (rule("route = 'nano'\nwhen = {turns = {minimum = 2}}"), "rules[0].when.turns.minimum", "allowed: min, max"),
+        (rule("cascade = ['nano', 'small']"), "rules[0].cascade", "not supported yet"),
+        (rule("route='nano'\naccept = {judge='small', min=0.5}"), "rules[0].accept", "not supported yet"),
+        (rule("objective = {minimise = 'cost', min_quality = 0.8}"), "rules[0].objective", "not supported yet"),
+        (rule("when = {task = ['code']}"), "rules[0].route", "exactly one of route, split, deny; has none"),
+        (rule("route = 'nano'\ndeny = 'no'"), "rules[0].deny", "has route and deny"),
+        (rule("route = 'nano'\nwhen = {task = ['coding']}"), "rules[0].when.task[0]", "allowed: chat, knowledge"),
+        (rule("route = 'nano'\ncache = 'all'"), "rules[0].cache", "allowed: off, exact, semantic"),
+        (rule("route = 'nano'\nwhen = {difficulty = {min = 0.5, max = 0.5}}"), "rules[0].when.difficulty", "matches nothing"),
+        (rule("route = 'nano'\nwhen = {turns = {}}"), "rules[0].when.turns", "give min, max or both"),
+        (rule("route = 'nano'\nwhen = {load = {backend = 'nano'}}"), "rules[0].when.load", "give min, max or both"),
+        (rule("route = 'nano'\nwhen = {team = []}"), "rules[0].when.team", "matches nothing"),
+        (rule("route = 'nano'\nwhen = {tags = {env = []}}"), "rules[0].when.tags.env", "at least one value"),
+        (rule("route = 'nano'\nwhen = {hours = {from = '25:00', to = '09:00'}}"), "rules[0].when.hours.from", "'25:00': a time of day"),
+        (rule("route = 'nano'\nwhen = {hours = {from = '09:00', to = '9'}}"), "rules[0].when.hours.to", "HH:MM"),
+        (rule("route = 'nano'\nwhen = {hours = {from = '09:00', to = '09:00'}}"), "rules[0].when.hours.to", "same as from"),
+        (rule("route = 'nano'\nwhen = {hours = {from = '09:00', to = '10:00', tz = 'Berlin'}}"), "rules[0].when.hours.tz", "no such time zone"),
+        (rule("route = 'nano'\nwhen = {hours = {from = '09:00', to = '10:00', days = ['monday']}}"), "rules[0].when.hours.days[0]", "allowed: mon, tue"),
+        (rule("split = {nano = 0.9, small = 0.0}"), "rules[0].split.small", "more than 0"),
+        (rule("split = {nano = inf}"), "rules[0].split.nano", "more than 0"),
+        (rule("split = {}"), "rules[0].split", "at least one"),
+        (rule("route = 'nano'\nmax_tokens = 0"), "rules[0].max_tokens", "at least 1"),
+        (rule("deny = ' '"), "rules[0].deny", "say why"),
+        (rule("deny = 'no'\nfallbacks = ['nano']"), "rules[0].fallbacks", "without effect beside deny"),
+        (rule("route = 7"), "rules[0].route", "7: Expected `str"),
+        (rule("route = 'nano'\nwhen = {difficulty = {min = 'a'}}"), "rules[0].when.difficulty.min", "'a': Expected `float"),
+        ("[[rules]]\nroute = 'nano'\n" + DEFAULT, "rules[0]", "missing required field `name`"),
+        ("[[rules]]\nname = 'default'\nroute = 'nano'\n" + DEFAULT, "rules[0].name", "is the name of [default]"),
+    ],
+)  # fmt: skip
+def test_check_names_what_is_wrong(text: str, path: str, words: str) -> None:
+    """Each mistake is an error with its key path, and says what is allowed."""
+    errors = [problem for problem in check(text) if problem.level == "error"]
+    assert [(problem.path, words in problem.message) for problem in errors] == [(path, True)]
+    with pytest.raises(PolicyError) as caught:
+        parse(text, "mine.toml")
+    assert str(caught.value).startswith("mine.toml: ")
+    assert words in str(caught.value)
+
+
+def test_check_gives_the_line() -> None:
+    """A problem says on which line its key stands, in the right rule."""
+    text = (
+        'description = "d"\n\n[[rules]]\nname = "a"\nroute = "nano"\n\n'
+        '[[rules]]\nname = "b"\nroute = "nano"\n[rules.when]\nturns = { min = 3, max = 2 }\n\n'
+        + DEFAULT
+    )
+    errors = [problem for problem in check(text) if problem.level == "error"]
+    assert [(problem.path, problem.line) for problem in errors] == [("rules[1].when.turns", 11)]
+
+
+def test_check_finds_all_errors_at_once() -> None:
+    """Two mistakes in two rules are two errors."""
+    text = (
+        '[[rules]]\nname = "a"\nsplit = { nano = -1 }\nwhen = { turns = { min = 1 } }\n'
+        '[[rules]]\nname = "a"\nroute = "nano"\nmax_tokens = -5\n' + DEFAULT
+    )
+    errors = [problem for problem in check(text) if problem.level == "error"]
+    assert [(problem.path, problem.line) for problem in errors] == [
+        ("rules[0].split.nano", 3),
+        ("rules[1].name", 6),
+        ("rules[1].max_tokens", 8),
+    ]
+
+
+def test_check_warns_of_rules_that_are_never_reached() -> None:
+    """What follows a rule without conditions cannot decide: a warning, not an error."""
+    text = '[[rules]]\nname = "all"\nroute = "nano"\n[[rules]]\nname = "late"\nroute = "nano"\n'
+    problems = check(text + DEFAULT)
+    assert [(p.level, p.path) for p in problems] == [
+        ("warning", "rules[1]"),
+        ("warning", "default"),
+    ]
+    assert "never reached: rule 'all'" in problems[0].message
+    assert parse(text + DEFAULT).rules[1].name == "late"
+
+
+def test_check_knows_which_targets_exist() -> None:
+    """An unknown route is an error; beside "*" it is a warning, for somebody answers anyway."""
+    wrong = '[default]\nroute = "smal"\nfallbacks = ["nano", "backend:nano"]\n'
+    (problem,) = check(wrong, KNOWN)
+    assert (problem.level, problem.path, problem.line) == ("error", "default.route", 2)
+    assert problem.message == (
+        "'smal': no such tier or backend; did you mean 'small'? known: nano, small"
+    )
+    covered = '[default]\nroute = "base"\nfallbacks = ["*"]\n'
+    assert [p.level for p in check(covered, KNOWN)] == ["warning"]
+    assert check(covered) == []
+    condition = rule("route = 'nano'\nwhen = {load = {backend = 'base', min = 1.0}}")
+    assert [(p.level, p.path) for p in check(condition, KNOWN)] == [
+        ("warning", "rules[0].when.load.backend")
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(any_.policies())
+def test_check_accepts_every_valid_policy(policy: Policy) -> None:
+    """What the types and ranges allow decodes from its own data, and the JSON Schema agrees."""
+    data = msgspec.to_builtins(policy)
+    assert msgspec.convert(data, Policy) == policy
+    jsonschema.validate(data, schema())
