@@ -239,8 +239,7 @@ class AsyncEngine:
                     self._step()
         except BaseException as error:
             log.critical("engine_died", exc_info=error)
-            self._tell(self._die, f"{type(error).__name__}: {error}")
-            self._tell(self._on_death)
+            self._tell(self._died, f"{type(error).__name__}: {error}")
 
     def _take_commands(self) -> None:
         """All commands there are; with nothing to compute, wait for one."""
@@ -351,6 +350,10 @@ class AsyncEngine:
         self._usages[request_id] = (now, usage)
         while next(iter(self._usages.values()))[0] < now - _USAGE_KEPT_S:
             del self._usages[next(iter(self._usages))]
+
+    def _died(self, reason: str) -> None:
+        self._die(reason)
+        self._on_death()
 
     def _die(self, reason: str) -> None:
         if self.failure is not None:
