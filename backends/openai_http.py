@@ -160,6 +160,14 @@ class OpenAIHTTPBackend:
         count = answer.get("count") if status == 200 else None
         return count if isinstance(count, int) else None
 
+    async def ask(self, path: str, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+        """POST to a path beside the API (/tokenize, /detokenize): status and JSON object.
+
+        Raises:
+            BackendError: the server does not answer.
+        """
+        return await self._ask("POST", path, msgspec.json.encode(body))
+
     async def usage_of(self, request_id: str) -> Usage | None:
         """Final usage of a request that was cut off; None if no replica knows it."""
         path = f"/requests/{request_id}/usage"

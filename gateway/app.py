@@ -51,6 +51,7 @@ def create_app(
     *,
     backends: Mapping[str, Backend] | None = None,
     store: Store | None = None,
+    classifier: Classifier | None = None,
     clock: Callable[[], float] = time.time,
     new_id: Callable[[], str] | None = None,
 ) -> Litestar:
@@ -61,6 +62,7 @@ def create_app(
             migrates its database itself and keeps its caches in memory or the Redis they name.
         backends: by name, instead of those that the settings describe.
         store: of the caches, instead of the one that the settings describe.
+        classifier: instead of the one whose head the settings name.
         clock: Unix seconds.
         new_id: makes request ids.
 
@@ -81,7 +83,8 @@ def create_app(
     engine = open_engine(runtime.database_url)
     registry = BackendRegistry(settings, backends)
     book = PolicyBook(settings.routing)
-    router = Router(settings, Classifier.load(settings.routing.head), book, registry)
+    classifier = classifier or Classifier.load(settings.routing.head)
+    router = Router(settings, classifier, book, registry)
     parts = Parts(
         settings=settings,
         backends=backends,

@@ -25,7 +25,7 @@ from backends.wire import ChatCompletionRequest, EmbeddingRequest, sampling_para
 from gateway.api import sse
 from gateway.api.auth import Gate, require
 from gateway.api.reply import ClientGone, Reply
-from gateway.api.schemas import all_tags, check_request, read_options
+from gateway.api.schemas import WireRequest, all_tags, check_request, read_options
 from gateway.api.translate import backend_body, decode_body, gateway_error
 from gateway.cache.caches import CacheQuery
 from gateway.cache.model import CachedAnswer
@@ -137,7 +137,7 @@ class Pipeline:
             policy_name=x.options.policy,
             budget=parts.budgets.state(caller),
             now=datetime.fromtimestamp(x.started_at, UTC),
-            draw=sticky_draw(_sticky_id(x)),
+            draw=sticky_draw(sticky_id(x.request, caller.team)),
             body=lambda: x.raw,
         )
         x.facts = x.routed.facts
@@ -355,20 +355,19 @@ def _tightest(policy: CacheRule | None, header: str | None) -> CacheRule:
     return min(policy or "semantic", asked, key=order.index)
 
 
-def _sticky_id(x: Exchange) -> str:
+def sticky_id(request: WireRequest, team: str) -> str:
     """What stays the same over a conversation: the user, else how the conversation began."""
-    request = x.request
-    assert request is not None
-    assert x.caller is not None
     if request.user:
-        return f"{x.caller.team}\0{request.user}"
-    first: Any = ""
+        return f"{team}\0{request.user}"
+    first: Any
     if isinstance(request, ChatCompletionRequest):
         users = (m for m in request.messages if m.role == "user")
         first = next(users, request.messages[0]).text()
+    elif isinstance(request, EmbeddingRequest):
+        first = request.input
     else:
-        first = getattr(request, "prompt", "") or getattr(request, "input", "")
-    return f"{x.caller.team}\0{first}"
+        first = request.prompt
+    return f"{team}\0{first}"
 
 
 def _was_capped(x: Exchange) -> bool:

@@ -66,7 +66,7 @@ async def describe(pipeline: Pipeline) -> dict[str, Any]:
     status = "ok" if usable and not problems else "degraded" if usable else "unavailable"
     return {
         "status": "draining" if pipeline.draining else status,
-        "version": _version(),
+        "version": installed_version(),
         "uptime_s": round(time.time() - parts.started_at, 1),
         "requests_in_flight": pipeline.in_flight,
         "policy": parts.book.get().ref,
@@ -83,7 +83,8 @@ def _answers(pipeline: Pipeline, name: str) -> bool:
     return pipeline.parts.backend_settings[name].kind != "encoder"
 
 
-def _version() -> str:
+def installed_version() -> str:
+    """Of the distribution."""
     try:
         return importlib.metadata.version("headgate")
     except importlib.metadata.PackageNotFoundError:

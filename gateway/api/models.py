@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from litestar import get
+from litestar import Request, get
 from litestar.handlers import HTTPRouteHandler
 
 from gateway.api.guards import guard
@@ -20,7 +20,7 @@ def model_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
         return {"object": "list", "data": parts.router.models(created)}
 
     @get("/v1/models/{name:path}", guards=guards, summary="One of them")
-    async def model(name: str) -> dict[str, Any]:
-        return parts.router.model(name.removeprefix("/"), created)
+    async def model(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        return parts.router.model(request.path_params["name"].removeprefix("/"), created)
 
     return [models, model]

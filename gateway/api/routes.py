@@ -1,13 +1,29 @@
 """All routes, in one list."""
 
-from litestar.types import ControllerRouterHandler
+from litestar.handlers import ASGIRouteHandler, HTTPRouteHandler
 
+from gateway.api.admin import admin_routes
 from gateway.api.chat import chat_routes
-from gateway.api.health import health_routes
+from gateway.api.health import health_routes, installed_version
+from gateway.api.landing import landing_routes
 from gateway.api.models import model_routes
+from gateway.api.openapi import schema_routes
+from gateway.api.reports import report_routes
+from gateway.api.requests import request_routes
+from gateway.api.tokenize import tokenize_routes
 from gateway.pipeline import Pipeline
 
 
-def routes(pipeline: Pipeline) -> list[ControllerRouterHandler]:
+def routes(pipeline: Pipeline) -> list[ASGIRouteHandler | HTTPRouteHandler]:
     """Everything the gateway answers."""
-    return [*chat_routes(pipeline), *model_routes(pipeline), *health_routes(pipeline)]
+    found: list[ASGIRouteHandler | HTTPRouteHandler] = [
+        *chat_routes(pipeline),
+        *model_routes(pipeline),
+        *request_routes(pipeline),
+        *report_routes(pipeline),
+        *tokenize_routes(pipeline),
+        *admin_routes(pipeline),
+        *health_routes(pipeline),
+        *landing_routes(),
+    ]
+    return [*found, *schema_routes(found, installed_version())]

@@ -1,0 +1,31 @@
+"""Bodies of the small paths: strict structs, errors in OpenAI's shape."""
+
+import re
+from typing import Any, TypeVar
+
+import msgspec
+from litestar import Request
+
+from gateway.errors import InvalidRequest
+
+_T = TypeVar("_T")
+_WHERE = re.compile(r" - at `\$\.?([^`]*)`$")
+_FIELD = re.compile(r"field `([^`]+)`")
+
+
+async def read_body(request: Request[Any, Any, Any], kind: type[_T]) -> _T:
+    """The request's JSON as `kind`.
+
+    Raises:
+        InvalidRequest: naming the field.
+    """
+    try:
+        return msgspec.json.decode(await request.body() or b"{}", type=kind)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        where = _WHERE.search(text) or _FIELD.search(text)
+        raise InvalidRequest(
+            f"Invalid body: {text}.", param=where.group(1) or None if where else None
+        ) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"The request body is not valid JSON: {error}") from None

@@ -1,0 +1,46 @@
+"""`GET /reports/costs`: the ledger's report, as `headgate report costs --format json` prints it."""
+
+from typing import Any
+
+from litestar import Request, get
+from litestar.handlers import HTTPRouteHandler
+from sqlalchemy.exc import SQLAlchemyError
+
+from gateway.api.guards import guard
+from gateway.errors import InvalidRequest, Unavailable
+from gateway.ledger.reports import ReportError, costs_report
+from gateway.pipeline import Pipeline
+
+_KNOWN = frozenset({"group_by", "group-by", "since", "until", "tz"})
+
+
+def report_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
+    """/reports/costs."""
+    parts = pipeline.parts
+
+    @get("/reports/costs", guards=[guard(pipeline, "reports")], summary="Costs by group")
+    async def costs(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        asked = request.query_params
+        unknown = sorted(set(asked) - _KNOWN)
+        if unknown:
+            raise InvalidRequest(
+                f"Unknown parameter {unknown[0]!r}; there are group_by, since, until and tz.",
+                param=unknown[0],
+            )
+        groups = asked.get("group_by") or asked.get("group-by") or ""
+        await parts.ledger.flush(timeout_s=2.0)
+        try:
+            return await costs_report(
+                parts.engine,
+                parts.settings,
+                group_by=[group.strip() for group in groups.split(",") if group.strip()],
+                since=asked.get("since"),
+                until=asked.get("until"),
+                tz=asked.get("tz") or "UTC",
+            )
+        except ReportError as error:
+            raise InvalidRequest(str(error)) from None
+        except SQLAlchemyError as error:
+            raise Unavailable(f"The ledger's database does not answer: {error}.") from None
+
+    return [costs]

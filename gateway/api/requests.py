@@ -1,0 +1,82 @@
+"""Decisions: as they were taken (`/requests/{id}`), and as they would be (`/route/explain`)."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from litestar import Request, get, post
+from litestar.handlers import HTTPRouteHandler
+
+from backends.contract import Endpoint
+from gateway.api.guards import caller_of, guard
+from gateway.api.schemas import all_tags, check_request, read_options
+from gateway.api.translate import decode_body
+from gateway.errors import NotFound, Unavailable
+from gateway.pipeline import Pipeline, sticky_id
+from gateway.routing.router import sticky_draw
+
+
+def request_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
+    """/requests/{id} and /route/explain."""
+    parts = pipeline.parts
+    guards = [guard(pipeline, "inference")]
+
+    @get(
+        "/requests/{request_id:str}",
+        guards=guards,
+        summary="One request: decision, attempts, charges",
+    )
+    async def find(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        request_id = request.path_params["request_id"]
+        try:
+            found = await parts.ledger.find(request_id)
+        except Exception as error:
+            raise Unavailable(f"The ledger's database does not answer: {error}.") from None
+        caller = caller_of(request)
+        if found is None or not (caller.may("reports") or found.request.team == caller.team):
+            raise NotFound(f"There is no request {request_id!r}.")
+        shown: dict[str, Any] = msgspec.to_builtins(found)
+        return shown
+
+    @post(
+        "/route/explain",
+        guards=guards,
+        status_code=200,
+        summary="What would be decided; nothing is generated or spent",
+    )
+    async def explain(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        body = await request.body()
+        kind = _endpoint_of(body)
+        drop = parts.settings.server.unknown_fields == "drop"
+        asked, raw, _ = decode_body(kind, body, drop_unknown=drop)
+        check_request(asked)
+        options = read_options(request.headers)
+        caller = caller_of(request)
+        tags = all_tags(options, getattr(asked, "metadata", None))
+        facts = parts.router.facts(
+            asked, team=caller.team, key=caller.key_id, user=asked.user, tags=tags
+        )
+        return await parts.router.explain(
+            facts,
+            policy_name=options.policy,
+            budget=parts.budgets.state(caller),
+            now=datetime.fromtimestamp(parts.clock(), UTC),
+            draw=sticky_draw(sticky_id(asked, caller.team)),
+            body=lambda: raw,
+        )
+
+    return [find, explain]
+
+
+def _endpoint_of(body: bytes) -> Endpoint:
+    """Chats, completions and embeddings can be told apart by their one required field."""
+    try:
+        fields: Any = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return "chat/completions"  # decoding it again says what is wrong
+    if isinstance(fields, dict) and "messages" not in fields:
+        if "prompt" in fields:
+            return "completions"
+        if "input" in fields:
+            return "embeddings"
+    return "chat/completions"
