@@ -1,12 +1,15 @@
-"""The SQL of budgets: limits, counters and reservations, correct across processes.
+"""The SQL of budgets: limits, counters and leases, correct across processes.
 
 One rule carries it: money is reserved by `UPDATE … SET reserved = reserved + x WHERE spent +
 overrun + reserved + x <= limit`, which the database runs one at a time per counter, so no number of
-processes can pass a limit together. Invariant: spent + reserved ≤ limit; what a request cost beyond
-its reservation is `overrun`, apart, and counts when the next one asks.
+processes can pass a limit together. What is reserved is leased to a process, slice by slice; it
+holds each request's estimate against its slice in memory and books what was spent. Invariants:
+reserved = Σ leases, and spent + reserved ≤ limit; what a request cost beyond its reservation is
+`overrun`, apart, and counts when the next one asks. Counters are locked in one order, each before
+its leases.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
@@ -14,7 +17,7 @@ from sqlalchemy import ColumnElement, ScalarSelect, and_, delete, func, insert, 
 
 from gateway.ledger.database import insert_once
 from gateway.ledger.money import MAX_NANO_USD, usd_text
-from gateway.ledger.tables import budget_spend, budgets, charges, requests, reservations
+from gateway.ledger.tables import budget_spend, budgets, charges, leases, requests
 from gateway.ledger.windows import WINDOWS, window_start_us
 
 if TYPE_CHECKING:
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 MAX_LIMIT_NANO_USD = MAX_NANO_USD // 4
 """So that no sum in SQL can leave BIGINT."""
+_BEFORE_LEASE_US = 1_000_000
+"""A request starts a little before it reserves."""
 _SCOPE_COLUMNS = {"team": requests.c.team, "key": requests.c.key, "user": requests.c.user}
 
 
@@ -177,141 +182,206 @@ async def ensure_counter(connection: "AsyncConnection", counter: Counter) -> Non
     )
 
 
-def _booked(counter: Counter) -> ScalarSelect[Any]:
-    """What the ledger has booked in the counter's scope and window."""
+def _booked(
+    counter: Counter, *, since_us: int | None = None, worker: str | None = None
+) -> ScalarSelect[Any]:
+    """What the ledger has in the counter's scope and window, all of it or one process's."""
     kind, _, name = counter.scope.partition(":")
+    since_us = counter.start_us if since_us is None else since_us
     booked = (
         select(func.coalesce(func.sum(charges.c.cost_nano_usd), 0))
         .join(requests, requests.c.request_id == charges.c.request_id)
-        .where(requests.c.started_us >= counter.start_us)
+        .where(requests.c.started_us >= since_us)
     )
     if kind in _SCOPE_COLUMNS:
         booked = booked.where(_SCOPE_COLUMNS[kind] == name)
+    if worker is not None:
+        booked = booked.where(requests.c.worker == worker)
     return booked.scalar_subquery()
 
 
-async def lock(connection: "AsyncConnection", counters: Iterable[Counter]) -> None:
-    """Lock counters in one order, so that two processes cannot wait for each other.
+class LeaseState(Struct, frozen=True, kw_only=True):
+    """A process's lease of one counter as it should be, in totals: writing it twice is once."""
 
-    SQLite has one writer at a time and needs nothing.
+    owner: str
+    outstanding: int
+    """Reserved for the owner's requests under way and for its next ones."""
+    spent: int
+    overrun: int
+    """Both since the lease began."""
+    known_spent: int = 0
+    known_overrun: int = 0
+    """What is booked for certain, should the lease's row be gone."""
+
+
+async def book(
+    connection: "AsyncConnection", counter: Counter, lease: LeaseState, *, now_us: int, ttl_us: int
+) -> Spend:
+    """Bring the counter and the lease's row to `lease`; the counter stays locked until commit.
+
+    Returns:
+        The counter afterwards.
     """
-    wanted = list(counters)
-    if connection.dialect.name == "postgresql" and wanted:
+    c = budget_spend.c
+    await _lock(connection, counter)
+    mine = (_leased(counter), leases.c.owner == lease.owner)
+    row = (
         await connection.execute(
-            select(budget_spend.c.scope)
-            .where(or_(*map(_is, wanted)))
-            .order_by(budget_spend.c.scope, budget_spend.c.window, budget_spend.c.window_start_us)
-            .with_for_update()
+            select(leases.c.nano_usd, leases.c.spent_nano_usd, leases.c.overrun_nano_usd).where(
+                *mine
+            )
         )
+    ).first()
+    nano, spent, overrun = row or (0, lease.known_spent, lease.known_overrun)
+    values = {
+        "nano_usd": lease.outstanding,
+        "spent_nano_usd": lease.spent,
+        "overrun_nano_usd": lease.overrun,
+        "expires_us": now_us + ttl_us,
+    }
+    if row is None:
+        await connection.execute(
+            insert(leases).values(
+                scope=counter.scope,
+                window=counter.window,
+                window_start_us=counter.start_us,
+                owner=lease.owner,
+                created_us=now_us,
+                **values,
+            )
+        )
+    else:
+        await connection.execute(update(leases).where(*mine).values(**values))
+    changed = await connection.execute(
+        update(budget_spend)
+        .where(_is(counter))
+        .values(
+            spent_nano_usd=c.spent_nano_usd + (lease.spent - spent),
+            overrun_nano_usd=c.overrun_nano_usd + (lease.overrun - overrun),
+            reserved_nano_usd=c.reserved_nano_usd + (lease.outstanding - nano),
+        )
+        .returning(c.spent_nano_usd, c.reserved_nano_usd, c.overrun_nano_usd)
+    )
+    after = changed.one()
+    return Spend(spent=after[0], reserved=after[1], overrun=after[2])
 
 
-async def hold(
+async def grant(
     connection: "AsyncConnection",
     counter: Counter,
+    owner: str,
     nano_usd: int,
     *,
-    soft: bool,
-    reservation_id: str,
-    request_id: str,
-    owner: str,
-    expires_us: int,
+    limit_nano_usd: int | None,
 ) -> bool:
-    """Reserve money; False if it does not fit under the limit (a soft one always fits)."""
+    """Move money into a lease; False if it does not fit under the limit (None: always fits)."""
     c = budget_spend.c
     statement = update(budget_spend).where(_is(counter))
-    if not soft:
-        known = (
-            select(func.min(budgets.c.limit_nano_usd))
-            .where(budgets.c.scope == counter.scope, budgets.c.window == counter.window)
-            .scalar_subquery()
-        )
-        limit = func.coalesce(known, MAX_NANO_USD)  # removed a moment ago
+    if limit_nano_usd is not None:
         taken = c.spent_nano_usd + c.overrun_nano_usd + c.reserved_nano_usd
-        statement = statement.where(taken + nano_usd <= limit)
+        statement = statement.where(taken + nano_usd <= limit_nano_usd)
     done = await connection.execute(
         statement.values(reserved_nano_usd=c.reserved_nano_usd + nano_usd)
     )
     if done.rowcount == 0:
         return False
     await connection.execute(
-        insert(reservations).values(
-            id=reservation_id,
-            scope=counter.scope,
-            window=counter.window,
-            window_start_us=counter.start_us,
-            nano_usd=nano_usd,
-            request_id=request_id,
-            owner=owner,
-            expires_us=expires_us,
-        )
+        update(leases)
+        .where(_leased(counter), leases.c.owner == owner)
+        .values(nano_usd=leases.c.nano_usd + nano_usd)
     )
     return True
 
 
-async def let_go(
-    connection: "AsyncConnection",
-    counter: Counter,
-    reservation_id: str,
-    *,
-    held_nano_usd: int,
-    actual_nano_usd: int,
-) -> bool:
-    """End a reservation and book what the request cost; False if it had been ended before."""
-    c = budget_spend.c
-    ended = await connection.execute(
-        delete(reservations).where(
-            reservations.c.id == reservation_id,
-            reservations.c.scope == counter.scope,
-            reservations.c.window == counter.window,
-        )
-    )
-    if ended.rowcount == 0:
-        return False
-    within = min(actual_nano_usd, held_nano_usd)
+async def drop(connection: "AsyncConnection", counter: Counter, owner: str) -> None:
+    """Forget a lease that holds nothing."""
     await connection.execute(
-        update(budget_spend)
-        .where(_is(counter))
-        .values(
-            reserved_nano_usd=c.reserved_nano_usd - held_nano_usd,
-            spent_nano_usd=c.spent_nano_usd + within,
-            overrun_nano_usd=c.overrun_nano_usd + (actual_nano_usd - within),
+        delete(leases).where(_leased(counter), leases.c.owner == owner, leases.c.nano_usd == 0)
+    )
+
+
+async def limit_of(connection: "AsyncConnection", budget: Budget) -> int | None:
+    """The limit as it is now; None: soft, or removed a moment ago."""
+    found = await connection.execute(
+        select(budgets.c.limit_nano_usd).where(
+            budgets.c.scope == budget.scope,
+            budgets.c.window == budget.window,
+            budgets.c.soft.is_(False),
         )
     )
-    return True
+    return found.scalar_one_or_none()
 
 
 async def extend(connection: "AsyncConnection", owner: str, expires_us: int) -> None:
-    """A live process keeps its reservations."""
+    """A live process keeps its leases."""
     await connection.execute(
-        update(reservations).where(reservations.c.owner == owner).values(expires_us=expires_us)
+        update(leases).where(leases.c.owner == owner).values(expires_us=expires_us)
     )
 
 
 async def reap(connection: "AsyncConnection", now_us: int) -> int:
-    """End the reservations of processes that died; how many.
+    """End the leases of processes that died; how many.
 
-    Booked is what the ledger knows of the request, else the reservation in full: its backend did
-    work that nobody will report any more.
+    What the dead process answered stands in the ledger under its name, also what it had not booked
+    yet; the rest of its slice returns.
     """
     rows: Sequence[Any] = (
-        await connection.execute(select(reservations).where(reservations.c.expires_us < now_us))
+        await connection.execute(
+            select(leases)
+            .where(leases.c.expires_us < now_us)
+            .order_by(leases.c.scope, leases.c.window, leases.c.window_start_us)
+        )
     ).all()
-    counters = {Counter(row.scope, row.window, row.window_start_us) for row in rows}
-    await lock(connection, counters)
     ended = 0
     for row in rows:
-        known = await connection.execute(
-            select(requests.c.cost_nano_usd).where(requests.c.request_id == row.request_id)
-        )
-        cost = known.scalar_one_or_none()
-        ended += await let_go(
-            connection,
-            Counter(row.scope, row.window, row.window_start_us),
-            row.id,
-            held_nano_usd=row.nano_usd,
-            actual_nano_usd=row.nano_usd if cost is None else cost,
-        )
+        ended += await _reap_one(connection, row, now_us)
     return ended
+
+
+async def _reap_one(connection: "AsyncConnection", lease: Any, now_us: int) -> bool:
+    counter = Counter(lease.scope, lease.window, lease.window_start_us)
+    await _lock(connection, counter)
+    gone = await connection.execute(
+        delete(leases)
+        .where(_leased(counter), leases.c.owner == lease.owner, leases.c.expires_us < now_us)
+        .returning(leases.c.nano_usd, leases.c.spent_nano_usd, leases.c.overrun_nano_usd)
+    )
+    row = gone.first()
+    if row is None:
+        return False  # another process was quicker, or the owner lives after all
+    held, booked = row[0], row[1] + row[2]
+    since_us = max(counter.start_us, lease.created_us - _BEFORE_LEASE_US)
+    answered = select(_booked(counter, since_us=since_us, worker=lease.owner))
+    missing = max(int((await connection.execute(answered)).scalar_one()) - booked, 0)
+    within = min(missing, held)
+    c = budget_spend.c
+    await connection.execute(
+        update(budget_spend)
+        .where(_is(counter))
+        .values(
+            spent_nano_usd=c.spent_nano_usd + within,
+            overrun_nano_usd=c.overrun_nano_usd + (missing - within),
+            reserved_nano_usd=c.reserved_nano_usd - held,
+        )
+    )
+    return True
+
+
+async def _lock(connection: "AsyncConnection", counter: Counter) -> None:
+    """A write that changes nothing: both databases let only one transaction past it."""
+    await connection.execute(
+        update(budget_spend)
+        .where(_is(counter))
+        .values(spent_nano_usd=budget_spend.c.spent_nano_usd)
+    )
+
+
+def _leased(counter: Counter) -> ColumnElement[bool]:
+    return and_(
+        leases.c.scope == counter.scope,
+        leases.c.window == counter.window,
+        leases.c.window_start_us == counter.start_us,
+    )
 
 
 def _is(counter: Counter) -> ColumnElement[bool]:

@@ -1,14 +1,13 @@
 """Refuse before spending: reservations against budgets, for the request path.
 
-A caller without a budget costs nothing here. For the others a reservation is one transaction, in
-which all that wait at that moment go together. Ending one never makes the request wait.
+A caller without a budget costs nothing here. For the others this process leases slices of the
+budgets from SQL and reserves against them in memory; only an empty slice needs a transaction.
+Slices shrink as the limit comes near, and return when they are not used.
 """
 
 import asyncio
-import contextlib
 import time
-import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +16,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.errors import BudgetReserved, BudgetSpent, GatewayError, Unavailable
 from gateway.ledger import budget_store as store
-from gateway.ledger.budget_store import Budget, Counter, Spend
+from gateway.ledger.budget_store import Budget, Counter, LeaseState, Spend
 from gateway.ledger.keys import Caller
 from gateway.ledger.money import usd_text
+from gateway.ledger.slices import Reservation, Slice
+from gateway.ledger.worker_id import worker_id
 from policies.model import BudgetState
 
 if TYPE_CHECKING:
@@ -27,67 +28,27 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+SYNC_S = 0.2
+"""How often spending is booked in SQL, and how long an unused slice stays."""
 POLL_S = 1.0
 """How soon a new or changed budget is seen."""
 LEASE_S = 30.0
-"""How long a dead process's reservations stay taken."""
+"""How long a dead process's slices stay taken."""
 RETRY_AFTER_S = 1.0
-MAX_GROUP = 64
+_SLICES = 64
+"""A slice is at most this part of the limit…"""
+_NEAR = 8
+"""… and at most this part of what is left."""
 _TRIES = 3
 _NO_BUDGET = BudgetState()
 
 
-class Reservation:
-    """Money held for one request. End it once, by `settle` or `release`; a second end is nothing.
-
-    Both return at once; the future they give may be awaited or forgotten, it never fails.
-    """
-
-    def __init__(
-        self, budgets: "Budgets", request_id: str, nano_usd: int, counters: tuple[Counter, ...]
-    ) -> None:
-        self._budgets = budgets
-        self.id = uuid.uuid4().hex
-        self.request_id = request_id
-        self.nano_usd = nano_usd
-        self.counters = counters
-        self._ended: asyncio.Future[None] | None = None
-
-    def settle(self, actual_nano_usd: int) -> "asyncio.Future[None]":
-        """Book what the request cost and give the rest back."""
-        if self._ended is None:
-            self._ended = self._budgets._end(self, actual_nano_usd)
-        return self._ended
-
-    def release(self) -> "asyncio.Future[None]":
-        """Give everything back: nothing was used."""
-        return self.settle(0)
-
-
-class _Hold:
-    """A reservation that waits for its transaction."""
-
-    def __init__(self, reservation: Reservation, limits: list[tuple[Counter, Budget]]) -> None:
-        self.reservation = reservation
-        self.limits = limits
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-
-class _End:
-    """The end of a reservation that waits for its transaction."""
-
-    def __init__(self, reservation: Reservation, actual_nano_usd: int) -> None:
-        self.reservation = reservation
-        self.actual_nano_usd = actual_nano_usd
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-
 class Budgets:
-    """One per gateway process.
+    """One per gateway process. All methods belong to the event loop's thread.
 
     Args:
         clock: unix seconds; which window it is.
-        owner: names this process in the reservations it holds.
+        owner: names this process in its leases and its ledger rows.
     """
 
     def __init__(
@@ -97,49 +58,58 @@ class Budgets:
         clock: Callable[[], float] = time.time,
         owner: str | None = None,
         poll_s: float = POLL_S,
+        sync_s: float = SYNC_S,
         lease_s: float = LEASE_S,
     ) -> None:
         self._engine = engine
         self._clock = clock
-        self._owner = owner or uuid.uuid4().hex
-        self._poll_s = poll_s
-        self._lease_s = lease_s
+        self._owner = owner or worker_id()
+        self._poll_s, self._sync_s, self._lease_s = poll_s, sync_s, lease_s
         self._by_scope: dict[str, list[Budget]] = {}
         self._spend: dict[Counter, Spend] = {}
-        self._known: set[Counter] = set()
-        self._waiting: list[_Hold | _End] = []
-        self._wake = asyncio.Event()
-        self._closing = False
+        self._slices: dict[Counter, Slice] = {}
+        self._sql = asyncio.Lock()
+        self._leasing: set[asyncio.Task[None]] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._warned: set[Counter] = set()
         self._error: str | None = None
 
     async def start(self) -> None:
-        """Read the budgets; then keep them fresh and the reservations alive."""
+        """Read the budgets; then keep them fresh and the leases alive."""
         await self._guarded(self.refresh)
         self._tasks = [
-            asyncio.create_task(self._commit_loop(), name="budget-committer"),
-            asyncio.create_task(self._poll_loop(), name="budget-poller"),
+            asyncio.create_task(self._every(self._sync_s, self.sync), name="budget-sync"),
+            asyncio.create_task(self._every(self._poll_s, self.refresh), name="budget-poll"),
+            asyncio.create_task(self._every(self._lease_s / 3, self.beat), name="budget-beat"),
         ]
 
     async def aclose(self, timeout_s: float = 5.0) -> None:
-        """Write the ends that wait; reservations nobody ended expire."""
-        self._closing = True
-        self._wake.set()
-        if self._tasks:
-            committer, poller = self._tasks
-            poller.cancel()
-            await asyncio.wait({committer}, timeout=timeout_s)
-            committer.cancel()
-            await asyncio.gather(committer, poller, return_exceptions=True)
-            self._tasks = []
+        """Book what was spent and return the slices; what cannot be booked now, a reaper will."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                async with self._sql:  # so that no transaction is cut
+                    for task in self._tasks:
+                        task.cancel()
+                await asyncio.gather(*self._tasks, return_exceptions=True)
+                await self._guarded(self._return_all)
+        except TimeoutError:
+            log.warning("budgets_not_booked", error=self._error)
+        self._tasks = []
+
+    async def _return_all(self) -> None:
+        for part in self._slices.values():
+            part.used = False
+        await self.sync()
+        async with self._sql:
+            for counter in [c for c, p in self._slices.items() if p.settled and not p.granted]:
+                await self._drop(counter)
 
     def state(self, caller: Caller) -> BudgetState:
         """What policies may ask of the caller's budgets; as fresh as the last poll."""
         if not self._by_scope:
             return _NO_BUDGET
         left = [
-            _left(self._spend.get(counter, Spend()), budget)
+            _left(self._spend.get(counter, Spend()), self._slices.get(counter), budget)
             for counter, budget in self._limits(caller)
         ]
         return BudgetState(left=min(left)) if left else _NO_BUDGET
@@ -151,28 +121,28 @@ class Budgets:
 
         Args:
             estimate_nano_usd: the most it should cost; more is booked as overrun.
-            request_id: finds the charges again if this process dies.
+            request_id: for the log.
 
         Raises:
             BudgetSpent: it does not fit, and would not without the others' reservations either.
             BudgetReserved: only others' reservations are in the way.
-            Unavailable: the database does not answer.
+            Unavailable: the slice is empty and the database does not answer.
         """
-        limits = self._limits(caller) if self._by_scope else []
-        counters = tuple(counter for counter, _ in limits)
+        limits = self._limits(caller) if self._by_scope else ()
         nano_usd = min(max(estimate_nano_usd, 0), store.MAX_LIMIT_NANO_USD)
-        reservation = Reservation(self, request_id or "", nano_usd, counters)
         if not limits:
-            return reservation
-        hold = _Hold(reservation, limits)
-        self._enqueue(hold)
-        try:
-            await hold.done
-        except asyncio.CancelledError:
-            # it may be committed already; if it is not, its end finds nothing to end
-            reservation.release()
-            raise
-        return reservation
+            return Reservation(nano_usd, ())
+        slices = [self._slices.setdefault(counter, Slice()) for counter, _ in limits]
+        if any(part.free < nano_usd for part in slices):
+            try:
+                slices = await self._fill(limits, nano_usd)
+            except GatewayError as error:
+                log.info("budget_refused", request_id=request_id, why=error.message)
+                raise
+        for part in slices:
+            part.held += nano_usd
+            part.used = True
+        return Reservation(nano_usd, slices)
 
     def report(self) -> dict[str, Any]:
         """For /health."""
@@ -185,120 +155,110 @@ class Budgets:
             scopes.append(f"user:{caller.user}")
         found = [budget for scope in scopes for budget in self._by_scope.get(scope, ())]
         now = self._clock() if found else 0.0
-        return [(store.counter_of(budget, now), budget) for budget in found]
+        limits = [(store.counter_of(budget, now), budget) for budget in found]
+        return sorted(limits, key=lambda pair: _order(pair[0]))
 
-    def _end(self, reservation: Reservation, actual_nano_usd: int) -> "asyncio.Future[None]":
-        end = _End(reservation, actual_nano_usd)
-        if reservation.counters:
-            self._enqueue(end)
-        else:
-            end.done.set_result(None)
-        return end.done
+    # Leasing
 
-    def _enqueue(self, op: _Hold | _End) -> None:
-        self._waiting.append(op)
-        self._wake.set()
-
-    # The committer: all that wait, in one transaction
-
-    async def _commit_loop(self) -> None:
-        while self._waiting or not self._closing:
-            if not self._waiting:
-                self._wake.clear()
-                await self._wake.wait()
-                continue
-            group, self._waiting = self._waiting[:MAX_GROUP], self._waiting[MAX_GROUP:]
-            await self._commit(group)
-
-    async def _commit(self, group: list[_Hold | _End]) -> None:
-        for attempt in range(_TRIES):
+    async def _fill(self, limits: Sequence[tuple[Counter, Budget]], nano_usd: int) -> list[Slice]:
+        """Lease until every slice has room; the slices. Raises as `reserve`."""
+        for counter, budget in limits:  # spending never shrinks: no need to ask SQL again
+            known = self._spend.get(counter, Spend())
+            if not budget.soft and known.spent + known.overrun + nano_usd > budget.limit_nano_usd:
+                raise _refusal(budget, budget.limit_nano_usd, known, nano_usd)
+        failures = 0
+        while failures < _TRIES:
+            # A client that goes away must not cut a transaction whose end we would not know.
+            work = asyncio.create_task(self._lease(limits, nano_usd))
+            self._leasing.add(work)
+            work.add_done_callback(self._leased)
             try:
-                refusals = await self._transact(group)
+                await asyncio.shield(work)
             except (SQLAlchemyError, OSError) as error:
                 self._note(error)
-                await asyncio.sleep(0.02 * 4**attempt)
-                continue
-            self._error = None
-            for op, refusal in zip(group, refusals, strict=True):
-                if not op.done.done():
-                    op.done.set_exception(refusal) if refusal else op.done.set_result(None)
-            return
-        for op in group:
-            if isinstance(op, _Hold) and not op.done.done():
-                op.done.set_exception(Unavailable("Budgets cannot be checked right now."))
-        self._waiting[:0] = [op for op in group if isinstance(op, _End)]
+                failures += 1
+                await asyncio.sleep(0.01 * 4**failures)
+            slices = [self._slices.setdefault(counter, Slice()) for counter, _ in limits]
+            if all(part.free >= nano_usd for part in slices):
+                return slices  # else others took it between
+        raise Unavailable("Budgets cannot be checked right now; try again shortly.")
 
-    async def _transact(self, group: list[_Hold | _End]) -> list[GatewayError | None]:
-        refusals: list[GatewayError | None] = []
-        async with self._engine.begin() as connection:
-            touched = {counter for op in group for counter in op.reservation.counters}
-            wanted = {c for op in group if isinstance(op, _Hold) for c in op.reservation.counters}
-            for counter in sorted(wanted - self._known, key=_order):
-                await store.ensure_counter(connection, counter)
-            await store.lock(connection, touched)
-            for op in group:
-                if isinstance(op, _End):
-                    await self._apply_end(connection, op)
-                    refusals.append(None)
-                elif op.done.cancelled():
-                    refusals.append(None)
-                else:
-                    refusals.append(await self._apply_hold(connection, op))
-        self._known |= wanted
-        return refusals
+    def _leased(self, work: "asyncio.Task[None]") -> None:
+        self._leasing.discard(work)
+        if not work.cancelled():
+            work.exception()  # its waiter has it, or went away
 
-    async def _apply_end(self, connection: "AsyncConnection", op: _End) -> None:
-        for counter in op.reservation.counters:
-            await store.let_go(
-                connection,
-                counter,
-                op.reservation.id,
-                held_nano_usd=op.reservation.nano_usd,
-                actual_nano_usd=op.actual_nano_usd,
-            )
+    async def _lease(self, limits: Sequence[tuple[Counter, Budget]], nano_usd: int) -> None:
+        """One transaction: book what was spent, take what is missing and some more."""
+        async with self._sql:
+            written: list[tuple[Slice, LeaseState, int]] = []
+            spends: dict[Counter, Spend] = {}
+            async with self._engine.begin() as connection:
+                for counter, budget in limits:
+                    part = self._slices.setdefault(counter, Slice())
+                    missing = nano_usd - part.free
+                    if missing <= 0:
+                        continue  # another request's transaction brought enough
+                    if counter not in self._spend:
+                        await store.ensure_counter(connection, counter)
+                    lease = part.lease(self._owner)
+                    spend = await self._book(connection, counter, lease)
+                    limit = await store.limit_of(connection, budget)
+                    more = missing + _spare(limit, spend, missing)
+                    if not await store.grant(
+                        connection, counter, self._owner, more, limit_nano_usd=limit
+                    ):
+                        assert limit is not None, "only a limit refuses"
+                        raise _refusal(budget, limit, spend, nano_usd)
+                    written.append((part, lease, more))
+                    spends[counter] = spend
+            for part, lease, more in written:
+                part.written(lease, more)
+            self._spend |= spends
 
-    async def _apply_hold(self, connection: "AsyncConnection", op: _Hold) -> GatewayError | None:
-        held: list[Counter] = []
-        for counter, budget in op.limits:
-            if await self._hold(connection, op, counter, budget):
-                held.append(counter)
-                continue
-            for earlier in held:
-                await store.let_go(
-                    connection,
-                    earlier,
-                    op.reservation.id,
-                    held_nano_usd=op.reservation.nano_usd,
-                    actual_nano_usd=0,
-                )
-            spend = await store.read_spend(connection, [counter])
-            return _refusal(budget, spend.get(counter, Spend()), op.reservation.nano_usd)
-        return None
-
-    async def _hold(
-        self, connection: "AsyncConnection", op: _Hold, counter: Counter, budget: Budget
-    ) -> bool:
-        return await store.hold(
+    async def _book(
+        self, connection: "AsyncConnection", counter: Counter, lease: LeaseState
+    ) -> Spend:
+        return await store.book(
             connection,
             counter,
-            op.reservation.nano_usd,
-            soft=budget.soft,
-            reservation_id=op.reservation.id,
-            request_id=op.reservation.request_id,
-            owner=self._owner,
-            expires_us=round((time.time() + self._lease_s) * 1e6),
+            lease,
+            now_us=round(time.time() * 1e6),
+            ttl_us=round(self._lease_s * 1e6),
         )
 
-    # Keeping fresh
+    async def sync(self) -> None:
+        """Book what was spent since the last time, and return slices that nobody used."""
+        async with self._sql:
+            for counter in sorted(self._slices, key=_order):
+                part = self._slices[counter]
+                give_back = 0 if part.used else max(part.free, 0)
+                part.used = False
+                if give_back or not part.settled:
+                    await self._sync_one(counter, part, give_back)
+                elif part.granted == part.held == 0 and counter not in self._spend:
+                    await self._drop(counter)
 
-    async def _poll_loop(self) -> None:
-        beat_at = 0.0
-        while True:
-            await asyncio.sleep(self._poll_s)
-            await self._guarded(self.refresh)
-            if self._by_scope and time.monotonic() >= beat_at:
-                beat_at = time.monotonic() + self._lease_s / 3
-                await self._guarded(self._beat)
+    async def _sync_one(self, counter: Counter, part: Slice, give_back: int) -> None:
+        part.granted -= give_back  # nobody reserves it while it is on its way
+        lease = part.lease(self._owner)
+        try:
+            async with self._engine.begin() as connection:
+                spend = await self._book(connection, counter, lease)
+        except BaseException:
+            part.granted += give_back
+            raise
+        part.written(lease)
+        if counter in self._spend:
+            self._spend[counter] = spend
+
+    async def _drop(self, counter: Counter) -> None:
+        """Forget a slice of a window that is over."""
+        del self._slices[counter]
+        async with self._engine.begin() as connection:
+            await store.drop(connection, counter, self._owner)
+
+    # Keeping fresh
 
     async def refresh(self) -> None:
         """Read budgets and counters now."""
@@ -311,19 +271,19 @@ class Budgets:
         for budget in found:
             by_scope.setdefault(budget.scope, []).append(budget)
         self._by_scope, self._spend = by_scope, spend
-        self._known &= set(spend)
         self._warn(counters)
 
-    async def _beat(self) -> None:
+    async def beat(self) -> None:
+        """Extend this process's leases, and end those of dead ones."""
         now = time.time()
         async with self._engine.begin() as connection:
             await store.extend(connection, self._owner, round((now + self._lease_s) * 1e6))
         async with self._engine.begin() as connection:
             ended = await store.reap(connection, round(now * 1e6))
         if ended:
-            log.warning("reservations_reaped", count=ended)
+            log.warning("budget_leases_reaped", count=ended)
 
-    def _warn(self, counters: dict[Counter, Budget]) -> None:
+    def _warn(self, counters: Mapping[Counter, Budget]) -> None:
         """Say once per window that a soft budget is passed."""
         self._warned &= set(counters)
         for counter, budget in counters.items():
@@ -339,12 +299,17 @@ class Budgets:
                     spent_usd=usd_text(spend.spent + spend.overrun),
                 )
 
-    async def _guarded(self, work: Callable[[], Any]) -> None:
-        with contextlib.suppress(asyncio.TimeoutError):
-            try:
-                await work()
-            except (SQLAlchemyError, OSError) as error:
-                self._note(error)
+    async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            await self._guarded(work)
+
+    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+            self._error = None
+        except (SQLAlchemyError, OSError) as error:
+            self._note(error)
 
     def _note(self, error: Exception) -> None:
         if self._error is None:
@@ -352,24 +317,32 @@ class Budgets:
         self._error = f"{type(error).__name__}: {str(error)[:300]}"
 
 
-def _refusal(budget: Budget, spend: Spend, nano_usd: int) -> GatewayError:
-    which = f"budget {budget.scope} per {budget.window}"
-    limit = usd_text(budget.limit_nano_usd)
+def _spare(limit: int | None, spend: Spend, missing: int) -> int:
+    """How much more than what is missing to lease, so that the next requests need not ask."""
+    if limit is None:
+        return 16 * missing
+    left = max(limit - spend.taken - missing, 0)
+    return min(limit // _SLICES, left // _NEAR)
+
+
+def _refusal(budget: Budget, limit: int, spend: Spend, nano_usd: int) -> GatewayError:
+    which = f"budget {budget.scope} per {budget.window} of ${usd_text(limit)}"
     spent = spend.spent + spend.overrun
-    if spent + nano_usd > budget.limit_nano_usd:
+    if spent + nano_usd > limit:
         return BudgetSpent(
-            f"The {which} of ${limit} has ${usd_text(max(budget.limit_nano_usd - spent, 0))} left; "
+            f"The {which} has ${usd_text(max(limit - spent, 0))} left; "
             f"this request may cost ${usd_text(nano_usd)}."
         )
     return BudgetReserved(
-        f"The {which} of ${limit} is taken up by requests under way; try again shortly.",
+        f"The {which} is taken up by requests under way; try again shortly.",
         retry_after_s=RETRY_AFTER_S,
     )
 
 
-def _left(spend: Spend, budget: Budget) -> float:
-    """The fraction of a budget that is not taken, 0 to 1."""
-    taken = min(max(spend.taken, 0), budget.limit_nano_usd)
+def _left(spend: Spend, own: Slice | None, budget: Budget) -> float:
+    """The fraction of a budget that is not taken, 0 to 1; our unused slice is not taken."""
+    taken = spend.taken - (max(own.free, 0) if own else 0)
+    taken = min(max(taken, 0), budget.limit_nano_usd)
     return float(1 - Fraction(taken, budget.limit_nano_usd))
 
 

@@ -22,6 +22,7 @@ from gateway.ledger import journal as journals
 from gateway.ledger.journal import Journal, Segment
 from gateway.ledger.records import Settlement
 from gateway.ledger.repository import Repository
+from gateway.ledger.worker_id import worker_id
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -45,6 +46,7 @@ class Ledger:
     Args:
         settings: [database] and the state folder, where the journal lives.
         engine: of the ledger's database; not closed here.
+        worker: names this process in its rows; the same as the budgets' owner.
         max_pending: bound of the rows in memory.
     """
 
@@ -53,11 +55,13 @@ class Ledger:
         settings: "Settings",
         engine: "AsyncEngine",
         *,
+        worker: str | None = None,
         max_pending: int = MAX_PENDING,
         take_over_interval_s: float = TAKE_OVER_INTERVAL_S,
     ) -> None:
         self._database = settings.database
         self._repository = Repository(engine)
+        self._worker = worker or worker_id()
         self._folder = Path(settings.state_dir) / "journal"
         self._journal = Journal(self._folder)
         self._max_pending = max_pending
@@ -81,6 +85,8 @@ class Ledger:
 
     def settle(self, settlement: Settlement) -> None:
         """Book a finished request. Returns when the row survives kill -9; never waits for SQL."""
+        request = msgspec.structs.replace(settlement.request, worker=self._worker)
+        settlement = Settlement(request=request, charges=settlement.charges)
         try:
             payload = _encode(settlement)
         except UnicodeEncodeError:  # a lone surrogate in some header must not lose the row

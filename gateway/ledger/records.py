@@ -78,6 +78,8 @@ class RequestRecord(Struct, frozen=True, kw_only=True):
     """Sum of the request's charges."""
     saved_nano_usd: int = 0
     """What a reused answer would have cost now."""
+    worker: str = ""
+    """The gateway process that answered; the ledger fills it in."""
 
 
 class ChargeRecord(Struct, frozen=True, kw_only=True):

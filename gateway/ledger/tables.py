@@ -79,6 +79,7 @@ requests = Table(
     Column("probability", Float, nullable=False),
     _count("cost_nano_usd"),
     _count("saved_nano_usd"),
+    _text("worker"),
     Index(None, "started_us"),
 )
 """One row per request, whatever became of it. No prompt, no answer."""
@@ -155,19 +156,21 @@ budget_spend = Table(
 )
 """Counters of the budgets' windows: the place where all gateway processes agree."""
 
-reservations = Table(
-    "reservations",
+leases = Table(
+    "leases",
     metadata,
-    Column("id", String(64), primary_key=True),
+    Column("owner", String(64), primary_key=True),
     Column("scope", String(160), primary_key=True),
     Column("window", String(8), primary_key=True),
-    Column("window_start_us", BigInteger, nullable=False),
-    Column("nano_usd", BigInteger, nullable=False),
-    Column("request_id", String(128), nullable=False),
-    Column("owner", String(64), nullable=False, index=True),
+    Column("window_start_us", BigInteger, primary_key=True, autoincrement=False),
+    _count("nano_usd"),
+    _count("spent_nano_usd"),
+    _count("overrun_nano_usd"),
+    Column("created_us", BigInteger, nullable=False),
     Column("expires_us", BigInteger, nullable=False, index=True),
 )
-"""Money held for requests under way. A live owner keeps extending `expires_us`."""
+"""The slice of a counter's reserved money that one gateway process holds, and all that it booked
+there so far. A live owner keeps extending `expires_us`."""
 
 machine_time = Table(
     "machine_time",

@@ -75,6 +75,22 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_keys_team"), "keys", ["team"])
     op.create_table(
+        "leases",
+        sa.Column("owner", sa.String(length=64), nullable=False),
+        sa.Column("scope", sa.String(length=160), nullable=False),
+        sa.Column("window", sa.String(length=8), nullable=False),
+        sa.Column("window_start_us", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("nano_usd", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("spent_nano_usd", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("overrun_nano_usd", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("created_us", sa.BigInteger(), nullable=False),
+        sa.Column("expires_us", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint(
+            "owner", "scope", "window", "window_start_us", name=op.f("pk_leases")
+        ),
+    )
+    op.create_index(op.f("ix_leases_expires_us"), "leases", ["expires_us"])
+    op.create_table(
         "machine_time",
         sa.Column(
             "id",
@@ -130,23 +146,10 @@ def upgrade() -> None:
         sa.Column("probability", sa.Float(), nullable=False),
         sa.Column("cost_nano_usd", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("saved_nano_usd", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("worker", sa.Text(), server_default="", nullable=False),
         sa.PrimaryKeyConstraint("request_id", name=op.f("pk_requests")),
     )
     op.create_index(op.f("ix_requests_started_us"), "requests", ["started_us"])
-    op.create_table(
-        "reservations",
-        sa.Column("id", sa.String(length=64), nullable=False),
-        sa.Column("scope", sa.String(length=160), nullable=False),
-        sa.Column("window", sa.String(length=8), nullable=False),
-        sa.Column("window_start_us", sa.BigInteger(), nullable=False),
-        sa.Column("nano_usd", sa.BigInteger(), nullable=False),
-        sa.Column("request_id", sa.String(length=128), nullable=False),
-        sa.Column("owner", sa.String(length=64), nullable=False),
-        sa.Column("expires_us", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("id", "scope", "window", name=op.f("pk_reservations")),
-    )
-    op.create_index(op.f("ix_reservations_expires_us"), "reservations", ["expires_us"])
-    op.create_index(op.f("ix_reservations_owner"), "reservations", ["owner"])
     op.create_table(
         "teams",
         sa.Column("name", sa.String(length=128), nullable=False),
@@ -157,9 +160,9 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table("teams")
-    op.drop_table("reservations")
     op.drop_table("requests")
     op.drop_table("machine_time")
+    op.drop_table("leases")
     op.drop_table("keys")
     op.drop_table("charges")
     op.drop_table("budgets")

@@ -71,6 +71,14 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.fixture(scope="session")
+def sqlite_template(migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One migrated SQLite database for all examples of a property test, which empty it."""
+    file = tmp_path_factory.mktemp("examples") / "headgate.db"
+    shutil.copy(migrated_sqlite, file)
+    return f"sqlite+aiosqlite:///{file}"
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A migrated, empty database of either kind."""
@@ -104,6 +112,4 @@ async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
 def settings(tmp_path: Path) -> Settings:
     """The built-in configuration with a state folder of its own, flushing quickly."""
     database = msgspec.structs.replace(BUILT_IN.database, flush_interval_s=0.01, batch_size=64)
-    return msgspec.structs.replace(
-        BUILT_IN, state_dir=str(tmp_path / "state"), database=database
-    )
+    return msgspec.structs.replace(BUILT_IN, state_dir=str(tmp_path / "state"), database=database)

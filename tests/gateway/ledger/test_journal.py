@@ -49,21 +49,25 @@ def _segments(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*{journals.SUFFIX}"))
 
 
+def _settle_and_die(url: str, state_dir: str, worker: str) -> set[str]:
+    """Run a process that settles, kill it in the middle; what it had acknowledged."""
+    command = [sys.executable, "-c", _WORKER, url, state_dir, worker]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(1600)]
+        os.kill(process.pid, signal.SIGKILL)
+        lines += process.stdout.readlines()
+    whole = [line.decode().split() for line in lines if line.endswith(b"\n")]
+    return {words[1] for words in whole if words[0] == "done"}
+
+
 async def test_every_acknowledged_settlement_survives_kill_9(
     database_url: str, engine: AsyncEngine, settings: Settings
 ) -> None:
     """Two processes are killed while they settle; a third finds every row, each exactly once."""
     acknowledged: set[str] = set()
     for worker in ("a", "b"):
-        command = [sys.executable, "-c", _WORKER, database_url, settings.state_dir, worker]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(1600)]
-        os.kill(process.pid, signal.SIGKILL)
-        lines += process.stdout.readlines()
-        process.wait(timeout=10)
-        whole = [line.decode().split() for line in lines if line.endswith(b"\n")]
-        acknowledged |= {words[1] for words in whole if words[0] == "done"}
+        acknowledged |= _settle_and_die(database_url, settings.state_dir, worker)
     assert len(acknowledged) >= 3000
 
     ledger = Ledger(settings, engine)

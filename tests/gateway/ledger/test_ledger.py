@@ -152,9 +152,7 @@ async def test_full_disk_is_reported_and_requests_go_on(
     assert await _counts(engine) == (3, 3)
 
 
-async def test_lone_surrogates_do_not_lose_the_row(
-    engine: AsyncEngine, settings: Settings
-) -> None:
+async def test_lone_surrogates_do_not_lose_the_row(engine: AsyncEngine, settings: Settings) -> None:
     """A string that is no valid Unicode is stored with replacement characters."""
     ledger = Ledger(settings, engine)
     await ledger.start()

@@ -1,0 +1,179 @@
+"""Keys: shown once, hashed, found, expired, revoked, rotated."""
+
+import pytest
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.errors import SettingsError, Unavailable
+from gateway.ledger.keys import (
+    ANONYMOUS,
+    KeyBook,
+    UnknownKey,
+    admin_digest,
+    create_key,
+    create_team,
+    list_keys,
+    list_teams,
+    revoke_key,
+    rotate_key,
+)
+from gateway.ledger.tables import keys
+from gateway.settings import ServerSettings, Settings
+
+
+class Clock:
+    """Unix seconds that tests move."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def _create(engine: AsyncEngine, clock: Clock, **fields: object) -> tuple[str, str]:
+    async with engine.begin() as connection:
+        given = {"team": "search", **fields}
+        key, secret = await create_key(connection, now=clock.now, **given)  # type: ignore[arg-type]
+    return key.id, secret
+
+
+async def test_key_is_found_by_its_secret_alone(engine: AsyncEngine) -> None:
+    """The caller has the key's id, team and scopes; other secrets are nobody's."""
+    clock = Clock()
+    key_id, secret = await _create(engine, clock, scopes=("inference", "reports"))
+    book = KeyBook(engine, clock=clock)
+    caller = await book.authenticate(secret)
+    assert caller is not None
+    assert (caller.key_id, caller.team) == (key_id, "search")
+    assert caller.may("reports")
+    assert not caller.may("admin")
+    assert await book.authenticate(secret[:-1]) is None
+    assert await book.authenticate("' OR 1=1 --") is None
+    assert await book.authenticate("") is None
+    assert ANONYMOUS.may("admin"), "without keys, on loopback, everything is allowed"
+
+
+async def test_secret_is_nowhere_in_the_database(engine: AsyncEngine) -> None:
+    """Only a digest and the first characters are kept; secrets are long and all different."""
+    clock = Clock()
+    secrets = [(await _create(engine, clock))[1] for _ in range(3)]
+    async with engine.connect() as connection:
+        rows = str((await connection.execute(select(keys))).all())
+        listed = await list_keys(connection)
+    for secret in secrets:
+        assert secret.startswith("hg-")
+        assert len(secret) >= 3 + 43
+        assert secret[8:] not in rows
+    assert {secret[:8] for secret in secrets} == {key.prefix for key in listed}
+    assert len(set(secrets)) == 3
+
+
+async def test_revoked_key_is_refused_within_two_seconds(engine: AsyncEngine) -> None:
+    """A gateway that knows the key goes on for the cache's time, then refuses."""
+    clock = Clock()
+    key_id, secret = await _create(engine, clock)
+    book = KeyBook(engine, clock=clock)
+    assert await book.authenticate(secret) is not None
+    async with engine.begin() as connection:
+        await revoke_key(connection, key_id, now=clock.now)
+        again = await revoke_key(connection, key_id, now=clock.now + 5)
+    assert again.revoked_at == clock.now, "revoking again changes nothing"
+    clock.now += 2.0
+    assert await book.authenticate(secret) is None
+    async with engine.begin() as connection:
+        with pytest.raises(UnknownKey, match="nobody"):
+            await revoke_key(connection, "nobody", now=clock.now)
+
+
+async def test_key_expires(engine: AsyncEngine) -> None:
+    """An expired key is nobody's; one cannot be made already expired."""
+    clock = Clock()
+    _, secret = await _create(engine, clock, expires_at=clock.now + 10)
+    book = KeyBook(engine, clock=clock, cache_s=0)
+    assert await book.authenticate(secret) is not None
+    clock.now += 10
+    assert await book.authenticate(secret) is None
+    with pytest.raises(ValueError, match="past"):
+        await _create(engine, clock, expires_at=clock.now)
+
+
+async def test_rotated_key_keeps_its_id_and_overlaps(engine: AsyncEngine) -> None:
+    """Both secrets work for the overlap, then only the new one; the id stays."""
+    clock = Clock()
+    key_id, old = await _create(engine, clock)
+    async with engine.begin() as connection:
+        key, new = await rotate_key(connection, key_id, overlap_s=60, now=clock.now)
+    book = KeyBook(engine, clock=clock, cache_s=0)
+    assert key.id == key_id
+    for secret in (old, new):
+        caller = await book.authenticate(secret)
+        assert caller is not None
+        assert caller.key_id == key_id
+    clock.now += 60
+    assert await book.authenticate(old) is None
+    assert await book.authenticate(new) is not None
+    async with engine.begin() as connection:
+        _, newest = await rotate_key(connection, key_id, now=clock.now)
+        await revoke_key(connection, key_id, now=clock.now)
+        with pytest.raises(ValueError, match="revoked"):
+            await rotate_key(connection, key_id, now=clock.now)
+    assert await book.authenticate(new) is None
+    assert await book.authenticate(newest) is None
+
+
+@pytest.mark.parametrize("team", ["", " ", " x", "a\nb", "x" * 129, "anonymous", "admin"])
+async def test_team_name_is_checked(engine: AsyncEngine, team: str) -> None:
+    """Names that could not be told apart in reports, or that mean something else, are refused."""
+    async with engine.begin() as connection:
+        with pytest.raises(ValueError, match="team"):
+            await create_key(connection, team=team, now=1.0)
+
+
+async def test_scopes_are_checked(engine: AsyncEngine) -> None:
+    """An unknown scope or none at all is refused, naming what is allowed."""
+    for scopes in (("inference", "root"), ()):
+        with pytest.raises(ValueError, match="inference, reports, admin"):
+            await _create(engine, Clock(), scopes=scopes)
+
+
+async def test_teams_are_made_once_and_listed(engine: AsyncEngine) -> None:
+    """A key makes its team; making it again says so; hostile names are just names."""
+    hostile = 'x"); DROP TABLE teams; --'
+    clock = Clock()
+    await _create(engine, clock, team=hostile)
+    async with engine.begin() as connection:
+        assert not await create_team(connection, hostile, now=clock.now)
+        assert await create_team(connection, "b", now=clock.now)
+        found = await list_teams(connection)
+    assert {team["name"]: team["keys"] for team in found} == {hostile: 1, "b": 0}
+
+
+async def test_known_keys_outlive_a_database_outage(engine: AsyncEngine) -> None:
+    """Without a database known keys go on for an hour; unknown ones get 503, never 401."""
+    clock = Clock()
+    _, secret = await _create(engine, clock)
+    book = KeyBook(engine, clock=clock)
+    assert await book.authenticate(secret) is not None
+    async with engine.begin() as connection:
+        await connection.execute(text("ALTER TABLE keys RENAME TO away"))
+    clock.now += 1800
+    assert await book.authenticate(secret) is not None
+    with pytest.raises(Unavailable):
+        await book.authenticate("hg-unknown")
+    clock.now += 1801
+    with pytest.raises(Unavailable):
+        await book.authenticate(secret)
+
+
+async def test_operator_s_key_may_do_everything(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key that the configuration names needs no database row."""
+    monkeypatch.setenv("MY_ADMIN", "very-secret")
+    settings = Settings(server=ServerSettings(admin_key_env="MY_ADMIN"))
+    caller = await KeyBook(engine, settings).authenticate("very-secret")
+    assert caller is not None
+    assert caller.may("admin")
+    with pytest.raises(SettingsError, match="MY_ADMIN"):
+        admin_digest(settings, env={})
