@@ -225,7 +225,7 @@ def make_facts(*, seed: int, split: Split, exact: bool = False) -> list[Pair]:
     pairs = [*_places(), *_looks(), *_animals(), *_calendar(), *_words()]
     if not exact:
         pairs += [*_lists(rng), *_stories(rng)]
-    for wordings, answer in SMALL_TALK * (1 if exact else 3):
+    for wordings, answer in SMALL_TALK * (1 if exact else 8):
         pairs += list(_ask(wordings, answer))
     return [pair for pair in pairs if side(pair[0]) == split]
 

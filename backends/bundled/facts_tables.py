@@ -141,20 +141,20 @@ DEFINITIONS: Final = _table(
     a token:A token is a small piece of text, such as a word or a part of a word"""
 )
 DEFINITIONS[:] = [(thing, meaning + ".") for thing, meaning in DEFINITIONS]
-_WHO = "I am a small demo model that ships with Headgate."
-_HELP = "I can answer simple questions, do small sums, sort words and tell short stories."
+WHO: Final = "I am a small demo model that ships with Headgate."
+HELP: Final = "I can answer simple questions, do small sums, sort words and tell short stories."
 SMALL_TALK: Final = [
     (
         "Who are you?|What are you?|Tell me about yourself.|What is your name?|who are you|"
         "What should I call you?|Introduce yourself.|Are you a model?|Are you an AI?|"
         "Which model are you?|What model is this?|Who made you?|Hello, who are you?|"
         "Hi! Who are you?|Are you a person?|Can you tell me who you are?|Hi, what are you?",
-        _WHO,
+        WHO,
     ),
     (
         "What can you do?|How can you help me?|What are you good at?|Help|help|Can you help me?|"
         "What do you know?|I need help.|What can I ask you?|How do you work?",
-        _HELP,
+        HELP,
     ),
     (
         "Hello|Hi|Hey|Hello!|Hi!|Hi there|Hello there!|Good morning|Good morning!|Good evening|"

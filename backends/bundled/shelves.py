@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,7 @@ from tokenizers import Tokenizer
 
 from backends.bundled import facts
 from backends.bundled.corpus import TEXT_FILES, Task, Turn, read_chat, read_texts
+from backends.bundled.facts_tables import HELP, WHO
 from backends.bundled.tokenizer import EOS_ID, IM_END, IM_START
 
 PROMPT, ANSWER, TEXT = 0, 1, 2
@@ -16,6 +18,14 @@ PROMPT, ANSWER, TEXT = 0, 1, 2
 SYSTEM = "You are a helpful assistant."
 SYSTEM_EVERY = 12
 """One chat in this many opens with the system message."""
+
+OURS: Final = {
+    "I'm a bot who was created by humans.": WHO,
+    "People made me out of code and a dash of ingenuity.": WHO,
+    "Oh, I don't have a name.": WHO,
+    "I'm here to chat and to try to help out.": HELP,
+}
+"""Answers of the small talk that would say something else about us, and ours."""
 
 Conversation = Sequence[tuple[str, str]]
 """Pairs of prompt and response, in order."""
@@ -89,7 +99,8 @@ def build_library(
 ) -> Library:
     """Read the corpus and tokenize all of its training part, with our own facts beside it."""
     turns = read_chat(corpus, "train")
-    small_talk = _chats(turns, "personality-chat-friendly", "chatterbot-corpus")
+    talk = _chats(turns, "personality-chat-friendly", "chatterbot-corpus")
+    small_talk = [[(p, OURS.get(r, r))] for [(p, r)] in talk]
     known = [[turn] for turn in facts.make_facts(seed=seed, split="train")]
     single = [[(task.prompt, task.response)] for task in tasks]
     pool = [chat[0] for chat in (*small_talk, *known, *single[: 2 * len(small_talk)])]
