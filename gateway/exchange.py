@@ -7,7 +7,6 @@ from gateway.api.schemas import Options, WireRequest
 from gateway.cache.caches import OFF, Lookup
 from gateway.cache.model import Hit
 from gateway.errors import GatewayError
-from gateway.ledger.budgets import Reservation
 from gateway.ledger.keys import Caller
 from gateway.ledger.money import usd_text
 from gateway.ledger.records import (
@@ -19,6 +18,7 @@ from gateway.ledger.records import (
     RequestRecord,
     Settlement,
 )
+from gateway.ledger.slices import Reservation
 from gateway.routing.router import Routed
 from policies.model import BackendCard, Decision, Facts
 

@@ -14,13 +14,14 @@ Connection = ASGIConnection[Any, Any, Any, Any]
 
 
 def guard(
-    pipeline: Pipeline, scope: Scope
+    pipeline: Pipeline, scope: Scope | None = None
 ) -> Callable[[Connection, BaseRouteHandler], Awaitable[None]]:
-    """A Litestar guard that lets callers with `scope` in and leaves them in the request's state."""
+    """A Litestar guard: callers with `scope` (None: any) get in, and stand in the request's state."""
 
     async def check(connection: Connection, _handler: BaseRouteHandler) -> None:
         caller = await pipeline.gate.caller(connection.headers)
-        require(caller, scope)
+        if scope is not None:
+            require(caller, scope)
         connection.state.caller = caller
 
     return check

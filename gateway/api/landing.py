@@ -3,6 +3,9 @@
 from litestar import MediaType, Response, get
 from litestar.handlers import HTTPRouteHandler
 
+from gateway.api.guards import guard
+from gateway.pipeline import Pipeline
+
 _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -31,10 +34,10 @@ print(answer.choices[0].message.content)</code></pre>
 """
 
 
-def landing_routes() -> list[HTTPRouteHandler]:
+def landing_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
     """/."""
 
-    @get("/", media_type=MediaType.HTML, summary="A page for people")
+    @get("/", guards=[guard(pipeline)], media_type=MediaType.HTML, summary="A page for people")
     async def landing() -> Response[str]:
         return Response(_PAGE, media_type=MediaType.HTML)
 

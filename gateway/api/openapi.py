@@ -8,7 +8,9 @@ from litestar import Response, get
 from litestar.handlers import ASGIRouteHandler, HTTPRouteHandler
 
 from gateway.api.chat import PATHS
+from gateway.api.guards import guard
 from gateway.api.translate import KINDS
+from gateway.pipeline import Pipeline
 
 _SUMMARIES = {
     "chat/completions": "Answer a chat",
@@ -25,12 +27,12 @@ _HEADERS = {
 
 
 def schema_routes(
-    routes: Sequence[ASGIRouteHandler | HTTPRouteHandler], version: str
+    pipeline: Pipeline, routes: Sequence[ASGIRouteHandler | HTTPRouteHandler], version: str
 ) -> list[HTTPRouteHandler]:
     """/schema, describing `routes`."""
     document = openapi(routes, version)
 
-    @get("/schema", summary="This document")
+    @get("/schema", guards=[guard(pipeline)], summary="This document")
     async def schema() -> Response[dict[str, Any]]:
         return Response(document)
 

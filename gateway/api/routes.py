@@ -24,6 +24,6 @@ def routes(pipeline: Pipeline) -> list[ASGIRouteHandler | HTTPRouteHandler]:
         *tokenize_routes(pipeline),
         *admin_routes(pipeline),
         *health_routes(pipeline),
-        *landing_routes(),
+        *landing_routes(pipeline),
     ]
-    return [*found, *schema_routes(found, installed_version())]
+    return [*found, *schema_routes(pipeline, found, installed_version())]
