@@ -1,0 +1,76 @@
+"""`headgate bench engine` prints the contract's keys, and refuses nonsense."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_tokenizers import save_folder
+
+from backends.bench_engine import main
+from backends.roofline import Machine, measure_machine, roofline_share
+
+RESULT_KEYS = {
+    "batch",
+    "prompt_tokens",
+    "output_tokens",
+    "prefill_tokens_per_s",
+    "decode_tokens_per_s",
+    "ttft_p50_s",
+    "ttft_p99_s",
+    "tpot_p50_s",
+    "tpot_p99_s",
+    "roofline_share",
+    "peak_memory_bytes",
+}
+
+
+def test_bench_engine_prints_the_contracts_json(
+    make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Head and one row per batch size; rates are positive and consistent with the times."""
+    folder = save_folder(make_checkpoint())
+    flags = ["--batch", "1,3", "--prompt-tokens", "20", "--output-tokens", "8", "--threads", "1"]
+    assert main(["--model", str(folder), "--quantization", "int8", "--json", *flags]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert {"commit", "device", "model", "quantization", "results"} <= set(figures)
+    assert figures["quantization"] == "int8"
+    assert [row["batch"] for row in figures["results"]] == [1, 3]
+    for row in figures["results"]:
+        assert set(row) == RESULT_KEYS
+        assert all(row[key] > 0 for key in RESULT_KEYS)
+        assert row["ttft_p50_s"] <= row["ttft_p99_s"]
+        assert row["decode_tokens_per_s"] <= 1.5 * row["batch"] / row["tpot_p50_s"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["--model", "/nowhere"], 1, "is no folder"),
+        (["--model", "bundled:nano", "--batch", "1,x"], 2, "--batch is '1,x'"),
+        (["--model", "bundled:nano", "--output-tokens", "0"], 2, "--output-tokens is 0"),
+        (["--model", "bundled:nano", "--dtype", "int3"], 2, "allowed: 'auto', 'float32'"),
+    ],
+)
+def test_bench_engine_refuses_nonsense(
+    flags: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2 for bad usage, 1 for a model that cannot be served; the reason on stderr."""
+    assert main(flags) == code
+    assert message in capsys.readouterr().err
+
+
+def test_roofline_share_takes_the_slower_of_memory_and_arithmetic() -> None:
+    """The share is the bound that binds over the measured step."""
+    machine = Machine(name="m", bytes_per_s=100.0, flops_per_s=1000.0)
+    assert roofline_share(machine, step_s=2.0, step_bytes=100, step_flops=10) == 0.5
+    assert roofline_share(machine, step_s=2.0, step_bytes=1, step_flops=1000) == 0.5
+    assert roofline_share(machine, step_s=0.0, step_bytes=1, step_flops=1) is None
+
+
+def test_measured_rates_are_those_of_a_computer() -> None:
+    """Between a hundred megabytes and a petabyte a second, and likewise for arithmetic."""
+    machine = measure_machine(torch.device("cpu"), torch.float32)
+    assert 1e8 < machine.bytes_per_s < 1e15
+    assert 1e8 < machine.flops_per_s < 1e17
