@@ -57,7 +57,9 @@ class SentenceEncoder:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         import torch
         from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         if not (folder / "modules.json").is_file():
             raise ModelLoadError(
                 f"{str(folder)!r} has no modules.json; give a sentence-transformers folder"

@@ -51,10 +51,13 @@ class Door:
         """Handle one request."""
         path = scope.get("path", "")
         if path in _HEALTH_PATHS:
-            if path != "/health/ready" or not self.draining:
+            if self.draining and path != "/health/live":
+                body = {"status": "draining", "ready": False, "in_flight": self.in_flight}
+                await _answer(send, 503, body, [(b"retry-after", b"1")])
+            else:
                 await self._app(scope, receive, send)
-                return
-        elif not self._admits(scope):
+            return
+        if not self._admits(scope):
             body = error_body(
                 "Incorrect API key.", kind="invalid_request_error", code="invalid_api_key"
             )

@@ -361,9 +361,7 @@ class OpenAIHTTPBackend:
             if status == 200 and "model_revision" in health:
                 return _own_health(health)
             if status >= 500:
-                return BackendHealth(
-                    ready=False, detail=str(health.get("detail", f"HTTP {status}"))
-                )
+                return BackendHealth(ready=False, detail=_why(health, status))
             status, models = await self._ask("GET", "/v1/models", replica=replica)
         except BackendError as error:
             return BackendHealth(ready=False, detail=error.message)
@@ -391,6 +389,11 @@ def _finishes(body: Mapping[str, Any]) -> bool:
     return isinstance(choices, list) and any(
         isinstance(choice, dict) and bool(choice.get("finish_reason")) for choice in choices
     )
+
+
+def _why(health: Mapping[str, Any], status: int) -> str:
+    """Why a server is unready, in its own words where it has some."""
+    return str(health.get("detail") or health.get("status") or f"/health answered {status}")
 
 
 def _own_health(health: Mapping[str, Any]) -> BackendHealth:

@@ -49,6 +49,14 @@ def test_whole_and_streamed_answers_over_a_unix_socket(echo: ServerProcess) -> N
     assert json.loads(counted[-2])["usage"] == whole["usage"]
 
 
+def test_huge_body_is_refused(echo: ServerProcess) -> None:
+    """Above 32 MiB a body is refused, in OpenAI's shape, and the server goes on."""
+    with echo.client() as client:
+        refused = client.post("/v1/chat/completions", content=b" " * (33 * 2**20))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (413, "request_too_large")
+        assert client.post("/v1/chat/completions", json=BODY).status_code == 200
+
+
 def test_running_stream_finishes_while_new_requests_are_turned_away(tmp_path: Path) -> None:
     """SIGTERM drains: the stream ends whole, others get 503 with Retry-After, then it exits 0."""
     with server("backends.echo", "--token-delay-s", "0.15", uds=tmp_path / "s") as process:
@@ -76,6 +84,7 @@ def test_running_stream_finishes_while_new_requests_are_turned_away(tmp_path: Pa
             assert refused.json()["error"]["code"] == "draining"
             assert client.get("/health/live").status_code == 200
             assert client.get("/health/ready").status_code == 503
+            assert client.get("/health").json()["status"] == "draining"
         reader.join(5)
         assert "data: [DONE]" in lines
         assert process.process.wait(5) == 0
