@@ -118,7 +118,7 @@ class PolicyBook:
     def _refresh(self, name: str, entry: _Entry) -> None:
         path, signature = self._look(name)
         if signature is None:
-            if entry.loaded is not None and entry.signature is not None:
+            if entry.loaded is not None:
                 self._complain(entry, f"{entry.path}: the file is gone; the last version stays")
                 entry.signature = None
             return
