@@ -16,7 +16,7 @@ Connection = ASGIConnection[Any, Any, Any, Any]
 def guard(
     pipeline: Pipeline, scope: Scope | None = None
 ) -> Callable[[Connection, BaseRouteHandler], Awaitable[None]]:
-    """A Litestar guard: callers with `scope` (None: any) get in, and stand in the request's state."""
+    """A Litestar guard: callers with `scope` (None: any) get in and stand in the state."""
 
     async def check(connection: Connection, _handler: BaseRouteHandler) -> None:
         caller = await pipeline.gate.caller(connection.headers)
