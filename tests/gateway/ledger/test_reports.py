@@ -1,0 +1,321 @@
+"""Cost reports: sums that agree, groups that count once, machines measured apart."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.ledger.machine_time import MachineClock
+from gateway.ledger.records import Settlement
+from gateway.ledger.reports import ReportError, allocate, costs_report
+from gateway.ledger.repository import Repository
+from gateway.settings import MachineSettings, Settings
+from tests.gateway.ledger.samples import NOW, charge, settlement
+
+NOON = datetime(2026, 11, 21, 13, tzinfo=UTC)
+SETTINGS = Settings(
+    machines=[
+        MachineSettings(name="local", usd_per_hour=Decimal("3.60")),
+        MachineSettings(name="big", type="h200", usd_per_hour=Decimal("36")),
+    ]
+)
+SECOND = 10**9
+NOW_NS = round(NOW * 10**6) * 1000
+FIGURES = ("requests", "prompt_tokens", "cost_usd", "errors")
+
+
+async def _report(engine: AsyncEngine, rows: Sequence[Settlement] = (), **asked: Any) -> Any:
+    if rows:
+        await Repository(engine).write(rows)
+    return await costs_report(engine, SETTINGS, now=NOON, **asked)
+
+
+def _cut(found: Any, *figures: str) -> list[tuple[Any, ...]]:
+    wanted = (*found["group_by"], *figures)
+    return [tuple(row[name] for name in wanted) for row in found["rows"]]
+
+
+def _mixed() -> list[Settlement]:
+    """A plain answer, a retry on two backends, an exact hit, a denial, an error."""
+    return [
+        settlement("plain"),
+        settlement(
+            "retried",
+            team="ads",
+            tags={"env": "test"},
+            charges=(
+                charge("retried", kind="retry", cost_nano_usd=300, prompt_tokens=50),
+                charge(
+                    "retried",
+                    1,
+                    backend="outside",
+                    machine=None,
+                    machine_type=None,
+                    cost_nano_usd=2_000,
+                ),
+            ),
+        ),
+        settlement("hit", charges=(), cache="exact", saved_nano_usd=700, user=None),
+        settlement("denied", charges=(), outcome="denied", backend=None, prompt_tokens=0),
+        settlement(
+            "broken",
+            outcome="error",
+            team="ads",
+            charges=(charge("broken", cost_nano_usd=-400, kind="reversal"),),
+        ),
+    ]
+
+
+async def test_report_has_the_promised_shape(engine: AsyncEngine) -> None:
+    """An empty ledger gives one row of zeros, strings for money, and every field."""
+    found = await _report(engine)
+    assert set(found) == {
+        "since",
+        "until",
+        "tz",
+        "group_by",
+        "rows",
+        "totals",
+        "machine_cost_usd",
+        "idle_cost_usd",
+        "idle_breakdown",
+        "unattributed_cost_usd",
+    }
+    assert found["totals"] == {
+        "requests": 0,
+        "prompt_tokens": 0,
+        "cached_prompt_tokens": 0,
+        "completion_tokens": 0,
+        "cost_usd": "0",
+        "idle_share_usd": "0",
+        "full_cost_usd": "0",
+        "saved_usd": "0",
+        "usd_per_million_tokens": None,
+        "cache_hits_exact": 0,
+        "cache_hits_semantic": 0,
+        "errors": 0,
+    }
+    assert found["rows"] == [found["totals"]]
+    assert (found["since"], found["until"], found["tz"]) == (None, "2026-11-21T13:00:00Z", "UTC")
+
+
+async def test_totals_count_everything_once(engine: AsyncEngine) -> None:
+    """Hits, errors, savings, tokens and charges of all kinds."""
+    totals = (await _report(engine, _mixed()))["totals"]
+    assert totals["requests"] == 5
+    assert totals["prompt_tokens"] == 400
+    assert totals["completion_tokens"] == 100
+    assert totals["cost_usd"] == "0.0000029"
+    assert totals["saved_usd"] == "0.0000007"
+    assert (totals["cache_hits_exact"], totals["errors"]) == (1, 1)
+    assert totals["usd_per_million_tokens"] == "0.005800"
+
+
+async def test_requests_count_once_in_each_group_they_have_a_charge_in(
+    engine: AsyncEngine,
+) -> None:
+    """By backend the retried request stands in both; a hit under who answered; nothing twice."""
+    found = await _report(engine, _mixed(), group_by="backend")
+    assert _cut(found, "requests", "cost_usd", "cache_hits_exact", "prompt_tokens") == [
+        ("outside", 1, "0.000002", 0, 100),
+        ("small", 4, "0.0000009", 1, 350),
+        (None, 1, "0", 0, 0),
+    ]
+    by_kind = await _report(engine, group_by=["kind", "machine"])
+    assert sorted(_cut(by_kind, "requests"), key=str) == [
+        ("answer", "local", 1),
+        ("answer", None, 1),
+        ("retry", "local", 1),
+        ("reversal", "local", 1),
+        (None, None, 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    "group_by",
+    [
+        "team",
+        "key,user",
+        "model,policy,rule,task",
+        "backend",
+        "machine,machine_type",
+        "kind,team",
+        "day",
+        "hour,team",
+        "tag:env",
+        "tag:env,backend,hour",
+    ],
+)
+async def test_groups_sum_to_the_totals(engine: AsyncEngine, group_by: str) -> None:
+    """Whatever the keys, costs, savings and hits of the rows sum to the totals'."""
+    found = await _report(engine, _mixed(), group_by=group_by)
+    assert found["group_by"] == group_by.split(",")
+    for figure in ("cost_usd", "saved_usd", "full_cost_usd"):
+        parts = sum(Decimal(row[figure]) for row in found["rows"])
+        assert parts == Decimal(found["totals"][figure]), figure
+    hits = sum(row["cache_hits_exact"] for row in found["rows"])
+    assert hits == found["totals"]["cache_hits_exact"]
+    keys = [tuple(row[key] for key in found["group_by"]) for row in found["rows"]]
+    assert len(keys) == len(set(keys))
+
+
+async def test_tags_group_by_their_value(engine: AsyncEngine) -> None:
+    """A tag that a request lacks is None; names may hold dots, dashes and any letter."""
+    rows = [*_mixed(), settlement("odd", tags={"ünï-c.d e'": "ja"})]
+    found = await _report(engine, rows, group_by="tag:env")
+    assert sorted(_cut(found, "requests"), key=str) == [("prod", 4), ("test", 1), (None, 1)]
+    odd = await _report(engine, group_by="tag:ünï-c.d e'")
+    assert sorted(_cut(odd, "requests"), key=str) == [("ja", 1), (None, 5)]
+
+
+async def test_names_are_data(engine: AsyncEngine) -> None:
+    """SQL in a team's name is a team's name."""
+    hostile = "'; DELETE FROM charges; --"
+    found = await _report(engine, [settlement("r1", team=hostile)], group_by="team")
+    assert _cut(found, *FIGURES) == [(hostile, 1, 100, "0.000001", 0)]
+    assert (await _report(engine, filters={"team": [hostile]}))["totals"]["requests"] == 1
+    assert (await _report(engine))["totals"]["cost_usd"] == "0.000001"
+
+
+async def test_period_is_half_open_and_local(engine: AsyncEngine) -> None:
+    """since is inclusive, until exclusive; dates, days and hours are those of the time zone."""
+    midnight = datetime(2026, 11, 20, 23, tzinfo=UTC).timestamp()  # 00:00 on the 21st in Berlin
+    rows = [
+        settlement(name, started_at=at, charges=(charge(name, at=at, cost_nano_usd=10**9),))
+        for name, at in (("before", midnight - 0.001), ("at", midnight), ("after", midnight + 1800))
+    ]
+    berlin: dict[str, Any] = {"tz": "Europe/Berlin", "group_by": "day"}
+    found = await _report(engine, rows, **berlin)
+    assert _cut(found, "requests", "cost_usd") == [("2026-11-20", 1, "1"), ("2026-11-21", 2, "2")]
+    found = await _report(engine, since="2026-11-21", **berlin)
+    assert _cut(found, "requests", "cost_usd") == [("2026-11-21", 2, "2")]
+    assert found["since"] == "2026-11-21T00:00:00+01:00"
+    found = await _report(engine, until="2026-11-20T23:00:00Z")
+    assert found["totals"]["requests"] == 1
+    hours = await _report(engine, tz="Asia/Kolkata", group_by="hour")
+    assert _cut(hours, "requests") == [
+        ("2026-11-21T04:00:00+05:30", 2),
+        ("2026-11-21T05:00:00+05:30", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"group_by": "nonsense"}, "allowed: team"),
+        ({"group_by": "team,team"}, "once"),
+        ({"group_by": 'tag:a"b'}, "quotes"),
+        ({"group_by": "tag:"}, "1 to 64"),
+        ({"since": "2026-02-30"}, "2026-02-30"),
+        ({"until": "yesterday"}, "yesterday"),
+        ({"since": "0001-01-01"}, "out of range"),
+        ({"since": "2026-11-21T10:00", "until": "2026-11-21T10:00"}, "not before"),
+        ({"tz": "Mars/Olympus"}, "Mars/Olympus"),
+        ({"tz": "../../etc/passwd"}, "time zone"),
+        ({"filters": {"day": ["2026-11-21"]}}, "since and until"),
+        ({"filters": {"colour": ["red"]}}, "colour"),
+    ],
+)
+async def test_bad_questions_are_refused(
+    engine: AsyncEngine, asked: dict[str, Any], named: str
+) -> None:
+    """Unknown keys, impossible dates and zones: an error that names what is wrong."""
+    with pytest.raises(ReportError, match=named):
+        await _report(engine, **asked)
+
+
+async def test_filters_narrow_rows_and_totals(engine: AsyncEngine) -> None:
+    """Only the named teams, by any key; the machines' figures stay those of everybody."""
+    await Repository(engine).write(_mixed())
+    await MachineClock(engine).record("local", "small", "run", 0, SECOND)
+    found = await _report(engine, group_by="backend", filters={"team": ["ads"]})
+    assert found["totals"]["requests"] == 2
+    assert found["totals"]["cost_usd"] == "0.0000019"
+    assert found["machine_cost_usd"] == "0.001"
+    both = await _report(engine, filters={"backend": ["outside", "nobody"]})
+    assert both["totals"]["requests"] == 1
+    assert both["totals"]["cost_usd"] == "0.000002"
+
+
+async def test_machine_costs_are_measured_and_the_difference_is_printed(
+    engine: AsyncEngine,
+) -> None:
+    """Run time × price; idle, start-up and loading by the engines' clocks; the rest by charges."""
+    began = NOW_NS - 100 * SECOND
+    clock = MachineClock(engine)
+    await clock.record_run("local", "small", began, began + 40 * SECOND)
+    reading = {"started_unix_ns": began + 2 * SECOND, "loading_ns": 3 * SECOND}
+    for now_s, busy, idle in ((20, 5, 10), (40, 15, 20)):
+        reading |= {"now_unix_ns": began + now_s * SECOND}
+        await clock.record_clock(
+            "local", "small", reading | {"busy_ns": busy * SECOND, "idle_ns": idle * SECOND}
+        )
+    await clock.record_run("local", "small", began, began + 50 * SECOND)
+    charges = tuple(charge("r", seq, cost_nano_usd=7 * 10**6) for seq in range(2))
+    rows = [settlement("r", charges=charges), settlement("q", charges=(), team="ads")]
+    found = await _report(engine, rows, group_by="team")
+    assert found["machine_cost_usd"] == "0.05"
+    assert found["idle_breakdown"] == {
+        "idle": "0.02",
+        "startup": "0.002",
+        "loading": "0.003",
+        "lost_work": "0",
+        "overrun": "0",
+    }
+    assert found["idle_cost_usd"] == "0.025"
+    assert found["unattributed_cost_usd"] == "0.011"
+    assert _cut(found, "cost_usd", "idle_share_usd", "full_cost_usd") == [
+        ("search", "0.014", "0.025", "0.039"),
+        ("ads", "0", "0", "0"),
+    ]
+    half = await _report(engine, until=datetime.fromtimestamp(NOW - 75, UTC).isoformat())
+    assert half["machine_cost_usd"] == "0.025"
+
+
+async def test_dropped_clock_reading_shows_as_unattributed(engine: AsyncEngine) -> None:
+    """Idle that no engine reported is not invented from the rest."""
+    began = NOW_NS - 100 * SECOND
+    await MachineClock(engine).record_run("local", "small", began, began + 10 * SECOND)
+    found = await _report(engine)
+    assert found["idle_cost_usd"] == "0"
+    assert found["unattributed_cost_usd"] == "0.01"
+
+
+async def test_idle_is_shared_by_charges_on_the_same_machine(engine: AsyncEngine) -> None:
+    """To the last nano-dollar; a machine's idle never lands on who used another."""
+    began = NOW_NS - 100 * SECOND
+    clock = MachineClock(engine)
+    for machine in ("local", "big"):
+        await clock.record(machine, machine, "run", began, began + 10 * SECOND)
+        await clock.record(machine, machine, "idle", began, began + 10 * SECOND, SECOND)
+    rows = [
+        settlement(
+            team,
+            team=team,
+            charges=(charge(team, machine=machine, machine_type=None, cost_nano_usd=cost),),
+        )
+        for team, machine, cost in (("a", "local", 1), ("b", "local", 2), ("c", "big", 5))
+    ]
+    found = await _report(engine, rows, group_by="team")
+    shares = {row["team"]: Decimal(row["idle_share_usd"]) for row in found["rows"]}
+    assert shares["c"] == Decimal("0.01")
+    assert shares["a"] + shares["b"] == Decimal("0.001")
+    assert shares["b"] > shares["a"] > 0
+    assert found["totals"]["idle_share_usd"] == found["idle_cost_usd"] == "0.011"
+    only_a = await _report(engine, group_by="team", filters={"team": ["a"]})
+    assert Decimal(only_a["rows"][0]["idle_share_usd"]) == shares["a"]
+
+
+@given(st.integers(0, 10**15), st.lists(st.integers(0, 10**12), max_size=20))
+def test_allocation_is_exact(amount: int, weights: list[int]) -> None:
+    """Shares sum to the amount, follow the weights, and are off by less than one."""
+    shares = allocate(amount, weights)
+    whole = sum(weights)
+    assert sum(shares) == (amount if whole else 0)
+    for share, weight in zip(shares, weights, strict=True):
+        assert whole == 0 or abs(share * whole - amount * weight) < whole
