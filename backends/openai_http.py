@@ -33,6 +33,7 @@ from backends.http_replica import (
     transport_cause,
 )
 from backends.openai_errors import describe_error, error_from_response, transport_error
+from backends.openai_health import foreign_health, own_health, why_unready
 from backends.sse_reader import SSEReader
 from backends.wire import usage_from_wire
 
@@ -359,28 +360,16 @@ class OpenAIHTTPBackend:
         try:
             status, health = await self._ask("GET", "/health", replica=replica)
             if status == 200 and "model_revision" in health:
-                return _own_health(health)
+                return own_health(health)
             if status >= 500:
-                return BackendHealth(ready=False, detail=_why(health, status))
+                return BackendHealth(ready=False, detail=why_unready(health, status))
             status, models = await self._ask("GET", "/v1/models", replica=replica)
         except BackendError as error:
             return BackendHealth(ready=False, detail=error.message)
         if status in (401, 403) or status >= 500:
             return BackendHealth(ready=False, detail=f"GET models answered {status}")
-        return self._foreign_health(models)
-
-    def _foreign_health(self, models: Mapping[str, Any]) -> BackendHealth:
-        cards = [card for card in models.get("data") or [] if isinstance(card, dict)]
-        card = next((card for card in cards if card.get("id") == self.model), {})
-        context = card.get("max_model_len")
-        unknown = bool(cards) and bool(self.model) and not card
-        return BackendHealth(
-            ready=True,
-            running=self.outstanding,
-            capacity=self._max_concurrency,
-            model_revision=str(card.get("root") or self.model),
-            context_tokens=context if isinstance(context, int) else None,
-            detail=f"model {self.model!r} is not in its list" if unknown else "",
+        return foreign_health(
+            models, self.model, running=self.outstanding, capacity=self._max_concurrency
         )
 
 
@@ -388,23 +377,4 @@ def _finishes(body: Mapping[str, Any]) -> bool:
     choices = body.get("choices")
     return isinstance(choices, list) and any(
         isinstance(choice, dict) and bool(choice.get("finish_reason")) for choice in choices
-    )
-
-
-def _why(health: Mapping[str, Any], status: int) -> str:
-    """Why a server is unready, in its own words where it has some."""
-    return str(health.get("detail") or health.get("status") or f"/health answered {status}")
-
-
-def _own_health(health: Mapping[str, Any]) -> BackendHealth:
-    """Our own server's /health."""
-    context = health.get("context_tokens")
-    return BackendHealth(
-        ready=bool(health.get("ready", True)),
-        running=int(health.get("running", 0)),
-        waiting=int(health.get("waiting", 0)),
-        capacity=int(health.get("capacity", 0)),
-        model_revision=str(health["model_revision"]),
-        context_tokens=context if isinstance(context, int) else None,
-        detail=str(health.get("detail", "")),
     )
