@@ -36,6 +36,8 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 class Door:
     """The ASGI app in front of the app: counts requests, turns away while draining, checks keys.
 
+    While draining, what is only read (usage, clock, metrics) is still answered.
+
     Attributes:
         in_flight: requests inside, health checks not counted.
         draining: set once, never taken back.
@@ -63,7 +65,7 @@ class Door:
             )
             await _answer(send, 401, body)
             return
-        if self.draining:
+        if self.draining and scope.get("method") != "GET":
             body = error_body(
                 "This server is shutting down; try again.", kind="server_error", code="draining"
             )

@@ -85,6 +85,7 @@ def test_running_stream_finishes_while_new_requests_are_turned_away(tmp_path: Pa
             assert client.get("/health/live").status_code == 200
             assert client.get("/health/ready").status_code == 503
             assert client.get("/health").json()["status"] == "draining"
+            assert client.get("/v1/models").status_code == 200
         reader.join(5)
         assert "data: [DONE]" in lines
         assert process.process.wait(5) == 0
