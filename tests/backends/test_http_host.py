@@ -1,5 +1,6 @@
 """What hosts our servers: draining, sockets, keys, dying with the parent."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -15,7 +16,10 @@ from typing import Any
 import httpx
 import pytest
 
+from backends.contract import GenerateRequest
+from backends.errors import BackendStreamError
 from backends.http_host import Door
+from backends.openai_http import OpenAIHTTPBackend
 from tests.backends.server_process import ServerProcess, server
 
 BODY = {"model": "echo", "messages": [{"role": "user", "content": "one two three four five"}]}
@@ -122,6 +126,22 @@ def test_socket_of_a_killed_server_is_replaced_and_a_live_one_is_not(tmp_path: P
         assert b"another server listens" in second.stderr
 
 
+async def test_server_killed_in_mid_stream_is_a_stream_error(tmp_path: Path) -> None:
+    """kill -9 under a running stream: what came is delivered, then a clear error, at once."""
+    with server("backends.echo", "--token-delay-s", "0.1", uds=tmp_path / "s") as process:
+        backend = OpenAIHTTPBackend("doomed", uds=tmp_path / "s")
+        stream = backend.stream(
+            GenerateRequest(request_id="r", endpoint="chat/completions", body=BODY)
+        )
+        first = await anext(stream)
+        assert first.body["choices"]
+        process.signal(signal.SIGKILL)
+        with pytest.raises(BackendStreamError, match="doomed"):
+            await asyncio.wait_for(_exhaust(stream), 5)
+        assert not (await backend.probe()).ready
+        await backend.aclose()
+
+
 def test_server_dies_with_its_parent(tmp_path: Path) -> None:
     """A supervisor killed with -9 leaves no children behind."""
     script = (
@@ -171,6 +191,11 @@ async def test_keys_guard_everything_but_health(path: str, key: str | None, stat
     await door({"path": path, "headers": headers}, None, send)
     assert sent[0]["status"] == status
     assert door.in_flight == 0
+
+
+async def _exhaust(stream: Any) -> None:
+    async for _ in stream:
+        pass
 
 
 def _alive(pid: int) -> bool:
