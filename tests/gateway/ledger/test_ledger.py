@@ -1,6 +1,7 @@
 """Settlements reach SQL exactly once, whatever happens on the way."""
 
 import asyncio
+import os
 from pathlib import Path
 
 import msgspec
@@ -25,10 +26,11 @@ async def _counts(engine: AsyncEngine) -> tuple[int, int]:
 
 async def test_settlement_reads_back_as_written(engine: AsyncEngine, settings: Settings) -> None:
     """Every field of a request and its charges survives the way through SQL."""
-    ledger = Ledger(settings, engine)
+    ledger = Ledger(settings, engine, worker="w1")
     await ledger.start()
     hostile = settlement(
         "r1",
+        worker="w1",
         team="'; DROP TABLE requests; --",
         tags={'a"b': "x'y", "ünïcode": "🐧", "": ""},
         charges=(charge("r1"), charge("r1", 1, kind="reversal", reverses_seq=0, cost_nano_usd=-7)),
@@ -133,9 +135,8 @@ async def test_full_disk_is_reported_and_requests_go_on(
     ledger = Ledger(settings, engine)
     await ledger.start()
     ledger.settle(settlement("r1"))
+    ledger._journal.sync()  # so that only the write can fail
     segment = ledger._journal._segments[0]
-    import os
-
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, segment.descriptor)
     os.close(full)
