@@ -37,12 +37,13 @@ _TYPES: dict[str, Any] = {
 _SIGNATURES = {
     "paged_attention_f32": "ppppppp lii ll iiii f ii",
     "quant_linear_f32": "ppppp iiii",
+    "quant_linear_packed_f32": "ppppp iiii",
     "rms_norm_f32": "ppppp f ii",
     "rope_f32": "pppppp l iiii llll",
     "silu_mul_f32": "pp ii",
     "store_kv_f32": "ppppp l ii ll",
 }
-_LONG_CALLS = frozenset({"paged_attention_f32", "quant_linear_f32"})
+_LONG_CALLS = frozenset({"paged_attention_f32", "quant_linear_f32", "quant_linear_packed_f32"})
 
 logger = logging.getLogger("headgate.kernels")
 

@@ -4,40 +4,119 @@ namespace {
 
 // The rows of one task: every query of the sequence, times every query head of the key head.
 struct Rows {
-    int count;
+    int count;                   // per head
     std::vector<float> queries;  // [count, D], scaled
     std::vector<float> scores;   // [count, context], then weights
     std::vector<float> totals;   // [count, D]
 };
 
+// The sums of LANES vectors' lanes, as one vector: a tree of shuffles for all instead of one each.
+inline Vector sums(const Vector* v) {
+#if defined(__AVX512F__)
+    __m512 pairs[8], fours[4];
+    for (int i = 0; i < 8; ++i) {
+        const __m512 a = reinterpret_cast<__m512>(v[2 * i]), b = reinterpret_cast<__m512>(v[2 * i + 1]);
+        pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    }
+    for (int i = 0; i < 4; ++i) {
+        const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
+        fours[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
+                                 _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    }
+    const __m512 low = _mm512_add_ps(_mm512_shuffle_f32x4(fours[0], fours[1], 0x44),
+                                     _mm512_shuffle_f32x4(fours[0], fours[1], 0xEE));
+    const __m512 high = _mm512_add_ps(_mm512_shuffle_f32x4(fours[2], fours[3], 0x44),
+                                      _mm512_shuffle_f32x4(fours[2], fours[3], 0xEE));
+    return reinterpret_cast<Vector>(_mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88),
+                                                  _mm512_shuffle_f32x4(low, high, 0xDD)));
+#else
+    Vector result;
+    for (int lane = 0; lane < LANES; ++lane) result[lane] = sum(v[lane]);
+    return result;
+#endif
+}
+
 // DIM is the head size where it is a common one, so that loops over it unroll; else 0.
+// Lane by lane: the products of two vectors of the head size, not yet added up.
 template <int DIM>
-void score(Rows& rows, const float* keys, int slots, int64_t slot_stride, int first, int context,
+inline Vector multiply(const float* a, const float* b, int dim_at_run_time) {
+    const int dim = DIM ? DIM : dim_at_run_time;
+    Vector total = load(a) * load(b);
+    for (int d = LANES; d < dim; d += LANES) total += load(a + d) * load(b + d);
+    return total;
+}
+
+template <int DIM>
+void score(Rows& rows, int head, const float* keys, int slots, int64_t slot_stride, int first, int context,
            int dim_at_run_time) {
     const int dim = DIM ? DIM : dim_at_run_time;
-    for (int slot = 0; slot < slots; ++slot) {
-        const float* key = keys + slot * slot_stride;
-        for (int row = 0; row < rows.count; ++row) {
+    for (int tile = 0; tile < slots; tile += LANES) {
+        const int count = std::min(LANES, slots - tile);
+        const float* from = keys + tile * slot_stride;
+        for (int row = head * rows.count; row < (head + 1) * rows.count; ++row) {
             const float* query = rows.queries.data() + row * dim;
-            Vector total = {};
-            for (int d = 0; d < dim; d += LANES) total += load(query + d) * load(key + d);
-            rows.scores[static_cast<int64_t>(row) * context + first + slot] = sum(total);
+            // Missing slots count as zeros, so that a score is added up alike in any tile.
+            Vector products[LANES];
+            if (count == LANES) {
+#pragma GCC unroll 16
+                for (int slot = 0; slot < LANES; ++slot)
+                    products[slot] = multiply<DIM>(query, from + slot * slot_stride, dim);
+            } else {
+                for (int slot = 0; slot < LANES; ++slot)
+                    products[slot] = slot < count
+                        ? multiply<DIM>(query, from + slot * slot_stride, dim) : Vector{};
+            }
+            float* to = rows.scores.data() + static_cast<int64_t>(row) * context + first + tile;
+            const Vector totals = sums(products);
+            if (count == LANES) store(to, totals);
+            else store_some(to, totals, count);
         }
     }
 }
 
+// ROWS rows share each value read; their totals stay in registers.
+template <int DIM, int ROWS>
+void weigh_rows(Rows& rows, int row, const float* values, int slots, int64_t slot_stride,
+                int64_t place, int context) {
+    constexpr int PARTS = DIM / LANES;
+    Vector totals[ROWS][PARTS];
+    float* to = rows.totals.data() + static_cast<int64_t>(row) * DIM;
+    const float* weights = rows.scores.data() + static_cast<int64_t>(row) * context + place;
+    for (int r = 0; r < ROWS; ++r)
+        for (int part = 0; part < PARTS; ++part) totals[r][part] = load(to + r * DIM + part * LANES);
+    for (int slot = 0; slot < slots; ++slot) {
+        const float* value = values + slot * slot_stride;
+        for (int part = 0; part < PARTS; ++part) {
+            const Vector read = load(value + part * LANES);
+            for (int r = 0; r < ROWS; ++r)
+                totals[r][part] += weights[static_cast<int64_t>(r) * context + slot] * read;
+        }
+    }
+    for (int r = 0; r < ROWS; ++r)
+        for (int part = 0; part < PARTS; ++part) store(to + r * DIM + part * LANES, totals[r][part]);
+}
+
 template <int DIM>
-void weigh(Rows& rows, const float* values, int slots, int64_t slot_stride, int first, int context,
+void weigh(Rows& rows, int head, const float* values, int slots, int64_t slot_stride, int first, int context,
            int dim_at_run_time) {
-    const int dim = DIM ? DIM : dim_at_run_time;
-    for (int row = 0; row < rows.count; ++row) {
+    int row = head * rows.count;
+    const int end = row + rows.count;
+    if constexpr (DIM != 0) {
+        constexpr int TOGETHER = DIM <= 64 ? 4 : 2;
+        for (; row + TOGETHER <= end; row += TOGETHER)
+            weigh_rows<DIM, TOGETHER>(rows, row, values, slots, slot_stride, first, context);
+        for (; row + 2 <= end; row += 2)
+            weigh_rows<DIM, 2>(rows, row, values, slots, slot_stride, first, context);
+        for (; row < end; ++row)
+            weigh_rows<DIM, 1>(rows, row, values, slots, slot_stride, first, context);
+    }
+    for (; row < end; ++row) {
         const float* weights = rows.scores.data() + static_cast<int64_t>(row) * context + first;
-        float* total = rows.totals.data() + row * dim;
-        for (int d = 0; d < dim; d += LANES) {
+        float* total = rows.totals.data() + static_cast<int64_t>(row) * dim_at_run_time;
+        for (int d = 0; d < dim_at_run_time; d += LANES) {
             Vector sum_of_slots = load(total + d);
-            for (int slot = 0; slot < slots; ++slot) {
+            for (int slot = 0; slot < slots; ++slot)
                 sum_of_slots += weights[slot] * load(values + slot * slot_stride + d);
-            }
             store(total + d, sum_of_slots);
         }
     }
@@ -74,28 +153,44 @@ struct Cache {
     int block_size, heads, dim;
 };
 
+// Key heads [first_head, first_head + heads) of one sequence. Blocks are walked once for all of
+// them, because memory is read fastest in its order.
+// Asks for one head's share of a block that is read soon: blocks lie anywhere in memory.
+inline void fetch(const float* from, int slots, int64_t slot_stride, int dim) {
+    for (int slot = 0; slot < slots; ++slot)
+        for (int d = 0; d < dim; d += 16) __builtin_prefetch(from + slot * slot_stride + d);
+}
+
 template <int DIM>
-int attend(Rows& rows, const Cache& cache, int head, const int32_t* table, int queries,
-           int context) {
+int attend(Rows& rows, const Cache& cache, int first_head, int heads, const int32_t* table,
+           int queries, int context) {
     const int64_t slot_stride = static_cast<int64_t>(cache.heads) * cache.dim;
     const int64_t block_stride = cache.block_size * slot_stride;
-    const int64_t head_offset = static_cast<int64_t>(head) * cache.dim;
+    const int64_t head_offset = static_cast<int64_t>(first_head) * cache.dim;
     const int group = rows.count / queries;
     for (int first = 0, index = 0; first < context; first += cache.block_size, ++index) {
         const int64_t block = table[index];
         if (block < 0 || block >= cache.num_blocks) return OUT_OF_RANGE;
-        score<DIM>(rows, cache.keys + block * block_stride + head_offset,
-                   std::min(cache.block_size, context - first), slot_stride, first, context,
-                   cache.dim);
+        const float* keys = cache.keys + block * block_stride + head_offset;
+        const int slots = std::min(cache.block_size, context - first);
+        const int64_t next = first + cache.block_size < context ? table[index + 1] : block;
+        const float* soon = cache.keys + std::max<int64_t>(next, 0) * block_stride + head_offset;
+        for (int head = 0; head < heads; ++head) {
+            fetch(soon + head * cache.dim, slots, slot_stride, cache.dim);
+            score<DIM>(rows, head, keys + head * cache.dim, slots, slot_stride, first, context,
+                       cache.dim);
+        }
     }
-    for (int row = 0; row < rows.count; ++row) {
-        const int visible = std::max(0, context - queries + row / group + 1);
+    for (int row = 0; row < rows.count * heads; ++row) {
+        const int visible = std::max(0, context - queries + row % rows.count / group + 1);
         softmax(rows.scores.data() + static_cast<int64_t>(row) * context, visible, context);
     }
     for (int first = 0, index = 0; first < context; first += cache.block_size, ++index) {
-        weigh<DIM>(rows, cache.values + table[index] * block_stride + head_offset,
-                   std::min(cache.block_size, context - first), slot_stride, first, context,
-                   cache.dim);
+        const float* values = cache.values + table[index] * block_stride + head_offset;
+        const int slots = std::min(cache.block_size, context - first);
+        for (int head = 0; head < heads; ++head)
+            weigh<DIM>(rows, head, values + head * cache.dim, slots, slot_stride, first, context,
+                       cache.dim);
     }
     return OK;
 }
@@ -111,10 +206,12 @@ extern "C" int paged_attention_f32(
     int threads) {
     const int group = query_heads / kv_heads;
     const Cache cache{k_cache, v_cache, num_blocks, block_size, kv_heads, dim};
+    const int heads = sequences >= threads ? kv_heads : 1;  // of one task
+    const int parts = kv_heads / heads;
     int outcome = OK;
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-    for (int task = 0; task < sequences * kv_heads; ++task) {
-        const int sequence = task / kv_heads, head = task % kv_heads;
+    for (int task = 0; task < sequences * parts; ++task) {
+        const int sequence = task / parts, first_head = task % parts * heads;
         const int start = query_start_lens[sequence];
         const int queries = query_start_lens[sequence + 1] - start;
         const int context = context_lens[sequence];
@@ -125,22 +222,25 @@ extern "C" int paged_attention_f32(
         }
         static thread_local Rows rows;
         rows.count = queries * group;
-        rows.queries.resize(static_cast<size_t>(rows.count) * dim);
-        rows.scores.resize(static_cast<size_t>(rows.count) * context);
-        rows.totals.assign(static_cast<size_t>(rows.count) * dim, 0.0f);
-        for (int row = 0; row < rows.count; ++row) {
-            const float* from = q + (start + row / group) * q_token_stride +
-                                (head * group + row % group) * q_head_stride;
+        const int all = rows.count * heads;
+        rows.queries.resize(static_cast<size_t>(all) * dim);
+        rows.scores.resize(static_cast<size_t>(all) * context);
+        rows.totals.assign(static_cast<size_t>(all) * dim, 0.0f);
+        for (int row = 0; row < all; ++row) {
+            const int token = start + row % rows.count / group;
+            const int head = (first_head + row / rows.count) * group + row % group;
+            const float* from = q + token * q_token_stride + head * q_head_stride;
             for (int d = 0; d < dim; ++d) rows.queries[row * dim + d] = from[d] * scale;
         }
         const int32_t* table = block_tables + static_cast<int64_t>(sequence) * table_len;
         const auto run = dim == 32 ? attend<32> : dim == 64 ? attend<64>
                        : dim == 128 ? attend<128> : attend<0>;
-        if (run(rows, cache, head, table, queries, context) != OK) outcome = OUT_OF_RANGE;
-        for (int row = 0; row < rows.count; ++row) {
-            const int64_t token = start + row / group, query_head = head * group + row % group;
+        if (run(rows, cache, first_head, heads, table, queries, context) != OK) outcome = OUT_OF_RANGE;
+        for (int row = 0; row < all; ++row) {
+            const int64_t token = start + row % rows.count / group;
+            const int64_t head = (first_head + row / rows.count) * group + row % group;
             std::copy_n(rows.totals.data() + static_cast<int64_t>(row) * dim, dim,
-                        out + (token * query_heads + query_head) * dim);
+                        out + (token * query_heads + head) * dim);
         }
     }
     return outcome;

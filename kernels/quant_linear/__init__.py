@@ -1,11 +1,23 @@
 """A linear layer whose weight is stored as int8."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from kernels.checks import require_dtype, require_float
-from kernels.dispatch import choose
+from kernels.dispatch import choose, implementation_for
 from kernels.errors import ShapeError
+
+PACKED_CHANNELS = 32
+"""Channels that lie side by side in a packed weight."""
+
+
+class Copies(NamedTuple):
+    """Further forms of one weight: memory for speed. None: it would not be faster here."""
+
+    dense: Tensor | None
+    packed: Tensor | None
 
 
 def quant_linear(
@@ -15,6 +27,7 @@ def quant_linear(
     bias: Tensor | None = None,
     *,
     dense: Tensor | None = None,
+    packed: Tensor | None = None,
 ) -> Tensor:
     """Multiply by the transpose of an int8 weight with one scale per output channel.
 
@@ -23,8 +36,9 @@ def quant_linear(
         weight_int8: [N, K] int8, contiguous. The weight is weight_int8 * scale[:, None].
         scale: [N] fp32.
         bias: [N] bf16 | fp16 | fp32, added in fp32.
-        dense: [N, K] x.dtype, the same weight dequantised. Memory for speed: an implementation may
-            multiply by it where it is faster than int8, and may ignore it.
+        dense: [N, K] x.dtype, the same weight dequantised.
+        packed: [ceil(N / 32), K, 32] int8, the same weight as `copies` lays it out. An
+            implementation may read these where that is faster, and may ignore them.
 
     Returns:
         [..., N], x.dtype, accumulated in fp32.
@@ -43,8 +57,37 @@ def quant_linear(
     if dense is not None:
         require_float(dense, "dense", like=x.dtype)
     _check_shapes(x, weight_int8, scale, bias, dense)
-    result: Tensor = choose("quant_linear", x.device.type)(x, weight_int8, scale, bias, dense=dense)
+    if packed is not None:
+        _check_packed(weight_int8, packed)
+    result: Tensor = choose("quant_linear", x.device.type)(
+        x, weight_int8, scale, bias, dense=dense, packed=packed
+    )
     return result
+
+
+def copies(weight_int8: Tensor, scale: Tensor, dtype: torch.dtype) -> Copies:
+    """Make the forms of a weight that are faster where it lies, once, when it is loaded.
+
+    Args:
+        weight_int8: [N, K] int8.
+        scale: [N] fp32.
+        dtype: of the activations to come.
+    """
+    implementation = implementation_for(weight_int8.device.type)
+    if implementation == "native" and dtype == torch.float32:
+        return Copies(dense=None, packed=_pack(weight_int8))
+    if implementation in ("native", "torch_cpu"):
+        return Copies(dense=(weight_int8.float() * scale[:, None]).to(dtype), packed=None)
+    return Copies(dense=None, packed=None)
+
+
+def _pack(weight_int8: Tensor) -> Tensor:
+    """Lay 32 channels side by side, so that a vector of them is one load; pad with zeros."""
+    channels, inputs = weight_int8.shape
+    blocks = -(-channels // PACKED_CHANNELS)
+    padded = weight_int8.new_zeros(blocks * PACKED_CHANNELS, inputs)
+    padded[:channels] = weight_int8
+    return padded.view(blocks, PACKED_CHANNELS, inputs).transpose(1, 2).contiguous()
 
 
 def _check_shapes(
@@ -64,3 +107,12 @@ def _check_shapes(
         raise ShapeError(
             f"dense is {list(dense.shape)} but weight_int8 is {list(weight_int8.shape)}"
         )
+
+
+def _check_packed(weight_int8: Tensor, packed: Tensor) -> None:
+    channels, inputs = weight_int8.shape
+    wanted = (-(-channels // PACKED_CHANNELS), inputs, PACKED_CHANNELS)
+    if packed.dtype != torch.int8:
+        require_dtype(packed, "packed", torch.int8)
+    if packed.shape != wanted or not packed.is_contiguous():
+        raise ShapeError(f"packed is {list(packed.shape)}; need {list(wanted)}, contiguous")

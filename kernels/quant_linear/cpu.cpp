@@ -65,3 +65,60 @@ extern "C" int quant_linear_f32(const float* x, const int8_t* weight, const floa
     }
     return OK;
 }
+
+namespace {
+
+// Channels that lie side by side in a packed weight: whole vectors, without sums across lanes.
+constexpr int PACKED_CHANNELS = 32;
+constexpr int PACKED_VECTORS = PACKED_CHANNELS / LANES;
+
+template <int ROWS>
+void multiply_packed(const float* x, const int8_t* weight, const float* scale, const float* bias,
+                     float* out, int channels, int out_stride, int inputs) {
+    Vector totals[ROWS][PACKED_VECTORS] = {};
+    for (int64_t k = 0; k < inputs; ++k) {
+        Vector weights[PACKED_VECTORS];
+        for (int v = 0; v < PACKED_VECTORS; ++v) {
+            weights[v] = load_bytes(weight + k * PACKED_CHANNELS + v * LANES);
+        }
+        for (int64_t row = 0; row < ROWS; ++row) {
+            const float value = x[row * inputs + k];
+            for (int v = 0; v < PACKED_VECTORS; ++v) totals[row][v] += value * weights[v];
+        }
+    }
+    for (int64_t row = 0; row < ROWS; ++row) {
+        float results[PACKED_CHANNELS];
+        std::memcpy(results, totals[row], sizeof results);
+        for (int c = 0; c < channels; ++c) {
+            out[row * out_stride + c] = results[c] * scale[c] + (bias ? bias[c] : 0.0f);
+        }
+    }
+}
+
+}  // namespace
+
+// weight: [ceil(channels / 32), inputs, 32], zeros past the last channel.
+extern "C" int quant_linear_packed_f32(const float* x, const int8_t* weight, const float* scale,
+                                       const float* bias, float* out, int rows, int channels,
+                                       int inputs, int threads) {
+    const int blocks = (channels + PACKED_CHANNELS - 1) / PACKED_CHANNELS;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int block = 0; block < blocks; ++block) {
+        const int first = block * PACKED_CHANNELS;
+        const int count = std::min(PACKED_CHANNELS, channels - first);
+        const int8_t* from = weight + static_cast<int64_t>(first) * inputs;
+        int64_t row = 0;
+        const auto run = [&](auto multiply, int together) {
+            for (; row + together <= rows; row += together) {
+                multiply(x + row * inputs, from, scale + first, bias ? bias + first : bias,
+                         out + row * channels + first, count, channels, inputs);
+            }
+        };
+        // As many rows at a time as there are registers for their totals.
+        if (LANES == 16) run(multiply_packed<8>, 8);
+        if (LANES == 16) run(multiply_packed<4>, 4);
+        run(multiply_packed<2>, 2);
+        run(multiply_packed<1>, 1);
+    }
+    return OK;
+}

@@ -30,7 +30,9 @@ def quant_linear(
     bias: Tensor | None = None,
     *,
     dense: Tensor | None = None,
+    packed: Tensor | None = None,
 ) -> Tensor:
+    del packed  # Laid out for C++.
     inputs = x.shape[-1]
     if x.dtype == torch.bfloat16 and inputs and inputs % PACKED_INPUTS == 0:
         rows = x.numel() // inputs

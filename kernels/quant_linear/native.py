@@ -23,15 +23,18 @@ def quant_linear(
 ) -> Tensor:
     rows = x.numel() // max(x.shape[-1], 1)
     if x.dtype != torch.float32 or rows > MOST_ROWS or not rows:
-        return cpu.quant_linear(x, weight_int8, scale, bias, dense=dense)
-    x, weight_int8, scale = x.contiguous(), weight_int8.contiguous(), scale.contiguous()
+        return cpu.quant_linear(x, weight_int8, scale, bias, dense=dense, packed=packed)
+    x, scale = x.contiguous(), scale.contiguous()
+    weight = weight_int8.contiguous() if packed is None else packed
     if bias is not None:
         bias = bias.float().contiguous()
     channels, inputs = weight_int8.shape
-    out = x.new_empty((*x.shape[:-1], channels))
-    function("quant_linear_f32")(
+    out = torch.empty(*x.shape[:-1], channels)
+    rows = out.numel() // max(channels, 1)
+    name = "quant_linear_f32" if packed is None else "quant_linear_packed_f32"
+    function(name)(
         x.data_ptr(),
-        weight_int8.data_ptr(),
+        weight.data_ptr(),
         scale.data_ptr(),
         None if bias is None else bias.data_ptr(),
         out.data_ptr(),

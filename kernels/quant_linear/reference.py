@@ -10,8 +10,9 @@ def quant_linear(
     bias: Tensor | None = None,
     *,
     dense: Tensor | None = None,
+    packed: Tensor | None = None,
 ) -> Tensor:
-    del dense  # The stored weight is the truth.
+    del dense, packed  # The stored weight is the truth.
     weight = weight_int8.float() * scale.unsqueeze(1)
     result = x.float() @ weight.t()
     if bias is not None:

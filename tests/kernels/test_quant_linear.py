@@ -6,6 +6,9 @@ from kernel_cases import Runner, random, reference
 from tolerances import assert_close
 from torch import Tensor
 
+from kernels.errors import ShapeError
+from kernels.quant_linear import copies, quant_linear
+
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -59,3 +62,35 @@ def test_quant_linear_keeps_leading_dimensions(runner: Runner) -> None:
     actual = runner("quant_linear", *arguments)
     assert actual.shape == (2, 3, 10)
     assert_close(actual, reference("quant_linear", *arguments))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 8, 15])
+@pytest.mark.parametrize(("channels", "inputs"), [(5, 7), (64, 32), (70, 129), (1, 1)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_quant_linear_gives_the_same_with_copies_made_for_speed(
+    runner: Runner, rows: int, channels: int, inputs: int, dtype: torch.dtype
+) -> None:
+    """Whatever `copies` prepares on this machine changes no result beyond rounding."""
+    x, (weight, scale) = random(rows, inputs, dtype=dtype), _weight(channels, inputs)
+    made = copies(weight, scale, dtype)
+    actual = runner("quant_linear", x, weight, scale, **made._asdict())
+    assert_close(actual, reference("quant_linear", x, weight, scale))
+
+
+def test_quant_linear_answers_a_row_alike_in_any_batch() -> None:
+    """With fp32 activations a row's result is the same bit for bit, whatever is beside it."""
+    x, (weight, scale) = random(23, 64), _weight(70, 64)
+    made = copies(weight, scale, torch.float32)
+    if made.packed is None:
+        pytest.skip("C++ kernels cannot be built here")
+    together = quant_linear(x, weight, scale, **made._asdict())
+    for row in range(23):
+        alone = quant_linear(x[row : row + 1], weight, scale, **made._asdict())
+        assert torch.equal(alone[0], together[row])
+
+
+def test_quant_linear_refuses_a_packed_weight_of_another_shape() -> None:
+    """A packed weight belongs to its int8 weight."""
+    weight, scale = _weight(40, 8)
+    with pytest.raises(ShapeError, match="packed is"):
+        quant_linear(random(1, 8), weight, scale, packed=torch.zeros(1, 8, 32, dtype=torch.int8))
