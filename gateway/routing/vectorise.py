@@ -6,9 +6,10 @@ n-grams inside words.
 """
 
 import re
+import sys
 from collections.abc import Sequence
-from itertools import chain
 from math import log1p
+from pathlib import Path
 from zlib import crc32
 
 import numpy as np
@@ -29,7 +30,13 @@ _SHIFTS = {
     "right": np.uint32(0xC2B2AE3D),
     "third": np.uint32(0x27D4EB2F),
 }
-_START, _END = crc32(b"\x02"), crc32(b"\x03")
+
+
+def _native(value: int) -> bytes:
+    return value.to_bytes(4, sys.byteorder)
+
+
+_START, _END = _native(crc32(b"\x02")), _native(crc32(b"\x03"))
 
 Rows = NDArray[np.int64]
 
@@ -57,7 +64,8 @@ class Vectoriser:
         self._shift = np.uint32(32 - bits)
         self._trigrams = trigrams
         self._chars = tuple(chars)
-        self._words: dict[str, tuple[int, tuple[int, ...]]] = {}
+        self._words: dict[str, tuple[bytes, bytes]] = {}
+        """Token → its hash, and those of its character n-grams, as native uint32s."""
 
     def rows(self, tokens: Sequence[str]) -> Rows:
         """The buckets of a text, each once, ascending."""
@@ -65,7 +73,8 @@ class Vectoriser:
         if len(known) > MAX_WORDS:
             known.clear()
         found = [known.get(token) or self._learn(token) for token in tokens]
-        ids = np.array([_START, *[pair[0] for pair in found], _END], dtype=np.uint32)
+        ends = (_START, *[pair[0] for pair in found], _END)
+        ids = np.frombuffer(b"".join(ends), dtype=np.uint32)
         parts = [ids[1:-1] * _SHIFTS["uni"]]
         pairs = (ids[:-1] * _SHIFTS["left"]) ^ (ids[1:] * _SHIFTS["right"])
         parts.append(pairs * _SHIFTS["uni"])
@@ -73,7 +82,7 @@ class Vectoriser:
             triples = (pairs[:-1] * _SHIFTS["third"]) ^ (ids[2:] * _SHIFTS["right"])
             parts.append(triples * _SHIFTS["uni"])
         if self._chars:
-            inner = np.array(list(chain.from_iterable(pair[1] for pair in found)), dtype=np.uint32)
+            inner = np.frombuffer(b"".join([pair[1] for pair in found]), dtype=np.uint32)
             parts.append(inner * _SHIFTS["uni"])
         hashed = np.concatenate(parts) >> self._shift
         hashed.sort()
@@ -81,7 +90,7 @@ class Vectoriser:
         np.not_equal(hashed[1:], hashed[:-1], out=keep[1:])
         return hashed[keep].astype(np.int64)
 
-    def _learn(self, token: str) -> tuple[int, tuple[int, ...]]:
+    def _learn(self, token: str) -> tuple[bytes, bytes]:
         word = "0" * min(len(token), 6) if token[0].isdigit() else token[:WORD_CHARS]
         inner: set[int] = set()
         if self._chars and len(word) > 2 and word[0].isalpha():
@@ -91,9 +100,42 @@ class Vectoriser:
                     crc32(marked[i : i + length].encode("utf-8", "surrogatepass"), 7)
                     for i in range(len(marked) - length + 1)
                 )
-        pair = (crc32(word.encode("utf-8", "surrogatepass")), tuple(inner))
+        pair = (
+            _native(crc32(word.encode("utf-8", "surrogatepass"))),
+            np.array(list(inner), dtype=np.uint32).tobytes(),
+        )
         self._words[token] = pair
         return pair
+
+
+class WordVectors:
+    """Static vectors of common words, averaged over a text; rare words of the corpus weigh more.
+
+    Args:
+        words: W of them.
+        vectors: [W, E] float32.
+        weights: [W] float32.
+    """
+
+    def __init__(
+        self, words: Sequence[str], vectors: NDArray[np.float32], weights: NDArray[np.float32]
+    ) -> None:
+        self._place = {word: index for index, word in enumerate(words)}
+        # the weight stands in a last column, so that one gather gives both sums
+        self._table = np.concatenate([vectors * weights[:, None], weights[:, None]], axis=1)
+
+    def mean(self, tokens: Sequence[str]) -> NDArray[np.float32]:
+        """[E] float32; zeros when no word is known."""
+        place = self._place
+        total = self._table[[place[token] for token in tokens if token in place]].sum(0)
+        return np.asarray(total[:-1] / (total[-1] or 1.0), dtype=np.float32)
+
+
+def load_words(path: Path) -> tuple[list[str], NDArray[np.float32]]:
+    """Words and vectors [W, E] out of a file of `python -m backends.word_vectors`."""
+    with np.load(path, allow_pickle=False) as file:
+        words = file["words"].tobytes().decode("utf-8").split("\n")
+        return words, file["vectors"].astype(np.float32) * file["scale"]
 
 
 COUNTS = (
@@ -129,6 +171,13 @@ _FIRST = frozenset("i my me im mine we our us".split())
 _SECOND = frozenset("you your yours u ya".split())
 
 
+def _code_marks(sample: str, of: Sequence[int]) -> int:
+    """Matches of _CODE_MARK; the search is skipped where no alternative can match."""
+    if any(of[mark] for mark in b"{};`=><(&|#$") or "::" in sample or "++" in sample:
+        return len(_CODE_MARK.findall(sample))
+    return 0
+
+
 def counts(text: str, tokens: Sequence[str]) -> NDArray[np.float32]:
     """The cheap counts of a text, [len(COUNTS)] float32, roughly in 0..4."""
     sample = text if len(text) <= 2 * CHARS else text[:CHARS] + text[-CHARS:]
@@ -137,7 +186,7 @@ def counts(text: str, tokens: Sequence[str]) -> NDArray[np.float32]:
     size = max(1, len(data))
     total = max(1, len(tokens))
     words = [token for token in tokens if token[0].isalpha()]
-    digits = sum(token[0].isdigit() for token in tokens)
+    digits = len([token for token in tokens if token[0].isdigit()])
     first = words[0] if words else ""
     last = sample.rstrip()[-1:]
     distinct = set(tokens)
@@ -158,7 +207,7 @@ def counts(text: str, tokens: Sequence[str]) -> NDArray[np.float32]:
         last == "?",
         first in _QUESTION,
         first in _ORDER,
-        min(4.0, len(_CODE_MARK.findall(sample)) / 2),
+        min(4.0, _code_marks(sample, of) / 2),
         min(4.0, len(bag(_CODE_WORD)) / 2),
         min(4.0, seen(b"([{") / 2),
         min(4.0, seen(b"\"'") / 2),
