@@ -1,7 +1,7 @@
-"""Int8 linear in C++ for fp32 activations of a decode or verification step.
+"""Int8 linear in C++ for fp32 activations; other dtypes run eager torch.
 
-Its result for a row does not depend on the other rows. More rows (a prefill) and other dtypes run
-eager torch, whose blocked products are faster there.
+A row's result does not depend on the other rows. Without a packed weight that holds up to
+`MOST_ROWS` rows: torch's blocked products are faster for more.
 """
 
 import torch
@@ -20,19 +20,18 @@ def quant_linear(
     bias: Tensor | None = None,
     *,
     dense: Tensor | None = None,
+    packed: Tensor | None = None,
 ) -> Tensor:
-    rows = x.numel() // max(x.shape[-1], 1)
-    if x.dtype != torch.float32 or rows > MOST_ROWS or not rows:
+    channels, inputs = weight_int8.shape
+    rows = x.numel() // max(inputs, 1)
+    if x.dtype != torch.float32 or not rows or (packed is None and rows > MOST_ROWS):
         return cpu.quant_linear(x, weight_int8, scale, bias, dense=dense, packed=packed)
     x, scale = x.contiguous(), scale.contiguous()
     weight = weight_int8.contiguous() if packed is None else packed
     if bias is not None:
         bias = bias.float().contiguous()
-    channels, inputs = weight_int8.shape
-    out = torch.empty(*x.shape[:-1], channels)
-    rows = out.numel() // max(channels, 1)
-    name = "quant_linear_f32" if packed is None else "quant_linear_packed_f32"
-    function(name)(
+    out = x.new_empty((*x.shape[:-1], channels))
+    function("quant_linear_f32" if packed is None else "quant_linear_packed_f32")(
         x.data_ptr(),
         weight.data_ptr(),
         scale.data_ptr(),
