@@ -18,11 +18,20 @@ from numpy.typing import NDArray
 from gateway.errors import SettingsError
 from gateway.routing.features import Content, Request, read
 from gateway.routing.language import detect
-from gateway.routing.vectorise import CHARS, COUNTS, Vectoriser, counts, tokens_of
+from gateway.routing.vectorise import (
+    CHARS,
+    COUNTS,
+    Vectoriser,
+    WordVectors,
+    counts,
+    load_words,
+    tokens_of,
+)
 from policies.model import RequestFeatures, Task
 
 SHIPPED_HEAD = Path(__file__).parent / "head"
-FORMAT = 1
+FORMAT = 2
+WORDS = "words.npz"
 TASKS: tuple[Task, ...] = get_args(Task)
 Floats = NDArray[np.float32]
 
@@ -38,7 +47,8 @@ class Reading(Struct, frozen=True):
 
 
 class Head(Struct, frozen=True, kw_only=True):
-    """The arrays of a head. R rows (buckets), D dense columns, O outputs: labels, then backends."""
+    """The arrays of a head: R rows (buckets), D dense columns (counts, then the words' mean
+    vector), O outputs (labels, then backends)."""
 
     card: dict[str, Any]
     rows: Floats
@@ -49,12 +59,13 @@ class Head(Struct, frozen=True, kw_only=True):
     """[D, O]"""
     bias: Floats
     """[O]"""
+    words: WordVectors
     to_task: Floats
     """[L, 8], 1 where a label belongs to a task."""
 
     @classmethod
     def load(cls, folder: Path) -> "Head":
-        """Read `head.npz` and `card.json`. Raises SettingsError."""
+        """Read `head.npz`, `words.npz` and `card.json`. Raises SettingsError."""
         try:
             card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
             with np.load(folder / "head.npz", allow_pickle=False) as file:
@@ -65,6 +76,7 @@ class Head(Struct, frozen=True, kw_only=True):
             to_task = np.zeros((len(labels), len(TASKS)), dtype=np.float32)
             for index, label in enumerate(labels):
                 to_task[index, TASKS.index(card["task_of"][label])] = 1.0
+            words, vectors = load_words(folder / WORDS)
             rows = arrays["rows"].astype(np.float32) * arrays["rows_scale"]
             return cls(
                 card=card,
@@ -72,6 +84,7 @@ class Head(Struct, frozen=True, kw_only=True):
                 idf=arrays["idf"].astype(np.float32),
                 dense=arrays["dense"].astype(np.float32),
                 bias=arrays["bias"].astype(np.float32),
+                words=WordVectors(words, vectors, arrays["word_weights"].astype(np.float32)),
                 to_task=to_task,
             )
         except (OSError, ValueError, KeyError) as error:
@@ -149,7 +162,8 @@ class Classifier:
         weights = head.idf[rows]
         norm = float(np.sqrt(weights @ weights)) or 1.0
         sparse = (weights / norm) @ head.rows[rows]
-        return tokens, sparse + counts(text, tokens) @ head.dense + head.bias
+        dense = np.concatenate((counts(text, tokens), head.words.mean(tokens)))
+        return tokens, sparse + dense @ head.dense + head.bias
 
     def _read(self, text: str) -> Reading:
         tokens, outputs = self.outputs(text)

@@ -11,9 +11,12 @@ import argparse
 import gzip
 import hashlib
 import json
+import shutil
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,15 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from gateway.routing.augment import own_prompts
-from gateway.routing.classifier import FORMAT, TASKS
-from gateway.routing.vectorise import COUNTS, Vectoriser, counts, tokens_of
+from gateway.routing.classifier import FORMAT, TASKS, WORDS
+from gateway.routing.vectorise import (
+    COUNTS,
+    Vectoriser,
+    WordVectors,
+    counts,
+    load_words,
+    tokens_of,
+)
 
 BITS = 16
 TRIGRAMS = True
@@ -34,7 +44,17 @@ QUALITY_L2 = 3e-5
 STEP = 0.05
 BATCH = 512
 MIN_STEPS = 200
+OWN_WEIGHT = 3.0
+LOOSE = frozenset(
+    "brainstorming classification closed_qa creative_writing general_qa information_extraction "
+    "open_qa summarization".split()
+)
+"""Labels whose rows are dolly's: many of them stand at the wrong prompt."""
+LOOSE_WEIGHT = 0.3
 REFERENCE = "small"
+UNABLE = "code,classification,creative,extraction,summarisation"
+"""Tasks whose open-ended prompts the bundled models cannot answer."""
+UNABLE_WEIGHT = 0.2
 HERE = Path(__file__).parent
 Say = Callable[[str], None]
 Matrix = Any
@@ -111,34 +131,39 @@ def _split(prompt: str) -> str:
 
 
 class Design:
-    """Prompts as rows of one sparse matrix: weighted n-gram buckets, then the cheap counts."""
+    """Prompts as rows of one sparse matrix: n-gram buckets, the cheap counts, the words' mean."""
 
-    def __init__(self, prompts: Sequence[str]) -> None:
+    def __init__(self, prompts: Sequence[str], words_file: Path) -> None:
         self._vectoriser = Vectoriser(BITS, trigrams=TRIGRAMS, chars=CHARS)
-        rows, _ = self._read(prompts)
-        frequency = np.bincount(np.concatenate(rows), minlength=1 << BITS)
+        tokens = [tokens_of(prompt) for prompt in prompts]
+        frequency = np.bincount(
+            np.concatenate([self._vectoriser.rows(part) for part in tokens]), minlength=1 << BITS
+        )
         self.idf = (np.log((1 + len(prompts)) / (1 + frequency)) + 1).astype(np.float32)
+        words, vectors = load_words(words_file)
+        seen = Counter(chain.from_iterable(map(set, tokens)))
+        share = np.array([seen[word] for word in words]) / len(prompts)
+        self.word_weights = (1 / (1 + 100 * share)).astype(np.float32)
+        self._words = WordVectors(words, vectors, self.word_weights)
 
     def matrix(self, prompts: Sequence[str]) -> Matrix:
         """[len(prompts), R + D] float32."""
         import scipy.sparse as sp  # type: ignore[import-untyped]
 
-        rows, dense = self._read(prompts)
-        weights = [self.idf[row] for row in rows]
-        values = np.concatenate([w / (np.sqrt(w @ w) or 1.0) for w in weights])
-        ends = np.cumsum([0, *map(len, rows)])
-        sparse = sp.csr_matrix(
-            (values, np.concatenate(rows), ends), shape=(len(prompts), 1 << BITS)
-        )
-        return sp.hstack([sparse, sp.csr_matrix(dense * DENSE_SCALE)]).tocsr().astype(np.float32)
-
-    def _read(self, prompts: Sequence[str]) -> tuple[list[NDArray[np.int64]], NDArray[np.float32]]:
-        rows, dense = [], []
+        rows, values, dense = [], [], []
         for prompt in prompts:
             tokens = tokens_of(prompt)
-            rows.append(self._vectoriser.rows(tokens))
-            dense.append(counts(prompt, tokens))
-        return rows, np.array(dense)
+            found = self._vectoriser.rows(tokens)
+            weights = self.idf[found]
+            rows.append(found)
+            values.append(weights / (np.sqrt(weights @ weights) or 1.0))
+            dense.append(np.concatenate((counts(prompt, tokens), self._words.mean(tokens))))
+        ends = np.cumsum([0, *map(len, rows)])
+        sparse = sp.csr_matrix(
+            (np.concatenate(values), np.concatenate(rows), ends), shape=(len(prompts), 1 << BITS)
+        )
+        block = sp.csr_matrix(np.array(dense) * DENSE_SCALE)
+        return sp.hstack([sparse, block]).tocsr().astype(np.float32)
 
 
 class Weights(Struct):
@@ -155,13 +180,21 @@ class Weights(Struct):
 
 
 def fit(
-    x: Matrix, targets: NDArray[np.float32], *, choice: bool, l2: float, epochs: int, seed: int = 0
+    x: Matrix,
+    targets: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    *,
+    choice: bool,
+    l2: float,
+    epochs: int,
+    seed: int = 0,
 ) -> Weights:
     """A linear head by Adam with a falling step.
 
     Args:
         x: [rows, R + D].
         targets: [rows, outputs], in 0..1; each row adds up to 1 when `choice`.
+        weights: [rows], how much each row counts.
         choice: one softmax over the outputs; else each output is a logistic regression.
     """
     rng = np.random.default_rng(seed)
@@ -176,7 +209,8 @@ def fit(
         part = x[rows]
         logits = part @ head.weights + head.bias
         said = softmax(logits) if choice else 1 / (1 + np.exp(-logits))
-        error = ((said - targets[rows]) / len(rows)).astype(np.float32)
+        shares = weights[rows, None] / len(rows)
+        error = ((said - targets[rows]) * shares).astype(np.float32)
         gradients = (np.asarray(part.T @ error) + l2 * head.weights, error.sum(0))
         rate = STEP * (1 - step / steps) * np.sqrt(1 - 0.999**step) / (1 - 0.9**step)
         for value, (mean, square), gradient in zip(parameters, moments, gradients, strict=True):
@@ -195,14 +229,19 @@ def _batches(count: int, epochs: int, rng: np.random.Generator) -> Iterator[NDAr
             yield order[start : start + BATCH]
 
 
-def fit_labels(
-    x: Matrix, y: Sequence[str], *, epochs: int, l2: float | None = None
-) -> tuple[list[str], Weights]:
-    """A softmax over the labels."""
+def fit_labels(x: Matrix, y: Sequence[str], *, epochs: int) -> tuple[list[str], Weights]:
+    """A softmax over the labels; loosely labelled rows count less, our own more."""
     labels = sorted(set(y))
     place = {label: index for index, label in enumerate(labels)}
     targets = np.eye(len(labels), dtype=np.float32)[[place[label] for label in y]]
-    return labels, fit(x, targets, choice=True, l2=LABEL_L2 if l2 is None else l2, epochs=epochs)
+    weights = np.array([_weight(label) for label in y], dtype=np.float32)
+    return labels, fit(x, targets, weights, choice=True, l2=LABEL_L2, epochs=epochs)
+
+
+def _weight(label: str) -> float:
+    if label.startswith("own:"):
+        return OWN_WEIGHT
+    return LOOSE_WEIGHT if label in LOOSE else 1.0
 
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -277,7 +316,13 @@ def quantise(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np
 
 
 def train(
-    corpus: Path, outcomes_file: Path | None, out: Path, *, epochs: int, say: Say
+    corpus: Path,
+    outcomes_file: Path | None,
+    out: Path,
+    *,
+    unable: Sequence[str],
+    epochs: int,
+    say: Say,
 ) -> dict[str, Any]:
     """Fit, quantise, measure, and write head.npz and card.json into `out`."""
     of = load_map()
@@ -286,7 +331,8 @@ def train(
     fitting = [row for row in rows if row.split == "train"] + own
     outcomes = load_outcomes(outcomes_file) if outcomes_file else proxy_outcomes(corpus, rows)
     say(f"{len(fitting)} prompts to fit on ({len(own)} of our own), {len(outcomes)} outcomes")
-    design = Design([row.prompt for row in fitting])
+    words_file = HERE / "head" / WORDS
+    design = Design([row.prompt for row in fitting], words_file)
     labels, label_head = fit_labels(
         design.matrix([r.prompt for r in fitting]),
         [r.label for r in fitting],
@@ -294,7 +340,8 @@ def train(
     )
     say("labels fitted")
     backends = sorted({name for outcome in outcomes for name in outcome.scores})
-    quality_heads, quality_card = _qualities(design, outcomes, backends, epochs, say)
+    failing = [row.prompt for row in own if of[row.label] in unable]
+    quality_heads, quality_card = _qualities(design, outcomes, failing, backends, epochs, say)
     joined = np.concatenate([label_head.weights, *(h.weights for h in quality_heads)], axis=1)
     bias = np.concatenate([label_head.bias, *(h.bias for h in quality_heads)])
     table, scale = quantise(joined[: 1 << BITS])
@@ -314,6 +361,7 @@ def train(
         "idf": design.idf.astype(np.float16),
         "dense": joined[1 << BITS :] * DENSE_SCALE,
         "bias": bias,
+        "word_weights": design.word_weights.astype(np.float16),
     }
     card = {
         "format": FORMAT,
@@ -331,28 +379,40 @@ def train(
         "rows": {"fit": len(fitting), "own": len(own), "valid": len(valid), "test": len(test)},
         "held_out": figures,
         "quality_from": "outcomes" if outcomes_file else "proxy: the synthetic tasks' difficulty",
+        "assumed_failures": {"tasks": list(unable), "rows": len(failing), "share": UNABLE_WEIGHT},
         "quality": quality_card,
     }
     out.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(out / "head.npz", **arrays)
+    if (out / WORDS).resolve() != words_file.resolve():
+        shutil.copyfile(words_file, out / WORDS)
     text = json.dumps(card, indent=1, ensure_ascii=False)
     (out / "card.json").write_text(text + "\n", encoding="utf-8")
     return card
 
 
 def _qualities(
-    design: Design, outcomes: Sequence[Outcome], backends: Sequence[str], epochs: int, say: Say
+    design: Design,
+    outcomes: Sequence[Outcome],
+    failing: Sequence[str],
+    backends: Sequence[str],
+    epochs: int,
+    say: Say,
 ) -> tuple[list[Weights], dict[str, Any]]:
     heads, figures = [], {}
     for name in backends:
         known = [o for o in outcomes if name in o.scores]
         fit_on = [o for o in known if o.split != "test"]
         test = [o for o in known if o.split == "test"] or fit_on
-        targets = np.array([[o.scores[name]] for o in fit_on], dtype=np.float32)
-        x = design.matrix([o.prompt for o in fit_on])
+        scores = [o.scores[name] for o in fit_on] + [0.0] * len(failing)
+        weights = np.ones(len(scores), dtype=np.float32)
+        # all assumed failures together weigh a fixed share of what was measured
+        weights[len(fit_on) :] = UNABLE_WEIGHT * len(fit_on) / max(1, len(failing))
+        targets = np.array(scores, dtype=np.float32)[:, None]
+        x = design.matrix([*(o.prompt for o in fit_on), *failing])
         # as many steps on few outcomes as on many
         passes = max(epochs, -(-MIN_STEPS * BATCH // len(fit_on)))
-        head = fit(x, targets, choice=False, l2=QUALITY_L2, epochs=passes)
+        head = fit(x, targets, weights, choice=False, l2=QUALITY_L2, epochs=passes)
         truth = np.array([o.scores[name] for o in test])
         logits = head.logits(design.matrix([o.prompt for o in test]))[:, 0]
         said = 1 / (1 + np.exp(-logits))
@@ -420,13 +480,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--corpus", type=Path, required=True, help="folder with classifier_prompts")
     parser.add_argument("--outcomes", type=Path, help="JSON Lines of `models eval --outcomes`")
     parser.add_argument("--out", type=Path, default=HERE / "head", help="folder to write")
+    parser.add_argument(
+        "--assume-unable",
+        default=UNABLE,
+        help="tasks whose own open-ended prompts count as failed by every backend; '' for models "
+        "that can do them (default: %(default)s)",
+    )
     parser.add_argument("--epochs", type=int, default=8, help="passes over the prompts")
     chosen = parser.parse_args(arguments)
     for path in (chosen.corpus / "classifier_prompts.jsonl.gz", chosen.outcomes):
         if path is not None and not path.exists():
             print(f"{path}: no such file", file=sys.stderr)
             return 2
-    card = train(chosen.corpus, chosen.outcomes, chosen.out, epochs=chosen.epochs, say=print)
+    unable = [task for task in chosen.assume_unable.split(",") if task]
+    if not set(unable) <= set(TASKS):
+        parser.error(f"--assume-unable: {chosen.assume_unable!r}: tasks are {', '.join(TASKS)}")
+    card = train(
+        chosen.corpus,
+        chosen.outcomes,
+        chosen.out,
+        unable=unable,
+        epochs=chosen.epochs,
+        say=print,
+    )
     print(json.dumps({"version": card["version"], **card["held_out"], **card["quality"]}))
     return 0
 
