@@ -208,7 +208,7 @@ def main(
     except (ValueError, ModelLoadError) as error:
         words = error.message if isinstance(error, BackendError) else str(error)
         click.echo(f"headgate backend: {words}", err=True)
-        sys.exit(1 if isinstance(error, ModelLoadError) else 2)
+        sys.exit(2)
     names = list(served_model_name) or [model]
     dead: list[bool] = []
 

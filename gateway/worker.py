@@ -20,6 +20,7 @@ from typing import Any
 
 import structlog
 
+from gateway.errors import SettingsError
 from gateway.runtime import RUNTIME_ENV, Runtime
 
 log = structlog.get_logger(__name__)
@@ -32,7 +33,7 @@ _DRAIN_GRACE_S = 0.2
 
 
 def main() -> int:
-    """Serve until SIGTERM. Returns the exit code."""
+    """Serve until SIGTERM. Returns the exit code: 2 if it can never start as configured."""
     arguments = argparse.ArgumentParser(prog="gateway.worker", description=__doc__)
     arguments.add_argument("--index", type=int, default=0, help="Which of the workers this is.")
     index: int = arguments.parse_args().index
@@ -48,8 +49,12 @@ def main() -> int:
 
     import uvloop
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run(runtime, index))
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_run(runtime, index))
+    except SettingsError as error:
+        print(f"headgate: {error}", file=sys.stderr)
+        return 2  # the supervisor does not try again
 
 
 async def _run(runtime: Runtime, index: int) -> int:
@@ -65,7 +70,7 @@ async def _run(runtime: Runtime, index: int) -> int:
         for other in range(1, runtime.settings.server.workers):
             spec = Spec(
                 name=f"gateway-{other}",
-                command=[sys.executable, "-m", "gateway.worker", "--index", str(other)],
+                command=[sys.executable, "-P", "-m", "gateway.worker", "--index", str(other)],
                 env={RUNTIME_ENV: os.environ[RUNTIME_ENV]},
                 stop_timeout_s=runtime.settings.server.drain_timeout_s + 3.0,
             )
