@@ -30,8 +30,8 @@ _window = click.option(
 def budgets() -> None:
     """Set, list and remove budgets.
 
-    A running gateway sees changes within two seconds. A request that would pass a hard limit is
-    refused before anything is spent.
+    A running gateway sees changes at once, on other hosts within two seconds. A request that would
+    pass a hard limit is refused before anything is spent.
     """
 
 
@@ -83,12 +83,13 @@ def list_(ctx: click.Context, config: str | None, as_json: bool) -> None:
     from gateway.ledger.budget_store import counter_of, list_budgets, read_spend
 
     async def work(connection: "AsyncConnection") -> "list[tuple[Budget, Spend | None]]":
-        found = await list_budgets(connection)
-        counters = [counter_of(budget, time.time()) for budget in found]
+        listed = await list_budgets(connection)
+        counters = [counter_of(budget, time.time()) for budget in listed]
         spend = await read_spend(connection, counters)
-        return [(b, spend.get(counter)) for b, counter in zip(found, counters, strict=True)]
+        return [(b, spend.get(counter)) for b, counter in zip(listed, counters, strict=True)]
 
-    shown = [_json(*pair) for pair in run_in_transaction(settings_of(ctx, config), work)]
+    found = run_in_transaction(settings_of(ctx, config), work, changes=False)
+    shown = [_json(*pair) for pair in found]
     if as_json:
         print_json(shown)
         return

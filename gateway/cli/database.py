@@ -1,15 +1,17 @@
 """For commands that work on the ledger's database itself; not a command.
 
-They go to the database whether or not a gateway runs: it sees new keys, revocations and budgets
-within two seconds.
+They go to the database whether or not a gateway runs: one on this host sees new keys, revocations
+and budgets at once, others within two seconds.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from gateway.cli.common import fail
+from gateway.ledger.stamp import touch
 from gateway.runtime import database_url
 from gateway.settings import Settings
 
@@ -47,14 +49,26 @@ def run_on_engine(settings: Settings, work: Callable[["AsyncEngine"], Awaitable[
         fail(f"the database {without_password(url)} refuses: {error}")
 
 
-def run_in_transaction(settings: Settings, work: Callable[["AsyncConnection"], Awaitable[T]]) -> T:
-    """`run_on_engine` with one transaction, committed at the end."""
+def run_in_transaction(
+    settings: Settings,
+    work: Callable[["AsyncConnection"], Awaitable[T]],
+    *,
+    changes: bool = True,
+) -> T:
+    """`run_on_engine` with one transaction, committed at the end.
+
+    Args:
+        changes: gateways on this host look again at once.
+    """
 
     async def run(engine: "AsyncEngine") -> T:
         async with engine.begin() as connection:
             return await work(connection)
 
-    return run_on_engine(settings, run)
+    result = run_on_engine(settings, run)
+    if changes:
+        touch(Path(settings.state_dir))
+    return result
 
 
 def moment(unix_s: float | None) -> str | None:

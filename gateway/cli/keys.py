@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def keys() -> None:
     """Create, list, revoke and rotate API keys.
 
-    A running gateway sees changes within two seconds.
+    A running gateway sees changes at once, on other hosts within two seconds.
     """
 
 
@@ -72,7 +72,9 @@ def list_(ctx: click.Context, team: str | None, config: str | None, as_json: boo
     from gateway.ledger.keys import list_keys
 
     found = run_in_transaction(
-        settings_of(ctx, config), lambda connection: list_keys(connection, team=team)
+        settings_of(ctx, config),
+        lambda connection: list_keys(connection, team=team),
+        changes=False,
     )
     if as_json:
         print_json([_json(key) for key in found])

@@ -40,7 +40,7 @@ def list_(ctx: click.Context, config: str | None, as_json: bool) -> None:
     """All teams, with the number of keys that are not revoked."""
     from gateway.ledger.keys import list_teams
 
-    found = run_in_transaction(settings_of(ctx, config), list_teams)
+    found = run_in_transaction(settings_of(ctx, config), list_teams, changes=False)
     if as_json:
         print_json([{**team, "created_at": moment(team["created_at"])} for team in found])
         return

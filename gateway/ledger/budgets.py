@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -20,6 +21,7 @@ from gateway.ledger.budget_store import Budget, Counter, LeaseState, Spend
 from gateway.ledger.keys import Caller
 from gateway.ledger.money import usd_text
 from gateway.ledger.slices import Reservation, Slice
+from gateway.ledger.stamp import Stamp, beside
 from gateway.ledger.worker_id import worker_id
 from policies.model import BudgetState
 
@@ -31,7 +33,7 @@ log = structlog.get_logger(__name__)
 SYNC_S = 0.2
 """How often spending is booked in SQL, and how long an unused slice stays."""
 POLL_S = 1.0
-"""How soon a new or changed budget is seen."""
+"""How soon a new or changed budget is seen, when no stamp tells of it."""
 LEASE_S = 30.0
 """How long a dead process's slices stay taken."""
 RETRY_AFTER_S = 1.0
@@ -48,6 +50,7 @@ class Budgets:
 
     Args:
         clock: unix seconds; which window it is.
+        stamp: the state folder's admin.stamp; None: beside a SQLite database.
         owner: names this process in its leases and its ledger rows.
     """
 
@@ -56,6 +59,7 @@ class Budgets:
         engine: "AsyncEngine",
         *,
         clock: Callable[[], float] = time.time,
+        stamp: Path | None = None,
         owner: str | None = None,
         poll_s: float = POLL_S,
         sync_s: float = SYNC_S,
@@ -68,6 +72,7 @@ class Budgets:
         self._by_scope: dict[str, list[Budget]] = {}
         self._spend: dict[Counter, Spend] = {}
         self._slices: dict[Counter, Slice] = {}
+        self._stamp = Stamp(stamp or beside(engine))
         self._sql = asyncio.Lock()
         self._leasing: set[asyncio.Task[None]] = set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -128,6 +133,8 @@ class Budgets:
             BudgetReserved: only others' reservations are in the way.
             Unavailable: the slice is empty and the database does not answer.
         """
+        if self._stamp.changed():
+            await self._guarded(self.refresh)
         limits = self._limits(caller) if self._by_scope else ()
         nano_usd = min(max(estimate_nano_usd, 0), store.MAX_LIMIT_NANO_USD)
         if not limits:

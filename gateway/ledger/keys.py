@@ -2,7 +2,8 @@
 
 A secret is `hg-` and 256 random bits. Only its SHA-256 is kept: nothing that long can be guessed,
 so a salted slow hash would cost every request and protect nothing. Lookups are cached for
-CACHE_S, which is also how long a revoked key may go on.
+CACHE_S, which is also how long a revoked key may go on; on the host where it was revoked it ends
+at once.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from sqlalchemy import insert, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.errors import SettingsError, Unavailable
+from gateway.ledger.stamp import Stamp, beside
 from gateway.ledger.tables import keys, teams
 
 if TYPE_CHECKING:
@@ -82,6 +84,7 @@ class KeyBook:
 
     Args:
         clock: unix seconds, for expiry.
+        stamp: the state folder's admin.stamp; None: beside a SQLite database.
     """
 
     def __init__(
@@ -90,12 +93,15 @@ class KeyBook:
         settings: "Settings | None" = None,
         *,
         clock: Callable[[], float] = time.time,
+        stamp: Path | None = None,
         cache_s: float = CACHE_S,
     ) -> None:
+        self._stamp = Stamp(stamp or beside(engine))
         self._engine = engine
         self._clock = clock
         self._cache_s = cache_s
         self._admin = admin_digest(settings) if settings else None
+        self._changed_at = -1.0
         self._cache: dict[str, tuple[float, Caller | None]] = {}
 
     async def authenticate(self, secret: str) -> Caller | None:
@@ -108,8 +114,11 @@ class KeyBook:
         if self._admin is not None and hmac.compare_digest(sha256, self._admin):
             return Caller(key_id="admin", team="admin", scopes=frozenset(SCOPES))
         now = self._clock()
+        if self._stamp.changed():
+            self._changed_at = now
         cached = self._cache.get(sha256)
-        if cached is not None and 0 <= now - cached[0] < self._cache_s:
+        fresh_from = max(now - self._cache_s, self._changed_at)
+        if cached is not None and fresh_from < cached[0] <= now:
             return cached[1]
         try:
             async with self._engine.connect() as connection:

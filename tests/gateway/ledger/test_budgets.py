@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import structlog
@@ -24,6 +25,7 @@ from gateway.ledger.database import open_engine
 from gateway.ledger.keys import Caller
 from gateway.ledger.repository import Repository
 from gateway.ledger.slices import Reservation
+from gateway.ledger.stamp import NAME, touch
 from gateway.ledger.tables import leases
 from gateway.ledger.windows import window_start_us
 from tests.gateway.ledger.samples import NOW, charge, settlement
@@ -47,9 +49,9 @@ async def _spend(engine: AsyncEngine, budget: Budget) -> Spend:
         return (await store.read_spend(connection, [counter]))[counter]
 
 
-def _budgets(engine: AsyncEngine, owner: str = "a", **fields: float) -> Budgets:
+def _budgets(engine: AsyncEngine, owner: str = "a", *, lease_s: float = 30.0) -> Budgets:
     """Whose clock stands, and who syncs only when told."""
-    return Budgets(engine, clock=lambda: NOW, owner=owner, **fields)
+    return Budgets(engine, clock=lambda: NOW, owner=owner, lease_s=lease_s)
 
 
 @pytest.fixture
@@ -475,3 +477,15 @@ def test_windows_are_calendar_windows_in_utc(window: str, start: str) -> None:
     began = window_start_us(window, NOW)
     assert datetime.fromtimestamp(began / 1e6, UTC).isoformat() == f"{start}+00:00"
     assert window_start_us(window, began / 1e6) == began
+
+
+async def test_new_budget_on_this_host_is_seen_at_once(engine: AsyncEngine, tmp_path: Path) -> None:
+    """The stamp that commands touch makes the next reservation look again."""
+    budgets = Budgets(engine, clock=lambda: NOW, owner="a", stamp=tmp_path / NAME)
+    await budgets.refresh()
+    await _set(engine, 100)
+    (await budgets.reserve(TEAM, 101)).release()
+    touch(tmp_path)
+    with pytest.raises(BudgetSpent):
+        await budgets.reserve(TEAM, 101)
+    await budgets.aclose()

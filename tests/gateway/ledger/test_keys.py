@@ -1,5 +1,7 @@
 """Keys: shown once, hashed, found, expired, revoked, rotated."""
 
+from pathlib import Path
+
 import pytest
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -17,6 +19,7 @@ from gateway.ledger.keys import (
     revoke_key,
     rotate_key,
 )
+from gateway.ledger.stamp import NAME, touch
 from gateway.ledger.tables import keys
 from gateway.settings import ServerSettings, Settings
 
@@ -177,3 +180,16 @@ async def test_operator_s_key_may_do_everything(
     assert caller.may("admin")
     with pytest.raises(SettingsError, match="MY_ADMIN"):
         admin_digest(settings, env={})
+
+
+async def test_revocation_on_this_host_is_seen_at_once(engine: AsyncEngine, tmp_path: Path) -> None:
+    """The stamp that commands touch makes a gateway forget what it remembered."""
+    clock = Clock()
+    key_id, secret = await _create(engine, clock)
+    book = KeyBook(engine, clock=clock, stamp=tmp_path / NAME)
+    assert await book.authenticate(secret) is not None
+    async with engine.begin() as connection:
+        await revoke_key(connection, key_id, now=clock.now)
+    assert await book.authenticate(secret) is not None, "remembered"
+    touch(tmp_path)
+    assert await book.authenticate(secret) is None
