@@ -56,12 +56,20 @@ def test_other_words_come_from_the_semantic_cache(headgate: Headgate) -> None:
         content = raw.parse().choices[0].message.content or ""
         return raw.headers["x-headgate-cache"], raw.headers.get("x-headgate-similarity"), content
 
-    _, _, original = ask("What is the capital city of France?")
-    wait_for(lambda: ask("what's the capital city of France")[0] == "semantic", what="a hit")
-    verdict, similarity, content = ask("Tell me what the capital city of France is?")
-    assert (verdict, content) == ("semantic", original)
-    assert similarity is not None
-    assert 0.9 < float(similarity) <= 1.0
+    original = ask("What is the capital city of France?")
+    wait_for(lambda: ask("What is the capital city of France?")[0] == "exact", what="the entry")
+    wordings = (  # each is asked once: a miss (a late encoder) stores it, and a repeat is exact
+        "what's the capital city of France",
+        "What is the capital city of France, please?",
+        "What is France's capital city?",
+        "Tell me what the capital city of France is",
+    )
+    hits = [answer for answer in map(ask, wordings) if answer[0] == "semantic"]
+    assert hits
+    for _, similarity, content in hits:
+        assert content == original[2]
+        assert similarity is not None
+        assert 0.93 <= float(similarity) <= 1.0
     assert ask("What is the capital city of Spain?")[0] == "miss"
 
 
@@ -222,7 +230,7 @@ def test_route_explain_executes_nothing(headgate: Headgate) -> None:
     ask = {"model": "auto", "messages": [{"role": "user", "content": "Write a poem about rain."}]}
     decision = httpx.post(f"{headgate.url}/route/explain", json=ask).json()
     assert decision["candidates"]
-    assert decision["reasons"]
+    assert [rule["subject"] for rule in decision["rules"] if rule["matched"]]
     assert decision["features"]["task"] == "creative"
     assert _total_requests(headgate) == before
 
