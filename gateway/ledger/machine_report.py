@@ -7,6 +7,7 @@ most that any engine counted, as far as no other was busy or all were idle. Betw
 clock's count is spread evenly. An engine that reports nothing leaves its time unattributed.
 """
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +56,9 @@ async def machine_hours(
     by_machine: dict[str, list[Interval]] = {}
     for machine, *rest in rows:
         by_machine.setdefault(machine, []).append(Interval(*rest))
-    return {
-        machine: sweep(intervals, since_us, until_us) for machine, intervals in by_machine.items()
+    return {  # a long period is seconds of work: not on the event loop
+        machine: await asyncio.to_thread(sweep, intervals, since_us, until_us)
+        for machine, intervals in by_machine.items()
     }
 
 

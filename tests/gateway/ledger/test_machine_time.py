@@ -69,6 +69,25 @@ async def test_runs_can_be_noted_while_they_last(engine: AsyncEngine) -> None:
         await clock.record("m", "a", "run", 2, 1)
 
 
+async def test_old_processes_write_rarely_and_lose_nothing(engine: AsyncEngine) -> None:
+    """Polled every 10 s for an hour: about a row a minute, and all of the time in the end."""
+    clock = MachineClock(engine)
+    for at_s in range(10, 3601, 10):
+        await clock.record_run("m", "a", 0, at_s * S)
+        reading = {"started_unix_ns": S, "now_unix_ns": at_s * S, "idle_ns": (at_s - 1) * S}
+        await clock.record_clock("m", "a", reading)
+    await clock.record_clock("m", "a", {"started_unix_ns": 3605 * S, "now_unix_ns": 3606 * S})
+    await clock.record_run("m", "a", 3601 * S, 3606 * S)
+    await clock.aclose()
+    rows = await _rows(engine)
+    assert len(rows) < 400
+    sums = dict.fromkeys(("run", "idle", "startup"), 0)
+    for _, kind, _, _, ns in rows:
+        sums[kind] += ns
+    assert sums["run"] == 3605 * S
+    assert sums["idle"] == 3599 * S
+
+
 async def test_failed_reading_is_carried_by_the_next(database_url: str) -> None:
     """A silent engine is named, and its totals come with the next reading."""
     clock = MachineClock(database_url)
