@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backends.quantization.int8 import dequantize_int8
-from kernels.quant_linear import quant_linear
+from kernels.quant_linear import copies, quant_linear
 
 
 class Linear:
@@ -37,27 +36,19 @@ class Int8Linear:
     """An int8 weight with one fp32 scale per output channel; activations stay as they are."""
 
     def __init__(
-        self,
-        codes: Tensor,
-        scales: Tensor,
-        bias: Tensor | None = None,
-        *,
-        dense_dtype: torch.dtype | None = None,
+        self, codes: Tensor, scales: Tensor, bias: Tensor | None, *, dtype: torch.dtype
     ) -> None:
-        """Keep codes [out, in] int8, scales [out] fp32 and bias [out].
-
-        Args:
-            dense_dtype: Also keep the weight dequantised to this dtype, where that is faster for
-                large batches than multiplying by the codes.
-        """
+        """Keep codes [out, in] int8, scales [out] fp32 and bias [out]; activations are `dtype`."""
         self.codes = codes.contiguous()
         self.scales = scales.float().reshape(-1).contiguous()
         self.bias = bias
-        self.dense = None if dense_dtype is None else dequantize_int8(codes, scales, dense_dtype)
+        self.dense, self.packed = copies(self.codes, self.scales, dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map x [T, in] to [T, out]."""
-        return quant_linear(x, self.codes, self.scales, self.bias, dense=self.dense)
+        return quant_linear(
+            x, self.codes, self.scales, self.bias, dense=self.dense, packed=self.packed
+        )
 
     @property
     def nbytes(self) -> int:

@@ -161,12 +161,7 @@ class WeightReader:
         return self.checkpoint.take(f"{name}.weight_scale", (rows, 1)).float().reshape(-1)
 
     def _int8(self, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Int8Linear:
-        return Int8Linear(
-            codes.to(self.device),
-            scales.to(self.device),
-            bias,
-            dense_dtype=None,
-        )
+        return Int8Linear(codes.to(self.device), scales.to(self.device), bias, dtype=self.dtype)
 
 
 def _weight_files(folder: Path) -> list[str]:

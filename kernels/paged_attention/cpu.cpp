@@ -15,7 +15,8 @@ inline Vector sums(const Vector* v) {
 #if defined(__AVX512F__)
     __m512 pairs[8], fours[4];
     for (int i = 0; i < 8; ++i) {
-        const __m512 a = reinterpret_cast<__m512>(v[2 * i]), b = reinterpret_cast<__m512>(v[2 * i + 1]);
+        const __m512 a = reinterpret_cast<__m512>(v[2 * i]);
+        const __m512 b = reinterpret_cast<__m512>(v[2 * i + 1]);
         pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
     }
     for (int i = 0; i < 4; ++i) {
@@ -68,8 +69,11 @@ void score(Rows& rows, int head, const float* keys, int slots, int64_t slot_stri
             }
             float* to = rows.scores.data() + static_cast<int64_t>(row) * context + first + tile;
             const Vector totals = sums(products);
-            if (count == LANES) store(to, totals);
-            else store_some(to, totals, count);
+            if (count == LANES) {
+                store(to, totals);
+            } else {
+                store_some(to, totals, count);
+            }
         }
     }
 }
@@ -82,8 +86,9 @@ void weigh_rows(Rows& rows, int row, const float* values, int slots, int64_t slo
     Vector totals[ROWS][PARTS];
     float* to = rows.totals.data() + static_cast<int64_t>(row) * DIM;
     const float* weights = rows.scores.data() + static_cast<int64_t>(row) * context + place;
-    for (int r = 0; r < ROWS; ++r)
+    for (int r = 0; r < ROWS; ++r) {
         for (int part = 0; part < PARTS; ++part) totals[r][part] = load(to + r * DIM + part * LANES);
+    }
     for (int slot = 0; slot < slots; ++slot) {
         const float* value = values + slot * slot_stride;
         for (int part = 0; part < PARTS; ++part) {
@@ -92,8 +97,9 @@ void weigh_rows(Rows& rows, int row, const float* values, int slots, int64_t slo
                 totals[r][part] += weights[static_cast<int64_t>(r) * context + slot] * read;
         }
     }
-    for (int r = 0; r < ROWS; ++r)
+    for (int r = 0; r < ROWS; ++r) {
         for (int part = 0; part < PARTS; ++part) store(to + r * DIM + part * LANES, totals[r][part]);
+    }
 }
 
 template <int DIM>
@@ -153,14 +159,14 @@ struct Cache {
     int block_size, heads, dim;
 };
 
-// Key heads [first_head, first_head + heads) of one sequence. Blocks are walked once for all of
-// them, because memory is read fastest in its order.
 // Asks for one head's share of a block that is read soon: blocks lie anywhere in memory.
 inline void fetch(const float* from, int slots, int64_t slot_stride, int dim) {
     for (int slot = 0; slot < slots; ++slot)
         for (int d = 0; d < dim; d += 16) __builtin_prefetch(from + slot * slot_stride + d);
 }
 
+// Key heads [first_head, first_head + heads) of one sequence. Blocks are walked once for all of
+// them, because memory is read fastest in its order.
 template <int DIM>
 int attend(Rows& rows, const Cache& cache, int first_head, int heads, const int32_t* table,
            int queries, int context) {
@@ -235,7 +241,9 @@ extern "C" int paged_attention_f32(
         const int32_t* table = block_tables + static_cast<int64_t>(sequence) * table_len;
         const auto run = dim == 32 ? attend<32> : dim == 64 ? attend<64>
                        : dim == 128 ? attend<128> : attend<0>;
-        if (run(rows, cache, first_head, heads, table, queries, context) != OK) outcome = OUT_OF_RANGE;
+        if (run(rows, cache, first_head, heads, table, queries, context) != OK) {
+            outcome = OUT_OF_RANGE;
+        }
         for (int row = 0; row < all; ++row) {
             const int64_t token = start + row % rows.count / group;
             const int64_t head = (first_head + row / rows.count) * group + row % group;
