@@ -38,7 +38,7 @@ class TrainPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Length of a long row while tuning: the context the model ends up used to."""
     short_row: int = 128
     warmup_steps: int = 60
-    decay_fraction: float = 0.35
+    decay_fraction: float = 0.47
     """Last part of the run, over which the learning rate falls to zero."""
     tune_fraction: float = 0.2
     """Last part of the run, in which only answers are learned and text is rare."""
@@ -78,6 +78,6 @@ SMALL: Final = ModelSpec(
 )
 SPECS: Final = {spec.name: spec for spec in (NANO, SMALL)}
 PLANS: Final = {
-    "nano": TrainPlan(tokens=24_000_000),
-    "small": TrainPlan(tokens=30_000_000),
+    "nano": TrainPlan(tokens=11_000_000, decay_fraction=0.35),
+    "small": TrainPlan(tokens=15_500_000),
 }

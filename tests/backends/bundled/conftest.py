@@ -99,9 +99,9 @@ def tiny_spec() -> ModelSpec:
 
 @pytest.fixture(scope="session")
 def tiny_plan() -> TrainPlan:
-    """Eight steps over every phase of the schedule."""
+    """Six steps over every phase of the schedule."""
     return TrainPlan(
-        tokens=8 * 512,
+        tokens=6 * 512,
         long_tokens=256,
         short_tokens=256,
         long_row=64,

@@ -42,7 +42,7 @@ def test_training_ends_with_the_same_weights_when_interrupted(
 
 
 def test_training_lowers_the_loss(trainer: Trainer) -> None:
-    """Eight steps on a tiny corpus bring the loss down."""
+    """Six steps on a tiny corpus bring the loss down."""
     losses = [trainer.step() for _ in range(trainer.plan.steps)]
     assert losses[-1] < losses[0]
 
