@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select, text
+from sqlalchemy import select
 
 from gateway.ledger.database import insert_once
 from gateway.ledger.records import Settlement
@@ -50,11 +50,6 @@ class Repository:
         """A request with its charges, in the order of their seq."""
         async with self._engine.connect() as connection:
             return await find_settlement(connection, request_id)
-
-    async def ping(self) -> None:
-        """Raises SQLAlchemyError when the database does not answer."""
-        async with self._engine.connect() as connection:
-            await connection.execute(text("SELECT 1"))
 
 
 async def find_settlement(connection: "AsyncConnection", request_id: str) -> Settlement | None:
