@@ -27,6 +27,8 @@ from backends.wire import error_body
 
 _HEALTH_PATHS = ("/health", "/health/live", "/health/ready")
 _PARENT_POLL_S = 0.5
+_MOST_CONNECTIONS = 16_384
+"""Granian drops connections above this; how much runs at once is the backend's to say."""
 
 App = Callable[..., Awaitable[None]]
 """An ASGI application."""
@@ -144,6 +146,8 @@ async def _serve(
         uds=uds,
         interface=Interfaces.ASGINL,
         websockets=False,
+        backlog=1024,
+        backpressure=_MOST_CONNECTIONS,
         log_enabled=False,
     )
     if uds is not None:

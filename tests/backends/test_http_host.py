@@ -126,6 +126,24 @@ def test_socket_of_a_killed_server_is_replaced_and_a_live_one_is_not(tmp_path: P
         assert b"another server listens" in second.stderr
 
 
+async def test_hundreds_of_streams_do_not_shut_out_the_health_check(tmp_path: Path) -> None:
+    """With 300 streams open, all are served and a probe is answered at once."""
+    with server("backends.echo", "--token-delay-s", "0.3", uds=tmp_path / "s") as process:
+        backend = OpenAIHTTPBackend("busy", uds=process.uds)
+
+        async def read(name: str) -> int:
+            request = GenerateRequest(request_id=name, endpoint="chat/completions", body=BODY)
+            return len([chunk async for chunk in backend.stream(request)])
+
+        streams = [asyncio.create_task(read(f"r{place}")) for place in range(300)]
+        async with asyncio.timeout(20):
+            while (health := await backend.probe()).running < 300:
+                assert health.ready
+                await asyncio.sleep(0.05)
+            assert len(set(await asyncio.gather(*streams))) == 1
+        await backend.aclose()
+
+
 async def test_server_killed_in_mid_stream_is_a_stream_error(tmp_path: Path) -> None:
     """kill -9 under a running stream: what came is delivered, then a clear error, at once."""
     with server("backends.echo", "--token-delay-s", "0.1", uds=tmp_path / "s") as process:
