@@ -25,6 +25,7 @@ from gateway.cache.model import Store
 from gateway.cache.semantic import BackendEncoder
 from gateway.cache.store import open_store
 from gateway.errors import SettingsError
+from gateway.ledger import stamp as stamp_file
 from gateway.ledger.budgets import Budgets
 from gateway.ledger.database import open_engine
 from gateway.ledger.keys import KeyBook
@@ -81,6 +82,7 @@ def create_app(
     if backends is None:
         backends = {b.name: open_backend(b, _address(runtime, b.name)) for b in listed.values()}
     engine = open_engine(runtime.database_url)
+    stamp = Path(runtime.state_dir) / stamp_file.NAME
     registry = BackendRegistry(settings, backends)
     book = PolicyBook(settings.routing)
     classifier = classifier or Classifier.load(settings.routing.head)
@@ -98,8 +100,8 @@ def create_app(
         caches=_caches(settings, store or open_store(settings.cache, runtime.redis_url), backends),
         ledger=Ledger(settings, engine),
         estimator=CostEstimator(settings),
-        budgets=Budgets(engine, clock=clock),
-        keys=KeyBook(engine, settings, clock=clock),
+        budgets=Budgets(engine, clock=clock, stamp=stamp),
+        keys=KeyBook(engine, settings, clock=clock, stamp=stamp),
         metrics=Metrics(),
         engine=engine,
         started_at=runtime.started_at,
