@@ -24,7 +24,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from gateway.routing.augment import own_prompts
+from gateway.routing.augment import PER_TASK, own_prompts
 from gateway.routing.classifier import FORMAT, TASKS, WORDS
 from gateway.routing.vectorise import (
     COUNTS,
@@ -40,7 +40,7 @@ TRIGRAMS = True
 CHARS: tuple[int, ...] = ()
 DENSE_SCALE = 0.3
 LABEL_L2 = 1e-5
-QUALITY_L2 = 3e-5
+QUALITY_L2 = 1e-5
 STEP = 0.05
 BATCH = 512
 MIN_STEPS = 200
@@ -322,12 +322,16 @@ def train(
     *,
     unable: Sequence[str],
     epochs: int,
+    own_per_task: int = PER_TASK,
     say: Say,
 ) -> dict[str, Any]:
     """Fit, quantise, measure, and write head.npz and card.json into `out`."""
     of = load_map()
     rows = load_rows(corpus)
-    own = [Row(prompt, f"own:{task}", "train") for prompt, task in own_prompts(corpus)]
+    own = [
+        Row(prompt, f"own:{task}", "train")
+        for prompt, task in own_prompts(corpus, per_task=own_per_task)
+    ]
     fitting = [row for row in rows if row.split == "train"] + own
     outcomes = load_outcomes(outcomes_file) if outcomes_file else proxy_outcomes(corpus, rows)
     say(f"{len(fitting)} prompts to fit on ({len(own)} of our own), {len(outcomes)} outcomes")

@@ -198,7 +198,7 @@ def counts(text: str, tokens: Sequence[str]) -> NDArray[np.float32]:
     values = (
         log1p(len(text)) / 2,
         log1p(total) / 2,
-        sum(map(len, words)) / max(1, len(words)) / 4,
+        min(4.0, sum(map(len, words)) / max(1, len(words)) / 4),
         4 * sum(of[48:58]) / size,
         4 * sum(of[65:91]) / size,
         4 * (total - len(words) - digits) / total,
