@@ -53,6 +53,8 @@ class SamplingParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def validate(self) -> None:
         """Check every range. Raises ValueError naming field, value and what is allowed."""
+        if self == _PLAIN:
+            return
         rules: tuple[tuple[str, bool, str], ...] = (
             ("n", 1 <= self.n <= 128, "1 to 128"),
             ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1"),
@@ -71,6 +73,10 @@ class SamplingParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         for name, holds, allowed in rules:
             if not holds:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {allowed}")
+
+
+_PLAIN = SamplingParams()
+"""What a request that says nothing asks for; most do."""
 
 
 class EngineUsage(Struct, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ ends (answered, refused, failed, cancelled), it is settled exactly once, before 
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -52,6 +53,7 @@ _OTHER_BACKEND_MAY_HELP = (
     BackendResponseError,
 )
 _encode = msgspec.json.Encoder().encode
+_NO_DEADLINE = contextlib.nullcontext()
 
 
 class Pipeline:
@@ -73,7 +75,7 @@ class Pipeline:
         parts.metrics.in_flight.inc()
         try:
             await self._receive(x, headers, reply)
-            async with asyncio.timeout(x.options.deadline_s):
+            async with _deadline(x.options.deadline_s):
                 await self._route(x)
                 await self._look_up(x)
                 if x.hit is None:
@@ -344,6 +346,11 @@ class Pipeline:
         else:
             headers = x.headers(settled=True)
             await reply.whole(200, headers, _encode(x.answer), b"application/json")
+
+
+def _deadline(deadline_s: float | None) -> contextlib.AbstractAsyncContextManager[Any]:
+    """Raises TimeoutError inside after that long; most requests have no deadline."""
+    return _NO_DEADLINE if deadline_s is None else asyncio.timeout(deadline_s)
 
 
 def _tightest(policy: CacheRule | None, header: str | None) -> CacheRule:

@@ -24,6 +24,7 @@ log = structlog.get_logger(__name__)
 _USAGE_WAITS_S = (0.0, 0.05, 0.15)
 """Pauses before asking a backend what a cut-off request used; it notices within a step or two."""
 _USAGE_TIMEOUT_S = 1.0
+_MAX_WORTHS = 4096
 
 
 class Settler:
@@ -31,6 +32,9 @@ class Settler:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self._log = structlog.get_logger(__name__).bind()
+        self._worth: dict[tuple[str, Usage], int] = {}
+        """What reused usage would cost now, by backend: prices do not change while we run."""
 
     def charge(
         self,
@@ -99,16 +103,23 @@ class Settler:
         made = self._parts.backend_settings.get(hit.answer.backend)
         if made is None or x.usage is None or (x.usage.headgate is None and made.price is None):
             return hit.answer.cost_nano_usd
-        return price_usage(
-            self._parts.settings,
-            made,
-            x.usage,
-            elapsed_s=0.0,
-            in_flight=1,
-            at=x.started_at,
-            request_id=x.request_id,
-            seq=0,
-        ).cost_nano_usd
+        key = (made.name, x.usage)
+        worth = self._worth.get(key)
+        if worth is None:
+            worth = price_usage(
+                self._parts.settings,
+                made,
+                x.usage,
+                elapsed_s=0.0,
+                in_flight=1,
+                at=x.started_at,
+                request_id=x.request_id,
+                seq=0,
+            ).cost_nano_usd
+            if len(self._worth) >= _MAX_WORTHS:
+                self._worth.clear()
+            self._worth[key] = worth
+        return worth
 
     def settle(self, x: Exchange) -> None:
         """Close the exchange. Called once, before the last byte goes out."""
@@ -123,7 +134,7 @@ class Settler:
             x.reservation = None
         self._measure(x, now)
         record = settlement.request
-        log.info(
+        self._log.info(
             "request_settled",
             request_id=x.request_id,
             endpoint=x.endpoint,

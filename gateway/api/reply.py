@@ -1,13 +1,13 @@
 """The ASGI side of a hot path: read the body, notice that the client left, send bytes."""
 
 import asyncio
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 from litestar.types import Receive, Scope, Send
 
 from gateway.errors import RequestTooLarge
+
+WATCH_AFTER_S = 0.02
 
 RawHeaders = list[tuple[bytes, bytes]]
 
@@ -58,18 +58,12 @@ class Reply:
                 return b"".join(parts)
             message = await self._receive()
 
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """Cancel the current task when the client disconnects meanwhile."""
-        task = asyncio.current_task()
-        assert task is not None
-        watcher = asyncio.get_running_loop().create_task(self._watch(task))
-        try:
-            yield
-        finally:
-            watcher.cancel()
+    def watching(self) -> "Watch":
+        """While inside, the current task is cancelled when the client disconnects."""
+        return Watch(self)
 
-    async def _watch(self, task: asyncio.Task[Any]) -> None:
+    async def watch(self, task: asyncio.Task[Any]) -> None:
+        """Wait for the disconnect, then cancel `task`."""
         message: Any = {}
         while message.get("type") != "http.disconnect":
             message = await self._receive()
@@ -101,6 +95,29 @@ class Reply:
     async def event(self, data: bytes, *, last: bool = False) -> None:
         """Send encoded events; `last` ends the response."""
         await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+
+
+class Watch:
+    """Looks out for a disconnect, from WATCH_AFTER_S on: faster answers need no look-out."""
+
+    __slots__ = ("_reply", "_timer", "_watcher")
+
+    def __init__(self, reply: Reply) -> None:
+        self._reply = reply
+        self._watcher: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin, task)
+
+    def __exit__(self, *_error: object) -> None:
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+    def _begin(self, task: asyncio.Task[Any]) -> None:
+        self._watcher = asyncio.get_running_loop().create_task(self._reply.watch(task))
 
 
 def _too_large(max_bytes: int) -> RequestTooLarge:

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import redis.asyncio as redis
@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from gateway.cache.model import Store, StoreUnavailable
+from gateway.cache.pipelined import PipelinedRedis
 from gateway.settings import CacheSettings
 
 log = structlog.get_logger(__name__)
@@ -51,13 +52,23 @@ class RedisStore:
             retry=Retry(NoBackoff(), 0),
         )
         self._redis: Any = redis.Redis.from_pool(pool)  # its stubs mix sync, async, str, bytes
+        encrypted = url.startswith("rediss://")
+        self._fast = None if encrypted else PipelinedRedis(url, timeout_s=timeout_s)
 
     async def get(self, key: str) -> bytes | None:
-        value: bytes | None = await self._call(lambda: self._redis.get(key))
+        value: bytes | None
+        if self._fast is None:
+            value = await self._call(lambda: self._redis.get(key))
+        else:
+            value = await self._guarded(self._fast.command(b"GET", key.encode()))
         return value
 
     async def set(self, key: str, value: bytes, *, ttl_s: float) -> None:
-        await self._call(lambda: self._redis.set(key, value, px=max(1, int(ttl_s * 1000))))
+        ttl_ms = max(1, int(ttl_s * 1000))
+        if self._fast is None:
+            await self._call(lambda: self._redis.set(key, value, px=ttl_ms))
+            return
+        await self._guarded(self._fast.command(b"SET", key.encode(), value, b"PX", b"%d" % ttl_ms))
 
     async def delete(self, *keys: str) -> int:
         if not keys:
@@ -98,14 +109,25 @@ class RedisStore:
             return False
 
     async def aclose(self) -> None:
+        if self._fast is not None:
+            await self._fast.aclose()
         await self._redis.aclose()
 
     async def _call(self, command: Callable[[], Awaitable[_T]]) -> _T:
+        async def limited() -> _T:
+            async with asyncio.timeout(self._timeout_s * 4):
+                return await command()
+
+        return await self._guarded(limited())
+
+    async def _guarded(self, call: Coroutine[Any, Any, _T]) -> _T:
+        """Wait for a call, unless Redis was gone a moment ago; note whether it answers."""
         if self._is_down and time.monotonic() < self._down_until:
             self.outages += 1
+            call.close()
             raise StoreUnavailable("Redis did not answer a moment ago")
         try:
-            result = await asyncio.wait_for(command(), self._timeout_s * 4)
+            result = await call
         except (RedisError, OSError, TimeoutError) as error:
             self.outages += 1
             self._down_until = time.monotonic() + _RETRY_AFTER_S
