@@ -387,8 +387,8 @@ async def test_two_requests_may_share_an_id(live: ServerProcess) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--model", "/nowhere"], 1, "/nowhere"),
-        (["--model", "bundled:giant"], 1, "giant"),
+        (["--model", "/nowhere"], 2, "/nowhere"),
+        (["--model", "bundled:giant"], 2, "giant"),
         (["--model", "{model}", "--tensor-parallel-size", "2"], 2, "tensor_parallel_size"),
         (["--model", "{model}", "--max-model-len", "9999"], 2, "max_model_len"),
         (["--model", "{model}", "--dtype", "float7"], 2, "float7"),
