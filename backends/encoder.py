@@ -284,7 +284,7 @@ def main(
         model_revision = revision(folder)
     except ModelLoadError as error:
         click.echo(f"headgate encoder: {error.message}", err=True)
-        sys.exit(1)
+        sys.exit(2)
     loading_ns = time.perf_counter_ns() - began_ns
     try:
         run(

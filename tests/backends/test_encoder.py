@@ -13,9 +13,10 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from click.testing import CliRunner
 
 from backends.contract import GenerateRequest
-from backends.encoder import EncoderBackend
+from backends.encoder import EncoderBackend, main
 from backends.encoder_batches import Batcher, Vectors
 from backends.errors import BackendResponseError, BackendUnavailableError, InvalidRequestError
 from backends.openai_http import OpenAIHTTPBackend
@@ -206,6 +207,13 @@ async def test_minilm_through_our_client(minilm: ServerProcess) -> None:
         assert clock["loading_ns"] > 0
     finally:
         await backend.aclose()
+
+
+def test_bad_model_ends_with_its_name() -> None:
+    """A folder that is not there can never start: exit code 2 and its name."""
+    result = CliRunner().invoke(main, ["--model", "/nowhere"])
+    assert result.exit_code == 2
+    assert "/nowhere" in result.output
 
 
 def test_chat_is_no_path_of_an_encoder(minilm: ServerProcess) -> None:
