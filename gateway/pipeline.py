@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
 from backends.contract import Endpoint, GenerateRequest
 from backends.errors import (
@@ -119,7 +120,7 @@ class Pipeline:
         """Take over the client's request id, unless a row or a request of that id is there."""
         wanted = x.options.request_id
         if wanted is not None:
-            if wanted in self._ids or await self.parts.ledger.find(wanted) is not None:
+            if wanted in self._ids or await self.parts.ledger.knows(wanted):
                 wanted = f"{wanted[:100]}-{x.request_id}"  # a second row would never be written
             x.request_id = wanted
         self._ids.add(x.request_id)
@@ -130,6 +131,8 @@ class Pipeline:
         assert x.request is not None
         assert x.caller is not None
         parts, caller = self.parts, x.caller
+        if x.request.user is not None:
+            caller = x.caller = replace(caller, user=x.request.user)
         facts = parts.router.facts(
             x.request, team=caller.team, key=caller.key_id, user=x.request.user, tags=x.tags
         )

@@ -331,6 +331,16 @@ async def test_spent_budget_refuses_before_asking(tmp_path: Path) -> None:
         assert (await served.settled(refused)).request.outcome == "refused"
 
 
+async def test_budget_of_a_user_is_held_against_the_bodys_user(tmp_path: Path) -> None:
+    """A budget with the scope user:U binds requests whose body says that user."""
+    async with gateway(priced(tmp_path)) as served:
+        await served.client.post(
+            "/admin/budgets", json={"scope": "user:ann", "limit_usd": "0.001", "window": "day"}
+        )
+        assert (await served.chat(user="ann")).status_code == 429
+        assert (await served.chat(user="bob")).status_code == 200
+
+
 async def test_cap_per_request_refuses_the_dear(tmp_path: Path) -> None:
     """x-headgate-max-cost-usd lets cheap requests through and refuses those that may cost more."""
     async with gateway(priced(tmp_path)) as served:

@@ -149,6 +149,14 @@ def test_sdk_raises_its_error_classes(shared: Worker) -> None:
     assert bad.value.param == "max_tokens"
 
 
+def test_refusal_before_the_body_is_read_leaves_the_server_well(shared: Worker) -> None:
+    """A megabyte that nobody reads does not disturb the next request of the same client."""
+    with httpx.Client(base_url=shared.url, timeout=10) as client:
+        for _ in range(3):
+            assert client.put("/v1/chat/completions", content=b"x" * 2**20).status_code == 405
+            assert client.post("/v1/chat/completions", json=ask()).status_code == 200
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_client_that_leaves_cancels_and_is_booked(shared: Worker, stream: bool) -> None:
     """Closing the connection ends the backend's work early, and what was used is in the ledger."""
