@@ -191,20 +191,6 @@ class EngineBackend:
             return self._engine_ids(f"{request_id}~{uuid.uuid4().hex[:8]}", count)
         return ids
 
-    def _check_token_ids(self, params: SamplingParams) -> None:
-        """Refuse ids outside the vocabulary: in a step they would fail the whole batch."""
-        size = self._tokenizer.vocab_size
-        for name, ids in (
-            ("logit_bias", params.logit_bias),
-            ("stop_token_ids", params.stop_token_ids),
-        ):
-            for token_id in ids:
-                if not 0 <= token_id < size:
-                    raise InvalidRequestError(
-                        f"{name} has token id {token_id}; this model's are 0 to {size - 1}.",
-                        param=name,
-                    )
-
     async def _start(self, request: GenerateRequest) -> "_Job":
         """Check, tokenise and queue a request."""
         if self._engine.stats().waiting >= self._max_waiting:
@@ -222,7 +208,6 @@ class EngineBackend:
         except WireError as error:
             raise InvalidRequestError(error.message, param=error.param) from None
         _refuse_capabilities(request.body, params.n)
-        self._check_token_ids(params)
         prediction = None
         if chat:
             prompts = [await self.encode_chat(request.body["messages"])]

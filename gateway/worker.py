@@ -28,6 +28,8 @@ log = structlog.get_logger(__name__)
 METRICS_ENV = "PROMETHEUS_MULTIPROC_DIR"
 _PR_SET_PDEATHSIG = 1
 _POLL_S = 0.05
+_BACKPRESSURE = 16_384
+"""Requests at once; Granian drops connections beyond."""
 _DRAIN_GRACE_S = 0.2
 """Listening goes on at least this long after SIGTERM, so that late requests hear 503."""
 
@@ -103,6 +105,7 @@ async def _serve(runtime: Runtime, stop: asyncio.Event) -> int:
         http1_settings=HTTP1Settings(header_read_timeout=30_000),
         websockets=False,
         backlog=1024,
+        backpressure=_BACKPRESSURE,
         log_enabled=False,
     )
     serving = asyncio.create_task(server.serve())

@@ -6,7 +6,7 @@ tokens, turns them into text, and shares its wall time among the sequences it wo
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -251,11 +251,17 @@ class Engine:
             raise InvalidRequestError(
                 f"Request id {request_id!r} is in use; send another.", param="request_id"
             )
+        self._check_ids("prompt", prompt)
+        self._check_ids("logit_bias", params.logit_bias)
+        self._check_ids("stop_token_ids", params.stop_token_ids)
+
+    def _check_ids(self, name: str, ids: Collection[int]) -> None:
+        """Refuse ids outside the vocabulary: in a step they would fail the whole batch."""
         vocab = self.tokenizer.vocab_size
-        if prompt and not (min(prompt) >= 0 and max(prompt) < vocab):
-            bad = next(token for token in prompt if not 0 <= token < vocab)
+        if ids and not (min(ids) >= 0 and max(ids) < vocab):
+            bad = next(token for token in ids if not 0 <= token < vocab)
             raise InvalidRequestError(
-                f"The prompt has token id {bad}; this model's are 0 to {vocab - 1}.", param="prompt"
+                f"{name} has token id {bad}; this model's are 0 to {vocab - 1}.", param=name
             )
 
     def _step(self, began: int) -> list[TokenEvent]:
