@@ -48,8 +48,8 @@ inline Vector multiply(const float* a, const float* b, int dim_at_run_time) {
 }
 
 template <int DIM>
-void score(Rows& rows, int head, const float* keys, int slots, int64_t slot_stride, int first, int context,
-           int dim_at_run_time) {
+void score(Rows& rows, int head, const float* keys, int slots, int64_t slot_stride, int first,
+           int context, int dim_at_run_time) {
     const int dim = DIM ? DIM : dim_at_run_time;
     for (int tile = 0; tile < slots; tile += LANES) {
         const int count = std::min(LANES, slots - tile);
@@ -87,7 +87,9 @@ void weigh_rows(Rows& rows, int row, const float* values, int slots, int64_t slo
     float* to = rows.totals.data() + static_cast<int64_t>(row) * DIM;
     const float* weights = rows.scores.data() + static_cast<int64_t>(row) * context + place;
     for (int r = 0; r < ROWS; ++r) {
-        for (int part = 0; part < PARTS; ++part) totals[r][part] = load(to + r * DIM + part * LANES);
+        for (int part = 0; part < PARTS; ++part) {
+            totals[r][part] = load(to + r * DIM + part * LANES);
+        }
     }
     for (int slot = 0; slot < slots; ++slot) {
         const float* value = values + slot * slot_stride;
@@ -98,13 +100,15 @@ void weigh_rows(Rows& rows, int row, const float* values, int slots, int64_t slo
         }
     }
     for (int r = 0; r < ROWS; ++r) {
-        for (int part = 0; part < PARTS; ++part) store(to + r * DIM + part * LANES, totals[r][part]);
+        for (int part = 0; part < PARTS; ++part) {
+            store(to + r * DIM + part * LANES, totals[r][part]);
+        }
     }
 }
 
 template <int DIM>
-void weigh(Rows& rows, int head, const float* values, int slots, int64_t slot_stride, int first, int context,
-           int dim_at_run_time) {
+void weigh(Rows& rows, int head, const float* values, int slots, int64_t slot_stride, int first,
+           int context, int dim_at_run_time) {
     int row = head * rows.count;
     const int end = row + rows.count;
     if constexpr (DIM != 0) {
@@ -181,8 +185,10 @@ int attend(Rows& rows, const Cache& cache, int first_head, int heads, const int3
         const int slots = std::min(cache.block_size, context - first);
         const int64_t next = first + cache.block_size < context ? table[index + 1] : block;
         const float* soon = cache.keys + std::max<int64_t>(next, 0) * block_stride + head_offset;
+        const float* values = cache.values + block * block_stride + head_offset;
         for (int head = 0; head < heads; ++head) {
             fetch(soon + head * cache.dim, slots, slot_stride, cache.dim);
+            fetch(values + head * cache.dim, slots, slot_stride, cache.dim);
             score<DIM>(rows, head, keys + head * cache.dim, slots, slot_stride, first, context,
                        cache.dim);
         }

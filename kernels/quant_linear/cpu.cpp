@@ -1,4 +1,4 @@
-// Int8 weights times fp32 activations: bytes become floats in registers, ROWS by CHANNELS at a time.
+// Int8 weights times fp32 activations: bytes become floats in registers, a block at a time.
 
 namespace {
 
@@ -87,10 +87,17 @@ void multiply_packed(const float* x, const int8_t* weight, const float* scale, c
         }
     }
     for (int64_t row = 0; row < ROWS; ++row) {
-        float results[PACKED_CHANNELS];
-        std::memcpy(results, totals[row], sizeof results);
-        for (int c = 0; c < channels; ++c) {
-            out[row * out_stride + c] = results[c] * scale[c] + (bias ? bias[c] : 0.0f);
+        for (int v = 0; v < PACKED_VECTORS; ++v) {
+            const int first = v * LANES, count = std::min(LANES, channels - first);
+            float* to = out + row * out_stride + first;
+            if (count == LANES) {
+                const Vector offset = bias ? load(bias + first) : Vector{};
+                store(to, totals[row][v] * load(scale + first) + offset);
+            } else if (count > 0) {
+                const Vector offset = bias ? load_some(bias + first, count, 0.0f) : Vector{};
+                const Vector scales = load_some(scale + first, count, 0.0f);
+                store_some(to, totals[row][v] * scales + offset, count);
+            }
         }
     }
 }
