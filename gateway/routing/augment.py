@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-PER_TASK = 1600
+PER_TASK = 2400
 SEED = 20
 HERE = Path(__file__).parent
 

@@ -159,9 +159,9 @@ class Classifier:
         head = self._head
         tokens = tokens_of(text)
         rows = self._vectoriser.rows(tokens)
-        weights = head.idf[rows]
+        weights = head.idf.take(rows)
         norm = float(np.sqrt(weights @ weights)) or 1.0
-        sparse = (weights / norm) @ head.rows[rows]
+        sparse = (weights / norm) @ head.rows.take(rows, axis=0)
         dense = np.concatenate((counts(text, tokens), head.words.mean(tokens)))
         return tokens, sparse + dense @ head.dense + head.bias
 

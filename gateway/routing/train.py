@@ -51,6 +51,9 @@ LOOSE = frozenset(
 )
 """Labels whose rows are dolly's: many of them stand at the wrong prompt."""
 LOOSE_WEIGHT = 0.3
+PLENTY = frozenset("grade_school_math open_question small_talk trivia trivia_choice".split())
+"""Labels with thousands of rows of one kind: they must not drown the rest."""
+PLENTY_WEIGHT = 0.5
 REFERENCE = "small"
 UNABLE = "code,classification,creative,extraction,summarisation"
 """Tasks whose open-ended prompts the bundled models cannot answer."""
@@ -241,7 +244,9 @@ def fit_labels(x: Matrix, y: Sequence[str], *, epochs: int) -> tuple[list[str], 
 def _weight(label: str) -> float:
     if label.startswith("own:"):
         return OWN_WEIGHT
-    return LOOSE_WEIGHT if label in LOOSE else 1.0
+    if label in LOOSE:
+        return LOOSE_WEIGHT
+    return PLENTY_WEIGHT if label in PLENTY else 1.0
 
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 WINDOW = 128
 """Tokens read at the start, and at the end."""
-CHARS = 1200
+CHARS = 800
 """Characters looked at for each window, so that the cost has a bound."""
 WORD_CHARS = 20
 MAX_WORDS = 50_000
@@ -127,7 +127,8 @@ class WordVectors:
     def mean(self, tokens: Sequence[str]) -> NDArray[np.float32]:
         """[E] float32; zeros when no word is known."""
         place = self._place
-        total = self._table[[place[token] for token in tokens if token in place]].sum(0)
+        known = np.array([place[token] for token in tokens if token in place], dtype=np.intp)
+        total = self._table.take(known, axis=0).sum(0)
         return np.asarray(total[:-1] / (total[-1] or 1.0), dtype=np.float32)
 
 
@@ -163,19 +164,10 @@ _CODE_WORD = frozenset(
     "python javascript java rust golang typescript bash regex api json code program script "
     "compile traceback exception".split()
 )
-_CODE_MARK = re.compile(
-    r"[{};`]|==|!=|->|=>|\(\)|</|/>|::|\+\+|&&|\|\||\w\(|\w\.\w+\(|#include|\$\w"
-)
+_CODE_MARKS = ("==", "!=", "->", "=>", "()", "</", "/>", "::", "++", "&&", "||", "#include", "):")
 _LINE_MARK = re.compile(r"(?m)^\s*(?:[-*•]|\d+[.)])\s")
 _FIRST = frozenset("i my me im mine we our us".split())
 _SECOND = frozenset("you your yours u ya".split())
-
-
-def _code_marks(sample: str, of: Sequence[int]) -> int:
-    """Matches of _CODE_MARK; the search is skipped where no alternative can match."""
-    if any(of[mark] for mark in b"{};`=><(&|#$") or "::" in sample or "++" in sample:
-        return len(_CODE_MARK.findall(sample))
-    return 0
 
 
 def counts(text: str, tokens: Sequence[str]) -> NDArray[np.float32]:
@@ -185,8 +177,8 @@ def counts(text: str, tokens: Sequence[str]) -> NDArray[np.float32]:
     of = np.bincount(data, minlength=256).tolist()
     size = max(1, len(data))
     total = max(1, len(tokens))
-    words = [token for token in tokens if token[0].isalpha()]
-    digits = len([token for token in tokens if token[0].isdigit()])
+    words = list(filter(str.isalpha, tokens))
+    digits = sum(map(str.isdecimal, tokens))
     first = words[0] if words else ""
     last = sample.rstrip()[-1:]
     distinct = set(tokens)
@@ -207,7 +199,7 @@ def counts(text: str, tokens: Sequence[str]) -> NDArray[np.float32]:
         last == "?",
         first in _QUESTION,
         first in _ORDER,
-        min(4.0, _code_marks(sample, of) / 2),
+        min(4.0, (seen(b"{};`$") + sum(map(sample.count, _CODE_MARKS))) / 2),
         min(4.0, len(bag(_CODE_WORD)) / 2),
         min(4.0, seen(b"([{") / 2),
         min(4.0, seen(b"\"'") / 2),
