@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import ctypes
+import gc
 import os
 import shutil
 import signal
@@ -27,6 +28,7 @@ log = structlog.get_logger(__name__)
 
 METRICS_ENV = "PROMETHEUS_MULTIPROC_DIR"
 _PR_SET_PDEATHSIG = 1
+_M_ARENA_MAX = -8
 _POLL_S = 0.05
 _BACKPRESSURE = 16_384
 """Requests at once; Granian drops connections beyond."""
@@ -40,6 +42,7 @@ def main() -> int:
     arguments.add_argument("--index", type=int, default=0, help="Which of the workers this is.")
     index: int = arguments.parse_args().index
     _die_with_parent()
+    _use_few_arenas()
     runtime = Runtime.load()
     workers = runtime.settings.server.workers
     if workers > 1:
@@ -96,6 +99,9 @@ async def _serve(runtime: Runtime, stop: asyncio.Event) -> int:
     server_settings = runtime.settings.server
     app = create_app(runtime)
     pipeline: Pipeline = app.state["pipeline"]
+    gc.collect()
+    gc.freeze()  # what start-up made lives for ever; collections need not look at it
+    gc.set_threshold(10_000, 20, 20)
     server = Server(
         app,
         address=server_settings.host,
@@ -143,6 +149,14 @@ def _die_with_parent() -> None:
     """Let the kernel end this process when its parent dies (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _use_few_arenas() -> None:
+    """Keep glibc from giving every thread a heap of its own: they only fragment."""
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+        if mallopt is not None:
+            mallopt(_M_ARENA_MAX, 2)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,15 @@ Whatever was used is booked, also by requests that failed or were cancelled.
 """
 
 from decimal import ROUND_HALF_EVEN, Decimal
+from functools import lru_cache
 
 from backends.contract import EngineUsage, Usage
-from gateway.ledger.money import EXACT, to_nano
+from gateway.ledger.money import EXACT, MAX_NANO_USD, NANO
 from gateway.ledger.records import ChargeKind, ChargeRecord
 from gateway.settings import BackendSettings, PriceSettings, Settings
 
-_NS_PER_HOUR = Decimal(3_600_000_000_000)
-_MTOK = Decimal(1_000_000)
+_NS_PER_HOUR = 3_600_000_000_000
+_MTOK = 1_000_000
 _NO_USAGE = Usage()
 _NO_ENGINE_USAGE = EngineUsage()
 
@@ -102,8 +103,8 @@ def reverse(charge: ChargeRecord, *, seq: int, at: float) -> ChargeRecord:
 
 def machine_cost(machine_ns: int, usd_per_hour: Decimal) -> int:
     """Nano-dollars for `machine_ns` nanoseconds of a machine, rounded half to even."""
-    hours = EXACT.divide(Decimal(machine_ns), _NS_PER_HOUR)
-    return to_nano(EXACT.multiply(hours, usd_per_hour))
+    numerator, denominator = _ratio(usd_per_hour)
+    return _half_even(machine_ns * numerator * NANO, denominator * _NS_PER_HOUR)
 
 
 def _token_cost(price: PriceSettings, used: Usage) -> int:
@@ -111,12 +112,32 @@ def _token_cost(price: PriceSettings, used: Usage) -> int:
     if cached_price is None:
         cached_price = price.input_usd_per_mtok
     cached = min(used.cached_tokens, used.prompt_tokens)
-    usd = (
-        Decimal(used.prompt_tokens - cached) * price.input_usd_per_mtok
-        + Decimal(cached) * cached_price
-        + Decimal(used.completion_tokens) * price.output_usd_per_mtok
-    )
-    return to_nano(EXACT.divide(usd, _MTOK))
+    total, common = 0, 1
+    for tokens, usd in (
+        (used.prompt_tokens - cached, price.input_usd_per_mtok),
+        (cached, cached_price),
+        (used.completion_tokens, price.output_usd_per_mtok),
+    ):
+        numerator, denominator = _ratio(usd)
+        total = total * denominator + tokens * numerator * common
+        common *= denominator
+    return _half_even(total * NANO, common * _MTOK)
+
+
+@lru_cache(maxsize=1024)
+def _ratio(usd: Decimal) -> tuple[int, int]:
+    """A price as numerator and denominator: integers are exact and cost a tenth of Decimal."""
+    return usd.as_integer_ratio()
+
+
+def _half_even(numerator: int, denominator: int) -> int:
+    """The quotient, rounded half to even. Raises ValueError if a BIGINT cannot hold it."""
+    nano, rest = divmod(numerator, denominator)
+    if 2 * rest > denominator or (2 * rest == denominator and nano % 2):
+        nano += 1
+    if abs(nano) > MAX_NANO_USD:
+        raise ValueError(f"{nano} nano-dollars are more than the ledger can hold")
+    return nano
 
 
 def _token_prices(price: PriceSettings) -> dict[str, str]:

@@ -30,7 +30,7 @@ from gateway.runtime import RUNTIME_ENV, Address, Runtime
 from gateway.settings import BackendSettings, CacheSettings, PriceSettings, ServerSettings, Settings
 from migrations import upgrade
 from tests.benchmarks.environment import describe, write
-from tests.benchmarks.load import Outcome, chat_requests, run_load
+from tests.benchmarks.load import API_KEY, Outcome, chat_requests, run_load
 
 CONNECTIONS = 16
 STUB = Path(__file__).with_name("stub_upstream.py")
@@ -70,7 +70,7 @@ class Server:
     def cpu_s(self) -> float:
         """CPU seconds of the tree so far."""
         times = [process.cpu_times() for process in self.tree()]
-        return sum(one.user + one.system for one in times)
+        return float(sum(one.user + one.system for one in times))
 
     def resident_bytes(self) -> int:
         """Memory of the tree."""
@@ -199,6 +199,7 @@ def start_litellm(venv: Path, folder: Path, stub_port: int) -> Server:
             }
         ],
         "litellm_settings": {"drop_params": True, "telemetry": False},
+        "general_settings": {"master_key": API_KEY},
     }
     (folder / "litellm.yaml").write_text(json.dumps(config))  # JSON is YAML
     command = [str(venv / "bin" / "litellm"), "--config", str(folder / "litellm.yaml")]
@@ -239,7 +240,7 @@ def check(server: Server) -> None:
     answer = httpx.post(
         f"http://127.0.0.1:{server.port}/v1/chat/completions",
         json={"model": "auto", "messages": [{"role": "user", "content": "hello"}]},
-        headers={"authorization": "Bearer sk-bench"},
+        headers={"authorization": f"Bearer {API_KEY}"},
         timeout=30,
     )
     assert answer.status_code == 200, answer.text
@@ -346,7 +347,7 @@ def _results(
             {
                 "what": "LiteLLM proxy, every prompt different",
                 "version": litellm_version(options.litellm_venv),
-                "on": "one worker, no database, no keys",
+                "on": "one worker, no database, its master key",
                 **theirs_best,
                 "headgate_times_requests_per_s": round(ratio, 2),
                 "headgate_times_requests_per_cpu_s": round(cpu_ratio, 2),

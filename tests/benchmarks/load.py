@@ -1,6 +1,7 @@
 """A closed-loop HTTP load generator that costs little: raw protocols, prepared requests."""
 
 import asyncio
+import hashlib
 import random
 import time
 from collections.abc import Sequence
@@ -16,6 +17,9 @@ _WORDS = (
     "great little own other old right big high different small large next early young important "
     "few public bad same able"
 ).split()
+
+API_KEY = "sk-" + hashlib.sha256(b"benchmark").hexdigest()
+"""LiteLLM's proxy does not start without a key; our gateway, open on loopback, ignores it."""
 
 
 class Outcome(msgspec.Struct, kw_only=True):
@@ -165,5 +169,5 @@ def post(path: str, body: bytes) -> bytes:
     """A POST as bytes."""
     return (
         f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
-        f"authorization: Bearer sk-bench\r\ncontent-length: {len(body)}\r\n\r\n"
+        f"authorization: Bearer {API_KEY}\r\ncontent-length: {len(body)}\r\n\r\n"
     ).encode() + body
