@@ -15,7 +15,7 @@ import shutil
 import sys
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 
 from gateway.routing.augment import PER_TASK, own_prompts
 from gateway.routing.classifier import FORMAT, TASKS, WORDS
+from gateway.routing.figures import auc, expected_calibration_error, macro_f1, softmax
+from gateway.routing.fit import BATCH, Matrix, Weights, fit, quantise
 from gateway.routing.vectorise import (
     COUNTS,
     Vectoriser,
@@ -41,8 +43,6 @@ CHARS: tuple[int, ...] = ()
 DENSE_SCALE = 0.3
 LABEL_L2 = 1e-5
 QUALITY_L2 = 1e-5
-STEP = 0.05
-BATCH = 512
 MIN_STEPS = 200
 OWN_WEIGHT = 3.0
 LOOSE = frozenset(
@@ -60,8 +60,6 @@ UNABLE = "code,classification,creative,extraction,summarisation"
 UNABLE_WEIGHT = 0.2
 HERE = Path(__file__).parent
 Say = Callable[[str], None]
-Matrix = Any
-"""A scipy CSR matrix, [rows, R + D]."""
 
 
 class Row(Struct, frozen=True):
@@ -169,69 +167,6 @@ class Design:
         return sp.hstack([sparse, block]).tocsr().astype(np.float32)
 
 
-class Weights(Struct):
-    """One linear head: logits = X @ weights + bias."""
-
-    weights: NDArray[np.float32]
-    """[R + D, outputs]"""
-    bias: NDArray[np.float32]
-    """[outputs]"""
-
-    def logits(self, x: Matrix) -> NDArray[np.float64]:
-        """[rows, outputs]"""
-        return np.asarray(x @ self.weights + self.bias, dtype=np.float64)
-
-
-def fit(
-    x: Matrix,
-    targets: NDArray[np.float32],
-    weights: NDArray[np.float32],
-    *,
-    choice: bool,
-    l2: float,
-    epochs: int,
-    seed: int = 0,
-) -> Weights:
-    """A linear head by Adam with a falling step.
-
-    Args:
-        x: [rows, R + D].
-        targets: [rows, outputs], in 0..1; each row adds up to 1 when `choice`.
-        weights: [rows], how much each row counts.
-        choice: one softmax over the outputs; else each output is a logistic regression.
-    """
-    rng = np.random.default_rng(seed)
-    head = Weights(
-        np.zeros((x.shape[1], targets.shape[1]), np.float32),
-        np.zeros(targets.shape[1], np.float32),
-    )
-    parameters = (head.weights, head.bias)
-    moments = [(np.zeros_like(p), np.zeros_like(p)) for p in parameters]
-    steps = epochs * -(-x.shape[0] // BATCH)
-    for step, rows in enumerate(_batches(x.shape[0], epochs, rng), start=1):
-        part = x[rows]
-        logits = part @ head.weights + head.bias
-        said = softmax(logits) if choice else 1 / (1 + np.exp(-logits))
-        shares = weights[rows, None] / len(rows)
-        error = ((said - targets[rows]) * shares).astype(np.float32)
-        gradients = (np.asarray(part.T @ error) + l2 * head.weights, error.sum(0))
-        rate = STEP * (1 - step / steps) * np.sqrt(1 - 0.999**step) / (1 - 0.9**step)
-        for value, (mean, square), gradient in zip(parameters, moments, gradients, strict=True):
-            mean *= 0.9
-            mean += 0.1 * gradient
-            square *= 0.999
-            square += 0.001 * gradient * gradient
-            value -= np.float32(rate) * mean / (np.sqrt(square) + 1e-8)
-    return head
-
-
-def _batches(count: int, epochs: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    for _ in range(epochs):
-        order = rng.permutation(count)
-        for start in range(0, count, BATCH):
-            yield order[start : start + BATCH]
-
-
 def fit_labels(x: Matrix, y: Sequence[str], *, epochs: int) -> tuple[list[str], Weights]:
     """A softmax over the labels; loosely labelled rows count less, our own more."""
     labels = sorted(set(y))
@@ -247,12 +182,6 @@ def _weight(label: str) -> float:
     if label in LOOSE:
         return LOOSE_WEIGHT
     return PLENTY_WEIGHT if label in PLENTY else 1.0
-
-
-def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Over the last axis."""
-    shifted = np.exp(logits - logits.max(-1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(-1, keepdims=True))
 
 
 def task_probabilities(
@@ -277,47 +206,6 @@ def fit_temperature(
         return float(-np.log(np.maximum(p, 1e-12)).mean())
 
     return float(min(grid, key=loss))
-
-
-def expected_calibration_error(
-    confidence: NDArray[np.float64], hit: NDArray[np.bool_] | NDArray[np.float64], bins: int = 15
-) -> float:
-    """Mean distance of confidence from the share of hits, over equally wide bins."""
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    total = 0.0
-    for index in range(bins):
-        inside = place == index
-        if inside.any():
-            total += inside.sum() * abs(confidence[inside].mean() - hit[inside].mean())
-    return total / max(1, len(confidence))
-
-
-def macro_f1(gold: Sequence[str], said: Sequence[str]) -> float:
-    """Mean F1 over the classes that occur in gold."""
-    scores = []
-    for name in sorted(set(gold)):
-        both = sum(g == s == name for g, s in zip(gold, said, strict=True))
-        either = sum(g == name for g in gold) + sum(s == name for s in said)
-        scores.append(2 * both / either if either else 0.0)
-    return float(np.mean(scores))
-
-
-def auc(scores: NDArray[np.float64], truth: NDArray[np.float64]) -> float | None:
-    """P(a pass is ranked above a fail), ties counting half; None without both."""
-    hit = truth >= 0.5
-    if hit.all() or not hit.any():
-        return None
-    _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(count) - (count - 1) / 2)[place]
-    passes = hit.sum()
-    above = ranks[hit].sum() - passes * (passes + 1) / 2
-    return float(above / (passes * (len(hit) - passes)))
-
-
-def quantise(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """int8 with one scale per output."""
-    scale = np.maximum(np.abs(weights).max(0), 1e-8) / 127
-    return np.round(weights / scale).astype(np.int8), scale.astype(np.float32)
 
 
 def train(

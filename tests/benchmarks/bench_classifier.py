@@ -18,16 +18,15 @@ import numpy as np
 
 from gateway.routing.classifier import TASKS, Classifier
 from gateway.routing.features import CHARS_PER_TOKEN
+from gateway.routing.figures import auc as area_under_curve
+from gateway.routing.figures import expected_calibration_error, macro_f1
 from gateway.routing.train import (
     Row,
-    expected_calibration_error,
     load_map,
     load_outcomes,
     load_rows,
-    macro_f1,
     task_probabilities,
 )
-from gateway.routing.train import auc as area_under_curve
 from tests.benchmarks.environment import describe, write
 
 ROOT = Path(__file__).parents[2]

@@ -18,6 +18,7 @@ from backends.wire import ChatCompletionRequest, Message
 from gateway.errors import SettingsError
 from gateway.routing import train
 from gateway.routing.classifier import SHIPPED_HEAD, TASKS, Classifier, Head
+from gateway.routing.figures import auc, expected_calibration_error, macro_f1
 from gateway.routing.vectorise import COUNTS, WINDOW, Vectoriser, counts, tokens_of
 
 HANDWRITTEN = [
@@ -46,7 +47,7 @@ def test_head_is_right_on_prompts_in_other_words(classifier: Classifier) -> None
     gold = [row["task"] for row in HANDWRITTEN]
     right = np.mean([s == g for s, g in zip(said, gold, strict=True)])
     assert right >= 0.75
-    assert train.macro_f1(gold, said) >= 0.75
+    assert macro_f1(gold, said) >= 0.75
 
 
 @settings(max_examples=60, deadline=None)
@@ -243,9 +244,9 @@ def test_label_map_covers_exactly_the_corpus_labels() -> None:
 
 def test_figures_agree_with_worked_examples() -> None:
     """AUC counts ties as half, F1 is a mean over classes, calibration is a distance."""
-    assert train.auc(np.array([0.1, 0.5, 0.5, 0.9]), np.array([0.0, 0.0, 1.0, 1.0])) == 0.875
-    assert train.auc(np.array([0.1, 0.2]), np.array([1.0, 1.0])) is None
-    assert train.macro_f1(["a", "a", "b"], ["a", "b", "b"]) == pytest.approx(2 / 3)
+    assert auc(np.array([0.1, 0.5, 0.5, 0.9]), np.array([0.0, 0.0, 1.0, 1.0])) == 0.875
+    assert auc(np.array([0.1, 0.2]), np.array([1.0, 1.0])) is None
+    assert macro_f1(["a", "a", "b"], ["a", "b", "b"]) == pytest.approx(2 / 3)
     sure = np.array([0.9] * 10)
-    assert train.expected_calibration_error(sure, np.array([1.0] * 9 + [0.0])) == pytest.approx(0)
-    assert train.expected_calibration_error(sure, np.zeros(10)) == pytest.approx(0.9)
+    assert expected_calibration_error(sure, np.array([1.0] * 9 + [0.0])) == pytest.approx(0)
+    assert expected_calibration_error(sure, np.zeros(10)) == pytest.approx(0.9)
