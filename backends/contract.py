@@ -53,7 +53,7 @@ class SamplingParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def validate(self) -> None:
         """Check every range. Raises ValueError naming field, value and what is allowed."""
-        if self == _PLAIN:
+        if self._plainly_valid():
             return
         rules: tuple[tuple[str, bool, str], ...] = (
             ("n", 1 <= self.n <= 128, "1 to 128"),
@@ -74,9 +74,23 @@ class SamplingParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             if not holds:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {allowed}")
 
-
-_PLAIN = SamplingParams()
-"""What a request that says nothing asks for; most do."""
+    def _plainly_valid(self) -> bool:
+        """The usual case, decided without building the table; False means: look closer."""
+        return (
+            self.n == 1
+            and (self.max_tokens is None or self.max_tokens >= 1)
+            and self.min_tokens == 0
+            and 0.0 <= self.temperature <= 2.0
+            and 0.0 < self.top_p <= 1.0
+            and self.top_k >= -1
+            and self.min_p == 0.0
+            and self.presence_penalty == 0.0
+            and self.frequency_penalty == 0.0
+            and self.repetition_penalty == 1.0
+            and self.logprobs is None
+            and not self.stop
+            and not self.logit_bias
+        )
 
 
 class EngineUsage(Struct, frozen=True, kw_only=True):

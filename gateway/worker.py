@@ -99,9 +99,7 @@ async def _serve(runtime: Runtime, stop: asyncio.Event) -> int:
     server_settings = runtime.settings.server
     app = create_app(runtime)
     pipeline: Pipeline = app.state["pipeline"]
-    gc.collect()
-    gc.freeze()  # what start-up made lives for ever; collections need not look at it
-    gc.set_threshold(10_000, 20, 20)
+    _settle_memory()
     server = Server(
         app,
         address=server_settings.host,
@@ -153,10 +151,24 @@ def _die_with_parent() -> None:
 
 def _use_few_arenas() -> None:
     """Keep glibc from giving every thread a heap of its own: they only fragment."""
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-        if mallopt is not None:
-            mallopt(_M_ARENA_MAX, 2)
+    mallopt = _libc("mallopt")
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 2)
+
+
+def _settle_memory() -> None:
+    """After start-up: what is alive now stays, so collections skip it; the rest goes back."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
+    trim = _libc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _libc(name: str) -> Any:
+    """A function of glibc; None elsewhere."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 if __name__ == "__main__":
