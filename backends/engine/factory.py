@@ -26,7 +26,8 @@ _DTYPES: Final = {
     "float16": torch.float16,
 }
 _SMALL_STEP_BYTES: Final = 32 * 2**20
-"""A forward pass that reads less than this is over before a second thread has paid off."""
+"""A forward pass that reads less than this has little to share out."""
+_SMALL_STEP_THREADS: Final = 4
 _DRAFT_KV_SHARE: Final = 4
 """The draft model's cache may take a quarter of the large model's memory."""
 
@@ -105,9 +106,16 @@ def pick_dtype(option: DtypeOption, config: ModelConfig, device: torch.device) -
 
 
 def pick_threads(step_bytes: int) -> int:
-    """Choose the CPU threads of a forward pass that reads `step_bytes` of weights."""
+    """Choose the CPU threads of a forward pass that reads `step_bytes` of weights.
+
+    A small model gets one where OpenMP's threads spin while they wait: a neighbour on the same
+    cores would then cost more than the others bring.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return 1 if step_bytes < _SMALL_STEP_BYTES else max(1, cores or 1)
+    if step_bytes >= _SMALL_STEP_BYTES:
+        return max(1, cores or 1)
+    passive = os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
+    return min(_SMALL_STEP_THREADS, cores or 1) if passive else 1
 
 
 def _kv_dtype(option: KvCacheDtype, dtype: torch.dtype, device: torch.device) -> torch.dtype:

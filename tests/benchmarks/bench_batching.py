@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from backends.bundled import bundled_path
+from backends.bundled import bundled_path  # ours before torch: `backends` says how threads wait
 from backends.bundled.export import export_model
 from backends.contract import SamplingParams
 from backends.engine.config import SpeculationConfig
@@ -31,6 +30,9 @@ from backends.engine.engine import Engine
 from backends.engine.factory import build_engine
 from backends.engine.options import EngineOptions
 from tests.benchmarks.environment import describe, write
+
+# isort: split
+import torch
 
 Prompt = list[int]
 Answers = list[list[int]]
