@@ -7,6 +7,7 @@ own (probes, ledger, budgets) and closes all of it in the reverse order.
 import asyncio
 import contextlib
 import os
+import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
@@ -106,7 +107,7 @@ def create_app(
         engine=engine,
         started_at=runtime.started_at,
         clock=clock,
-        new_id=new_id or (lambda: f"{int(clock() * 1000):012x}{os.urandom(8).hex()}"),
+        new_id=new_id or _id_maker(clock),
     )
     pipeline = Pipeline(parts)
 
@@ -126,6 +127,12 @@ def create_app(
         openapi_config=None,
         logging_config=None,
     )
+
+
+def _id_maker(clock: Callable[[], float]) -> Callable[[], str]:
+    """Ids that sort by time: milliseconds, then 64 random bits (not secret, only unique)."""
+    draw = random.Random(os.urandom(16)).getrandbits
+    return lambda: f"{int(clock() * 1000):012x}{draw(64):016x}"
 
 
 @contextlib.asynccontextmanager
