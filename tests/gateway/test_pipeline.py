@@ -15,6 +15,7 @@ from gateway.settings import (
     CacheSettings,
     ExactSettings,
     PriceSettings,
+    SemanticSettings,
     Settings,
 )
 from tests.gateway.serving import Gateway, decode, events, gateway, settings, text_of
@@ -138,6 +139,32 @@ async def test_streamed_answer_is_cached_for_whole_requests(tmp_path: Path) -> N
             "role": "assistant",
             "content": "You said: hello there",
         }
+
+
+async def test_other_words_come_from_the_semantic_cache(tmp_path: Path) -> None:
+    """A question in other words is answered from the cache, with its similarity; `exact` is not."""
+    chosen = settings(
+        tmp_path,
+        BackendSettings(name="small", kind="echo", model="echo-small", tier="small", price=PRICE),
+        BackendSettings(name="words", kind="encoder", model="words"),
+        cache=CacheSettings(
+            redis="memory", semantic=SemanticSettings(enabled=True, encoder="words", timeout_s=5)
+        ),
+    )
+    made = {"small": EchoBackend("small"), "words": EchoBackend("words")}
+    async with gateway(chosen, made) as served:
+        await served.chat("what is the largest planet we know?", temperature=0)
+        assert served.parts.caches is not None
+        await served.parts.caches.settled()
+        other = "we know what planet is the largest?"
+        exact = await served.chat(other, temperature=0, headers={"x-headgate-cache": "exact"})
+        assert exact.headers["x-headgate-cache"] == "miss"
+        again = "the largest planet we know is what?"
+        answer = await served.chat(again, temperature=0)
+        assert answer.headers["x-headgate-cache"] == "semantic"
+        assert float(answer.headers["x-headgate-similarity"]) > 0.93
+        assert float(answer.headers["x-headgate-saved-usd"]) > 0
+        assert (await served.settled(answer)).request.similarity is not None
 
 
 async def test_policy_holds_for_cached_prompts(tmp_path: Path) -> None:
