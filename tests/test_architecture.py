@@ -46,19 +46,6 @@ def test_gateway_never_imports_torch(module: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(
-    "order",
-    ["import kernels, sentence_transformers", "import sentence_transformers, kernels.rms_norm"],
-)
-def test_kernels_package_and_hugging_faces_do_not_collide(order: str) -> None:
-    """Our `kernels` loads before or after sentence-transformers, and stays ours."""
-    script = f"{order}; import kernels; print(kernels.__file__)"
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert Path(done.stdout.strip()).parent == ROOT / "kernels"
-
-
 def test_readme_figures_stand_in_benchmark_files() -> None:
     """Every figure in the README's table names the committed file that it comes from."""
     text = (ROOT / "README.md").read_text()
