@@ -38,7 +38,7 @@ from gateway.routing.vectorise import (
 )
 
 BITS = 16
-TRIGRAMS = True
+TRIGRAMS = False
 CHARS: tuple[int, ...] = ()
 DENSE_SCALE = 0.3
 LABEL_L2 = 1e-5
