@@ -117,6 +117,7 @@ def create_app(
             await _migrate(runtime.database_url)
         async with running(parts):
             yield
+            await pipeline.shadows.aclose()
 
     return Litestar(
         route_handlers=routes(pipeline),

@@ -39,6 +39,7 @@ from gateway.parts import Parts
 from gateway.relay import last_events, relay
 from gateway.routing.router import sticky_draw
 from gateway.settlement import Settler
+from gateway.shadow import Shadows
 from policies.model import CacheRule
 
 log = structlog.get_logger(__name__)
@@ -67,6 +68,7 @@ class Pipeline:
         self.in_flight = 0
         self._ids: set[str] = set()
         self._settler = Settler(parts)
+        self.shadows = Shadows(parts)
 
     async def run(self, endpoint: Endpoint, headers: Mapping[str, str], reply: Reply) -> None:
         """One request, from its headers to its last byte."""
@@ -91,9 +93,12 @@ class Pipeline:
             self.in_flight -= 1
             parts.metrics.in_flight.dec()
             self._ids.discard(x.request_id)
-        if x.caller is not None:
-            self._settler.settle(x)
+        if x.caller is None:  # nobody to settle with: it was refused at the door
+            await self._finish(x, reply)
+            return
+        settlement = self._settler.settle(x)
         await self._finish(x, reply)
+        self.shadows.follow(x, settlement)
 
     async def _receive(self, x: Exchange, headers: Mapping[str, str], reply: Reply) -> None:
         """Who asks, and for what."""

@@ -16,7 +16,7 @@ from gateway.cache.model import Hit
 from gateway.exchange import Exchange
 from gateway.ledger.money import NANO, usd_text
 from gateway.ledger.pricing import price_usage
-from gateway.ledger.records import ChargeKind
+from gateway.ledger.records import ChargeKind, Settlement
 from gateway.parts import Parts
 
 log = structlog.get_logger(__name__)
@@ -121,7 +121,7 @@ class Settler:
             self._worth[key] = worth
         return worth
 
-    def settle(self, x: Exchange) -> None:
+    def settle(self, x: Exchange) -> Settlement:
         """Close the exchange. Called once, before the last byte goes out."""
         now = time.perf_counter()
         settlement = x.settlement(now=now)
@@ -149,6 +149,7 @@ class Settler:
             completion_tokens=record.completion_tokens,
             cost_usd=usd_text(record.cost_nano_usd),
         )
+        return settlement
 
     def _measure(self, x: Exchange, now: float) -> None:
         metrics = self._parts.metrics

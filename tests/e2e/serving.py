@@ -71,8 +71,9 @@ class Headgate:
             found.set()
 
         threading.Thread(target=read, daemon=True).start()
-        assert found.wait(timeout_s), f"not ready within {timeout_s} s:\n{self.tail()}"
-        assert self.url, f"ended before it was ready:\n{''.join(lines)}\n{self.tail()}"
+        if not found.wait(timeout_s) or not self.url:
+            self.kill()
+            raise AssertionError(f"not ready in {timeout_s} s:\n{''.join(lines)}\n{self.tail()}")
         self.ready_after_s = time.monotonic() - began
         return self
 

@@ -451,3 +451,37 @@ async def test_drain_refuses_with_retry_after(tmp_path: Path) -> None:
         assert int(answer.headers["retry-after"]) >= 1
         assert (await served.client.get("/health/ready")).status_code == 503
         assert (await served.client.get("/health/live")).status_code == 200
+
+
+SHADOWED = '[default]\nroute = "small"\nshadow = "base"\n'
+
+
+async def test_shadow_gets_a_copy_that_the_client_never_sees(tmp_path: Path) -> None:
+    """The copy is asked after the answer, its answer discarded, its cost booked as `shadow`."""
+    hidden = EchoBackend("base", reply="I am the shadow")
+    chosen = priced(tmp_path)
+    (tmp_path / "policies" / "test.toml").write_text(SHADOWED)
+    async with gateway(chosen, {"small": EchoBackend("small"), "base": hidden}) as served:
+        answer = await served.chat("hello there")
+        assert decode(answer)["choices"][0]["message"]["content"] == "You said: hello there"
+        await served.pipeline.shadows.settled()
+        assert [r.body["messages"][-1]["content"] for r in hidden.requests] == ["hello there"]
+        assert await served.rows() == 1
+        settlement = await served.settled(answer)
+        assert [charge.kind for charge in settlement.charges] == ["answer", "shadow"]
+        assert settlement.charges[1].backend == "base"
+        assert settlement.charges[1].cost_nano_usd > 0
+        assert settlement.request.cost_nano_usd == settlement.charges[0].cost_nano_usd
+
+
+async def test_failing_shadow_harms_nobody(tmp_path: Path) -> None:
+    """A shadow that cannot answer leaves the answer and its charge as they are."""
+    chosen = priced(tmp_path)
+    (tmp_path / "policies" / "test.toml").write_text(SHADOWED)
+    backends = {"small": EchoBackend("small"), "base": EchoBackend("base", fault="refuse")}
+    async with gateway(chosen, backends) as served:
+        answer = await served.chat("hello there")
+        assert answer.status_code == 200
+        await served.pipeline.shadows.settled()
+        settlement = await served.settled(answer)
+        assert [charge.kind for charge in settlement.charges] == ["answer"]
