@@ -5,7 +5,7 @@ import sys
 
 from tests.benchmarks.environment import RESULTS
 
-BENCHMARKS = ("startup", "batching", "engine_overhead", "gateway", "classifier")
+BENCHMARKS = ("startup", "batching", "engine_overhead", "gateway", "decision", "classifier")
 
 
 def main() -> int:
