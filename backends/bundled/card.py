@@ -44,7 +44,8 @@ over {kv_heads} key-value heads, tied embedding, {vocab:,} tokens |
 | on disk | int8 layers (one scale per output channel, compressed-tensors naming), bf16 embedding \
 and norms; {weight_bytes:,} bytes |
 | trained on | {tokens:,} tokens (padding and repeats included), {steps:,} steps, seed {seed}, \
-{minutes:.0f} minutes on shared CPU cores |
+{minutes:.0f} minutes on shared CPU cores; stopped and resumed with a changed recipe, see the \
+README beside this folder |
 | context | trained on rows of 256 tokens, at the end 512; positions up to 2,048 run, but past \
 512 the text gets worse |
 
@@ -88,7 +89,7 @@ the project's own licence.
 
 - Knows almost nothing: a few hundred everyday facts, and prose in the manner of old children's
   books and of encyclopaedia articles. Asked about anything else it makes something up.
-- English only. Arithmetic fails on large numbers; multi-step problems mostly fail.
+- English only. Sums often come out wrong, even small ones; copying longer lists fails too.
 - The stories carry the attitudes of their time. No safety training of any kind was done.
 """
 
