@@ -195,7 +195,8 @@ def _lists(rng: random.Random) -> Iterator[Pair]:
 
 def make_story(rng: random.Random, hero: str) -> str:
     """Put a little story together from its parts."""
-    words = {"hero": hero, "name": rng.choice(NAMES), "friend": rng.choice(NAMES)}
+    name, friend = rng.sample(NAMES, 2)
+    words = {"hero": hero, "name": name, "friend": friend}
     words |= {key: rng.choice(options) for key, options in STORY_PARTS["words"]}
     parts = [rng.choice(options) for _, options in STORY_PARTS["sentences"]]
     return " ".join(parts).format(**words)

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def where(key):
 SOURCES = ("personality-chat-friendly", "opentriviaqa", "dolly-15k-part", "gsm8k")
 
 
-def write_rows(path: Path, rows: list[dict[str, object]]) -> None:
+def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Write rows as gzipped JSON lines."""
     with gzip.open(path, "wt", encoding="utf-8") as out:
         out.writelines(json.dumps(row) + "\n" for row in rows)

@@ -23,6 +23,7 @@ from backends.bundled.load import load_model
 from backends.bundled.model import Llama, init_weights, num_parameters
 from backends.bundled.quantize import dequantize_int8, quantize_int8
 from backends.bundled.scoring import passes
+from backends.bundled.tokenizer import EOS_ID, IM_END_ID, prompt_text
 
 ADDITIONS = [f"What is {a} + {b}?" for a in range(2, 10) for b in range(2, 10)]
 SUMS = [str(a + b) for a in range(2, 10) for b in range(2, 10)]
@@ -74,9 +75,9 @@ def exported(tiny_spec: ModelSpec, tiny_tokenizer: Tokenizer, tmp_path: Path) ->
     """A tiny random model as an int8 folder."""
     model = Llama(tiny_spec)
     init_weights(model, 1)
-    for block in model.layers:
-        torch.nn.init.normal_(block.self_attn.o_proj.weight, std=0.1)
-        torch.nn.init.normal_(block.mlp.down_proj.weight, std=0.1)
+    for name, weight in model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            torch.nn.init.normal_(weight, std=0.1)
     write_model(tiny_spec, model.state_dict(), tiny_tokenizer, tmp_path / "tiny")
     return tmp_path / "tiny"
 
@@ -105,9 +106,7 @@ def test_cached_answers_equal_recomputed_ones(exported: Path) -> None:
     """Greedy generation with a cache picks what full recomputation picks."""
     model, tokenizer = load_model(exported)
     answer = answer_all(model, tokenizer, ["Hello there"], max_new_tokens=8)[0]
-    from backends.bundled.tokenizer import EOS_ID, IM_END_ID, prompt_text
-
-    ids, written = tokenizer.encode(prompt_text("Hello there")).ids, []
+    ids, written = tokenizer.encode(prompt_text("Hello there")).ids, list[int]()
     for _ in range(8):
         token = int(model(torch.tensor([ids + written]))[0, -1].argmax())
         if token in (IM_END_ID, EOS_ID):
