@@ -8,7 +8,9 @@ this module is imported.
 import logging
 import os
 import sys
+import time
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -71,8 +73,14 @@ def configure_logging(level: str = "info") -> None:
 
 
 def _add_time(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
-    event["at"] = datetime.now(UTC).isoformat(timespec="milliseconds")
+    now_ms = time.time_ns() // 1_000_000
+    event["at"] = f"{_second(now_ms // 1000)}.{now_ms % 1000:03d}+00:00"
     return event
+
+
+@lru_cache(maxsize=2)
+def _second(unix_s: int) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _render_json(_logger: Any, _method: str, event: dict[str, Any]) -> bytes:

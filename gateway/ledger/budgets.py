@@ -163,7 +163,9 @@ class Budgets:
         found = [budget for scope in scopes for budget in self._by_scope.get(scope, ())]
         now = self._clock() if found else 0.0
         limits = [(store.counter_of(budget, now), budget) for budget in found]
-        return sorted(limits, key=lambda pair: _order(pair[0]))
+        if len(limits) > 1:
+            limits.sort(key=lambda pair: _order(pair[0]))
+        return limits
 
     # Leasing
 

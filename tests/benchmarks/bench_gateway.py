@@ -292,8 +292,8 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             litellm = start_litellm(options.litellm_venv, folder, stub_port)
             stack.enter_context(running(litellm))
         figures = describe(
-            "non-stream chats of 50 to 500 words over keep-alive connections; load generator, "
-            "stub upstream and gateway on the same cores; one worker"
+            "non-stream chats of about 50 to 500 tokens over keep-alive connections; load "
+            "generator, stub upstream and gateway on the same cores; one worker"
         )
         return {**figures, "results": _results(options, folder, stub, headgate, litellm)}
 
