@@ -103,8 +103,8 @@ def running(*servers: Server) -> Iterator[None]:
             server.stop()
 
 
-def start_headgate(folder: Path, stub_port: int, redis_url: str) -> Server:
-    """One gateway worker with a budget on everything, an upstream with prices, and Redis."""
+def start_headgate(folder: Path, stub_port: int, redis_url: str, workers: int = 1) -> Server:
+    """A gateway with a budget on everything, an upstream with prices, and Redis."""
     port = free_port()
     url = f"http://127.0.0.1:{stub_port}/v1"
     backend = BackendSettings(
@@ -119,7 +119,7 @@ def start_headgate(folder: Path, stub_port: int, redis_url: str) -> Server:
     )
     settings = Settings(
         state_dir=str(folder),
-        server=ServerSettings(port=port),
+        server=ServerSettings(port=port, workers=workers),
         cache=CacheSettings(redis=redis_url),
         backends=[backend],
     )
