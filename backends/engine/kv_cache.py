@@ -1,8 +1,10 @@
 """The paged KV cache's memory: how many blocks fit, and the tensors themselves."""
 
+import math
 import os
 from typing import Final
 
+import numpy as np
 import torch
 
 from backends.engine.config import DEFAULT_KV_MEMORY_BYTES
@@ -42,17 +44,24 @@ def allocate(
 ) -> list[LayerCache]:
     """Return one cache per layer: keys and values, [num_blocks, block_size, Hkv, D] each.
 
-    Zeroed, because attention kernels may read unused slots and multiply them by 0; memory that
-    nothing has written stays unmapped on the CPU.
+    Zeroed, because attention kernels may read unused slots and multiply them by 0.
     """
     shape = (num_blocks, block_size, config.num_key_value_heads, config.head_dim)
     return [
-        LayerCache(
-            torch.zeros(shape, dtype=dtype, device=device),
-            torch.zeros(shape, dtype=dtype, device=device),
-        )
+        LayerCache(_zeros(shape, dtype, device), _zeros(shape, dtype, device))
         for _ in range(config.num_hidden_layers)
     ]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros that take memory on the CPU only where something is written.
+
+    torch.zeros writes every page; calloc, which numpy uses, leaves that to the first touch.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    zeros = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(zeros).view(dtype).view(shape)
 
 
 def free_cpu_memory() -> int:
