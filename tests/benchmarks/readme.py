@@ -1,0 +1,124 @@
+"""The README's table of figures, made from the committed benchmark files.
+
+`python -m tests.benchmarks.readme` rewrites the table; a test holds the README against it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.environment import RESULTS
+
+README = Path(__file__).parents[2] / "README.md"
+HEADING = "## Figures\n"
+
+
+def load(name: str) -> dict[str, Any]:
+    """One benchmark file."""
+    figures: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return figures
+
+
+def rows() -> list[tuple[str, str, str]]:
+    """(what, figure, benchmark file) of every line."""
+    batching, classifier = load("batching"), load("classifier")["results"]
+    runs = {run["what"]: run for run in load("gateway")["results"]}
+    startup = load("startup")["results"][0]
+    concurrent, static = batching["concurrent"], batching["static"]
+    miss = runs["headgate, every prompt different"]
+    litellm = runs["LiteLLM proxy, every prompt different"]
+    hits = runs["headgate, exact hits out of Redis"]
+    single = runs["headgate, exact hits out of Redis, one at a time"]
+    tasks, tfidf = classifier["held_out"]["tasks"], classifier["baseline_tuned"]["tasks"]
+    handwritten = classifier["handwritten"]
+    at_100 = next(x for x in classifier["latency"] if x["tokens"] == 100)
+    worst = max(x["p50_ms"] for x in classifier["latency"])
+    return [
+        (
+            "32 concurrent requests over the same one after another, `small`",
+            f"{concurrent['concurrent_over_one_by_one']:.1f}× "
+            f"({concurrent['concurrent_tokens_per_s']:,.0f} tokens/s)",
+            "batching",
+        ),
+        (
+            "batch 1 over `transformers.generate`, the better of fp32 and bf16",
+            f"{concurrent['batch_1_over_transformers']:.1f}×",
+            "batching",
+        ),
+        (
+            "continuous over static batching, lengths of a recorded trace, scaled",
+            f"{static['continuous_over_static']:.2f}× (ideal {static['ideal_ratio']:.2f}×)",
+            "batching",
+        ),
+        (
+            "gateway: classify, route, budget, ledger; every prompt different; one worker",
+            f"{miss['requests_per_s']:,.0f} requests/s, "
+            f"{miss['requests_per_cpu_s']:,.0f} a CPU-second",
+            "gateway",
+        ),
+        (
+            f"the same over LiteLLM's proxy {litellm['version']}, in turns",
+            f"{litellm['headgate_times_requests_per_s']:.1f}×, "
+            f"{litellm['headgate_times_requests_per_cpu_s']:.1f}× a CPU-second",
+            "gateway",
+        ),
+        (
+            "exact hits out of Redis, 16 connections; p50 at one",
+            f"{hits['requests_per_s']:,.0f}/s; {single['p50_ms']:.2f} ms",
+            "gateway",
+        ),
+        (
+            "ready after `headgate serve`; gateway process, resident",
+            f"{startup['ready_s_median']:.1f} s; "
+            f"{startup['resident_bytes']['gateway'] / 1e6:.0f} MB",
+            "startup",
+        ),
+        (
+            "task of a prompt, held out: accuracy, macro-F1 (TF-IDF with logistic regression)",
+            f"{tasks['accuracy']:.3f}, {tasks['macro_f1']:.3f} "
+            f"({tfidf['accuracy']:.3f}, {tfidf['macro_f1']:.3f})",
+            "classifier",
+        ),
+        (
+            f"the same on {handwritten['prompts']} hand-written prompts",
+            f"{handwritten['accuracy']:.3f}, {handwritten['macro_f1']:.3f}",
+            "classifier",
+        ),
+        (
+            "classification, p50 at 100 tokens; at most, up to 10,000",
+            f"{at_100['p50_ms']:.2f} ms; {worst:.2f} ms",
+            "classifier",
+        ),
+    ]
+
+
+def table() -> str:
+    """The section's text, heading included."""
+    device = load("gateway")["device"]
+    lines = [
+        HEADING,
+        f"Measured on {device}, load generator and upstream on the same cores. Again:",
+        "`make bench`, then `python -m tests.benchmarks.readme`.\n",
+        "| what | figure | file |",
+        "|---|---|---|",
+    ]
+    for what, figure, name in rows():
+        lines.append(f"| {what} | {figure} | [{name}](tests/benchmarks/results/{name}.json) |")
+    return "\n".join(lines) + "\n"
+
+
+def section(text: str) -> tuple[int, int]:
+    """Where the README's section begins and ends."""
+    start = text.index(HEADING)
+    return start, text.index("\n## ", start)
+
+
+def main() -> None:
+    """Rewrite the section."""
+    text = README.read_text()
+    start, end = section(text)
+    README.write_text(text[:start] + table() + text[end:])
+
+
+if __name__ == "__main__":
+    main()
