@@ -28,7 +28,7 @@ from gateway.api import sse
 from gateway.api.auth import Gate, require
 from gateway.api.reply import ClientGone, Reply
 from gateway.api.schemas import WireRequest, all_tags, check_request, read_options
-from gateway.api.translate import backend_body, decode_body, gateway_error
+from gateway.api.translate import Decoded, backend_body, decode_body, gateway_error
 from gateway.cache.caches import CacheQuery
 from gateway.cache.model import CachedAnswer
 from gateway.errors import MaxCostExceeded, PolicyDenied, Unavailable
@@ -54,6 +54,8 @@ _OTHER_BACKEND_MAY_HELP = (
     BackendStreamError,
     BackendResponseError,
 )
+_REMEMBERED_BODIES = 256
+_REMEMBERED_BYTES = 8_192
 _encode = msgspec.json.Encoder().encode
 _NO_DEADLINE = contextlib.nullcontext()
 
@@ -67,6 +69,7 @@ class Pipeline:
         self.draining = False
         self.in_flight = 0
         self._ids: set[str] = set()
+        self._decoded: dict[tuple[Endpoint, bytes], Decoded] = {}
         self._settler = Settler(parts)
         self.shadows = Shadows(parts)
 
@@ -111,15 +114,27 @@ class Pipeline:
         x.options = read_options(headers)
         await self._name(x)
         body = await reply.read(server.max_body_bytes)
-        x.request, x.raw, x.dropped = decode_body(
-            x.endpoint, body, drop_unknown=server.unknown_fields == "drop"
-        )
-        check_request(x.request)
-        if not isinstance(x.request, EmbeddingRequest):
-            sampling_params(x.request)
-            x.tags = all_tags(x.options, x.request.metadata)
-        else:
+        x.request, x.raw, x.dropped = self._decode(x.endpoint, body)
+        if isinstance(x.request, EmbeddingRequest):
             x.tags = x.options.tags
+        else:
+            x.tags = all_tags(x.options, x.request.metadata)
+
+    def _decode(self, endpoint: Endpoint, body: bytes) -> Decoded:
+        """The body decoded and checked; a repeat costs a look-up. Raises WireError."""
+        known = self._decoded.get((endpoint, body))
+        if known is not None:
+            return known
+        drop = self.parts.settings.server.unknown_fields == "drop"
+        decoded = decode_body(endpoint, body, drop_unknown=drop)
+        check_request(decoded[0])
+        if not isinstance(decoded[0], EmbeddingRequest):
+            sampling_params(decoded[0])
+        if len(body) <= _REMEMBERED_BYTES:
+            if len(self._decoded) >= _REMEMBERED_BODIES:
+                self._decoded.clear()
+            self._decoded[endpoint, body] = decoded
+        return decoded
 
     async def _name(self, x: Exchange) -> None:
         """Take over the client's request id, unless a row or a request of that id is there."""

@@ -49,9 +49,11 @@ _CAPABILITIES = frozenset(CAPABILITY_FIELDS)
 _TOOL_FIELDS = frozenset({"tool_choice", "parallel_tool_calls", "function_call"})
 
 
-def decode_body(
-    endpoint: Endpoint, body: bytes, *, drop_unknown: bool
-) -> tuple[WireRequest, dict[str, Any], list[str]]:
+Decoded = tuple[WireRequest, dict[str, Any], list[str]]
+"""The request as a struct, as the dict that is passed on, and the fields dropped; read only."""
+
+
+def decode_body(endpoint: Endpoint, body: bytes, *, drop_unknown: bool) -> Decoded:
     """The request as a struct, as the dict that is passed on, and the fields that were dropped.
 
     Raises:

@@ -8,7 +8,6 @@ Slices shrink as the limit comes near, and return when they are not used.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from gateway.errors import BudgetReserved, BudgetSpent, GatewayError, Unavailabl
 from gateway.ledger import budget_store as store
 from gateway.ledger.budget_store import Budget, Counter, LeaseState, Spend
 from gateway.ledger.keys import Caller
-from gateway.ledger.money import usd_text
+from gateway.ledger.money import share, usd_text
 from gateway.ledger.slices import Reservation, Slice
 from gateway.ledger.stamp import Stamp, beside
 from gateway.ledger.worker_id import worker_id
@@ -352,7 +351,7 @@ def _left(spend: Spend, own: Slice | None, budget: Budget) -> float:
     """The fraction of a budget that is not taken, 0 to 1; our unused slice is not taken."""
     taken = spend.taken - (max(own.free, 0) if own else 0)
     taken = min(max(taken, 0), budget.limit_nano_usd)
-    return float(1 - Fraction(taken, budget.limit_nano_usd))
+    return share(budget.limit_nano_usd - taken, budget.limit_nano_usd)
 
 
 def _order(counter: Counter) -> tuple[str, str, int]:

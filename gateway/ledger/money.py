@@ -51,3 +51,8 @@ def parse_usd(text: str) -> int:
     except InvalidOperation:
         raise ValueError(f"{text!r} is not an amount in dollars, such as 12.50") from None
     return to_nano(usd)
+
+
+def share(part: int, whole: int) -> float:
+    """A ratio of two amounts, which is no amount: for policies and screens, never booked."""
+    return part / whole

@@ -1,6 +1,7 @@
 """The engine behind asyncio: hand-over, cancellation, failing steps, death."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
@@ -15,8 +16,12 @@ from tests.backends.engine.toy_engine import LetterTokenizer, ToyRunner, greedy,
 PROMPT = [3, 1, 4, 1, 5]
 
 
+STEP_S = 0.002
+"""A step as long as a small model's: a test can act before a long answer has ended."""
+
+
 class FaultyRunner(ToyRunner):
-    """Raises in the steps that `fails` names (by number, from 1)."""
+    """Takes its time, and raises in the steps that `fails` names (by number, from 1)."""
 
     fails: Callable[[int], bool] = staticmethod(lambda step: False)
 
@@ -24,6 +29,7 @@ class FaultyRunner(ToyRunner):
         if self.fails(self.steps + 1):
             self.steps += 1
             raise RuntimeError("out of luck")
+        time.sleep(STEP_S)
         return super().execute(output)
 
 
