@@ -55,9 +55,9 @@ def test_shipped_policy_is_valid_and_serves_any_fleet(name: str) -> None:
     [
         ({"task": "chat", "difficulty": 0.9}, "small-talk", "nano"),
         ({"task": "chat", "difficulty": 0.1, "prompt_tokens": 500}, "default", "small"),
-        ({"difficulty": 0.1, "quality": {"nano": 0.6}}, "easy-and-short", "nano"),
-        ({"difficulty": 0.1, "quality": {"nano": 0.4}}, "default", "small"),
-        ({"difficulty": 0.25, "quality": {"nano": 0.6}}, "default", "small"),
+        ({"difficulty": 0.1, "quality": {"nano": 0.8}}, "easy-and-short", "nano"),
+        ({"difficulty": 0.1, "quality": {"nano": 0.79}}, "default", "small"),
+        ({"difficulty": 0.25, "quality": {"nano": 0.9}}, "default", "small"),
         ({"task": "maths", "difficulty": 0.9}, "default", "small"),
         ({"task": "code", "difficulty": 0.6}, "default", "small"),
         ({"difficulty": 0.1, "wants": frozenset({"json"})}, "structured-answers", "small"),
