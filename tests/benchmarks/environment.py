@@ -15,7 +15,7 @@ def describe(workload: str) -> dict[str, Any]:
     """What was measured, on what: the contract's `commit`, `device` and the workload in words."""
     return {
         "commit": _git("rev-parse", "--short=12", "HEAD")
-        + ("+" if _git("status", "-s", "--", ".", f":!{RESULTS}") else ""),
+        + ("+" if _git("status", "-s", "--", ".", f":(exclude){RESULTS}") else ""),
         "device": f"{_processor()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "torch": metadata.version("torch"),
