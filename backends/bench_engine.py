@@ -163,7 +163,7 @@ def commit() -> str:
         )
         return done.stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        pass
+        pass  # installed from a wheel: there is no repository to name
     try:
         return version("headgate")
     except PackageNotFoundError:

@@ -88,8 +88,8 @@ class Settler:
                     usage = await self._parts.backends[backend].usage_of(x.request_id)
                     if usage is not None:
                         return usage
-        except (BackendError, TimeoutError):
-            pass
+        except (BackendError, TimeoutError) as error:
+            log.debug("usage_unknown", request_id=x.request_id, backend=backend, error=str(error))
         return None
 
     def reuse(self, x: Exchange, hit: Hit) -> None:
