@@ -5,7 +5,7 @@ Two levels share these types. Inside an engine process, `AsyncEngine` turns a to
 `GenerateRequest` (an OpenAI body) and returns a `Completion` or a stream of `Chunk`s.
 """
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Literal, Protocol
 
 from msgspec import Struct, field
@@ -225,6 +225,3 @@ class Backend(Protocol):
     async def aclose(self) -> None:
         """Close connections."""
         ...
-
-
-TokenIds = Sequence[int]

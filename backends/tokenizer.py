@@ -187,11 +187,6 @@ class Tokenizer:
     def _longest_token_bytes(self) -> int:
         return max(1, *(len(self._bytes.raw(i)) for i in range(self.vocab_size)))
 
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether chats can be rendered."""
-        return self._template is not None
-
     def _chat_template(self) -> ChatTemplate:
         if self._template is None:
             raise ModelLoadError(

@@ -42,18 +42,21 @@ class Spec(Struct, frozen=True, kw_only=True):
     """After SIGTERM, before SIGKILL."""
 
 
-def _die_with_parent() -> Callable[[], None] | None:
-    if sys.platform != "linux":
-        return None
-    libc = ctypes.CDLL(None, use_errno=True)
-    parent = os.getpid()
+def tie_to(parent: int) -> Callable[[], None]:
+    """What ties the process that calls it to the life of its parent `parent` (a pid).
 
-    def prepare() -> None:
+    Made before a fork and called after it: there is no room for imports in between.
+    """
+    if sys.platform != "linux":
+        return lambda: None
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def tie() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died between fork and prctl
+        if os.getppid() != parent:  # it died before prctl
             os._exit(1)
 
-    return prepare
+    return tie
 
 
 class Child:
@@ -113,7 +116,7 @@ class Child:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=sys.stderr,  # stdout is for the ready line
             start_new_session=True,  # Ctrl-C reaches only the supervisor, which drains in order
-            preexec_fn=_die_with_parent(),
+            preexec_fn=tie_to(os.getpid()),
         )
         self.started_at = time.time()
         log.info("process_started", name=self.spec.name, pid=self._process.pid)

@@ -35,8 +35,8 @@ _CLOCK_INTERVAL_S = 10.0
 _READY_TIMEOUT_S = 120.0
 _ALL_READY_TIMEOUT_S = 30.0
 ENCODER_NAME = "minilm"
-_SMALL_PROCESS = {"MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1"}
-"""The gateway is one busy thread: further arenas and BLAS threads only take memory."""
+_ONE_BLAS_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
+"""The classifier's products are small: further threads only take memory."""
 PYTHON = (sys.executable, "-P", "-m")
 """-P: a folder `policies` where the user works must not stand in for our package."""
 
@@ -247,7 +247,7 @@ class Supervisor:
             Spec(
                 name="gateway",
                 command=[*PYTHON, "gateway.worker"],
-                env={RUNTIME_ENV: str(path), **_SMALL_PROCESS},
+                env={RUNTIME_ENV: str(path), **_ONE_BLAS_THREAD},
                 stop_timeout_s=self.settings.server.drain_timeout_s + 5.0,
             ),
             on_refused=self._refuse,

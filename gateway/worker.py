@@ -22,12 +22,12 @@ from typing import Any
 import structlog
 
 from gateway.errors import SettingsError
+from gateway.process import Child, Spec, tie_to
 from gateway.runtime import RUNTIME_ENV, Runtime
 
 log = structlog.get_logger(__name__)
 
 METRICS_ENV = "PROMETHEUS_MULTIPROC_DIR"
-_PR_SET_PDEATHSIG = 1
 _M_ARENA_MAX = -8
 _POLL_S = 0.05
 _BACKPRESSURE = 16_384
@@ -41,7 +41,7 @@ def main() -> int:
     arguments = argparse.ArgumentParser(prog="gateway.worker", description=__doc__)
     arguments.add_argument("--index", type=int, default=0, help="Which of the workers this is.")
     index: int = arguments.parse_args().index
-    _die_with_parent()
+    tie_to(os.getppid())()
     _use_few_arenas()
     runtime = Runtime.load()
     workers = runtime.settings.server.workers
@@ -64,7 +64,6 @@ def main() -> int:
 
 async def _run(runtime: Runtime, index: int) -> int:
     from gateway.observability import configure_logging
-    from gateway.process import Child, Spec
 
     configure_logging(runtime.settings.log_level)
     stop = asyncio.Event()
@@ -141,12 +140,6 @@ async def _drain(pipeline: Any, timeout_s: float) -> None:
             break
         await asyncio.sleep(_POLL_S)
     log.info("drain_finished", seconds=round(time.monotonic() - began, 3))
-
-
-def _die_with_parent() -> None:
-    """Let the kernel end this process when its parent dies (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _use_few_arenas() -> None:

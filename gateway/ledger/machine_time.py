@@ -5,7 +5,7 @@ explain shows up in reports as unattributed.
 """
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct
@@ -160,28 +160,6 @@ class MachineClock:
         self._late.clear()
         if self._owned:
             await self._engine.dispose()
-
-
-async def poll_clocks(
-    clock: MachineClock,
-    sources: Mapping[str, tuple[str, Callable[[], Awaitable[Mapping[str, Any] | None]]]],
-) -> list[str]:
-    """Read every engine's clock once.
-
-    Args:
-        sources: backend → (machine, a call that gives its `/clock`, None when it does not answer).
-
-    Returns:
-        The backends that did not answer: the next reading carries their totals.
-    """
-    silent = []
-    for backend, (machine, read) in sources.items():
-        reading = await read()
-        if reading is None:
-            silent.append(backend)
-        else:
-            await clock.record_clock(machine, backend, reading)
-    return silent
 
 
 def _spacing_ns(age_ns: int) -> int:
