@@ -100,6 +100,7 @@ class Pipeline:
             await self._finish(x, reply)
             return
         settlement = self._settler.settle(x)
+        await parts.ledger.journalled()
         await self._finish(x, reply)
         self.shadows.follow(x, settlement)
 

@@ -65,27 +65,27 @@ class Journal:
         self.last_error: str | None = None
         """Of the last append or sync; None when it worked."""
 
-    def append(self, payload: bytes) -> Segment | None:
-        """Write one settlement's JSON; it survives the process from the return on.
+    def append(self, *payloads: bytes) -> Segment | None:
+        """Write settlements' JSON; they survive the process from the return on.
 
         Returns:
-            The segment that holds it; None if the disk refused: counted, logged once per streak,
-            and the caller goes on with the row in memory only.
+            The segment that holds them; None if the disk refused: counted, logged once per streak,
+            and the caller goes on with the rows in memory only.
         """
-        line = b"%08x %b\n" % (zlib.crc32(payload), payload)
+        lines = b"".join(b"%08x %b\n" % (zlib.crc32(payload), payload) for payload in payloads)
         segment: Segment | None = None
         try:
-            segment = self._active(len(line))
-            written = os.write(segment.descriptor, line)
-            if written != len(line):
-                raise OSError(28, f"wrote {written} of {len(line)} bytes")
+            segment = self._active(len(lines))
+            written = os.write(segment.descriptor, lines)
+            if written != len(lines):
+                raise OSError(28, f"wrote {written} of {len(lines)} bytes")
         except OSError as error:
             if segment is not None:
                 self._cut_back(segment)
             self._failed(error)
             return None
-        segment.size += len(line)
-        segment.appended += 1
+        segment.size += len(lines)
+        segment.appended += len(payloads)
         segment.dirty = True
         self._dirty.set()
         self.last_error = None

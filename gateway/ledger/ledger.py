@@ -1,6 +1,7 @@
 """The ledger as the pipeline sees it: `settle` before the last byte, everything else later.
 
-`settle` appends to the journal (survives kill -9) and to a queue. One writer task inserts batches.
+Rows settled in one turn of the event loop go to the journal in one write; once `journalled` returns
+they survive kill -9. From there they are queued, and one writer task inserts batches.
 When the database is away rows wait: the newest in memory up to a bound, all of them in the journal,
 which is read again when the database is back. Inserting is idempotent, so a replay of rows that
 did arrive changes nothing.
@@ -68,6 +69,9 @@ class Ledger:
         self._take_over_interval_s = take_over_interval_s
         self._queue: deque[tuple[Settlement, Segment | None]] = deque()
         self._pending: dict[str, Settlement] = {}
+        self._settled: list[tuple[Settlement, bytes]] = []
+        """Not in the journal yet: rows of this turn of the event loop."""
+        self._waiters: list[asyncio.Future[None]] = []
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._closing = False
@@ -84,7 +88,10 @@ class Ledger:
         self._task = asyncio.create_task(self._run(), name="ledger-writer")
 
     def settle(self, settlement: Settlement) -> None:
-        """Book a finished request. Returns when the row survives kill -9; never waits for SQL."""
+        """Book a finished request; `journalled` waits until the row survives kill -9.
+
+        Nothing that happens to the caller afterwards, a cancellation say, can lose the row.
+        """
         request = msgspec.structs.replace(settlement.request, worker=self._worker)
         settlement = Settlement(request=request, charges=settlement.charges)
         try:
@@ -92,18 +99,42 @@ class Ledger:
         except UnicodeEncodeError:  # a lone surrogate in some header must not lose the row
             payload = _encode(_replace_surrogates(msgspec.to_builtins(settlement)))
             settlement = _decode(payload)
-        segment = self._journal.append(payload)
-        if len(self._queue) < self._max_pending:
-            self._queue.append((settlement, segment))
-            self._pending[settlement.request.request_id] = settlement
-        elif segment is not None:
-            segment.spilled = True
-        else:
-            self._lost += 1
-            log.error("settlement_lost", request_id=settlement.request.request_id)
+        self._pending[request.request_id] = settlement
+        if not self._settled:
+            asyncio.get_running_loop().call_soon(self._write_journal)
+        self._settled.append((settlement, payload))
         self._idle.clear()
-        if len(self._queue) >= self._database.batch_size or len(self._queue) == 1:
+
+    async def journalled(self) -> None:
+        """Wait until everything settled so far is in the journal: before a client's last byte."""
+        if self._settled:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
+
+    def _write_journal(self) -> None:
+        """One write for all rows of a turn; then they wait for SQL."""
+        if not self._settled:
+            return
+        settled, self._settled = self._settled, []
+        waiters, self._waiters = self._waiters, []
+        segment = self._journal.append(*(payload for _, payload in settled))
+        slept = not self._queue
+        for settlement, _ in settled:
+            if len(self._queue) < self._max_pending:
+                self._queue.append((settlement, segment))
+                continue
+            del self._pending[settlement.request.request_id]
+            if segment is not None:
+                segment.spilled = True
+            else:
+                self._lost += 1
+                log.error("settlement_lost", request_id=settlement.request.request_id)
+        if slept or len(self._queue) >= self._database.batch_size:
             self._wake.set()
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def flush(self, timeout_s: float = 10.0) -> bool:
         """Wait until everything settled so far is committed; False if it took longer."""
@@ -116,6 +147,7 @@ class Ledger:
 
     async def aclose(self, timeout_s: float = 5.0) -> None:
         """Write what is left, within `timeout_s`; what the database refuses stays journalled."""
+        self._write_journal()
         self._closing = True
         self._wake.set()
         if self._task is not None:
@@ -217,7 +249,8 @@ class Ledger:
     async def _next_batch(self, patience_s: float) -> None:
         """Sleep until the first row, then as long as its batch may grow."""
         if not self._queue:
-            self._idle.set()
+            if not self._settled:
+                self._idle.set()
             self._wake.clear()
             if self._closing:
                 return

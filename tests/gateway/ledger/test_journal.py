@@ -36,6 +36,7 @@ async def main(url, state, worker):
     while True:
         name = f"{worker}-{number}"
         ledger.settle(settlement(name))
+        await ledger.journalled()
         print("done", name, flush=True)  # the acknowledgement: the answer's last byte
         number += 1
         if number % 20 == 0:

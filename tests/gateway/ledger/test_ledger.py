@@ -64,6 +64,7 @@ async def test_replay_changes_nothing_for_rows_that_arrived(
     first = Ledger(settings, engine)
     for index in range(10):
         first.settle(settlement(f"r{index}"))
+    await first.journalled()
     await first._repository.write([settlement(f"r{index}") for index in range(6)])
     first._journal.close()  # as after a crash: nothing was marked as committed
 
@@ -135,12 +136,14 @@ async def test_full_disk_is_reported_and_requests_go_on(
     ledger = Ledger(settings, engine)
     await ledger.start()
     ledger.settle(settlement("r1"))
+    await ledger.journalled()
     ledger._journal.sync()  # so that only the write can fail
     segment = ledger._journal._segments[0]
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, segment.descriptor)
     os.close(full)
     ledger.settle(settlement("r2"))
+    await ledger.journalled()
     state = ledger.state()
     assert state["journal_errors_total"] == 1
     assert "No space left" in state["journal_error"]
@@ -148,7 +151,31 @@ async def test_full_disk_is_reported_and_requests_go_on(
     assert await ledger.flush()
     assert await _counts(engine) == (2, 2)
     ledger.settle(settlement("r3"))
+    await ledger.journalled()
     assert ledger.state()["journal_error"] is None, "a new segment works again"
+    await ledger.aclose()
+    assert await _counts(engine) == (3, 3)
+
+
+async def test_rows_of_one_turn_share_one_write_and_a_cancelled_waiter_loses_none(
+    engine: AsyncEngine, settings: Settings
+) -> None:
+    """Rows settled together are journalled together, also when whoever settled one goes away."""
+    ledger = Ledger(settings, engine)
+
+    async def settle(name: str) -> None:
+        ledger.settle(settlement(name))
+        await ledger.journalled()
+
+    tasks = [asyncio.create_task(settle(f"r{index}")) for index in range(3)]
+    await asyncio.sleep(0)
+    tasks[0].cancel()
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(ended[0], asyncio.CancelledError)
+    assert ended[1:] == [None, None]
+    (segment,) = (Path(settings.state_dir) / "journal").iterdir()
+    assert len(segment.read_bytes().splitlines()) == 3
+    await ledger.start()
     await ledger.aclose()
     assert await _counts(engine) == (3, 3)
 
