@@ -1,4 +1,4 @@
-"""Shapes of the two bundled models, and the plan each is trained by."""
+"""Shapes of the bundled models, and the plan each is trained by."""
 
 from typing import Final
 
@@ -76,8 +76,18 @@ SMALL: Final = ModelSpec(
     num_key_value_heads=2,
     head_dim=64,
 )
-SPECS: Final = {spec.name: spec for spec in (NANO, SMALL)}
+BASE: Final = ModelSpec(
+    name="base",
+    hidden_size=384,
+    intermediate_size=1024,
+    num_hidden_layers=8,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=64,
+)
+SPECS: Final = {spec.name: spec for spec in (NANO, SMALL, BASE)}
 PLANS: Final = {
     "nano": TrainPlan(tokens=11_000_000, decay_fraction=0.35),
     "small": TrainPlan(tokens=15_500_000),
+    "base": TrainPlan(tokens=40_000_000, decay_fraction=0.35),
 }

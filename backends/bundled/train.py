@@ -55,6 +55,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json (default: train one)")
     parser.add_argument("--tasks", type=int, default=FRESH_TASKS, help="fresh tasks to make")
     parser.add_argument("--resume", action="store_true", help="continue from OUT/checkpoint.pt")
+    parser.add_argument("--grow-from", type=Path, help="checkpoint of a smaller model to grow")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu, or cuda for one GPU")
     parser.add_argument("--threads", type=int, default=2)
@@ -85,6 +86,8 @@ def train(args: argparse.Namespace) -> None:
     checkpoint = out / "checkpoint.pt"
     if args.resume:
         trainer.resume(checkpoint)
+    elif args.grow_from:
+        trainer.grow_from(args.grow_from)
     saved_at = time.monotonic()
 
     def after_step(loss: float) -> bool:

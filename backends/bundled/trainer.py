@@ -4,12 +4,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
 from backends.bundled.batches import Batcher, Rows
-from backends.bundled.checkpoint import Progress, restore, save_checkpoint
+from backends.bundled.checkpoint import Progress, read_checkpoint, restore, save_checkpoint
 from backends.bundled.config import ModelSpec, TrainPlan
+from backends.bundled.grow import grow
 from backends.bundled.model import Llama, init_weights, weighted_loss
 from backends.bundled.optim import lr_factor, make_optimizers
 
@@ -45,6 +47,13 @@ class Trainer:
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint of the same spec and seed."""
         self.progress = restore(path, self.spec, self.model, self.optimizers, self.progress.seed)
+
+    def grow_from(self, path: Path) -> None:
+        """Begin with what the checkpoint of a smaller model has learned; see `grow`."""
+        state = read_checkpoint(path)
+        old = msgspec.convert(state["spec"], ModelSpec)
+        grown = grow(state["model"], old, self.spec, seed=self.progress.seed)
+        self.model.load_state_dict(grown.state_dict())
 
     def save(self, path: Path) -> None:
         """Write a checkpoint."""
