@@ -99,15 +99,24 @@ class EngineUsage(Struct, frozen=True, kw_only=True):
     prefill_ns: int = 0
     decode_ns: int = 0
     speculation_ns: int = 0
+    """Guessing and verifying tokens that were rejected."""
     recompute_ns: int = 0
+    """Computing again what a preemption threw away."""
     kv_byte_seconds: int = 0
     draft_tokens: int = 0
     draft_accepted: int = 0
+    abandoned_ns: int = 0
+    """Decoding tokens that nobody took: their client had left."""
 
     @property
     def machine_ns(self) -> int:
-        """The request's share of the engine's step time, nanoseconds."""
-        return self.prefill_ns + self.decode_ns + self.speculation_ns + self.recompute_ns
+        """The request's share of the machine's time, nanoseconds."""
+        return self.prefill_ns + self.decode_ns + self.lost_ns
+
+    @property
+    def lost_ns(self) -> int:
+        """Of that, what brought the request nothing."""
+        return self.speculation_ns + self.recompute_ns + self.abandoned_ns
 
 
 class Usage(Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Where the engine's time went: each step's wall time shared among its sequences, idle measured."""
+"""Where the engine's time went: each step's time shared among its sequences, idle measured."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,6 +7,9 @@ from msgspec import Struct
 from backends.contract import EngineUsage, Usage
 from backends.engine.request import Request, Spent
 from backends.engine.runner import ScheduledSequence
+from backends.engine.step_costs import StepCosts, StepWork
+from backends.meter import MeterSlot
+from backends.shares import share
 
 _NS_PER_S = 1_000_000_000
 
@@ -18,36 +21,66 @@ class EngineClock(Struct, frozen=True, kw_only=True):
     loading_ns: int
     """From the start until the engine could take requests."""
     busy_ns: int
-    """Inside `step()`."""
+    """Of the machine's time: shared among requests so far."""
     idle_ns: int
     """Without any request to work on."""
-    unshared_ns: int
-    """Of the busy time: the end of the last step, still to be shared with the next one's."""
 
 
 class Stopwatch:
-    """Measures loading, busy and idle intervals, each from its own start and end stamps."""
+    """Measures loading and idle intervals from their own stamps, and the time there is to share.
 
-    def __init__(self, now_ns: Callable[[], int], started_ns: int | None = None) -> None:
+    With a meter, that is this process's share of its machine's time; without, it is all of the
+    time during which there were requests.
+    """
+
+    def __init__(
+        self,
+        now_ns: Callable[[], int],
+        started_ns: int | None = None,
+        meter: MeterSlot | None = None,
+    ) -> None:
         ready = now_ns()
         self._now_ns = now_ns
         self._started_ns = ready if started_ns is None else started_ns
         self._loading_ns = ready - self._started_ns
         self._idle_ns = 0
         self._idle_since: int | None = ready
+        self._taken_until = ready
+        self._meter = meter
+        if meter is not None:
+            meter.take(ends=True)
         self.busy_ns = 0
-        self.unshared_ns = 0
 
     def work_begins(self) -> None:
         """There is a request to work on."""
         if self._idle_since is not None:
-            self._idle_ns += self._now_ns() - self._idle_since
+            self._taken_until = self._now_ns()
+            self._idle_ns += self._taken_until - self._idle_since
             self._idle_since = None
+            if self._meter is not None:
+                self._meter.begin()
 
-    def work_ends(self) -> None:
-        """There is none any more."""
-        if self._idle_since is None:
-            self._idle_since = self._now_ns()
+    def take(self, *, ends: bool = False) -> tuple[int, int]:
+        """What was worked since the last call; with `ends` there is no request any more.
+
+        Returns:
+            (nanoseconds of the machine, to be shared now; nanoseconds that passed)
+        """
+        if self._idle_since is not None:
+            return 0, 0
+        now = self._now_ns()
+        passed_ns = now - self._taken_until
+        worked_ns = passed_ns if self._meter is None else self._meter.take(ends=ends)
+        self._taken_until = now
+        self.busy_ns += worked_ns
+        if ends:
+            self._idle_since = now
+        return worked_ns, passed_ns
+
+    def report(self, ns: int) -> None:
+        """So much of what was taken has been told to whoever pays for it."""
+        if self._meter is not None:
+            self._meter.report(ns)
 
     def read(self) -> EngineClock:
         """The totals up to now."""
@@ -58,41 +91,23 @@ class Stopwatch:
             loading_ns=self._loading_ns,
             busy_ns=self.busy_ns,
             idle_ns=self._idle_ns + waiting,
-            unshared_ns=self.unshared_ns,
         )
 
 
-def share(total: int, weights: Sequence[int]) -> list[int]:
-    """Divide an integer in proportion to weights; the shares sum to it exactly.
-
-    Largest remainders are rounded up, so no share is off by one or more. Weights are at least 1,
-    and there is at least one.
-    """
-    whole = sum(weights)
-    if whole == len(weights):  # decoding only: all weights are 1
-        base, left = divmod(total, whole)
-        return [base + 1] * left + [base] * (whole - left)
-    shares = [total * weight // whole for weight in weights]
-    left = total - sum(shares)
-    if left:
-        remainder = [-(total * weight % whole) for weight in weights]
-        for place in sorted(range(len(weights)), key=remainder.__getitem__)[:left]:
-            shares[place] += 1
-    return shares
-
-
 class StepBill:
-    """One step's time, shared by scheduled tokens, each token for what it was computed.
+    """One step's time, shared by the work that each sequence caused (see `step_costs`).
 
     Make it and `enter` every sequence before the scheduler learns the results (until then blocks
     are held, and recomputed tokens are those below what was computed before); `verified` for
     those with drafts; then `charge` once.
     """
 
-    def __init__(self, running: Sequence[Request]) -> None:
+    def __init__(self, running: Sequence[Request], costs: StepCosts) -> None:
         self._holders = [(request.spent, len(request.block_ids)) for request in running]
+        self._costs = costs
         self._owners: list[tuple[Spent, str]] = []
         self._weights: list[int] = []
+        self.work = StepWork()
         self.prompt_tokens = 0
         self.recomputed_tokens = 0
         self.draft_tokens = 0
@@ -110,46 +125,85 @@ class StepBill:
 
     def enter(self, part: ScheduledSequence) -> None:
         """Count the known tokens of one scheduled sequence: prompt, answer, recomputed."""
-        request, start = part.request, part.start
+        request, start, costs = part.request, part.start, self._costs
         end = start + part.num_tokens - part.num_drafts
+        fixed = costs.fixed_weight
         if start >= request.num_prompt_tokens and start >= request.max_computed_tokens:
-            self._add(request.spent, "decode_ns", end - start)  # most parts of most steps
+            self._add(request.spent, "decode_ns", start, end, fixed)  # most parts of most steps
             return
-        again = min(end, request.max_computed_tokens) - start
-        if again > 0:
-            self._add(request.spent, "recompute_ns", again)
-            self.recomputed_tokens += again
-            start += again
-        prompt = min(end, request.num_prompt_tokens) - start
-        if prompt > 0:
-            self._add(request.spent, "prefill_ns", prompt)
-            self.prompt_tokens += prompt
-            start += prompt
+        again = min(end, request.max_computed_tokens)
+        if again > start:
+            self._add(request.spent, "recompute_ns", start, again, fixed)
+            self.recomputed_tokens += again - start
+            start, fixed = again, 0
+        prompt_end = min(end, request.num_prompt_tokens)
+        if prompt_end > start:
+            self._add(request.spent, "prefill_ns", start, prompt_end, fixed)
+            self.prompt_tokens += prompt_end - start
+            start, fixed = prompt_end, 0
         if end > start:
-            self._add(request.spent, "decode_ns", end - start)
+            self._add(request.spent, "decode_ns", start, end, fixed)
 
-    def verified(self, part: ScheduledSequence, accepted: int) -> None:
-        """Count a sequence's drafts: an accepted one was decoding, a rejected one speculation."""
+    def verified(self, part: ScheduledSequence, accepted: int, guess_weight: int) -> None:
+        """Count a sequence's drafts: an accepted one was decoding, a rejected one speculation.
+
+        Args:
+            guess_weight: of guessing one of them, as `weight_of`.
+        """
         spent, rejected = part.request.spent, part.num_drafts - accepted
         spent.draft_tokens += part.num_drafts
         spent.draft_accepted += accepted
         self.draft_tokens += part.num_drafts
         self.draft_accepted += accepted
+        end = part.start + part.num_tokens
         if accepted:
-            self._add(spent, "decode_ns", accepted)
+            start = end - part.num_drafts
+            self._add(spent, "decode_ns", start, start + accepted, accepted * guess_weight)
         if rejected:
-            self._add(spent, "speculation_ns", rejected)
+            self._add(spent, "speculation_ns", end - rejected, end, rejected * guess_weight)
 
-    def charge(self, total_ns: int, block_bytes: int) -> None:
-        """Add each share to its owner; the shares sum to `total_ns`. Blocks cost while held."""
+    def charge(self, total_ns: int, passed_ns: int, block_bytes: int) -> None:
+        """Add each share to its owner; the shares sum to `total_ns`.
+
+        Args:
+            total_ns: of the machine, to be shared.
+            passed_ns: meanwhile; blocks cost as long as they are held.
+        """
         for (spent, kind), part in zip(self._owners, share(total_ns, self._weights), strict=True):
-            setattr(spent, kind, getattr(spent, kind) + part)
+            if kind == "decode_ns":
+                spent.decode_ns += part
+            else:
+                setattr(spent, kind, getattr(spent, kind) + part)
         for spent, num_blocks in self._holders:
-            spent.kv_byte_ns += num_blocks * block_bytes * total_ns
+            spent.kv_byte_ns += num_blocks * block_bytes * passed_ns
 
-    def _add(self, spent: Spent, kind: str, tokens: int) -> None:
+    def _add(self, spent: Spent, kind: str, start: int, end: int, weight: int) -> None:
+        """Count tokens [start, end) of a sequence; `weight` stands beside their own."""
+        costs, work, count = self._costs, self.work, end - start
+        attended = count * start + count * (count + 1) // 2
+        work.attended_tokens += attended
+        weight += attended * costs.attend_weight
+        if kind == "decode_ns" or kind == "speculation_ns":
+            work.decode_tokens += count
+            weight += count * costs.decode_weight
+        else:
+            work.prefill_tokens += count
+            weight += count * costs.prefill_weight
         self._owners.append((spent, kind))
-        self._weights.append(tokens)
+        self._weights.append(weight + 1)
+
+
+def abandon(choices: Sequence[Request], delivered_tokens: int) -> None:
+    """Set apart what was decoded for a client that had left: tokens that nobody took."""
+    generated = sum(len(choice.output_token_ids) for choice in choices)
+    unread = generated - delivered_tokens
+    if unread <= 0:
+        return
+    for choice in choices:
+        spent = choice.spent
+        lost_ns = spent.decode_ns * unread // generated
+        spent.decode_ns -= lost_ns
+        spent.abandoned_ns += lost_ns
 
 
 def usage_of(choices: Sequence[Request]) -> Usage:
@@ -167,6 +221,7 @@ def usage_of(choices: Sequence[Request]) -> Usage:
             decode_ns=sum(s.decode_ns for s in spent),
             speculation_ns=sum(s.speculation_ns for s in spent),
             recompute_ns=sum(s.recompute_ns for s in spent),
+            abandoned_ns=sum(s.abandoned_ns for s in spent),
             kv_byte_seconds=(kv_byte_ns + _NS_PER_S // 2) // _NS_PER_S,
             draft_tokens=sum(s.draft_tokens for s in spent),
             draft_accepted=sum(s.draft_accepted for s in spent),

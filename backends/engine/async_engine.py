@@ -55,6 +55,8 @@ class EventStream:
         self._engine = engine
         self._open = set(request_ids)
         self._events: deque[TokenEvent] = deque()
+        self._taken = dict.fromkeys(request_ids, 0)
+        """Tokens that somebody has read."""
         self._error: BackendError | None = None
         self._wake: asyncio.Future[None] | None = None
 
@@ -69,12 +71,14 @@ class EventStream:
                 raise StopAsyncIteration
             self._wake = asyncio.get_running_loop().create_future()
             await self._wake
-        return self._events.popleft()
+        event = self._events.popleft()
+        self._taken[event.request_id] += len(event.token_ids)
+        return event
 
     def close(self) -> None:
         """Abort every request of this stream that is unfinished; within one step they are gone."""
         for request_id in self._open:
-            self._engine.abort(request_id)
+            self._engine.abort(request_id, self._taken[request_id])
         self._open = set()
 
     def push(self, event: TokenEvent) -> None:
@@ -178,12 +182,15 @@ class AsyncEngine:
         """Whether a request of this id is being answered."""
         return request_id in self._streams
 
-    def abort(self, request_id: str) -> None:
-        """End a request and free its blocks before the next step. Unknown ids are ignored."""
+    def abort(self, request_id: str, delivered_tokens: int | None = None) -> None:
+        """End a request and free its blocks before the next step. Unknown ids are ignored.
+
+        `delivered_tokens`: how many somebody took; work for others is its lost work. None: all.
+        """
         if self._streams.pop(request_id, None) is None or self.failure is not None:
             return
         self._ending[request_id] = asyncio.get_running_loop().create_future()
-        self._commands.put(lambda: self._abort(request_id))
+        self._commands.put(lambda: self._abort(request_id, delivered_tokens))
 
     async def call(self, function: Callable[[Engine], _T], timeout_s: float = 60.0) -> _T:
         """What `function` returns, called with the engine on its own thread between two steps.
@@ -299,8 +306,8 @@ class AsyncEngine:
                 del self._arrivals[request_id]
             raise
 
-    def _abort(self, request_id: str) -> None:
-        usage = self._engine.abort(request_id)
+    def _abort(self, request_id: str, delivered_tokens: int | None) -> None:
+        usage = self._engine.abort(request_id, delivered_tokens)
         self._arrivals.pop(request_id, None)
         self._tell(self._ended, request_id, usage)
 

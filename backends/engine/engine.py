@@ -13,13 +13,15 @@ from typing import Final, Protocol
 from msgspec import Struct
 
 from backends.contract import SamplingParams, TokenEvent, Usage
-from backends.engine.accounting import EngineClock, StepBill, Stopwatch, share, usage_of
+from backends.engine.accounting import EngineClock, StepBill, Stopwatch, abandon, usage_of
 from backends.engine.answer_text import AnswerText, Detokenizer
 from backends.engine.config import EngineConfig
 from backends.engine.request import Request
 from backends.engine.runner import Runner, SampleResult, ScheduledSequence
 from backends.engine.scheduler import Scheduler, check_fits
+from backends.engine.step_costs import StepCoefficients, StepCosts
 from backends.errors import InvalidRequestError
+from backends.meter import MeterSlot
 from backends.speculation.speculator import Speculator
 
 _SEED_MASK: Final = 2**63 - 1
@@ -101,10 +103,12 @@ class Engine:
         now_ns: Callable[[], int] = time.perf_counter_ns,
         new_seed: Callable[[], int] = lambda: secrets.randbits(63),
         started_ns: int | None = None,
+        meter: MeterSlot | None = None,
     ) -> None:
         """Args:
         speculator: guesses tokens ahead; None: no speculation.
         started_ns: when loading began, on `now_ns`'s clock.
+        meter: shares the machine's time with its other processes; None: this engine is alone.
         """
         self.config = config
         self.tokenizer = tokenizer
@@ -117,8 +121,8 @@ class Engine:
         self._groups: dict[str, _Group] = {}
         self._texts: dict[Request, AnswerText] = {}
         self._totals = _Totals()
-        self._watch = Stopwatch(now_ns, started_ns)
-        self._shared_until_ns: int | None = None
+        self._watch = Stopwatch(now_ns, started_ns, meter)
+        self._costs = StepCosts()
 
     @property
     def has_unfinished(self) -> bool:
@@ -181,8 +185,11 @@ class Engine:
         self._groups[request_id] = _Group(choices, len(choices))
         self._watch.work_begins()
 
-    def abort(self, request_id: str) -> Usage | None:
+    def abort(self, request_id: str, delivered_tokens: int | None = None) -> Usage | None:
         """End a request and free its blocks at once; no event follows.
+
+        Args:
+            delivered_tokens: how many of its tokens somebody took; None: all.
 
         Returns:
             What it has used so far; None if it is not unfinished here.
@@ -193,8 +200,11 @@ class Engine:
         for choice in group.choices:
             self._forget(choice)
         if not self.scheduler.has_unfinished:
-            self._watch.work_ends()
-        return usage_of(group.choices)
+            # Nobody else is there to share what has passed since the last step.
+            group.choices[0].spent.abandoned_ns += self._watch.take(ends=True)[0]
+        if delivered_tokens is not None:
+            abandon(group.choices, delivered_tokens)
+        return self._usage_of(group)
 
     def step(self) -> list[TokenEvent]:
         """Compute one step; an event for each sequence that got tokens, in scheduling order.
@@ -203,20 +213,45 @@ class Engine:
             Exception: whatever the runner raised. No tokens were taken in; the requests are still
                 there and can be stepped again or aborted.
         """
-        if not self.scheduler.has_unfinished:
+        scheduler, speculator = self.scheduler, self._speculator
+        if not scheduler.has_unfinished:
             return []
         began = self._now_ns()
-        self._shared_until_ns = None
-        try:
-            return self._step(began)
-        finally:
-            ended = self._now_ns()
-            self._watch.busy_ns += ended - began
-            if self._shared_until_ns is not None:
-                # Building the events: shared among the next step's sequences.
-                self._watch.unshared_ns = ended - self._shared_until_ns
-            if not self.scheduler.has_unfinished:
-                self._watch.work_ends()
+        if speculator is not None:
+            speculator.propose(scheduler.running)
+        num_guesses = sum(len(request.draft_token_ids) for request in scheduler.running)
+        started = self._now_ns()
+        guess_weight = self._costs.weight_of(started - began) // num_guesses if num_guesses else 0
+        output = scheduler.schedule()
+        results = self.runner.execute(output)
+        executed_ns = self._now_ns() - started
+
+        bill = StepBill(scheduler.running, self._costs)
+        for part in output.sequences:
+            bill.enter(part)
+        sampling = [part.samples for part in output.sequences]
+        taken = scheduler.update(output, results)
+        events = []
+        for part, samples, tokens, result in zip(
+            output.sequences, sampling, taken, results, strict=True
+        ):
+            if samples:
+                event = self._event(part.request, tokens, result)
+                events.append(event)
+                if part.num_drafts:
+                    accepted = min(len(result.token_ids) - 1, len(event.token_ids))
+                    self._note_drafts(bill, part, accepted, guess_weight)
+        if speculator is not None and bill.decodes_only:
+            speculator.step_took(len(output.sequences), bill.draft_tokens, executed_ns)
+        if not bill.is_empty:
+            worked_ns, passed_ns = self._watch.take(ends=not scheduler.has_unfinished)
+            bill.charge(worked_ns, passed_ns, self.config.block_bytes)
+            self._costs.observe(bill.work, executed_ns)
+        self._count(bill, events)
+        for event in events:
+            if event.finish_reason is not None:
+                self._end_choice(event)
+        return events
 
     def stats(self) -> EngineStats:
         """Load and counts for metrics and health."""
@@ -242,6 +277,10 @@ class Engine:
         """Loading, busy and idle time so far."""
         return self._watch.read()
 
+    def step_costs(self) -> StepCoefficients:
+        """What the time of a step is made of, as far as known."""
+        return self._costs.read()
+
     def _check(self, request_id: str, prompt: list[int], params: SamplingParams) -> None:
         try:
             params.validate()
@@ -263,41 +302,6 @@ class Engine:
             raise InvalidRequestError(
                 f"{name} has token id {bad}; this model's are 0 to {vocab - 1}.", param=name
             )
-
-    def _step(self, began: int) -> list[TokenEvent]:
-        scheduler, speculator = self.scheduler, self._speculator
-        if speculator is not None:
-            speculator.propose(scheduler.running)
-        guesses = [(r, len(r.draft_token_ids)) for r in scheduler.running if r.draft_token_ids]
-        started = self._now_ns()
-        guessed_ns = started - began if guesses else 0
-        output = scheduler.schedule()
-        results = self.runner.execute(output)
-        executed_ns = self._now_ns() - started
-
-        bill = StepBill(scheduler.running)
-        for part in output.sequences:
-            bill.enter(part)
-        sampling = [part.samples for part in output.sequences]
-        taken = scheduler.update(output, results)
-        events = []
-        for part, samples, tokens, result in zip(
-            output.sequences, sampling, taken, results, strict=True
-        ):
-            if samples:
-                event = self._event(part.request, tokens, result)
-                events.append(event)
-                if part.num_drafts:
-                    accepted = min(len(result.token_ids) - 1, len(event.token_ids))
-                    self._note_drafts(bill, part, accepted)
-        if speculator is not None and bill.decodes_only:
-            speculator.step_took(len(output.sequences), bill.draft_tokens, executed_ns)
-        self._charge(bill, guesses, guessed_ns, began)
-        self._count(bill, events)
-        for event in events:
-            if event.finish_reason is not None:
-                self._end_choice(event)
-        return events
 
     def _event(self, request: Request, tokens: tuple[int, ...], result: SampleResult) -> TokenEvent:
         """Turn a sequence's new tokens into text; end it at a stop string."""
@@ -326,25 +330,12 @@ class Engine:
             stop_reason=request.stop_reason,
         )
 
-    def _note_drafts(self, bill: StepBill, part: ScheduledSequence, accepted: int) -> None:
-        bill.verified(part, accepted)
+    def _note_drafts(
+        self, bill: StepBill, part: ScheduledSequence, accepted: int, guess_weight: int
+    ) -> None:
+        bill.verified(part, accepted, guess_weight)
         if self._speculator is not None:
             self._speculator.verified(part, accepted)
-
-    def _charge(
-        self, bill: StepBill, guesses: list[tuple[Request, int]], guessed_ns: int, began: int
-    ) -> None:
-        """Share the time since the last step's sharing: guessing by guesses, the rest by tokens."""
-        if bill.is_empty:
-            return
-        until = self._now_ns()
-        total_ns = until - began + self._watch.unshared_ns
-        if guesses:
-            counts = [count for _, count in guesses]
-            for (request, _), part in zip(guesses, share(guessed_ns, counts), strict=True):
-                request.spent.speculation_ns += part
-        bill.charge(total_ns - guessed_ns, self.config.block_bytes)
-        self._shared_until_ns = until
 
     def _count(self, bill: StepBill, events: list[TokenEvent]) -> None:
         totals = self._totals
@@ -362,7 +353,13 @@ class Engine:
         group.unfinished -= 1
         if group.unfinished == 0:
             del self._groups[event.request_id]
-            event.usage = usage_of(group.choices)
+            event.usage = self._usage_of(group)
+
+    def _usage_of(self, group: _Group) -> Usage:
+        usage = usage_of(group.choices)
+        if usage.headgate is not None:
+            self._watch.report(usage.headgate.machine_ns)
+        return usage
 
     def _forget(self, choice: Request) -> None:
         if self._texts.pop(choice, None) is not None:

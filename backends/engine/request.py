@@ -18,12 +18,16 @@ class RequestStatus(Enum):
 
 @dataclass(slots=True, eq=False)
 class Spent:
-    """Engine time of one sequence, by what it was for; integers of nanoseconds."""
+    """Machine time of one sequence, by what it was for; integers of nanoseconds."""
 
     prefill_ns: int = 0
     decode_ns: int = 0
     speculation_ns: int = 0
+    """Guessing and verifying what was rejected."""
     recompute_ns: int = 0
+    """Computing again what a preemption threw away."""
+    abandoned_ns: int = 0
+    """Decoding tokens that nobody took: their client had left."""
     kv_byte_ns: int = 0
     """KV bytes held × nanoseconds."""
     draft_tokens: int = 0

@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.engine.accounting import Stopwatch, share
+from backends.engine.accounting import Stopwatch
+from backends.shares import share
 
 
 @given(
@@ -22,18 +23,19 @@ def test_share_sums_to_the_total_and_is_fair(total: int, weights: list[int]) -> 
 
 
 def test_stopwatch_measures_each_kind_by_itself() -> None:
-    """Loading, idle and busy come from their own stamps; work without steps is neither."""
+    """Loading and idle come from their own stamps; while there is work all time is shared."""
     now = [100]
     watch = Stopwatch(lambda: now[0], started_ns=40)
     now[0] = 150
     watch.work_begins()
+    now[0] = 165
+    assert watch.take() == (15, 15)
     now[0] = 170
-    watch.busy_ns += 15
-    watch.work_ends()
+    assert watch.take(ends=True) == (5, 5)
     now[0] = 200
     read = watch.read()
-    assert (read.loading_ns, read.idle_ns, read.busy_ns) == (60, 50 + 30, 15)
+    assert (read.loading_ns, read.idle_ns, read.busy_ns) == (60, 50 + 30, 20)
     assert read.since_start_ns == 160
     now[0] = 210
-    watch.work_ends()  # said twice: nothing changes
+    assert watch.take(ends=True) == (0, 0)  # said twice: nothing changes
     assert watch.read().idle_ns == 90
