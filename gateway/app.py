@@ -54,7 +54,7 @@ def create_app(
     backends: Mapping[str, Backend] | None = None,
     store: Store | None = None,
     classifier: Classifier | None = None,
-    clock: Callable[[], float] = time.time,
+    clock: Callable[[], float] | None = None,
     new_id: Callable[[], str] | None = None,
 ) -> Litestar:
     """Put the gateway together.
@@ -65,7 +65,7 @@ def create_app(
         backends: by name, instead of those that the settings describe.
         store: of the caches, instead of the one that the settings describe.
         classifier: instead of the one whose head the settings name.
-        clock: Unix seconds.
+        clock: Unix seconds; None: the database's clock, on which all hosts agree.
         new_id: makes request ids.
 
     Raises:
@@ -73,7 +73,7 @@ def create_app(
     """
     alone = isinstance(runtime, Settings)
     if isinstance(runtime, Settings):
-        runtime = _without_supervisor(runtime, clock())
+        runtime = _without_supervisor(runtime, time.time())
     settings = runtime.settings
     listed = {backend.name: backend for backend in settings.backends}
     if runtime.encoder is not None and ENCODER not in listed and not _encoder_listed(settings):
@@ -84,6 +84,8 @@ def create_app(
         backends = {b.name: open_backend(b, _address(runtime, b.name)) for b in listed.values()}
     engine = open_engine(runtime.database_url)
     stamp = Path(runtime.state_dir) / stamp_file.NAME
+    budgets = Budgets(engine, clock=clock, stamp=stamp)
+    clock = budgets.clock
     registry = BackendRegistry(settings, backends)
     book = PolicyBook(settings.routing)
     classifier = classifier or Classifier.load(settings.routing.head)
@@ -101,7 +103,7 @@ def create_app(
         caches=_caches(settings, store or open_store(settings.cache, runtime.redis_url), backends),
         ledger=Ledger(settings, engine),
         estimator=CostEstimator(settings),
-        budgets=Budgets(engine, clock=clock, stamp=stamp),
+        budgets=budgets,
         keys=KeyBook(engine, settings, clock=clock, stamp=stamp),
         metrics=Metrics(),
         engine=engine,

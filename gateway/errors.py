@@ -15,6 +15,7 @@ GatewayError
 ├── BudgetReserved            429 rate_limit_exceeded   Retry-After: others' reservations only
 ├── BudgetSpent               429 insufficient_quota    x-should-retry: false
 ├── Unavailable               503 service_unavailable   Retry-After
+│   └── BudgetUnavailable     503 budget_unavailable    Retry-After
 ├── BackendFailed             502 backend_error         broke off, or answered nonsense
 └── DeadlineExceeded          504 deadline_exceeded
 SettingsError                 configuration; exit code 2
@@ -126,6 +127,12 @@ class Unavailable(GatewayError):
     def headers(self) -> dict[str, str]:
         """Always says when to come back."""
         return {"retry-after": "1", **super().headers()}
+
+
+class BudgetUnavailable(Unavailable):
+    """A budget must be asked, and the database is away."""
+
+    code = "budget_unavailable"
 
 
 class BackendFailed(GatewayError):

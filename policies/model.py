@@ -185,6 +185,8 @@ class BudgetState(Struct, frozen=True, kw_only=True):
 
     left: float = 1.0
     """Fraction left of the tightest budget; 1 without one."""
+    policy: str | None = None
+    """Decides in place of any other: a budget's threshold is passed."""
 
 
 class Reason(Struct, frozen=True, kw_only=True):

@@ -22,6 +22,8 @@ from gateway.cache.model import StoreUnavailable
 from gateway.errors import InvalidRequest, NotFound, Unavailable
 from gateway.ledger import keys as key_store
 from gateway.ledger.budget_store import (
+    DEFAULT_ALERT_PERCENTS,
+    Budget,
     UnknownBudget,
     counter_of,
     list_budgets,
@@ -54,6 +56,10 @@ class NewBudget(Struct, kw_only=True, forbid_unknown_fields=True):
     limit_usd: str | float
     window: str = "day"
     soft: bool = False
+    tz: str = "UTC"
+    alert_percents: list[int] = msgspec.field(default_factory=lambda: list(DEFAULT_ALERT_PERCENTS))
+    downgrade_percent: int | None = None
+    downgrade_policy: str | None = None
 
 
 def admin_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
@@ -157,10 +163,16 @@ def _team_and_budget_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
         async with _transaction(pipeline) as connection:
             budget = await set_budget(
                 connection,
-                scope=body.scope,
-                window=body.window,
-                limit_nano_usd=parse_usd(str(body.limit_usd)),
-                soft=body.soft,
+                Budget(
+                    scope=body.scope,
+                    window=body.window,
+                    limit_nano_usd=parse_usd(str(body.limit_usd)),
+                    soft=body.soft,
+                    tz=body.tz,
+                    alert_percents=tuple(body.alert_percents),
+                    downgrade_percent=body.downgrade_percent,
+                    downgrade_policy=body.downgrade_policy,
+                ),
                 now=pipeline.parts.clock(),
             )
         await pipeline.parts.budgets.refresh()

@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
     from gateway.ledger.budget_store import Budget, Spend
 
-_WINDOWS = ["minute", "hour", "day", "month", "total"]
 _scope = click.option(
-    "--scope", required=True, help="team:NAME, key:ID, user:NAME, or global for everybody."
+    "--scope",
+    required=True,
+    help="team:NAME, key:ID, user:NAME, tag:NAME=VALUE, model:BACKEND, or global for everybody.",
 )
 _window = click.option(
     "--window",
-    type=click.Choice(_WINDOWS),
     default="month",
     show_default=True,
-    help="Calendar windows in UTC; total never ends.",
+    help="minute, hour, day, week, month; rolling-24h, rolling-7d (any h or d); lifetime.",
 )
 
 
@@ -40,6 +40,21 @@ def budgets() -> None:
 @click.option("--limit-usd", required=True, help="A decimal number of dollars, such as 12.50.")
 @_window
 @click.option("--soft", is_flag=True, help="Warn in the log, refuse nothing.")
+@click.option("--tz", default="UTC", show_default=True, help="In which days and months begin.")
+@click.option(
+    "--alert-at",
+    "alert_percents",
+    type=int,
+    multiple=True,
+    help="Tell when this percentage is passed; can be given again. Default: 80 and 100.",
+)
+@click.option(
+    "--downgrade-at",
+    "downgrade_percent",
+    type=int,
+    help="From this percentage on --downgrade-policy decides in place of any other.",
+)
+@click.option("--downgrade-policy", help="A cheaper policy.")
 @config_option
 @json_option
 @click.pass_context
@@ -49,29 +64,37 @@ def set_(
     limit_usd: str,
     window: str,
     soft: bool,
+    tz: str,
+    alert_percents: tuple[int, ...],
+    downgrade_percent: int | None,
+    downgrade_policy: str | None,
     config: str | None,
     as_json: bool,
 ) -> None:
     """Limit what a scope may spend in each window; again: change the limit."""
-    from gateway.ledger.budget_store import set_budget
+    from gateway.ledger.budget_store import DEFAULT_ALERT_PERCENTS, Budget, set_budget
     from gateway.ledger.money import parse_usd
 
     async def work(connection: "AsyncConnection") -> "Budget":
-        return await set_budget(
-            connection,
+        wanted = Budget(
             scope=scope,
             window=window,
             limit_nano_usd=parse_usd(limit_usd),
             soft=soft,
-            now=time.time(),
+            tz=tz,
+            alert_percents=alert_percents or DEFAULT_ALERT_PERCENTS,
+            downgrade_percent=downgrade_percent,
+            downgrade_policy=downgrade_policy,
         )
+        return await set_budget(connection, wanted, now=time.time())
 
     budget = run_in_transaction(settings_of(ctx, config), work)
     if as_json:
         print_json(_json(budget, None))
     else:
         kind = "Soft budget" if soft else "Budget"
-        click.echo(f"{kind} of {scope}: ${_usd(budget.limit_nano_usd)} per {window}.")
+        limit = _usd(budget.limit_nano_usd)
+        click.echo(f"{kind} of {budget.scope}: ${limit} per {budget.window}.")
 
 
 @budgets.command("list")
@@ -130,6 +153,10 @@ def _json(budget: "Budget", spend: "Spend | None") -> dict[str, Any]:
         "scope": budget.scope,
         "window": budget.window,
         "soft": budget.soft,
+        "tz": budget.tz,
+        "alert_percents": list(budget.alert_percents),
+        "downgrade_percent": budget.downgrade_percent,
+        "downgrade_policy": budget.downgrade_policy,
         "limit_usd": _usd(budget.limit_nano_usd),
         "spent_usd": _usd(spent),
         "reserved_usd": _usd(reserved),

@@ -1,49 +1,63 @@
-"""The SQL of budgets: limits, counters and leases, correct across processes.
+"""Budgets in SQL: limits, what counts towards them, and what their windows have spent.
 
-One rule carries it: money is reserved by `UPDATE … SET reserved = reserved + x WHERE spent +
-overrun + reserved + x <= limit`, which the database runs one at a time per counter, so no number of
-processes can pass a limit together. What is reserved is leased to a process, slice by slice; it
-holds each request's estimate against its slice in memory and books what was spent. Invariants:
-reserved = Σ leases, and spent + reserved ≤ limit; what a request cost beyond its reservation is
-`overrun`, apart, and counts when the next one asks. Counters are locked in one order, each before
-its leases.
+Counters (`budget_spend`) are where all gateway processes agree; `lease_store.py` moves money
+through them. The database's clock says which window it is.
 """
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from msgspec import Struct
-from sqlalchemy import ColumnElement, ScalarSelect, and_, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, func, insert, or_, select, update
 
-from gateway.ledger.database import insert_once
+from gateway.ledger import subjects
+from gateway.ledger.database import insert_once, now_us
 from gateway.ledger.money import MAX_NANO_USD, usd_text
-from gateway.ledger.tables import budget_spend, budgets, charges, leases, requests
-from gateway.ledger.windows import WINDOWS, window_start_us
+from gateway.ledger.tables import budget_alerts, budget_spend, budgets, charges, requests
+from gateway.ledger.windows import (
+    bucket_us_of,
+    check_window,
+    check_zone,
+    first_start_us,
+    window_start_us,
+)
 
 if TYPE_CHECKING:
+    from sqlalchemy import ScalarSelect
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 MAX_LIMIT_NANO_USD = MAX_NANO_USD // 4
 """So that no sum in SQL can leave BIGINT."""
-_BEFORE_LEASE_US = 1_000_000
-"""A request starts a little before it reserves."""
-_SCOPE_COLUMNS = {"team": requests.c.team, "key": requests.c.key, "user": requests.c.user}
+DEFAULT_ALERT_PERCENTS = (80, 100)
+EVERYBODY = "global"
+_ALIASES = {"organisation": EVERYBODY, "organization": EVERYBODY, "org": EVERYBODY}
+_KINDS = ("team", "key", "user", "tag", "model")
+_NOT_CHARGED = ("shadow", "audit")
+"""The operator's own experiments: no customer's budget pays for them."""
 
 
 class Budget(Struct, frozen=True, kw_only=True):
     """A limit."""
 
     scope: str
-    """team:T, key:K, user:U or global."""
+    """team:T, key:K, user:U, tag:NAME=VALUE, model:BACKEND, or global: the organisation."""
     window: str
-    """minute, hour, day, month or total."""
+    """See windows.py."""
     limit_nano_usd: int
     soft: bool = False
     """Warns, never refuses."""
+    tz: str = "UTC"
+    """In which days, weeks and months begin."""
+    alert_percents: tuple[int, ...] = DEFAULT_ALERT_PERCENTS
+    """Of the limit; passing one is told once per window."""
+    downgrade_percent: int | None = None
+    """From here on `downgrade_policy` decides in place of any other."""
+    downgrade_policy: str | None = None
 
 
 class Counter(Struct, frozen=True):
-    """Names one row of budget_spend."""
+    """Names one row of budget_spend: a window, or a rolling window's newest bucket."""
 
     scope: str
     window: str
@@ -51,7 +65,7 @@ class Counter(Struct, frozen=True):
 
 
 class Spend(Struct, frozen=True, kw_only=True):
-    """What a counter says, in nano-dollars."""
+    """What a window says, in nano-dollars."""
 
     spent: int = 0
     reserved: int = 0
@@ -63,72 +77,118 @@ class Spend(Struct, frozen=True, kw_only=True):
         return self.spent + self.reserved + self.overrun
 
 
+class Alert(Struct, frozen=True, kw_only=True):
+    """A threshold that was passed."""
+
+    scope: str
+    window: str
+    window_started_at: float
+    """Unix seconds."""
+    percent: int
+    at: float
+    """Unix seconds."""
+    spent_nano_usd: int
+    limit_nano_usd: int
+
+
 class UnknownBudget(LookupError):
     """No budget for that scope and window."""
 
 
 def check_scope(scope: str) -> str:
-    """The scope. Raises ValueError if it is none."""
+    """The scope as it is stored. Raises ValueError if it is none."""
+    scope = _ALIASES.get(scope, scope)
     kind, colon, name = scope.partition(":")
-    if scope == "global" or (colon and kind in _SCOPE_COLUMNS and 0 < len(name) <= 128):
+    if scope == EVERYBODY:
         return scope
-    raise ValueError(f"scope {scope!r}; allowed: team:NAME, key:ID, user:NAME or global")
+    if colon and kind in _KINDS and 0 < len(name) <= 128 and name.isprintable():
+        tag, equals, value = name.partition("=")
+        if kind != "tag" or (tag and equals and value):
+            return scope
+    raise ValueError(
+        f"scope {scope!r}; allowed: team:NAME, key:ID, user:NAME, tag:NAME=VALUE, model:BACKEND "
+        "or global (the organisation)"
+    )
+
+
+def check_budget(budget: Budget) -> Budget:
+    """The budget with names as they are stored. Raises ValueError saying what is allowed."""
+    if not 0 < budget.limit_nano_usd <= MAX_LIMIT_NANO_USD:
+        raise ValueError(
+            f"limit ${usd_text(budget.limit_nano_usd)}; allowed: more than 0, "
+            f"at most {usd_text(MAX_LIMIT_NANO_USD)}"
+        )
+    percents = [*budget.alert_percents]
+    percents += [] if budget.downgrade_percent is None else [budget.downgrade_percent]
+    if any(not 1 <= percent <= 1000 for percent in percents) or len(percents) > 17:
+        raise ValueError(f"percents {percents}; allowed: 1 to 1000, at most 16 of them")
+    if (budget.downgrade_percent is None) != (budget.downgrade_policy is None):
+        raise ValueError("downgrade percent and policy; allowed: both or neither")
+    return msgspec.structs.replace(
+        budget,
+        scope=check_scope(budget.scope),
+        window=check_window(budget.window),
+        tz=check_zone(budget.tz),
+        alert_percents=tuple(sorted(set(budget.alert_percents))),
+    )
 
 
 def counter_of(budget: Budget, now: float) -> Counter:
     """The counter that `budget` uses at `now` (unix seconds)."""
-    return Counter(budget.scope, budget.window, window_start_us(budget.window, now))
+    return Counter(budget.scope, budget.window, window_start_us(budget.window, now, budget.tz))
 
 
-async def set_budget(
-    connection: "AsyncConnection",
-    *,
-    scope: str,
-    window: str,
-    limit_nano_usd: int,
-    soft: bool,
-    now: float,
-) -> Budget:
+async def set_budget(connection: "AsyncConnection", budget: Budget, *, now: float) -> Budget:
     """Make or change a budget. A new one counts what its window already spent.
 
     Raises:
-        ValueError: no such scope or window, or a limit that is not positive.
+        ValueError: no such scope, window or zone, or a limit or threshold out of range.
     """
-    check_scope(scope)
-    if window not in WINDOWS:
-        raise ValueError(f"window {window!r}; allowed: {', '.join(WINDOWS)}")
-    if not 0 < limit_nano_usd <= MAX_LIMIT_NANO_USD:
-        raise ValueError(
-            f"limit ${usd_text(limit_nano_usd)}; allowed: more than 0, "
-            f"at most {usd_text(MAX_LIMIT_NANO_USD)}"
-        )
-    budget = Budget(scope=scope, window=window, limit_nano_usd=limit_nano_usd, soft=soft)
-    here = and_(budgets.c.scope == scope, budgets.c.window == window)
-    changed = await connection.execute(
-        update(budgets).where(here).values(limit_nano_usd=limit_nano_usd, soft=soft)
-    )
-    if changed.rowcount == 0:
+    budget = check_budget(budget)
+    here = and_(budgets.c.scope == budget.scope, budgets.c.window == budget.window)
+    values: dict[str, Any] = {
+        "limit_nano_usd": budget.limit_nano_usd,
+        "soft": budget.soft,
+        "tz": budget.tz,
+        "alert_percents": list(budget.alert_percents),
+        "downgrade_percent": budget.downgrade_percent,
+        "downgrade_policy": budget.downgrade_policy,
+    }
+    old_tz = (await connection.execute(select(budgets.c.tz).where(here))).scalar_one_or_none()
+    if old_tz is not None:
+        await connection.execute(update(budgets).where(here).values(**values))
+    else:
         await connection.execute(
             insert(budgets).values(
-                scope=scope,
-                window=window,
-                limit_nano_usd=limit_nano_usd,
-                soft=soft,
-                created_us=round(now * 1e6),
+                scope=budget.scope, window=budget.window, created_us=round(now * 1e6), **values
             )
         )
-        counter = counter_of(budget, now)
-        await ensure_counter(connection, counter)
-        await connection.execute(  # a counter of an earlier budget stood still meanwhile
-            update(budget_spend)
-            .where(_is(counter))
-            .values(spent_nano_usd=_booked(counter), overrun_nano_usd=0)
-        )
+    if old_tz != budget.tz:
+        await _count_anew(connection, counter_of(budget, now))
     return budget
 
 
+async def _count_anew(connection: "AsyncConnection", counter: Counter) -> None:
+    """Bring the window's counters to what the ledger says: an earlier budget's stood still."""
+    bucket_us = bucket_us_of(counter.window)
+    first = first_start_us(counter.window, counter.start_us)
+    for start_us in range(first, counter.start_us + 1, bucket_us or 1) if bucket_us else (first,):
+        one = Counter(counter.scope, counter.window, start_us)
+        until_us = start_us + bucket_us if bucket_us and start_us < counter.start_us else None
+        spent = booked(one, until_us=until_us)
+        await connection.execute(
+            insert_once(connection.dialect.name, budget_spend).values(**_names(one))
+        )
+        await connection.execute(
+            update(budget_spend)
+            .where(is_counter(one))
+            .values(spent_nano_usd=spent, overrun_nano_usd=0)
+        )
+
+
 async def remove_budget(connection: "AsyncConnection", *, scope: str, window: str) -> None:
-    """Raises UnknownBudget."""
+    """Raises UnknownBudget, or ValueError for what can be none."""
+    scope, window = check_scope(scope), check_window(window)
     gone = await connection.execute(
         delete(budgets).where(budgets.c.scope == scope, budgets.c.window == window)
     )
@@ -145,6 +205,12 @@ async def list_budgets(connection: "AsyncConnection") -> list[Budget]:
             window=row.window,
             limit_nano_usd=row.limit_nano_usd,
             soft=row.soft,
+            tz=row.tz,
+            alert_percents=DEFAULT_ALERT_PERCENTS
+            if row.alert_percents is None
+            else tuple(row.alert_percents),
+            downgrade_percent=row.downgrade_percent,
+            downgrade_policy=row.downgrade_policy,
         )
         for row in rows
     ]
@@ -153,17 +219,28 @@ async def list_budgets(connection: "AsyncConnection") -> list[Budget]:
 async def read_spend(
     connection: "AsyncConnection", counters: Sequence[Counter]
 ) -> dict[Counter, Spend]:
-    """What the counters say; one that does not exist yet is missing."""
+    """What the windows say, rolling ones over all their buckets; one without a row is missing."""
     found: dict[Counter, Spend] = {}
-    for start in range(0, len(counters), 200):
-        part = counters[start : start + 200]
-        rows = await connection.execute(select(budget_spend).where(or_(*map(_is, part))))
-        for row in rows:
-            found[Counter(row.scope, row.window, row.window_start_us)] = Spend(
-                spent=row.spent_nano_usd,
-                reserved=row.reserved_nano_usd,
-                overrun=row.overrun_nano_usd,
-            )
+    for start in range(0, len(counters), 100):
+        part = counters[start : start + 100]
+        rows: Sequence[Any] = (
+            await connection.execute(select(budget_spend).where(or_(*map(in_window, part))))
+        ).all()
+        for counter in part:
+            first = first_start_us(counter.window, counter.start_us)
+            last = None if first < counter.start_us else counter.start_us
+            own = [
+                row
+                for row in rows
+                if (row.scope, row.window) == (counter.scope, counter.window)
+                and (row.window_start_us == last if last is not None else True)
+            ]
+            if own:
+                found[counter] = Spend(
+                    spent=sum(row.spent_nano_usd for row in own),
+                    reserved=sum(row.reserved_nano_usd for row in own),
+                    overrun=sum(row.overrun_nano_usd for row in own),
+                )
     return found
 
 
@@ -174,219 +251,102 @@ async def ensure_counter(connection: "AsyncConnection", counter: Counter) -> Non
     """
     await connection.execute(
         insert_once(connection.dialect.name, budget_spend).values(
-            scope=counter.scope,
-            window=counter.window,
-            window_start_us=counter.start_us,
-            spent_nano_usd=_booked(counter),
+            **_names(counter), spent_nano_usd=booked(counter)
         )
     )
 
 
-def _booked(
-    counter: Counter, *, since_us: int | None = None, worker: str | None = None
-) -> ScalarSelect[Any]:
-    """What the ledger has in the counter's scope and window, all of it or one process's."""
+async def tell_once(
+    connection: "AsyncConnection", counter: Counter, percent: int, spend: Spend, limit: int
+) -> bool:
+    """Whether this process is the first to see that a threshold was passed."""
+    told = await connection.execute(
+        insert_once(connection.dialect.name, budget_alerts).values(
+            **_names(counter),
+            percent=percent,
+            at_us=now_us(connection.dialect.name),
+            spent_nano_usd=spend.spent + spend.overrun,
+            limit_nano_usd=limit,
+        )
+    )
+    return told.rowcount == 1
+
+
+async def list_alerts(connection: "AsyncConnection", *, limit: int = 100) -> list[Alert]:
+    """The newest alerts first."""
+    rows = await connection.execute(
+        select(budget_alerts).order_by(budget_alerts.c.at_us.desc()).limit(limit)
+    )
+    return [
+        Alert(
+            scope=row.scope,
+            window=row.window,
+            window_started_at=row.window_start_us / 1e6,
+            percent=row.percent,
+            at=row.at_us / 1e6,
+            spent_nano_usd=row.spent_nano_usd,
+            limit_nano_usd=row.limit_nano_usd,
+        )
+        for row in rows
+    ]
+
+
+def booked(
+    counter: Counter,
+    *,
+    since_us: int | None = None,
+    until_us: int | None = None,
+    worker: str | None = None,
+) -> "ScalarSelect[Any]":
+    """What the ledger has in the counter's scope from its start on, of all processes or of one."""
     kind, _, name = counter.scope.partition(":")
-    since_us = counter.start_us if since_us is None else since_us
-    booked = (
+    sum_ = (
         select(func.coalesce(func.sum(charges.c.cost_nano_usd), 0))
         .join(requests, requests.c.request_id == charges.c.request_id)
-        .where(requests.c.started_us >= since_us)
+        .where(requests.c.started_us >= (counter.start_us if since_us is None else since_us))
+        .where(charges.c.kind.not_in(_NOT_CHARGED))
     )
-    if kind in _SCOPE_COLUMNS:
-        booked = booked.where(_SCOPE_COLUMNS[kind] == name)
+    if until_us is not None:
+        sum_ = sum_.where(requests.c.started_us < until_us)
     if worker is not None:
-        booked = booked.where(requests.c.worker == worker)
-    return booked.scalar_subquery()
+        sum_ = sum_.where(requests.c.worker == worker)
+    columns = {"team": requests.c.team, "key": requests.c.key, "user": requests.c.user}
+    if kind == "team" or kind == "user":  # rows hold random ids, see subjects.py
+        sum_ = sum_.where(columns[kind] == subjects.id_of(kind, name))
+    elif kind in columns:
+        sum_ = sum_.where(columns[kind] == name)
+    elif kind == "model":
+        sum_ = sum_.where(charges.c.backend == name)
+    elif kind == "tag":
+        tag, _, value = name.partition("=")
+        sum_ = sum_.where(requests.c.tags[tag].as_string() == value)
+    return sum_.scalar_subquery()
 
 
-class LeaseState(Struct, frozen=True, kw_only=True):
-    """A process's lease of one counter as it should be, in totals: writing it twice is once."""
-
-    owner: str
-    outstanding: int
-    """Reserved for the owner's requests under way and for its next ones."""
-    spent: int
-    overrun: int
-    """Both since the lease began."""
-    known_spent: int = 0
-    known_overrun: int = 0
-    """What is booked for certain, should the lease's row be gone."""
-
-
-async def book(
-    connection: "AsyncConnection", counter: Counter, lease: LeaseState, *, now_us: int, ttl_us: int
-) -> Spend:
-    """Bring the counter and the lease's row to `lease`; the counter stays locked until commit.
-
-    Returns:
-        The counter afterwards.
-    """
-    c = budget_spend.c
-    await _lock(connection, counter)
-    mine = (_leased(counter), leases.c.owner == lease.owner)
-    row = (
-        await connection.execute(
-            select(leases.c.nano_usd, leases.c.spent_nano_usd, leases.c.overrun_nano_usd).where(
-                *mine
-            )
-        )
-    ).first()
-    nano, spent, overrun = row or (0, lease.known_spent, lease.known_overrun)
-    values = {
-        "nano_usd": lease.outstanding,
-        "spent_nano_usd": lease.spent,
-        "overrun_nano_usd": lease.overrun,
-        "expires_us": now_us + ttl_us,
-    }
-    if row is None:
-        await connection.execute(
-            insert(leases).values(
-                scope=counter.scope,
-                window=counter.window,
-                window_start_us=counter.start_us,
-                owner=lease.owner,
-                created_us=now_us,
-                **values,
-            )
-        )
-    else:
-        await connection.execute(update(leases).where(*mine).values(**values))
-    changed = await connection.execute(
-        update(budget_spend)
-        .where(_is(counter))
-        .values(
-            spent_nano_usd=c.spent_nano_usd + (lease.spent - spent),
-            overrun_nano_usd=c.overrun_nano_usd + (lease.overrun - overrun),
-            reserved_nano_usd=c.reserved_nano_usd + (lease.outstanding - nano),
-        )
-        .returning(c.spent_nano_usd, c.reserved_nano_usd, c.overrun_nano_usd)
-    )
-    after = changed.one()
-    return Spend(spent=after[0], reserved=after[1], overrun=after[2])
-
-
-async def grant(
-    connection: "AsyncConnection",
-    counter: Counter,
-    owner: str,
-    nano_usd: int,
-    *,
-    limit_nano_usd: int | None,
-) -> bool:
-    """Move money into a lease; False if it does not fit under the limit (None: always fits)."""
-    c = budget_spend.c
-    statement = update(budget_spend).where(_is(counter))
-    if limit_nano_usd is not None:
-        taken = c.spent_nano_usd + c.overrun_nano_usd + c.reserved_nano_usd
-        statement = statement.where(taken + nano_usd <= limit_nano_usd)
-    done = await connection.execute(
-        statement.values(reserved_nano_usd=c.reserved_nano_usd + nano_usd)
-    )
-    if done.rowcount == 0:
-        return False
-    await connection.execute(
-        update(leases)
-        .where(_leased(counter), leases.c.owner == owner)
-        .values(nano_usd=leases.c.nano_usd + nano_usd)
-    )
-    return True
-
-
-async def drop(connection: "AsyncConnection", counter: Counter, owner: str) -> None:
-    """Forget a lease that holds nothing."""
-    await connection.execute(
-        delete(leases).where(_leased(counter), leases.c.owner == owner, leases.c.nano_usd == 0)
-    )
-
-
-async def limit_of(connection: "AsyncConnection", budget: Budget) -> int | None:
-    """The limit as it is now; None: soft, or removed a moment ago."""
-    found = await connection.execute(
-        select(budgets.c.limit_nano_usd).where(
-            budgets.c.scope == budget.scope,
-            budgets.c.window == budget.window,
-            budgets.c.soft.is_(False),
-        )
-    )
-    return found.scalar_one_or_none()
-
-
-async def extend(connection: "AsyncConnection", owner: str, expires_us: int) -> None:
-    """A live process keeps its leases."""
-    await connection.execute(
-        update(leases).where(leases.c.owner == owner).values(expires_us=expires_us)
-    )
-
-
-async def reap(connection: "AsyncConnection", now_us: int) -> int:
-    """End the leases of processes that died; how many.
-
-    What the dead process answered stands in the ledger under its name, also what it had not booked
-    yet; the rest of its slice returns.
-    """
-    rows: Sequence[Any] = (
-        await connection.execute(
-            select(leases)
-            .where(leases.c.expires_us < now_us)
-            .order_by(leases.c.scope, leases.c.window, leases.c.window_start_us)
-        )
-    ).all()
-    ended = 0
-    for row in rows:
-        ended += await _reap_one(connection, row, now_us)
-    return ended
-
-
-async def _reap_one(connection: "AsyncConnection", lease: Any, now_us: int) -> bool:
-    counter = Counter(lease.scope, lease.window, lease.window_start_us)
-    await _lock(connection, counter)
-    gone = await connection.execute(
-        delete(leases)
-        .where(_leased(counter), leases.c.owner == lease.owner, leases.c.expires_us < now_us)
-        .returning(leases.c.nano_usd, leases.c.spent_nano_usd, leases.c.overrun_nano_usd)
-    )
-    row = gone.first()
-    if row is None:
-        return False  # another process was quicker, or the owner lives after all
-    held, booked = row[0], row[1] + row[2]
-    since_us = max(counter.start_us, lease.created_us - _BEFORE_LEASE_US)
-    answered = select(_booked(counter, since_us=since_us, worker=lease.owner))
-    missing = max(int((await connection.execute(answered)).scalar_one()) - booked, 0)
-    within = min(missing, held)
-    c = budget_spend.c
-    await connection.execute(
-        update(budget_spend)
-        .where(_is(counter))
-        .values(
-            spent_nano_usd=c.spent_nano_usd + within,
-            overrun_nano_usd=c.overrun_nano_usd + (missing - within),
-            reserved_nano_usd=c.reserved_nano_usd - held,
-        )
-    )
-    return True
-
-
-async def _lock(connection: "AsyncConnection", counter: Counter) -> None:
-    """A write that changes nothing: both databases let only one transaction past it."""
-    await connection.execute(
-        update(budget_spend)
-        .where(_is(counter))
-        .values(spent_nano_usd=budget_spend.c.spent_nano_usd)
-    )
-
-
-def _leased(counter: Counter) -> ColumnElement[bool]:
-    return and_(
-        leases.c.scope == counter.scope,
-        leases.c.window == counter.window,
-        leases.c.window_start_us == counter.start_us,
-    )
-
-
-def _is(counter: Counter) -> ColumnElement[bool]:
+def is_counter(counter: Counter) -> ColumnElement[bool]:
+    """This row of budget_spend."""
     return and_(
         budget_spend.c.scope == counter.scope,
         budget_spend.c.window == counter.window,
         budget_spend.c.window_start_us == counter.start_us,
     )
+
+
+def in_window(counter: Counter) -> ColumnElement[bool]:
+    """All rows of budget_spend that count together with this one, later buckets included."""
+    first = first_start_us(counter.window, counter.start_us)
+    if first == counter.start_us:
+        return is_counter(counter)
+    return and_(
+        budget_spend.c.scope == counter.scope,
+        budget_spend.c.window == counter.window,
+        budget_spend.c.window_start_us >= first,
+    )
+
+
+def _names(counter: Counter) -> dict[str, Any]:
+    return {
+        "scope": counter.scope,
+        "window": counter.window,
+        "window_start_us": counter.start_us,
+    }

@@ -6,7 +6,6 @@ Slices shrink as the limit comes near, and return when they are not used.
 """
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from gateway.errors import BudgetReserved, BudgetSpent, GatewayError, Unavailable
+from gateway.errors import BudgetReserved, BudgetSpent, BudgetUnavailable, GatewayError
 from gateway.ledger import budget_store as store
-from gateway.ledger.budget_store import Budget, Counter, LeaseState, Spend
+from gateway.ledger import lease_store
+from gateway.ledger.budget_store import Budget, Counter, Spend
+from gateway.ledger.database_clock import DatabaseClock
 from gateway.ledger.keys import Caller
+from gateway.ledger.lease_store import LeaseState
 from gateway.ledger.money import share, usd_text
 from gateway.ledger.slices import Reservation, Slice
 from gateway.ledger.stamp import Stamp, beside
@@ -41,6 +43,7 @@ _SLICES = 64
 _NEAR = 8
 """… and at most this part of what is left."""
 _TRIES = 3
+_BEATS_PER_SWEEP = 60
 _NO_BUDGET = BudgetState()
 
 
@@ -48,7 +51,7 @@ class Budgets:
     """One per gateway process. All methods belong to the event loop's thread.
 
     Args:
-        clock: unix seconds; which window it is.
+        clock: unix seconds; which window it is. None: the database's own clock.
         stamp: the state folder's admin.stamp; None: beside a SQLite database.
         owner: names this process in its leases and its ledger rows.
     """
@@ -57,7 +60,7 @@ class Budgets:
         self,
         engine: "AsyncEngine",
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         stamp: Path | None = None,
         owner: str | None = None,
         poll_s: float = POLL_S,
@@ -65,7 +68,9 @@ class Budgets:
         lease_s: float = LEASE_S,
     ) -> None:
         self._engine = engine
-        self._clock = clock
+        self._database_clock = DatabaseClock()
+        self.clock = clock or self._database_clock
+        """Unix seconds."""
         self._owner = owner or worker_id()
         self._poll_s, self._sync_s, self._lease_s = poll_s, sync_s, lease_s
         self._by_scope: dict[str, list[Budget]] = {}
@@ -75,7 +80,10 @@ class Budgets:
         self._sql = asyncio.Lock()
         self._leasing: set[asyncio.Task[None]] = set()
         self._tasks: list[asyncio.Task[None]] = []
-        self._warned: set[Counter] = set()
+        self._tagged = False
+        """Whether any budget is on a tag."""
+        self._told: set[tuple[Counter, int]] = set()
+        self._beats = 0
         self._error: str | None = None
 
     async def start(self) -> None:
@@ -108,36 +116,83 @@ class Budgets:
             for counter in [c for c, p in self._slices.items() if p.settled and not p.granted]:
                 await self._drop(counter)
 
-    def state(self, caller: Caller) -> BudgetState:
+    def state(self, caller: Caller, tags: Mapping[str, str] | None = None) -> BudgetState:
         """What policies may ask of the caller's budgets; as fresh as the last poll."""
         if not self._by_scope:
             return _NO_BUDGET
-        left = [
-            _left(self._spend.get(counter, Spend()), self._slices.get(counter), budget)
-            for counter, budget in self._limits(caller)
-        ]
-        return BudgetState(left=min(left)) if left else _NO_BUDGET
+        limits = self._limits(caller, tags)
+        if not limits:
+            return _NO_BUDGET
+        left, policy = 1.0, None
+        for counter, budget in limits:
+            its = _left(self._spend.get(counter, Spend()), self._slices.get(counter), budget)
+            left = min(left, its)
+            percent = budget.downgrade_percent
+            if percent is not None and (1.0 - its) * 100 >= percent:
+                policy = budget.downgrade_policy
+        return BudgetState(left=left, policy=policy)
 
     async def reserve(
-        self, caller: Caller, estimate_nano_usd: int, *, request_id: str | None = None
+        self,
+        caller: Caller,
+        estimate_nano_usd: int,
+        *,
+        request_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> Reservation:
         """Hold money for a request in all budgets of its caller, or in none.
 
         Args:
             estimate_nano_usd: the most it should cost; more is booked as overrun.
             request_id: for the log.
+            tags: the request's.
 
         Raises:
             BudgetSpent: it does not fit, and would not without the others' reservations either.
             BudgetReserved: only others' reservations are in the way.
-            Unavailable: the slice is empty and the database does not answer.
+            BudgetUnavailable: the slice is empty and the database does not answer.
         """
         if self._stamp.changed():
             await self._guarded(self.refresh)
-        limits = self._limits(caller) if self._by_scope else ()
+        limits = self._limits(caller, tags) if self._by_scope else ()
         nano_usd = min(max(estimate_nano_usd, 0), store.MAX_LIMIT_NANO_USD)
         if not limits:
             return Reservation(nano_usd, ())
+        return Reservation(nano_usd, await self._hold(limits, nano_usd, request_id))
+
+    async def reserve_models(
+        self, estimates: Mapping[str, int], *, request_id: str | None = None
+    ) -> tuple[dict[str, Reservation], GatewayError | None]:
+        """Hold money in the budgets of the backends that may answer.
+
+        Args:
+            estimates: nano-dollars by backend.
+
+        Returns:
+            What is held, by backend; one without a budget is missing. And why a backend that is
+            in neither had no room, if there is one.
+        """
+        held: dict[str, Reservation] = {}
+        refusal: GatewayError | None = None
+        for name, nano_usd in estimates.items():
+            budgets = self._by_scope.get(f"model:{name}")
+            if not budgets:
+                continue
+            now = self.clock()
+            limits = [(store.counter_of(budget, now), budget) for budget in budgets]
+            try:
+                held[name] = Reservation(nano_usd, await self._hold(limits, nano_usd, request_id))
+            except GatewayError as error:
+                refusal = error
+        return held, refusal
+
+    def limits_model(self, name: str) -> bool:
+        """Whether a budget stands on that backend."""
+        return f"model:{name}" in self._by_scope
+
+    async def _hold(
+        self, limits: Sequence[tuple[Counter, Budget]], nano_usd: int, request_id: str | None
+    ) -> Sequence[Slice]:
         slices = [self._slices.setdefault(counter, Slice()) for counter, _ in limits]
         if any(part.free < nano_usd for part in slices):
             try:
@@ -148,19 +203,23 @@ class Budgets:
         for part in slices:
             part.held += nano_usd
             part.used = True
-        return Reservation(nano_usd, slices)
+        return slices
 
     def report(self) -> dict[str, Any]:
         """For /health."""
         budgets = sum(map(len, self._by_scope.values()))
         return {"ok": self._error is None, "budgets": budgets, "error": self._error}
 
-    def _limits(self, caller: Caller) -> list[tuple[Counter, Budget]]:
-        scopes = [f"key:{caller.key_id}", f"team:{caller.team}", "global"]
+    def _limits(
+        self, caller: Caller, tags: Mapping[str, str] | None = None
+    ) -> list[tuple[Counter, Budget]]:
+        scopes = [f"key:{caller.key_id}", f"team:{caller.team}", store.EVERYBODY]
         if caller.user is not None:
             scopes.append(f"user:{caller.user}")
+        if tags and self._tagged:
+            scopes += [f"tag:{name}={value}" for name, value in tags.items()]
         found = [budget for scope in scopes for budget in self._by_scope.get(scope, ())]
-        now = self._clock() if found else 0.0
+        now = self.clock() if found else 0.0
         limits = [(store.counter_of(budget, now), budget) for budget in found]
         if len(limits) > 1:
             limits.sort(key=lambda pair: _order(pair[0]))
@@ -189,7 +248,7 @@ class Budgets:
             slices = [self._slices.setdefault(counter, Slice()) for counter, _ in limits]
             if all(part.free >= nano_usd for part in slices):
                 return slices  # else others took it between
-        raise Unavailable("Budgets cannot be checked right now; try again shortly.")
+        raise BudgetUnavailable("Budgets cannot be checked right now; try again shortly.")
 
     def _leased(self, work: "asyncio.Task[None]") -> None:
         self._leasing.discard(work)
@@ -199,41 +258,35 @@ class Budgets:
     async def _lease(self, limits: Sequence[tuple[Counter, Budget]], nano_usd: int) -> None:
         """One transaction: book what was spent, take what is missing and some more."""
         async with self._sql:
-            written: list[tuple[Slice, LeaseState, int]] = []
+            written: list[tuple[Slice, LeaseState, LeaseState, int]] = []
             spends: dict[Counter, Spend] = {}
             async with self._engine.begin() as connection:
                 for counter, budget in limits:
                     part = self._slices.setdefault(counter, Slice())
-                    missing = nano_usd - part.free
-                    if missing <= 0:
+                    if part.free >= nano_usd:
                         continue  # another request's transaction brought enough
                     if counter not in self._spend:
                         await store.ensure_counter(connection, counter)
-                    lease = part.lease(self._owner)
-                    spend = await self._book(connection, counter, lease)
-                    limit = await store.limit_of(connection, budget)
+                    asked = part.lease(self._owner)
+                    spend, stands = await self._book(connection, counter, asked)
+                    limit = await lease_store.limit_of(connection, budget)
+                    missing = nano_usd - (stands.outstanding - asked.held)
                     more = missing + _spare(limit, spend, missing)
-                    if not await store.grant(
+                    if not await lease_store.grant(
                         connection, counter, self._owner, more, limit_nano_usd=limit
                     ):
                         assert limit is not None, "only a limit refuses"
                         raise _refusal(budget, limit, spend, nano_usd)
-                    written.append((part, lease, more))
+                    written.append((part, asked, stands, more))
                     spends[counter] = spend
-            for part, lease, more in written:
-                part.written(lease, more)
+            for part, asked, stands, more in written:
+                part.written(asked, stands, more)
             self._spend |= spends
 
     async def _book(
         self, connection: "AsyncConnection", counter: Counter, lease: LeaseState
-    ) -> Spend:
-        return await store.book(
-            connection,
-            counter,
-            lease,
-            now_us=round(time.time() * 1e6),
-            ttl_us=round(self._lease_s * 1e6),
-        )
+    ) -> tuple[Spend, LeaseState]:
+        return await lease_store.book(connection, counter, lease, ttl_us=round(self._lease_s * 1e6))
 
     async def sync(self) -> None:
         """Book what was spent since the last time, and return slices that nobody used."""
@@ -249,14 +302,14 @@ class Budgets:
 
     async def _sync_one(self, counter: Counter, part: Slice, give_back: int) -> None:
         part.granted -= give_back  # nobody reserves it while it is on its way
-        lease = part.lease(self._owner)
+        asked = part.lease(self._owner)
         try:
             async with self._engine.begin() as connection:
-                spend = await self._book(connection, counter, lease)
+                spend, stands = await self._book(connection, counter, asked)
         except BaseException:
             part.granted += give_back
             raise
-        part.written(lease)
+        part.written(asked, stands)
         if counter in self._spend:
             self._spend[counter] = spend
 
@@ -264,48 +317,65 @@ class Budgets:
         """Forget a slice of a window that is over."""
         del self._slices[counter]
         async with self._engine.begin() as connection:
-            await store.drop(connection, counter, self._owner)
+            await lease_store.drop(connection, counter, self._owner)
 
     # Keeping fresh
 
     async def refresh(self) -> None:
         """Read budgets and counters now."""
         async with self._engine.connect() as connection:
+            await self._database_clock.read(connection)
             found = await store.list_budgets(connection)
-            now = self._clock()
+            now = self.clock()
             counters = {store.counter_of(budget, now): budget for budget in found}
             spend = await store.read_spend(connection, list(counters)) if counters else {}
         by_scope: dict[str, list[Budget]] = {}
         for budget in found:
             by_scope.setdefault(budget.scope, []).append(budget)
         self._by_scope, self._spend = by_scope, spend
-        self._warn(counters)
+        self._tagged = any(scope.startswith("tag:") for scope in by_scope)
+        await self._tell(counters)
 
     async def beat(self) -> None:
         """Extend this process's leases, and end those of dead ones."""
-        now = time.time()
         async with self._engine.begin() as connection:
-            await store.extend(connection, self._owner, round((now + self._lease_s) * 1e6))
+            await lease_store.extend(connection, self._owner, ttl_us=round(self._lease_s * 1e6))
         async with self._engine.begin() as connection:
-            ended = await store.reap(connection, round(now * 1e6))
+            ended = await lease_store.reap(connection)
         if ended:
             log.warning("budget_leases_reaped", count=ended)
+        self._beats += 1
+        if self._beats % _BEATS_PER_SWEEP == 0:
+            async with self._engine.begin() as connection:
+                await lease_store.sweep(connection)
 
-    def _warn(self, counters: Mapping[Counter, Budget]) -> None:
-        """Say once per window that a soft budget is passed."""
-        self._warned &= set(counters)
-        for counter, budget in counters.items():
-            spend = self._spend.get(counter, Spend())
-            passed = spend.spent + spend.overrun >= budget.limit_nano_usd
-            if budget.soft and passed and counter not in self._warned:
-                self._warned.add(counter)
+    async def _tell(self, counters: Mapping[Counter, Budget]) -> None:
+        """Say once per window, whatever the number of processes, that a threshold is passed."""
+        passed = {
+            (counter, percent)
+            for counter, budget in counters.items()
+            for percent in budget.alert_percents
+            if _used(self._spend.get(counter)) * 100 >= budget.limit_nano_usd * percent
+        }
+        for counter, percent in sorted(
+            passed - self._told, key=lambda one: (*_order(one[0]), one[1])
+        ):
+            budget, spend = counters[counter], self._spend[counter]
+            async with self._engine.begin() as connection:
+                first = await store.tell_once(
+                    connection, counter, percent, spend, budget.limit_nano_usd
+                )
+            if first:
                 log.warning(
-                    "soft_budget_passed",
+                    "budget_threshold_passed",
                     scope=budget.scope,
                     window=budget.window,
+                    percent=percent,
+                    soft=budget.soft,
                     limit_usd=usd_text(budget.limit_nano_usd),
-                    spent_usd=usd_text(spend.spent + spend.overrun),
+                    spent_usd=usd_text(_used(spend)),
                 )
+        self._told = passed
 
     async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -352,6 +422,10 @@ def _left(spend: Spend, own: Slice | None, budget: Budget) -> float:
     taken = spend.taken - (max(own.free, 0) if own else 0)
     taken = min(max(taken, 0), budget.limit_nano_usd)
     return share(budget.limit_nano_usd - taken, budget.limit_nano_usd)
+
+
+def _used(spend: Spend | None) -> int:
+    return spend.spent + spend.overrun if spend else 0
 
 
 def _order(counter: Counter) -> tuple[str, str, int]:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sqlalchemy import Insert, Table
+    from sqlalchemy import ColumnElement, Insert, Table
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 BUSY_TIMEOUT_MS = 10_000
@@ -67,3 +67,12 @@ def insert_once(dialect: str, table: "Table") -> "Insert":
     from sqlalchemy.dialects import sqlite
 
     return sqlite.insert(table).on_conflict_do_nothing()
+
+
+def now_us(dialect: str) -> "ColumnElement[int]":
+    """The database's own clock as an SQL expression, unix microseconds."""
+    from sqlalchemy import BigInteger, cast, func
+
+    if dialect == "postgresql":
+        return cast(func.extract("epoch", func.clock_timestamp()) * 1_000_000, BigInteger)
+    return cast((func.julianday("now") - 2_440_587.5) * 86_400_000_000, BigInteger)

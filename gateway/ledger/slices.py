@@ -1,8 +1,8 @@
 """The part of a budget that this process holds, and what requests reserve of it. In memory only."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from gateway.ledger.budget_store import LeaseState
+from gateway.ledger.lease_store import LeaseState
 
 
 class Slice:
@@ -30,30 +30,52 @@ class Slice:
         return self.spent == self.booked_spent and self.overrun == self.booked_overrun
 
     def lease(self, owner: str) -> LeaseState:
-        """What should stand in SQL now."""
+        """What should stand in SQL now: never more taken than was granted."""
+        beyond = max(self.spent - self.booked_spent - self.granted, 0)
+        self.spent -= beyond
+        self.overrun += beyond
         return LeaseState(
             owner=owner,
-            outstanding=self.held + max(self.free, 0),
+            outstanding=self.granted - (self.spent - self.booked_spent),
+            held=self.held,
             spent=self.spent,
             overrun=self.overrun,
             known_spent=self.booked_spent,
             known_overrun=self.booked_overrun,
         )
 
-    def written(self, lease: LeaseState, more: int = 0) -> None:
-        """Note that `lease`, and `more` granted, stand in SQL."""
-        self.granted = lease.outstanding + more
-        self.booked_spent, self.booked_overrun = lease.spent, lease.overrun
+    def written(self, asked: LeaseState, stands: LeaseState, more: int = 0) -> None:
+        """Note that `stands`, and `more` granted, stand in SQL where `asked` should."""
+        self.granted = stands.outstanding + more
+        self.spent += stands.spent - asked.spent
+        self.overrun += stands.overrun - asked.overrun
+        self.booked_spent, self.booked_overrun = stands.spent, stands.overrun
 
 
 class Reservation:
     """Money held for one request. End it once; ending it again changes nothing."""
 
+    __slots__ = ("_slices", "models", "nano_usd")
+
     def __init__(self, nano_usd: int, slices: Sequence[Slice]) -> None:
         self.nano_usd = nano_usd
+        self.models: dict[str, Reservation] = {}
+        """What is held of the budgets of single backends, by backend."""
         self._slices: Sequence[Slice] | None = slices
 
-    def settle(self, actual_nano_usd: int) -> None:
+    @property
+    def limited(self) -> bool:
+        """Whether any budget stands behind it."""
+        return bool(self._slices or self.models)
+
+    def extend(self, nano_usd: int) -> None:
+        """Hold more; the slices have room for it."""
+        self.nano_usd += nano_usd
+        for part in self._slices or ():
+            part.held += nano_usd
+            part.used = True
+
+    def settle(self, actual_nano_usd: int, by_model: Mapping[str, int] | None = None) -> None:
         """Book what the request cost and give the rest back; what it cost beyond is overrun."""
         slices, self._slices = self._slices or (), None
         within = max(min(actual_nano_usd, self.nano_usd), 0)
@@ -62,6 +84,8 @@ class Reservation:
             part.spent += within
             part.overrun += max(actual_nano_usd - within, 0)
             part.used = True
+        for model, of_model in self.models.items():
+            of_model.settle((by_model or {}).get(model, 0))
 
     def release(self) -> None:
         """Give everything back: nothing was used."""

@@ -114,7 +114,21 @@ teams = Table(
     metadata,
     Column("name", String(128), primary_key=True),
     Column("created_us", BigInteger, nullable=False),
+    Column("weight", Integer, nullable=False, server_default="1"),
+    Column("limits", JSON(none_as_null=True)),
 )
+"""Who pays. weight: of its share when a backend is saturated; limits: per minute, see limits.py."""
+
+users = Table(
+    "users",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("team", String(128), nullable=False, index=True),
+    Column("created_us", BigInteger, nullable=False),
+    Column("limits", JSON(none_as_null=True)),
+    Column("removed_us", BigInteger),
+)
+"""People whom keys may belong to."""
 
 keys = Table(
     "keys",
@@ -130,25 +144,64 @@ keys = Table(
     Column("created_us", BigInteger, nullable=False),
     Column("expires_us", BigInteger),
     Column("revoked_us", BigInteger),
+    Column("user", String(128), index=True),
+    Column("role", String(16)),
+    Column("only", JSON(none_as_null=True)),
+    Column("limits", JSON(none_as_null=True)),
 )
-"""Callers' keys. The secret itself is nowhere: 256 random bits need no salt, a digest finds it."""
+"""Callers' keys. The secret itself is nowhere: 256 random bits need no salt, a digest finds it.
+only: the endpoints, models, policies and networks it is restricted to."""
+
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("id", _BIG_ID, primary_key=True, autoincrement=True),
+    Column("at_us", BigInteger, nullable=False),
+    Column("actor", Text, nullable=False),
+    _text("team"),
+    Column("action", String(64), nullable=False),
+    _text("target"),
+    Column("outcome", String(16), nullable=False),
+    _text("address"),
+    Column("details", JSON, nullable=False),
+    Index(None, "at_us"),
+)
+"""Acts of administration, done, refused and failed; append-only, never a secret."""
 
 budgets = Table(
     "budgets",
     metadata,
     Column("scope", String(160), primary_key=True),
-    Column("window", String(8), primary_key=True),
+    Column("window", String(32), primary_key=True),
     Column("limit_nano_usd", BigInteger, nullable=False),
     Column("soft", Boolean, nullable=False),
     Column("created_us", BigInteger, nullable=False),
+    Column("tz", String(64), nullable=False, server_default="UTC"),
+    Column("alert_percents", JSON(none_as_null=True)),
+    Column("downgrade_percent", Integer),
+    Column("downgrade_policy", String(128)),
 )
-"""Limits. scope: team:T, key:K, user:U or global; window: minute, hour, day, month or total."""
+"""Limits. scope and window: see budget_store.py and windows.py. From downgrade_percent of the limit
+on, downgrade_policy decides in place of any other."""
+
+budget_alerts = Table(
+    "budget_alerts",
+    metadata,
+    Column("scope", String(160), primary_key=True),
+    Column("window", String(32), primary_key=True),
+    Column("window_start_us", BigInteger, primary_key=True, autoincrement=False),
+    Column("percent", Integer, primary_key=True, autoincrement=False),
+    Column("at_us", BigInteger, nullable=False),
+    Column("spent_nano_usd", BigInteger, nullable=False),
+    Column("limit_nano_usd", BigInteger, nullable=False),
+)
+"""Thresholds passed, once per window whatever the number of processes."""
 
 budget_spend = Table(
     "budget_spend",
     metadata,
     Column("scope", String(160), primary_key=True),
-    Column("window", String(8), primary_key=True),
+    Column("window", String(32), primary_key=True),
     Column("window_start_us", BigInteger, primary_key=True, autoincrement=False),
     _count("spent_nano_usd"),
     _count("reserved_nano_usd"),
@@ -161,16 +214,19 @@ leases = Table(
     metadata,
     Column("owner", String(64), primary_key=True),
     Column("scope", String(160), primary_key=True),
-    Column("window", String(8), primary_key=True),
+    Column("window", String(32), primary_key=True),
     Column("window_start_us", BigInteger, primary_key=True, autoincrement=False),
     _count("nano_usd"),
     _count("spent_nano_usd"),
     _count("overrun_nano_usd"),
     Column("created_us", BigInteger, nullable=False),
     Column("expires_us", BigInteger, nullable=False, index=True),
+    _count("held_nano_usd"),
+    Column("ended_us", BigInteger),
 )
 """The slice of a counter's reserved money that one gateway process holds, and all that it booked
-there so far. A live owner keeps extending `expires_us`."""
+there so far. A live owner keeps extending `expires_us`; an ended lease stays for a day, so that
+whatever turns up late is booked once. held: the part for requests under way when it was written."""
 
 machine_time = Table(
     "machine_time",

@@ -161,9 +161,11 @@ class Router:
                 or the policy has never been valid. Everything else is in `refusal`.
         """
         resolved = self.resolve(facts.model)
-        loaded = self._policy(resolved, policy_name)
-        facts = replace(facts, allowed=resolved.allowed)
         budget = budget or BudgetState()
+        loaded = self._policy(resolved, policy_name)
+        if budget.policy is not None:
+            loaded = self._downgraded(budget.policy, loaded)
+        facts = replace(facts, allowed=resolved.allowed)
         now = now or datetime.now(UTC)
         cards = self._registry.cards()
         decision = decide_policy(loaded.compiled, facts, cards, budget, now, draw)
@@ -254,6 +256,14 @@ class Router:
         except PolicyError as error:
             log.warning("policy_invalid", policy=name, problems=str(error))
             raise Unavailable(f"The policy {name!r} is not valid; see /health.") from None
+
+    def _downgraded(self, name: str, otherwise: LoadedPolicy) -> LoadedPolicy:
+        """The policy that a budget asks for; one that is gone must not stop requests."""
+        try:
+            return self._book.get(name)
+        except (UnknownPolicy, PolicyError) as error:
+            log.error("downgrade_policy_missing", policy=name, error=str(error))
+            return otherwise
 
     async def _count(
         self,

@@ -38,9 +38,8 @@ async def _set(
     engine: AsyncEngine, limit: int, scope: str = "team:search", *, soft: bool = False
 ) -> Budget:
     async with engine.begin() as connection:
-        return await store.set_budget(
-            connection, scope=scope, window="day", limit_nano_usd=limit, soft=soft, now=NOW
-        )
+        wanted = Budget(scope=scope, window="day", limit_nano_usd=limit, soft=soft)
+        return await store.set_budget(connection, wanted, now=NOW)
 
 
 async def _spend(engine: AsyncEngine, budget: Budget) -> Spend:
@@ -144,7 +143,8 @@ async def test_soft_budget_warns_and_refuses_nothing(engine: AsyncEngine, budget
         await budgets.refresh()
         await budgets.refresh()
     assert (await _spend(engine, budget)).spent == 240
-    assert [entry["event"] for entry in logs] == ["soft_budget_passed"]
+    assert [entry["percent"] for entry in logs] == [80, 100]
+    assert {entry["event"] for entry in logs} == {"budget_threshold_passed"}
     assert budgets.state(TEAM).left == 0.0
 
 
@@ -189,7 +189,10 @@ async def test_changed_and_removed_budgets_are_seen(engine: AsyncEngine, budgets
         ("team:", "day", 1),
         ("org:x", "day", 1),
         ("", "day", 1),
-        ("team:x", "week", 1),
+        ("team:x", "fortnight", 1),
+        ("team:x", "rolling-0h", 1),
+        ("tag:x", "day", 1),
+        ("team:a\nb", "day", 1),
         ("team:x", "day", 0),
         ("team:x", "day", -5),
         ("team:x", "day", 2**62),
@@ -201,9 +204,8 @@ async def test_bad_budgets_are_refused(
     """Unknown scopes and windows, limits that are not positive or beyond SQL."""
     async with engine.begin() as connection:
         with pytest.raises(ValueError, match="allowed"):
-            await store.set_budget(
-                connection, scope=scope, window=window, limit_nano_usd=limit, soft=False, now=NOW
-            )
+            wanted = Budget(scope=scope, window=window, limit_nano_usd=limit)
+            await store.set_budget(connection, wanted, now=NOW)
 
 
 async def test_unused_slices_return(engine: AsyncEngine) -> None:
@@ -418,14 +420,8 @@ async def test_processes_together_never_pass_the_limit(
     """Three processes of eight clients, one of them killed: nobody overspends, most is spent."""
     limit = 400_000
     async with engine.begin() as connection:
-        await store.set_budget(
-            connection,
-            scope="team:search",
-            window="total",
-            limit_nano_usd=limit,
-            soft=False,
-            now=time.time(),
-        )
+        wanted = Budget(scope="team:search", window="lifetime", limit_nano_usd=limit)
+        await store.set_budget(connection, wanted, now=time.time())
     told = await asyncio.to_thread(_run_spenders, database_url)
     spent = sum(told)
     async with engine.connect() as connection:
@@ -467,7 +463,7 @@ def _run_spenders(url: str) -> list[int]:
         ("hour", "2026-11-21T12:00:00"),
         ("day", "2026-11-21T00:00:00"),
         ("month", "2026-11-01T00:00:00"),
-        ("total", "1970-01-01T00:00:00"),
+        ("lifetime", "1970-01-01T00:00:00"),
     ],
 )
 def test_windows_are_calendar_windows_in_utc(window: str, start: str) -> None:
