@@ -25,6 +25,7 @@ from backends.bundled.facts_tables import (
     STORY_PARTS,
     WEEKDAYS,
 )
+from backends.evaluation.frozen import is_frozen
 
 TEST_SHARE: Final = 0.06
 Pair = tuple[str, str]
@@ -32,7 +33,8 @@ Pair = tuple[str, str]
 
 def side(prompt: str) -> Split:
     """Say on which side of the split a question falls."""
-    return "test" if hash_share(prompt.strip().lower()) < TEST_SHARE else "train"
+    held_out = hash_share(prompt.strip().lower()) < TEST_SHARE or is_frozen(prompt)
+    return "test" if held_out else "train"
 
 
 def _ask(wordings: str, answer: str, **words: str) -> Iterator[Pair]:

@@ -12,6 +12,7 @@ from backends.bundled import facts
 from backends.bundled.corpus import TEXT_FILES, Task, Turn, read_chat, read_texts
 from backends.bundled.facts_tables import HELP, WHO
 from backends.bundled.tokenizer import EOS_ID, IM_END, IM_START
+from backends.evaluation.frozen import is_frozen
 
 PROMPT, ANSWER, TEXT = 0, 1, 2
 """Classes of a token: what was asked, what must be answered, running text."""
@@ -94,10 +95,17 @@ def _chats(turns: Sequence[Turn], *sources: str) -> list[Conversation]:
     return [[(t.prompt, t.response)] for t in turns if t.source in sources]
 
 
+def _allowed(chats: Sequence[Conversation]) -> list[Conversation]:
+    return [chat for chat in chats if not any(is_frozen(prompt) for prompt, _ in chat)]
+
+
 def build_library(
     corpus: Path, tokenizer: Tokenizer, tasks: Sequence[Task], *, seed: int
 ) -> Library:
-    """Read the corpus and tokenize all of its training part, with our own facts beside it."""
+    """Read the corpus and tokenize all of its training part, with our own facts beside it.
+
+    What the evaluation asks is left out, whoever wrote it.
+    """
     turns = read_chat(corpus, "train")
     talk = _chats(turns, "personality-chat-friendly", "chatterbot-corpus")
     small_talk = [[(p, OURS.get(r, r))] for [(p, r)] in talk]
@@ -114,7 +122,7 @@ def build_library(
         "turns": facts.make_dialogues(pool, count=max(200, len(tasks) // 20), seed=seed),
     }
     return Library(
-        {name: chat_shelf(tokenizer, chats) for name, chats in conversations.items()},
+        {name: chat_shelf(tokenizer, _allowed(chats)) for name, chats in conversations.items()},
         {
             name: text_stream(tokenizer, read_texts(corpus, name, held_out=False))
             for name in TEXT_FILES

@@ -1,0 +1,1 @@
+"""Measuring models: frozen questions, scoring, tables, outcome rows."""

@@ -1,0 +1,218 @@
+"""Write the suites anew: `python -m backends.evaluation.build --corpus DIR`.
+
+The suites are frozen: this is how they were made, and a test holds them to it. Building them from
+another corpus or other tables makes other suites, and every figure has to be measured again.
+`--routing F` writes instead the prompts of the corpus's validation side, on whose outcomes a
+request classifier may be fitted: `headgate models eval nano small --suite F --outcomes OUT`.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from backends.bundled.corpus import (
+    TEXT_FILES,
+    Task,
+    hash_share,
+    read_chat,
+    read_tasks,
+    read_texts,
+)
+from backends.bundled.errors import RecipeError
+from backends.bundled.synthetic import make_tasks
+from backends.evaluation.frozen import SUITES_FOLDER, is_frozen, prompt_hash
+from backends.evaluation.items import Item, Manifest, Match, Text, write_suite
+from backends.evaluation.known import known_items
+from backends.evaluation.questions import chat_items, docs_items
+from backends.evaluation.unseen import unseen_items
+
+SEED: Final = 20261121
+KNOWN_EACH: Final = 25
+UNSEEN_EACH: Final = 40
+TEXT_BYTES: Final = 131_072
+"""Of each kind of running text."""
+PIECE_BYTES: Final = 2048
+"""Every model sees as much text before a byte, whatever its tokenizer."""
+TRIVIA_EACH: Final = 100
+SMALL_TALK: Final = 60
+DROPPED: Final = frozenset(
+    (
+        "Which day is before Monday?",
+        "What day comes before Monday?",
+        "What is the day before Monday?",
+    )
+)
+"""Test questions that a table of everyday facts once asked as well, in the lessons."""
+PHRASE_CATEGORIES: Final = frozenset(("unit_conversion", "dates"))
+ROUTING_COUNT: Final = 4000
+ROUTING_SEED: Final = 977
+ROUTING_TEST_SHARE: Final = 0.2
+
+
+def match_of(task: Task) -> Match:
+    """How a synthetic task's answer is compared."""
+    answer = task.answer
+    if answer[:1] in "[{" and answer[-1:] in "]}":
+        return "json" if task.task.endswith((":exj", ":agej", ":jsonl")) else "exact"
+    if answer.removeprefix("-").replace(".", "", 1).isdigit():
+        return "number"
+    if answer in ("yes", "no", "positive", "negative"):
+        return "word"
+    if task.category in PHRASE_CATEGORIES or task.task == "extract1:ex1":
+        return "phrase"
+    return "exact"
+
+
+def synthetic_item(name: str, task: Task) -> Item:
+    """One row of the corpus's generated tasks."""
+    return Item(
+        id=name,
+        prompt=task.prompt,
+        answers=(task.answer,),
+        match=match_of(task),
+        part="synthetic",
+        task=task.task.partition(":")[0],
+        difficulty=task.difficulty,
+    )
+
+
+def first_by_hash(items: Iterable[Item], count: int) -> list[Item]:
+    """The `count` items whose prompts have the smallest hashes, in the order of their ids."""
+    chosen = sorted(items, key=lambda item: prompt_hash(item.prompt))[:count]
+    return sorted(chosen, key=lambda item: item.id)
+
+
+def task_suite(corpus: Path) -> list[Item]:
+    """The corpus's test questions, then our own: known facts in new words, and unseen tasks."""
+    tasks = [task for task in read_tasks(corpus, "test") if task.prompt not in DROPPED]
+    items = [synthetic_item(f"synthetic-{n}", task) for n, task in enumerate(tasks, 1)]
+    known = list(known_items())
+    for function in dict.fromkeys(item.task for item in known):
+        items += first_by_hash((i for i in known if i.task == function), KNOWN_EACH)
+    return [*items, *unseen_items(each=UNSEEN_EACH, seed=SEED)]
+
+
+def chat_suite(corpus: Path) -> list[Item]:
+    """Our own chat questions, then small talk and trivia of the corpus's test side."""
+    return [
+        *chat_items(),
+        *_corpus_chat(corpus, "small_talk", "personality-chat-friendly", SMALL_TALK),
+        *_corpus_chat(corpus, "trivia", "opentriviaqa", TRIVIA_EACH),
+        *_corpus_chat(corpus, "open_questions", "nq-open-dev", TRIVIA_EACH),
+    ]
+
+
+def _corpus_chat(corpus: Path, part: str, source: str, count: int) -> list[Item]:
+    trivia = part != "small_talk"
+    turns = (turn for turn in read_chat(corpus, "test") if turn.source == source)
+    items = (
+        Item(
+            id=f"{part}-{number:04}",
+            prompt=turn.prompt,
+            answers=(turn.response.strip().rstrip("."),) if trivia else (),
+            match="phrase" if trivia else "fluent",
+            part=part,
+            task=part,
+        )
+        for number, turn in enumerate(turns, 1)
+        if not trivia or (turn.category != "trivia_choice" and len(turn.response) <= 40)
+    )
+    return first_by_hash(items, count)
+
+
+def text_suite(corpus: Path) -> Iterator[Text]:
+    """Pieces of the texts that were held out of every training, each kind as long as the other."""
+    for name in TEXT_FILES:
+        part, size = name.removeprefix("text_"), 0
+        for source, text in _held_out(corpus, name):
+            for piece in pieces(text):
+                size += len(piece.encode())
+                if size > TEXT_BYTES:
+                    break
+                yield Text(part=part, source=source, text=piece)
+
+
+def _held_out(corpus: Path, name: str) -> list[tuple[str, str]]:
+    """(source, text), in an order by hash; an article's source is its title."""
+    texts = sorted(read_texts(corpus, name, held_out=True), key=hash_share)
+    if name == "text_stories":
+        return [("Standard Ebooks", text) for text in texts]
+    return [(f"Wikipedia: {text.partition(chr(10))[0]}", text) for text in texts]
+
+
+def pieces(text: str) -> Iterator[str]:
+    """Cut a text between words into pieces of at most `PIECE_BYTES`."""
+    data = text.encode()
+    start = 0
+    while start < len(data):
+        end = min(start + PIECE_BYTES, len(data))
+        if end < len(data):
+            cut = data.rfind(b" ", start + 1, end)
+            end = cut if cut > start else end
+        yield data[start:end].decode("utf-8", "ignore")
+        start = end
+
+
+def routing_items(corpus: Path) -> list[Item]:
+    """Prompts that neither trained a model nor measure one, a part marked for measuring routers."""
+    tasks = read_tasks(corpus, "valid")
+    tasks += make_tasks(corpus, count=ROUTING_COUNT, split="valid", seed=ROUTING_SEED)
+    unique = {task.prompt: task for task in reversed(tasks)}
+    items = [
+        synthetic_item(f"valid-{number}", task)
+        for number, task in enumerate(reversed(unique.values()), 1)
+        if not is_frozen(task.prompt)
+    ]
+    return [
+        msgspec.structs.replace(
+            item, split="test" if hash_share(item.prompt) < ROUTING_TEST_SHARE else "train"
+        )
+        for item in items
+    ]
+
+
+def build(corpus: Path, folder: Path) -> Manifest:
+    """Write every suite, the manifest and the frozen prompts' hashes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tasks, chat, docs = task_suite(corpus), chat_suite(corpus), list(docs_items())
+    manifest = {
+        "lm": write_suite(folder, "lm", list(text_suite(corpus))),
+        "tasks": write_suite(folder, "tasks", tasks),
+        "chat": write_suite(folder, "chat", chat),
+        "docs": write_suite(folder, "docs", docs),
+    }
+    hashes = sorted({prompt_hash(item.prompt) for item in (*tasks, *chat, *docs)})
+    (folder / "frozen.txt").write_text("\n".join(hashes) + "\n", encoding="ascii")
+    encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    (folder / "manifest.json").write_bytes(encoded + b"\n")
+    return manifest
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code; 2: the corpus cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="python -m backends.evaluation.build", description=__doc__
+    )
+    parser.add_argument("--corpus", type=Path, required=True, help="folder of the corpus files")
+    parser.add_argument("--out", type=Path, default=SUITES_FOLDER, help="folder to write")
+    parser.add_argument("--routing", type=Path, metavar="F", help="write the routers' prompts here")
+    args = parser.parse_args(argv)
+    try:
+        if args.routing is not None:
+            lines = [msgspec.json.encode(item) for item in routing_items(args.corpus)]
+            args.routing.write_bytes(b"\n".join(lines) + b"\n")
+            return 0
+        for name, entry in build(args.corpus, args.out).items():
+            print(f"{name:6} {entry.rows:5} rows")
+    except RecipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

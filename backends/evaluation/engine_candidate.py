@@ -1,0 +1,132 @@
+"""A model folder under test, in our own engine in this process."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from backends.contract import SamplingParams, TokenEvent
+from backends.engine.model_runner import ModelRunner
+from backends.errors import InvalidRequestError
+from backends.evaluation.candidate import CONCURRENT, Answer, ModelFacts, Progress
+from backends.evaluation.items import Item, Text
+from backends.evaluation.token_scorer import TokenScorer
+from backends.llm import LLM
+from backends.models.folder import model_folder, revision
+from backends.models.inspect import inspect_model
+
+
+@dataclass(slots=True)
+class _Written:
+    """An answer as it grows."""
+
+    prompt: list[int]
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    last: TokenEvent | None = None
+
+
+class EngineCandidate:
+    """Loads once; answers in fp32 on the CPU, without prefix reuse or speculation."""
+
+    def __init__(self, name: str, model: str, **options: Any) -> None:
+        """`options`: of the engine. Raises ModelLoadError, or ValueError for a bad option."""
+        self.name = name
+        facts = inspect_model(model)
+        self._llm = LLM(
+            model,
+            max_num_seqs=CONCURRENT,
+            enable_prefix_caching=False,
+            speculation={"method": "off"},
+            **options,
+        )
+        runner = self._llm.engine.runner
+        assert isinstance(runner, ModelRunner)
+        self._scorer = TokenScorer(
+            runner.model,
+            device=runner.device,
+            kv_dtype=torch.float32 if runner.device.type == "cpu" else runner.model.embedding.dtype,
+        )
+        folder = model_folder(model)
+        self.facts = ModelFacts(
+            source=model if ":" in model else folder.name,
+            parameters=facts["parameters"],
+            weight_bytes=facts["bytes_on_disk"],
+            revision=revision(folder),
+            quantization="int8" if runner.model.is_int8 else None,
+            device=runner.device.type,
+        )
+
+    def answer(self, items: Sequence[Item], progress: Progress) -> list[Answer]:
+        """Answer all, `CONCURRENT` at a time."""
+        engine = self._llm.engine
+        written: dict[str, _Written] = {}
+        answers: dict[str, Answer] = {}
+        for place, item in enumerate(items):
+            name = str(place)
+            try:
+                prompt = self._llm.tokenizer.encode_chat([{"role": "user", "content": item.prompt}])
+                engine.add_request(
+                    name, prompt, SamplingParams(temperature=0.0, max_tokens=item.max_tokens)
+                )
+            except InvalidRequestError as error:
+                answers[name] = Answer(error=error.message)
+                continue
+            written[name] = _Written(prompt)
+        while engine.has_unfinished:
+            for event in engine.step():
+                mine = written[event.request_id]
+                mine.text += event.text
+                mine.tokens += event.token_ids
+                if event.usage is not None:
+                    mine.last = event
+                    progress(1)
+        answers |= zip(written, self._finished(list(written.values())), strict=True)
+        return [answers[str(place)] for place in range(len(items))]
+
+    def _finished(self, written: Sequence[_Written]) -> list[Answer]:
+        """Read every answer again, to see how likely its tokens were."""
+        scored = self._scorer.score(
+            [one.prompt + one.tokens for one in written], [len(one.prompt) for one in written]
+        )
+        answers = []
+        for one, score in zip(written, scored, strict=True):
+            assert one.last is not None
+            usage = one.last.usage
+            assert usage is not None
+            assert usage.headgate is not None
+            answers.append(
+                Answer(
+                    text=one.text,
+                    ended=one.last.finish_reason == "stop",
+                    prompt_tokens=usage.prompt_tokens,
+                    completion_tokens=usage.completion_tokens,
+                    machine_ns=usage.headgate.machine_ns,
+                    mean_logprob=float(score.logprobs.mean()),
+                    margin=float(score.margins.min()),
+                )
+            )
+        return answers
+
+    def text_bits(self, texts: Sequence[Text]) -> Mapping[str, float]:
+        """Bits per byte by part; each piece begins a document."""
+        tokenizer = self._llm.tokenizer
+        start = [min(tokenizer.eos_token_ids)] if tokenizer.eos_token_ids else [0]
+        sequences = []
+        for text in texts:
+            ids = tokenizer.encode(text.text, add_special_tokens=True)
+            begun = ids[:1] == [tokenizer.bos_token_id]
+            sequences.append(ids if begun else start + ids)
+        nats: dict[str, float] = defaultdict(float)
+        size: dict[str, int] = defaultdict(int)
+        scored = self._scorer.score(sequences, [1] * len(sequences))
+        for text, score in zip(texts, scored, strict=True):
+            nats[text.part] -= float(score.logprobs.sum())
+            size[text.part] += len(text.text.encode())
+        return {part: nats[part] / math.log(2) / size[part] for part in nats}
+
+    def close(self) -> None:
+        """Nothing is held but memory."""

@@ -1,0 +1,123 @@
+"""Everyday facts in words that the lessons do not use: one task function a table."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from backends.bundled.facts_tables import (
+    ANIMALS,
+    CAPITALS,
+    COLOURS,
+    MONTHS,
+    OPPOSITES,
+    PLURALS,
+    SHAPES,
+    WEEKDAYS,
+)
+from backends.evaluation.items import Item
+
+Asked = Iterator[tuple[str, str]]
+"""Questions, each with the words that must be in its answer."""
+NUMBERS: Final = "zero one two three four five six seven eight nine ten eleven twelve".split()
+
+
+def _ask(wordings: str, answer: str, **words: str) -> Asked:
+    for wording in wordings.split("|"):
+        yield wording.format(**words), answer
+
+
+def capitals() -> Asked:
+    """A country's capital."""
+    wordings = (
+        "Can you name the capital of {x}?|What city is the capital of {x}?"
+        "|Please tell me the capital city of {x}."
+    )
+    for country, city, _ in CAPITALS:
+        yield from _ask(wordings, city, x=country)
+
+
+def continents() -> Asked:
+    """A country's continent."""
+    wordings = "In which continent is {x}?|Tell me the continent of {x}."
+    for country, _, continent in CAPITALS:
+        yield from _ask(wordings, continent, x=country)
+
+
+def colours() -> Asked:
+    """A thing's usual colour."""
+    wordings = "Please tell me the color of {x}.|What colour does {x} have?"
+    for thing, colour in COLOURS:
+        yield from _ask(wordings, colour, x=thing)
+
+
+def animals() -> Asked:
+    """An animal's young, its sound, its legs."""
+    for animal, sound, young, legs in ANIMALS:
+        a = ("an " if animal[0] in "aeiou" else "a ") + animal
+        yield from _ask("What noise does {x} make?|What is the sound of {x}?", sound, x=a)
+        yield from _ask("How do you call the baby of {x}?|What is the baby of {x}?", young, x=a)
+        yield from _ask("How many legs has {x}?|What is the number of legs of {x}?", legs, x=a)
+
+
+def shapes() -> Asked:
+    """A shape's sides."""
+    wordings = (
+        "How many sides has {x}?|What is the number of sides of {x}?"
+        "|Please count the sides of {x}.|Do you know how many sides {x} has?"
+    )
+    for shape, sides in SHAPES:
+        yield from _ask(wordings, sides, x=shape)
+
+
+def calendar() -> Asked:
+    """What comes before and after a day or a month, and the months' lengths."""
+    for unit, names in (("day", WEEKDAYS), ("month", tuple(month for month, _ in MONTHS))):
+        for place, name in enumerate(names):
+            after, before = names[(place + 1) % len(names)], names[place - 1]
+            yield f"Which {unit} comes right after {name}?", after
+            yield f"Do you know the {unit} that comes before {name}?", before
+    for month, days in MONTHS:
+        yield f"How many days has {month}?", days
+
+
+def opposites() -> Asked:
+    """A word's opposite."""
+    wordings = "Which word is the opposite of {x}?|Tell me the opposite of {x}."
+    for pair in OPPOSITES:
+        for word, other in (pair, reversed(pair)):
+            yield from _ask(wordings, other, x=word)
+
+
+def plurals() -> Asked:
+    """A word's plural."""
+    wordings = "What is the plural form of {x}?|Tell me the plural of {x}."
+    for one, many in PLURALS:
+        if one != many:
+            yield from _ask(wordings, many, x=one)
+
+
+FUNCTIONS: Final = (
+    capitals,
+    continents,
+    colours,
+    animals,
+    shapes,
+    calendar,
+    opposites,
+    plurals,
+)
+
+
+def known_items() -> Iterator[Item]:
+    """Every question of every table; the builder picks some."""
+    for function in FUNCTIONS:
+        for number, (prompt, answer) in enumerate(function(), 1):
+            digits = (str(NUMBERS.index(answer)),) if answer in NUMBERS else ()
+            yield Item(
+                id=f"{function.__name__}-{number:03}",
+                prompt=prompt,
+                answers=(answer, *digits),
+                match="phrase",
+                part="known",
+                task=function.__name__,
+                difficulty=1,
+            )
