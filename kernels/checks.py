@@ -3,9 +3,13 @@
 import torch
 from torch import Tensor
 
-from kernels.errors import DTypeError
+from kernels.errors import DTypeError, ShapeError
 
 FLOAT_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
+CODE_DTYPES = frozenset({torch.int8, torch.float8_e4m3fn})
+"""8-bit codes; each group of them has an fp32 scale beside it."""
+LARGEST_CODE = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+"""-128 stays unused, so that the codes are symmetric."""
 INDEX_DTYPES = frozenset({torch.int32, torch.int64})
 
 
@@ -21,3 +25,18 @@ def require_dtype(tensor: Tensor, name: str, *allowed: torch.dtype) -> None:
     if tensor.dtype not in allowed:
         wanted = " or ".join(str(dtype) for dtype in allowed)
         raise DTypeError(f"{name} is {tensor.dtype}; it must be {wanted}")
+
+
+def require_scales(cache: Tensor, scales: Tensor | None, name: str) -> None:
+    """Refuse a KV cache [N, B, Hkv, D] of codes without scales [N, B, Hkv], and the reverse."""
+    if scales is None:
+        if cache.dtype in CODE_DTYPES:
+            raise DTypeError(f"the cache is {cache.dtype}; its codes mean nothing without {name}")
+        return
+    if cache.dtype not in CODE_DTYPES:
+        raise DTypeError(f"the cache is {cache.dtype}; {name} belongs to int8 or float8_e4m3fn")
+    require_dtype(scales, name, torch.float32)
+    if scales.shape != cache.shape[:3] or not scales.is_contiguous():
+        raise ShapeError(
+            f"{name} is {list(scales.shape)}; need {list(cache.shape[:3])}, contiguous"
+        )

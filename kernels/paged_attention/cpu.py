@@ -2,7 +2,8 @@
 
 Decode and verification rows (at most SHORT_QUERY queries each) of like length run as one batched
 call: eager overhead per sequence would cost more than the arithmetic. Everything is computed in
-fp32, because torch's half-precision attention of one query is many times slower on CPUs.
+fp32, because torch's half-precision attention of one query is many times slower on CPUs. Windows,
+caps, sinks, tree masks and 8-bit caches run the reference.
 """
 
 from collections import defaultdict
@@ -10,6 +11,8 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+from kernels.paged_attention import reference
 
 SHORT_QUERY = 8
 
@@ -25,8 +28,31 @@ def paged_attention(
     scale: float,
     max_query_len: int,
     max_context_len: int,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: Tensor | None = None,
+    tree_mask: Tensor | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> Tensor:
-    del max_query_len, max_context_len  # The lengths themselves are at hand here.
+    if not is_plain(window, soft_cap, sinks, tree_mask, k_scale):
+        return reference.paged_attention(
+            q,
+            k_cache,
+            v_cache,
+            block_tables,
+            query_start_lens,
+            context_lens,
+            scale=scale,
+            max_query_len=max_query_len,
+            max_context_len=max_context_len,
+            window=window,
+            soft_cap=soft_cap,
+            sinks=sinks,
+            tree_mask=tree_mask,
+            k_scale=k_scale,
+            v_scale=v_scale,
+        )
     starts, contexts = query_start_lens.tolist(), context_lens.tolist()
     if len(contexts) == 1 and 0 < starts[1] <= contexts[0]:
         return _attend_one(q, k_cache, v_cache, block_tables[0], contexts[0], scale).to(q.dtype)
@@ -47,6 +73,23 @@ def paged_attention(
                 q[rows], k_cache, v_cache, block_tables[ids], context_lens[ids], longest, scale
             ).to(q.dtype)
     return out
+
+
+def is_plain(
+    window: int | None,
+    soft_cap: float | None,
+    sinks: Tensor | None,
+    tree_mask: Tensor | None,
+    k_scale: Tensor | None,
+) -> bool:
+    """Whether the fast paths serve a call: they are causal, uncapped and read no 8-bit cache."""
+    return (
+        window is None
+        and soft_cap is None
+        and sinks is None
+        and tree_mask is None
+        and k_scale is None
+    )
 
 
 def attend_long(

@@ -24,11 +24,18 @@ def paged_attention(
     scale: float,
     max_query_len: int,
     max_context_len: int,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: Tensor | None = None,
+    tree_mask: Tensor | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> Tensor:
     tokens, query_heads, head_dim = q.shape
     sequences, table_len = block_tables.shape
     blocks, block_size, kv_heads, _ = k_cache.shape
-    if k_cache.dtype != torch.float32 or head_dim % HEAD_DIM_MULTIPLE:
+    plain = cpu.is_plain(window, soft_cap, sinks, tree_mask, k_scale)
+    if not plain or k_cache.dtype != torch.float32 or head_dim % HEAD_DIM_MULTIPLE:
         return cpu.paged_attention(
             q,
             k_cache,
@@ -39,6 +46,12 @@ def paged_attention(
             scale=scale,
             max_query_len=max_query_len,
             max_context_len=max_context_len,
+            window=window,
+            soft_cap=soft_cap,
+            sinks=sinks,
+            tree_mask=tree_mask,
+            k_scale=k_scale,
+            v_scale=v_scale,
         )
     queries = q.float()
     if queries.stride(2) != 1:

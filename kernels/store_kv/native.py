@@ -7,9 +7,18 @@ from kernels.native import function, require_ok
 from kernels.store_kv import cpu
 
 
-def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
+def store_kv(
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    *,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+) -> None:
     if not k.dtype == k_cache.dtype == torch.float32:
-        return cpu.store_kv(k, v, k_cache, v_cache, slot_mapping)
+        return cpu.store_kv(k, v, k_cache, v_cache, slot_mapping, k_scale=k_scale, v_scale=v_scale)
     k, v, slots = _packed_heads(k), _packed_heads(v), slot_mapping.long().contiguous()
     blocks, block_size, kv_heads, head_dim = k_cache.shape
     outcome = function("store_kv_f32")(

@@ -40,6 +40,13 @@ def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Te
     return torch.randn(shape, generator=generator).to(dtype)
 
 
+def encode(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Codes of [..., D] and their scales [...], as the quantising ops make them."""
+    scales = values.float().abs().amax(dim=-1) / (127 if dtype == torch.int8 else 448)
+    codes = values.float() / scales.unsqueeze(-1)
+    return (codes.round() if dtype == torch.int8 else codes).to(dtype), scales
+
+
 @dataclass(frozen=True)
 class PagedBatch:
     """Arguments of `paged_attention`; every cache slot that no sequence uses holds NaN."""
@@ -53,6 +60,16 @@ class PagedBatch:
     scale: float
     max_query_len: int
     max_context_len: int
+    window: int | None = None
+    soft_cap: float | None = None
+    sinks: Tensor | None = None
+    tree_mask: Tensor | None = None
+    k_scale: Tensor | None = None
+    v_scale: Tensor | None = None
+
+    def but(self, **changes: Any) -> "PagedBatch":
+        """The same batch with some arguments changed."""
+        return PagedBatch(**{**vars(self), **changes})
 
     def run(self, runner: Any) -> Tensor:
         arguments = dict(vars(self))

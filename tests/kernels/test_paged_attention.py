@@ -4,10 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import PagedBatch, Runner, paged_batch, reference
+from kernel_cases import PagedBatch, Runner, encode, paged_batch, reference
 from tolerances import assert_close
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+from kernels.errors import KernelError
+from kernels.paged_attention import paged_attention
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -86,15 +89,138 @@ def test_paged_attention_takes_strided_queries(runner: Runner) -> None:
     batch = paged_batch([(1, 9), (4, 6), (1, 7)])
     fused = torch.full((6, 7, 16), torch.nan)
     fused[:, :4] = batch.q
-    strided = PagedBatch(**{**vars(batch), "q": fused[:, :4]})
+    strided = batch.but(q=fused[:, :4])
     assert_close(strided.run(runner), batch.run(reference))
 
 
 def test_paged_attention_takes_bounds_larger_than_the_batch(runner: Runner) -> None:
     """The two maxima only size a launch: larger ones change nothing."""
     batch = paged_batch([(1, 9), (4, 6)])
-    loose = PagedBatch(**{**vars(batch), "max_query_len": 9, "max_context_len": 12})
+    loose = batch.but(max_query_len=9, max_context_len=12)
     assert_close(loose.run(runner), batch.run(reference))
+
+
+LONG = [(1, 300), (1, 256), (1, 5), (3, 700), (1, 257), (0, 0), (1, 0)]
+"""Contexts that are split over programs, beside some that are not."""
+
+
+def _tree(queries: int) -> Tensor:
+    """Query 0 is the root; each other one hangs under an earlier one, and sees its ancestors."""
+    mask = torch.eye(queries, dtype=torch.bool)
+    for node in range(1, queries):
+        mask[node] |= mask[(node - 1) // 2]
+    return mask
+
+
+VARIANTS: dict[str, dict[str, object]] = {
+    "plain": {},
+    "window": {"window": 7},
+    "window_of_one": {"window": 1},
+    "soft_cap": {"soft_cap": 1.5},
+    "sinks": {"sinks": torch.tensor([-1.0, 0.5, 3.0, 0.0])},
+    "all": {"window": 300, "soft_cap": 30.0, "sinks": torch.zeros(4)},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("sequences", [BATCHES["mixed"], BATCHES["idle_rows"], LONG], ids=len)
+def test_paged_attention_variants_equal_the_reference(
+    runner: Runner, sequences: list[tuple[int, int]], variant: dict[str, object]
+) -> None:
+    """Windows, caps and sinks, alone and together, over short contexts and split ones."""
+    batch = paged_batch(sequences, kv_heads=2, block_size=16).but(**variant)
+    assert_close(batch.run(runner), batch.run(reference))
+
+
+@pytest.mark.parametrize("prefix", [0, 3, 600])
+@pytest.mark.parametrize("window", [None, 5])
+def test_paged_attention_verifies_a_tree(runner: Runner, prefix: int, window: int | None) -> None:
+    """A drafted token sees the prefix and its own ancestors, later tiles of keys included."""
+    sequences = [(6, prefix + 6), (1, 9), (4, 4)]
+    mask = torch.zeros(11, 8, dtype=torch.bool)
+    for first, queries in ((0, 6), (6, 1), (7, 4)):
+        mask[first : first + queries, :queries] = _tree(queries)
+    batch = paged_batch(sequences, block_size=8).but(tree_mask=mask, window=window)
+    out = batch.run(runner)
+    assert_close(out, batch.run(reference))
+    if window is None:
+        leaf = [0, 2, 5]  # the path of node 5: its keys alone, in order, give the same
+        path = _without_branches(batch, prefix, leaf)
+        assert_close(out[5:6], path.run(reference)[-1:])
+
+
+def _without_branches(batch: PagedBatch, prefix: int, nodes: list[int]) -> PagedBatch:
+    """The first sequence with the keys of some queries only, as a plain decode of the last."""
+    blocks = batch.block_tables[0].long().clamp(min=0)
+    kept = [*range(prefix), *(prefix + node for node in nodes)]
+    keys, values = (
+        cache[blocks].flatten(0, 1)[kept].unsqueeze(0) for cache in (batch.k_cache, batch.v_cache)
+    )
+    return PagedBatch(
+        q=batch.q[nodes[-1]].unsqueeze(0),
+        k_cache=keys.contiguous(),
+        v_cache=values.contiguous(),
+        block_tables=torch.zeros(1, 1, dtype=torch.int32),
+        query_start_lens=torch.tensor([0, 1], dtype=torch.int32),
+        context_lens=torch.tensor([len(kept)], dtype=torch.int32),
+        scale=batch.scale,
+        max_query_len=1,
+        max_context_len=len(kept),
+    )
+
+
+@pytest.mark.parametrize("code_dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("q_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sequences", [BATCHES["mixed"], LONG], ids=len)
+def test_paged_attention_reads_an_8_bit_cache(
+    runner: Runner,
+    sequences: list[tuple[int, int]],
+    q_dtype: torch.dtype,
+    code_dtype: torch.dtype,
+) -> None:
+    """Codes with their scales give what the keys and values they stand for give."""
+    batch = paged_batch(sequences, block_size=16)
+    (k, k_scale), (v, v_scale) = (encode(c, code_dtype) for c in (batch.k_cache, batch.v_cache))
+    dense = batch.but(
+        k_cache=k.float() * k_scale[..., None],
+        v_cache=v.float() * v_scale[..., None],
+    )
+    coded = batch.but(q=batch.q.to(q_dtype), k_cache=k, v_cache=v, k_scale=k_scale, v_scale=v_scale)
+    out = coded.run(runner)
+    assert_close(out, coded.run(reference))
+    assert_close(out, dense.run(reference).to(q_dtype))
+
+
+def test_paged_attention_of_a_split_context_ignores_its_batch(runner: Runner) -> None:
+    """A decode step answers alike whatever is beside it, and in Triton bit for bit."""
+    together = paged_batch([(1, 290), (1, 31), (1, 900)], block_size=16)
+    whole = together.run(runner)
+    for row in range(3):
+        length = int(together.context_lens[row])
+        alone = together.but(
+            q=together.q[row : row + 1],
+            block_tables=together.block_tables[row : row + 1],
+            query_start_lens=torch.tensor([0, 1], dtype=torch.int32),
+            context_lens=together.context_lens[row : row + 1],
+            max_context_len=length,
+        )
+        answer = alone.run(runner)[0]
+        assert_close(answer, whole[row])
+        assert runner.implementation != "triton" or torch.equal(answer, whole[row])
+
+
+def test_paged_attention_refuses_a_cache_of_codes_without_scales() -> None:
+    """8-bit codes mean nothing alone, and scales nothing beside plain values."""
+    batch = paged_batch([(1, 5)])
+    codes = batch.but(k_cache=batch.k_cache.to(torch.int8), v_cache=batch.v_cache.to(torch.int8))
+    scales = torch.ones(batch.k_cache.shape[:3])
+    for bad, says in (
+        (codes, "without k_scale"),
+        (batch.but(k_scale=scales), "k_scale belongs to"),
+        (codes.but(k_scale=scales[:1], v_scale=scales), "k_scale is"),
+    ):
+        with pytest.raises(KernelError, match=says):
+            paged_attention(**vars(bad))
 
 
 @settings(max_examples=20, deadline=None)

@@ -1,0 +1,258 @@
+"""Every Triton kernel as its op launches it: what can be compiled for a GPU with none here.
+
+The options come from the op's own functions, so a tile size that does not fit shows at once.
+"""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+CAPABILITIES = (80, 90, 100)
+SHARED_LIMIT_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int8: "*i8",
+    torch.float8_e4m3fn: "*fp8e4nv",
+}
+LAUNCH_OPTIONS = ("num_warps", "num_stages")
+
+
+class Compilation(NamedTuple):
+    """One kernel as the op would launch it: argument types, and constants and options."""
+
+    name: str
+    kernel: Any
+    types: dict[str, str]
+    constants: dict[str, Any]
+
+    def runs_on(self, capability: int) -> bool:
+        """Ampere has no fp8 e4m3."""
+        return capability >= 89 or "*fp8e4nv" not in self.types.values()
+
+
+class Footprint(NamedTuple):
+    """What one compiled kernel takes of a GPU."""
+
+    shared_bytes: int
+    registers: int
+    spilled_bytes: int
+
+
+def all_cases() -> list[Compilation]:
+    """One list over all ops."""
+    return [*_paged_attention(), *_quant_linear(), *_elementwise()]
+
+
+def _types(pointer: str, *names: str) -> dict[str, str]:
+    return dict.fromkeys(names, pointer)
+
+
+def _paged_attention() -> Iterator[Compilation]:
+    from kernels.paged_attention.kernel import (
+        combine_kernel,
+        combine_options,
+        launch_options,
+        paged_attention_kernel,
+    )
+
+    plain = {"WINDOW": False, "SOFT_CAP": False, "HAS_SINKS": False, "HAS_TREE": False}
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    int8, fp8 = torch.int8, torch.float8_e4m3fn
+    for dtype, cache, head_dim, group, queries, context, variant in (
+        (bf16, bf16, 64, 4, 1, 200, {}),
+        (bf16, bf16, 64, 1, 1, 8192, {}),
+        (bf16, bf16, 128, 4, 1, 8192, {}),
+        (bf16, bf16, 128, 4, 512, 8192, {}),
+        (bf16, int8, 128, 4, 1, 8192, {}),
+        (bf16, fp8, 128, 4, 1, 8192, {}),
+        (bf16, int8, 128, 4, 512, 8192, {}),
+        (bf16, bf16, 128, 4, 8, 8192, {"HAS_TREE": True}),
+        (bf16, int8, 128, 8, 8, 8192, {"HAS_TREE": True}),
+        (bf16, bf16, 128, 8, 1, 8192, {"WINDOW": True, "HAS_SINKS": True}),
+        (bf16, bf16, 256, 2, 512, 8192, {"WINDOW": True, "SOFT_CAP": True}),
+        (fp16, fp16, 128, 8, 1, 8192, {}),
+        (fp16, fp16, 80, 1, 64, 64, {}),
+        (fp32, fp32, 128, 4, 512, 8192, {}),
+        (fp32, fp32, 64, 7, 1, 8192, {}),
+        (fp32, int8, 64, 7, 1, 8192, {}),
+    ):
+        pointer, options = POINTERS[dtype], {**plain, **variant}
+        marks = "".join(f"-{name.lower()}" for name in variant)
+        yield Compilation(
+            f"paged_attention-{_short(dtype)}-{_short(cache)}-d{head_dim}-g{group}-q{queries}"
+            f"-c{context}{marks}",
+            paged_attention_kernel,
+            {
+                **_types(pointer, "q", "out"),
+                **_types(POINTERS[cache], "k_cache", "v_cache"),
+                **_types("*i32", "block_tables", "query_start_lens", "context_lens"),
+                **_types("*fp32", "k_scale", "v_scale", "sinks", "partial", "partial_stats"),
+                "tree_mask": "*i1",
+                **_types("fp32", "scale", "soft_cap"),
+                **_types(
+                    "i32", "window", "num_tokens", "num_sequences", "q_token_stride",
+                    "q_head_stride", "table_stride", "tree_stride",
+                ),
+            },
+            {
+                **{"GROUP": group, "KV_HEADS": 8, "HEAD_DIM": head_dim, "BLOCK_SIZE": 16},
+                **options,
+                **launch_options(
+                    dtype, cache, group=group, head_dim=head_dim,
+                    max_query_len=queries, max_context_len=context,
+                ),
+            },
+        )  # fmt: skip
+    for head_dim in (64, 128, 256):
+        yield Compilation(
+            f"paged_attention_combine-d{head_dim}",
+            combine_kernel,
+            {
+                **_types("*fp32", "partial", "partial_stats", "sinks"),
+                "out": "*bf16",
+                **_types("i32", "rows", "segments"),
+            },
+            {
+                **{"HEADS": 32, "HEAD_DIM": head_dim, "BLOCK_D": head_dim, "HAS_SINKS": True},
+                **combine_options(),
+            },
+        )
+
+
+def _quant_linear() -> Iterator[Compilation]:
+    from kernels.quant_linear.kernel import gemm_kernel, gemm_options, gemv_kernel, gemv_options
+
+    sizes = _types("i32", "x_stride", "rows", "channels", "inputs")
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        pointer = POINTERS[dtype]
+        tensors = {"x": pointer, "weight": "*i8", "scale": "*fp32", "bias": pointer, "out": pointer}
+        few = {name: kind for name, kind in sizes.items() if name != "rows"}
+        yield Compilation(
+            f"quant_linear_gemv-{_short(dtype)}",
+            gemv_kernel,
+            {**tensors, **few},
+            {"HAS_BIAS": True, **gemv_options()},
+        )
+        for rows in (8, 32, 512):
+            yield Compilation(
+                f"quant_linear_gemm-{_short(dtype)}-m{rows}",
+                gemm_kernel,
+                {**tensors, **sizes},
+                {"HAS_BIAS": False, **gemm_options(rows, dtype)},
+            )
+
+
+def _elementwise() -> Iterator[Compilation]:
+    from kernels.rms_norm.kernel import num_warps, rms_norm_kernel
+    from kernels.rope.kernel import rope_kernel
+    from kernels.silu_mul.kernel import silu_mul_kernel
+    from kernels.store_kv.kernel import launch_options, store_kv_kernel
+
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        pointer = POINTERS[dtype]
+        for hidden, block in ((256, 256), (4096, 4096), (5120, 8192)):
+            yield Compilation(
+                f"rms_norm-{_short(dtype)}-h{hidden}",
+                rms_norm_kernel,
+                {
+                    **_types(pointer, "x", "residual", "weight", "out", "new_residual"),
+                    **_types("i32", "x_stride", "residual_stride"),
+                    "eps": "fp32",
+                },
+                {"HIDDEN": hidden, "BLOCK": block, "ADD": True, "num_warps": num_warps(block)},
+            )
+        yield Compilation(
+            f"silu_mul-{_short(dtype)}",
+            silu_mul_kernel,
+            {"gate_up": pointer, "out": pointer, "row_stride": "i32", "features": "i32"},
+            {"BLOCK": 1024},
+        )
+        yield Compilation(
+            f"rope-{_short(dtype)}",
+            rope_kernel,
+            {
+                **_types(pointer, "q", "k", "q_out", "k_out"),
+                "cos_sin_cache": "*fp32",
+                "positions": "*i64",
+                **_types("i32", "q_stride", "k_stride"),
+            },
+            {
+                **{"HALF": 64, "BLOCK_HALF": 64, "Q_HEADS": 32, "BLOCK_Q_HEADS": 32},
+                **{"K_HEADS": 8, "BLOCK_K_HEADS": 8},
+            },
+        )
+        for cache in (dtype, torch.int8, torch.float8_e4m3fn):
+            yield Compilation(
+                f"store_kv-{_short(dtype)}-{_short(cache)}",
+                store_kv_kernel,
+                {
+                    **_types(pointer, "k", "v"),
+                    **_types(POINTERS[cache], "k_cache", "v_cache"),
+                    **_types("*fp32", "k_scale", "v_scale"),
+                    "slot_mapping": "*i64",
+                    **_types("i32", "k_stride", "v_stride"),
+                },
+                launch_options(8, 128, cache),
+            )
+
+
+def footprint(case: Compilation, capability: int) -> Footprint:
+    """Compile for sm_`capability` and read what ptxas says of the cubin."""
+    import triton
+
+    compiled = _compile(case, capability)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        usage = subprocess.run(
+            [_tool(triton, "cuobjdump"), "--dump-resource-usage", cubin.name],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        ).stdout
+    figures = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    return Footprint(
+        shared_bytes=compiled.metadata.shared,
+        registers=figures["REG"],
+        spilled_bytes=figures["STACK"] + figures["LOCAL"],
+    )
+
+
+def _compile(case: Compilation, capability: int) -> Any:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    constants = {k: v for k, v in case.constants.items() if k not in LAUNCH_OPTIONS}
+    options = {k: v for k, v in case.constants.items() if k in LAUNCH_OPTIONS}
+    signature = {name: case.types.get(name, "constexpr") for name in case.kernel.arg_names}
+    # As at a launch: tensors are 16-byte aligned, and so are the usual strides.
+    aligned = {
+        (index,): [["tt.divisibility", 16]]
+        for index, kind in enumerate(signature.values())
+        if kind.startswith("*") or kind == "i32"
+    }
+    source = ASTSource(case.kernel, signature, constants, aligned)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def _tool(triton: Any, name: str) -> str:
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return {
+        torch.float32: "fp32",
+        torch.float16: "fp16",
+        torch.bfloat16: "bf16",
+        torch.int8: "int8",
+        torch.float8_e4m3fn: "fp8",
+    }[dtype]
