@@ -111,11 +111,16 @@ class EngineUsage(Struct, frozen=True, kw_only=True):
     @property
     def machine_ns(self) -> int:
         """The request's share of the machine's time, nanoseconds."""
-        return self.prefill_ns + self.decode_ns + self.lost_ns
+        return self.billable_ns + self.lost_ns
+
+    @property
+    def billable_ns(self) -> int:
+        """Of that, what the request is charged."""
+        return self.prefill_ns + self.decode_ns
 
     @property
     def lost_ns(self) -> int:
-        """Of that, what brought the request nothing."""
+        """Of that, what brought the request nothing: a cost of the machine's, like idle time."""
         return self.speculation_ns + self.recompute_ns + self.abandoned_ns
 
 

@@ -30,6 +30,7 @@ from backends.contract import (
 from backends.encoder_batches import Batcher, Encoder, Vectors
 from backends.errors import InvalidRequestError, ModelLoadError
 from backends.http_host import App, run
+from backends.meter import MeterSlot
 from backends.models.folder import revision
 from backends.openai_app import create_app, json_response
 from backends.wire import EmbeddingRequest, WireError, split_inputs
@@ -216,9 +217,13 @@ def make_app(
     max_tokens: int,
     model_revision: str,
     loading_ns: int,
+    meter: MeterSlot | None = None,
 ) -> App:
-    """The ASGI app of an encoder. Call it inside the event loop: it starts the thread."""
-    batcher = Batcher(encoder)
+    """The ASGI app of an encoder. Call it inside the event loop: it starts the thread.
+
+    `meter` is this process's place at its machine's.
+    """
+    batcher = Batcher(encoder, meter=meter)
     batcher.start()
     backend = EncoderBackend(
         names[0],
@@ -231,13 +236,14 @@ def make_app(
 
     @get("/clock", sync_to_thread=False)
     def clock() -> Response[Any]:
+        found = batcher.clock()
         return json_response(
             {
                 "started_unix_ns": started_unix_ns,
                 "now_unix_ns": time.time_ns(),
                 "loading_ns": loading_ns,
-                "busy_ns": batcher.busy_ns,
-                "idle_ns": batcher.idle_ns,
+                "busy_ns": found.busy_ns,
+                "idle_ns": found.idle_ns,
             }
         )
 
@@ -277,6 +283,9 @@ def main(
 ) -> None:
     """Serve sentence embeddings over OpenAI's HTTP API."""
     began_ns = time.perf_counter_ns()
+    meter = MeterSlot.from_environment()
+    if meter is not None and device != "cpu":
+        meter.on_gpu()
     names = list(served_model_name) or [model]
     try:
         folder = encoder_folder(model)
@@ -295,6 +304,7 @@ def main(
                 max_tokens=encoder.max_tokens,
                 model_revision=model_revision,
                 loading_ns=loading_ns,
+                meter=meter,
             ),
             name=f"encoder {names[0]}",
             host=host,

@@ -11,7 +11,10 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from backends.engine.accounting import EngineClock, Stopwatch
 from backends.errors import BackendResponseError, BackendUnavailableError
+from backends.meter import MeterSlot
+from backends.shares import share
 
 Vectors = NDArray[np.float32]
 
@@ -50,16 +53,19 @@ class Batcher:
     of texts does not hold up one with a single text.
 
     Attributes:
-        busy_ns, idle_ns: measured apart, since `start`.
         failure: why the thread ended; None while it lives.
     """
 
-    def __init__(self, encoder: Encoder, now_ns: Callable[[], int] = time.perf_counter_ns) -> None:
-        self.busy_ns = 0
-        self.idle_ns = 0
+    def __init__(
+        self,
+        encoder: Encoder,
+        now_ns: Callable[[], int] = time.perf_counter_ns,
+        meter: MeterSlot | None = None,
+    ) -> None:
+        """`meter` shares the machine's time with its other processes."""
         self.failure: str | None = None
         self._encoder = encoder
-        self._now_ns = now_ns
+        self._watch = Stopwatch(now_ns, meter=meter)
         self._jobs: deque[Job] = deque()
         self._something = threading.Condition()
         self._stopping = False
@@ -70,6 +76,10 @@ class Batcher:
     def waiting(self) -> int:
         """Requests not yet wholly encoded."""
         return len(self._jobs)
+
+    def clock(self) -> EngineClock:
+        """Busy and idle time since it was made."""
+        return self._watch.read()
 
     def start(self) -> None:
         """Start the thread; answers go to the running loop."""
@@ -103,16 +113,14 @@ class Batcher:
     def _run(self) -> None:
         try:
             while True:
-                idle_from = self._now_ns()
                 with self._something:
                     self._something.wait_for(lambda: bool(self._jobs) or self._stopping)
                     if self._stopping:
                         return
                     parts = self._next_batch()
-                began = self._now_ns()
-                self.idle_ns += began - idle_from
-                self._encode(parts)
-                self.busy_ns += self._now_ns() - began
+                if parts:
+                    self._watch.work_begins()
+                    self._encode(parts)
         except BaseException as error:
             log.critical("encoder_died", exc_info=error)
             self.failure = f"{type(error).__name__}: {error}"
@@ -125,6 +133,7 @@ class Batcher:
         """Up to 32 texts, an equal number of each waiting request."""
         for job in [job for job in self._jobs if job.done.cancelled()]:
             self._jobs.remove(job)
+            self._watch.lose(job.machine_ns)
         room, parts = _BATCH_TEXTS, []
         for place, job in enumerate(list(self._jobs)):
             if room == 0:
@@ -138,9 +147,6 @@ class Batcher:
 
     def _encode(self, parts: Sequence[tuple[Job, Sequence[str]]]) -> None:
         texts = [text for _, own in parts for text in own]
-        if not texts:
-            return
-        began = self._now_ns()
         try:
             counts = self._encoder.count(texts)
             vectors = self._encoder.encode(texts)
@@ -149,16 +155,23 @@ class Batcher:
             failed = BackendResponseError(f"Encoding failed: {error}", status=500)
             for job, _ in parts:
                 self._finish(job, failed)
+            self._watch.take(ends=not self._jobs)
             return
-        spent_ns = self._now_ns() - began
+        start, tokens = 0, []
+        for _, own in parts:
+            tokens.append(max(1, sum(counts[start : start + len(own)])))
+            start += len(own)
+        ended = sum(job.taken == len(job.texts) for job, _ in parts)
+        spent_ns, _ = self._watch.take(ends=len(self._jobs) == ended)
         start = 0
-        for job, own in parts:
-            tokens = sum(counts[start : start + len(own)])
-            job.tokens += tokens
-            job.machine_ns += spent_ns * tokens // max(1, sum(counts))
+        for (job, own), count, ns in zip(parts, tokens, share(spent_ns, tokens), strict=True):
+            job.tokens += count
+            job.machine_ns += ns
             job.vectors.append(vectors[start : start + len(own)])
             start += len(own)
             if job.taken == len(job.texts):
+                told = self._watch.lose if job.done.cancelled() else self._watch.report
+                told(job.machine_ns)
                 self._finish(job, None)
 
     def _finish(self, job: Job, error: Exception | None) -> None:

@@ -36,7 +36,7 @@ _HEAD: Final = 8
 _SLOT: Final = 16
 _AT, _IDLE_SINCE, _IDLE_NS, _COUNT = 1, 2, 3, 4
 _PID, _STATE, _CPU_SEEN, _ON_GPU = 0, 1, 2, 3
-_STARTUP, _LOADING, _WORKING, _REPORTED, _LOST, _WEIGHT = 4, 5, 6, 7, 8, 9
+_STARTUP, _LOADING, _WORKING, _REPORTED, _LOST = 4, 5, 6, 7, 8
 
 ABSENT: Final = 0
 IDLE: Final = 1
@@ -57,7 +57,7 @@ class SlotReading(Struct, frozen=True, kw_only=True):
     working_ns: int
     """With a request to work on."""
     lost_ns: int
-    """Of the working time: what a process that ended had not reported to anybody."""
+    """Of the working time: what brought nobody anything, or was unreported at the process's end."""
 
 
 class MeterReading(Struct, frozen=True, kw_only=True):
@@ -144,6 +144,11 @@ class Meter:
     def report(self, place: int, ns: int) -> None:
         """Working time that was told to whoever pays for it."""
         self._words[self._slots[place] + _REPORTED] += ns
+
+    def lose(self, place: int, ns: int) -> None:
+        """Working time that brought nobody anything."""
+        self._words[self._slots[place] + _LOST] += ns
+        self.report(place, ns)
 
     def use_gpu(self, place: int) -> None:
         """The process computes on a GPU: its CPU time says nothing."""
@@ -262,6 +267,10 @@ class MeterSlot:
     def report(self, ns: int) -> None:
         """So much of what was taken has been told to whoever pays for it."""
         self._meter.report(self._place, ns)
+
+    def lose(self, ns: int) -> None:
+        """So much of what was taken brought nobody anything."""
+        self._meter.lose(self._place, ns)
 
 
 def process_cpu_ns(pid: int) -> int | None:

@@ -23,6 +23,7 @@ from backends.engine_backend import EngineBackend
 from backends.engine_metrics import EngineMetrics
 from backends.errors import BackendError, InvalidRequestError, ModelLoadError
 from backends.http_host import App, run
+from backends.meter import MeterSlot
 from backends.models.folder import model_folder, revision
 from backends.openai_app import create_app, json_response
 from backends.tokenizer import Tokenizer
@@ -203,7 +204,7 @@ def main(
     asked = {"model": model, "speculation": speculation, **engine_options}
     try:
         options = msgspec.convert(_without_none(asked), EngineOptions)
-        engine = build_engine(options)
+        engine = build_engine(options, meter=MeterSlot.from_environment())
         folder_revision = revision(model_folder(model), options.dtype, options.quantization or "")
     except (ValueError, ModelLoadError) as error:
         words = error.message if isinstance(error, BackendError) else str(error)

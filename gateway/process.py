@@ -25,6 +25,8 @@ _HEALTHY_AFTER_S = 60.0
 _REFUSED = 2
 """Exit code of a process that can never start as configured: no use to try again."""
 
+Started = Callable[["Child", int], None]
+"""Called with the child and its pid whenever a process has been started."""
 Stopped = Callable[["Child", float, float], Awaitable[None]]
 """Called with the child, its start and its end (Unix seconds) whenever a process has ended."""
 
@@ -66,6 +68,7 @@ class Child:
         self,
         spec: Spec,
         *,
+        on_started: Started | None = None,
         on_stopped: Stopped | None = None,
         on_refused: "Callable[[Child], None] | None" = None,
     ) -> None:
@@ -73,6 +76,7 @@ class Child:
         self.restarts = 0
         self.started_at = 0.0
         """Unix seconds of the running process's start."""
+        self._on_started = on_started
         self._on_stopped = on_stopped
         self._on_refused = on_refused
         self._process: asyncio.subprocess.Process | None = None
@@ -119,6 +123,8 @@ class Child:
             preexec_fn=tie_to(os.getpid()),
         )
         self.started_at = time.time()
+        if self._on_started:
+            self._on_started(self, self._process.pid)
         log.info("process_started", name=self.spec.name, pid=self._process.pid)
 
     async def _watch(self) -> None:

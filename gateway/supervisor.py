@@ -23,6 +23,7 @@ import httpx
 import msgspec
 import structlog
 
+from backends.meter import METER_ENV, Meter
 from gateway.errors import SettingsError
 from gateway.ledger.machine_time import MachineClock
 from gateway.process import Child, Spec
@@ -129,7 +130,9 @@ class Supervisor:
         """Redis, encoder, engines: started before the gateway, stopped after it."""
         self.gateway: Child | None = None
         self._sockets: dict[str, tuple[str, Path]] = {}
-        """Backend → (machine, socket) of every process whose clock is read."""
+        """Backend → (machine, socket) of every process that computes."""
+        self._meters: dict[str, Meter] = {}
+        """By machine."""
         self._stop = asyncio.Event()
         self._refused: str | None = None
         """The process that said that it can never start as configured."""
@@ -163,6 +166,7 @@ class Supervisor:
         local = [b for b in settings.backends if b.kind in ("engine", "encoder")]
         engines = sum(backend.kind == "engine" for backend in local)
         threads = max(1, (os.cpu_count() or 1) // max(1, engines))
+        self._meters = self._make_meters(local)
         redis_url = await self._start_redis()
         addresses: dict[str, Address] = {}
         for backend in local:
@@ -209,7 +213,7 @@ class Supervisor:
         if semantic.encoder in addresses:
             return addresses[semantic.encoder]
         socket = self.run_dir / f"{ENCODER_NAME}.sock"
-        backend = BackendSettings(name=ENCODER_NAME, kind="encoder", model=semantic.encoder)
+        backend = _own_encoder(semantic.encoder)
         command = self._encoder_command(ENCODER_NAME, semantic.encoder, socket)
         await self._start_backend(backend, socket, command)
         return Address(uds=str(socket))
@@ -223,12 +227,48 @@ class Supervisor:
         self, backend: BackendSettings, socket: Path, command: list[str]
     ) -> None:
         machine = self.settings.machine(backend)
+        env = {}
         if machine is not None:
             self._sockets[backend.name] = (machine.name, socket)
-        await self._start(Spec(name=backend.name, command=command, socket=socket))
+            meter = self._meters[machine.name]
+            env[METER_ENV] = f"{meter.path}:{meter.names.index(backend.name)}"
+        await self._start(Spec(name=backend.name, command=command, socket=socket, env=env))
+
+    def _make_meters(self, local: list[BackendSettings]) -> dict[str, Meter]:
+        """A file for each machine, through which its processes share its time."""
+        names: dict[str, list[str]] = {}
+        semantic = self.settings.cache.semantic
+        if semantic.enabled and semantic.encoder not in [backend.name for backend in local]:
+            local = [*local, _own_encoder(semantic.encoder)]
+        for backend in local:
+            machine = self.settings.machine(backend)
+            if machine is not None:
+                names.setdefault(machine.name, []).append(backend.name)
+        return {
+            machine: Meter(self.run_dir / f"{index}.meter", found)
+            for index, (machine, found) in enumerate(names.items())
+        }
+
+    def _metered(self, child: Child) -> tuple[Meter, int] | None:
+        """A child's machine's meter and its place there."""
+        known = self._sockets.get(child.spec.name)
+        if known is None:
+            return None
+        meter = self._meters[known[0]]
+        return meter, meter.names.index(child.spec.name)
+
+    def _meter_start(self, child: Child, pid: int) -> None:
+        metered = self._metered(child)
+        if metered is not None:
+            metered[0].enter(metered[1], pid)
 
     async def _start(self, spec: Spec) -> None:
-        child = Child(spec, on_stopped=self._record_run, on_refused=self._refuse)
+        child = Child(
+            spec,
+            on_started=self._meter_start,
+            on_stopped=self._record_run,
+            on_refused=self._refuse,
+        )
         self.helpers.append(child)
         try:
             await child.start()
@@ -299,6 +339,9 @@ class Supervisor:
 
     async def _record_run(self, child: Child, started: float, ended: float) -> None:
         """The machine time of a process: measured here, at its start and at its end."""
+        metered = self._metered(child)
+        if metered is not None:
+            metered[0].leave(metered[1])
         known = self._sockets.get(child.spec.name)
         if known is None or self._clock is None:
             return
@@ -312,31 +355,26 @@ class Supervisor:
 
     async def _read_clocks(self) -> None:
         while True:
-            await asyncio.sleep(_CLOCK_INTERVAL_S)
+            # On the hour as well: a row that crosses it could not be told to either.
+            to_hour_s = 3600.0 - time.time() % 3600.0
+            await asyncio.sleep(min(_CLOCK_INTERVAL_S, to_hour_s + 0.001))
             await self._read_clocks_once()
 
     async def _read_clocks_once(self) -> None:
-        if self._clock is None:
+        clock = self._clock
+        if clock is None:
             return
-        for child in self.helpers:
-            known = self._sockets.get(child.spec.name)
-            if known is None or child.pid is None:
-                continue
-            machine, socket = known
-            started_ns = int(child.started_at * 1e9)
-            response = await _get(socket, "/clock")
-            try:
-                await self._clock.record_run(machine, child.spec.name, started_ns, time.time_ns())
-                if response is None or response.status_code != 200:
-                    continue  # still loading, or just died: the next reading carries the total
-                await self._clock.record_clock(
-                    machine,
-                    child.spec.name,
-                    response.json(),
-                    process_started_unix_ns=started_ns,
-                )
-            except Exception as error:
-                log.error("machine_time_lost", name=child.spec.name, error=str(error))
+        now_ns = time.time_ns()
+        try:
+            for child in self.helpers:
+                known = self._sockets.get(child.spec.name)
+                if known is not None and child.pid is not None:
+                    started_ns = int(child.started_at * 1e9)
+                    await clock.record_run(known[0], child.spec.name, started_ns, now_ns)
+            for machine, meter in self._meters.items():
+                await clock.record_meter(machine, meter.read(), now_ns)
+        except Exception as error:
+            log.error("machine_time_lost", error=str(error))
 
     async def _shut_down(self) -> None:
         if self.gateway:
@@ -344,8 +382,16 @@ class Supervisor:
         await self._read_clocks_once()
         await asyncio.gather(*(c.stop() for c in self.helpers if c.spec.name != "redis"))
         await asyncio.gather(*(c.stop() for c in self.helpers if c.spec.name == "redis"))
+        await self._read_clocks_once()  # what they took to stop, and what they lost
         if self._clock:
             await self._clock.aclose()
+        for meter in self._meters.values():
+            meter.close()
+
+
+def _own_encoder(model: str) -> BackendSettings:
+    """The semantic cache's encoder where the configuration lists none."""
+    return BackendSettings(name=ENCODER_NAME, kind="encoder", model=model)
 
 
 async def _get(socket: Path, path: str) -> httpx.Response | None:

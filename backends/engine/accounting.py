@@ -82,6 +82,11 @@ class Stopwatch:
         if self._meter is not None:
             self._meter.report(ns)
 
+    def lose(self, ns: int) -> None:
+        """So much of what was taken brought nobody anything."""
+        if self._meter is not None:
+            self._meter.lose(ns)
+
     def read(self) -> EngineClock:
         """The totals up to now."""
         now = self._now_ns()

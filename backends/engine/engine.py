@@ -357,8 +357,9 @@ class Engine:
 
     def _usage_of(self, group: _Group) -> Usage:
         usage = usage_of(group.choices)
-        if usage.headgate is not None:
-            self._watch.report(usage.headgate.machine_ns)
+        assert usage.headgate is not None
+        self._watch.report(usage.headgate.billable_ns)
+        self._watch.lose(usage.headgate.lost_ns)
         return usage
 
     def _forget(self, choice: Request) -> None:

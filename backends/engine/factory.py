@@ -14,6 +14,7 @@ from backends.engine.kv_cache import free_cpu_memory, kv_bytes_per_token, kv_mem
 from backends.engine.model_runner import ModelRunner
 from backends.engine.options import DtypeOption, EngineOptions
 from backends.errors import ModelLoadError
+from backends.meter import MeterSlot
 from backends.models.config import ModelConfig, read_model_config
 from backends.models.folder import model_folder
 from backends.models.registry import Model, load_model
@@ -32,8 +33,10 @@ _DRAFT_KV_SHARE: Final = 4
 """The draft model's cache may take a quarter of the large model's memory."""
 
 
-def build_engine(options: EngineOptions) -> Engine:
+def build_engine(options: EngineOptions, *, meter: MeterSlot | None = None) -> Engine:
     """Load a model and everything around it.
+
+    `meter` is this process's place at its machine's, if a supervisor gave it one.
 
     Raises:
         ModelLoadError: the model, its tokenizer or the draft model cannot be served.
@@ -42,6 +45,8 @@ def build_engine(options: EngineOptions) -> Engine:
     started_ns = time.perf_counter_ns()
     folder = model_folder(options.model)
     device = pick_device(options.device)
+    if meter is not None and device.type != "cpu":
+        meter.on_gpu()
     tokenizer = Tokenizer.from_folder(folder)
     model_config = read_model_config(folder)
     if tokenizer.vocab_size > model_config.vocab_size:
@@ -71,7 +76,9 @@ def build_engine(options: EngineOptions) -> Engine:
     speculator = Speculator.from_config(
         config.speculation, draft_model=draft, now_ns=time.perf_counter_ns
     )
-    return Engine(config, runner, tokenizer, speculator=speculator, started_ns=started_ns)
+    return Engine(
+        config, runner, tokenizer, speculator=speculator, started_ns=started_ns, meter=meter
+    )
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,33 +1,38 @@
-"""Measured machine time: process runs by the supervisor, loading, busy and idle by the engines.
+"""Measured machine time: process runs by the supervisor, everything else by the machine's meter.
 
 Each kind is measured by itself and none is computed from another, so that what the charges do not
-explain shows up in reports as unattributed.
+explain shows up in reports as unattributed. Rows of `machine_time`:
+
+- run: a process was there (its start and end, as the supervisor saw them);
+- idle (backend ""): processes were there and none had a request, by the engines' own stamps;
+- startup, loading: a process's share of the machine before it could take requests;
+- busy: its share while it had requests; no charge comes of it, it tells where charges are missing;
+- lost: the part of that which brought nobody anything: rejected drafts, work that a preemption
+  threw away, tokens for clients that had left, requests that died with their process.
 """
 
-import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct
 from sqlalchemy import insert
 
+from backends.meter import MeterReading
 from gateway.ledger.database import open_engine
 from gateway.ledger.tables import machine_time
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-MachineKind = Literal["run", "startup", "loading", "busy", "idle"]
-_COUNTED: tuple[MachineKind, ...] = ("loading", "busy", "idle")
-_SAME_START_NS = 1_000_000_000
-"""Two readings whose process starts differ by less belong to the same process."""
-
-
-class _Reading(Struct, frozen=True):
-    started_ns: int
-    now_ns: int
-    totals: tuple[int, ...]
-    """In the order of _COUNTED."""
+MachineKind = Literal["run", "idle", "startup", "loading", "busy", "lost"]
+MACHINE = ""
+"""In place of a backend: the machine as a whole."""
+_HOUR_NS = 3_600_000_000_000
+_OF_SLOT: dict[MachineKind, str] = {
+    "startup": "startup_ns",
+    "loading": "loading_ns",
+    "busy": "working_ns",
+    "lost": "lost_ns",
+}
 
 
 class _Run(Struct):
@@ -36,8 +41,16 @@ class _Run(Struct):
     seen_ns: int
 
 
+class _Written(Struct, frozen=True):
+    """Up to when and to what totals a meter's rows are written."""
+
+    began_ns: int
+    at_ns: int
+    totals: dict[tuple[str, MachineKind], int]
+
+
 class MachineClock:
-    """Writes `machine_time` rows. One per machine's supervisor.
+    """Writes `machine_time` rows. One per supervisor.
 
     Args:
         database: an async URL (the clock owns the engine then) or an open engine.
@@ -47,10 +60,10 @@ class MachineClock:
         self._owned = isinstance(database, str)
         self._engine = open_engine(database) if isinstance(database, str) else database
         self._runs: dict[tuple[str, str], _Run] = {}
-        """By (machine, backend), as all below."""
-        self._last: dict[tuple[str, str], _Reading] = {}
-        """Up to which rows are written."""
-        self._late: dict[tuple[str, str], _Reading] = {}
+        """By (machine, backend)."""
+        self._written: dict[str, _Written] = {}
+        """By machine."""
+        self._late: dict[str, tuple[MeterReading, int]] = {}
         """Seen since then."""
 
     async def record(
@@ -84,7 +97,7 @@ class MachineClock:
             await self._finish_run(key)
             run = self._runs[key] = _Run(started_unix_ns, started_unix_ns, started_unix_ns)
         run.seen_ns = max(run.seen_ns, ended_unix_ns)
-        if run.seen_ns - run.written_ns >= _spacing_ns(run.seen_ns - run.started_ns):
+        if _due(run.started_ns, run.written_ns, run.seen_ns):
             await self._finish_run(key)
 
     async def _finish_run(self, key: tuple[str, str]) -> None:
@@ -94,57 +107,38 @@ class MachineClock:
             await self.record(*key, "run", run.written_ns, seen_ns)
             run.written_ns = seen_ns
 
-    async def record_clock(
-        self,
-        machine: str,
-        backend: str,
-        reading: Mapping[str, Any],
-        *,
-        process_started_unix_ns: int | None = None,
-    ) -> None:
-        """Append what an engine's clock counted since the last reading of the same process.
+    async def record_meter(self, machine: str, reading: MeterReading, now_unix_ns: int) -> None:
+        """Append what the machine's meter counted since the last reading that was written.
 
-        Args:
-            reading: `GET /clock`: started_unix_ns, now_unix_ns, and loading_ns, busy_ns, idle_ns
-                counted since the start.
-            process_started_unix_ns: when the supervisor started the process; from there to the
-                engine's own start is start-up. None: as the last `record_run` said.
+        The first one counts from the start of the machine's first process. What the database does
+        not take, the next reading carries.
         """
-        key = (machine, backend)
-        read = _read(reading)
-        late = self._late.pop(key, None)
-        if late is not None and not _continues(late, read):
-            await self._append(key, late, None)
-        last = self._last.get(key)
-        if last is not None and _continues(last, read):
-            young_ns = _spacing_ns(read.now_ns - read.started_ns)
-            if read.now_ns - last.now_ns < young_ns:
-                self._late[key] = read  # the next reading, or the end, brings its totals
-                return
-        await self._append(key, read, process_started_unix_ns)
+        written = self._written.get(machine)
+        if written is None:
+            starts = [run.started_ns for (of, _), run in self._runs.items() if of == machine]
+            began_ns = min(starts, default=now_unix_ns)
+            written = self._written[machine] = _Written(began_ns, began_ns, {})
+        self._late[machine] = (reading, now_unix_ns)
+        if _due(written.began_ns, written.at_ns, now_unix_ns):
+            await self._finish_meter(machine)
 
-    async def _append(self, key: tuple[str, str], read: _Reading, spawned_ns: int | None) -> None:
-        last = self._last.get(key)
-        rows: list[dict[str, Any]] = []
-        started_ns, now_ns = read.started_ns, read.now_ns
-        if last is None or not _continues(last, read):
-            last = _Reading(started_ns, started_ns, (0,) * len(_COUNTED))
-            run = self._runs.get(key)
-            spawned_ns = spawned_ns or (run.started_ns if run else started_ns)
-            if spawned_ns < started_ns:
-                rows.append(_row(*key, "startup", spawned_ns, started_ns))
-        first = last.now_ns == started_ns
-        loaded_ns = min(started_ns + read.totals[0], now_ns)
-        for kind, before, after in zip(_COUNTED, last.totals, read.totals, strict=True):
-            if after <= before or now_ns <= last.now_ns:
-                continue
-            if kind == "loading":
-                rows.append(_row(*key, kind, started_ns, loaded_ns, after - before))
-            else:  # not before it was loaded
-                begin_ns = min(loaded_ns, now_ns - 1) if first else last.now_ns
-                rows.append(_row(*key, kind, begin_ns, now_ns, after - before))
+    async def _finish_meter(self, machine: str) -> None:
+        reading, now_ns = self._late[machine]
+        written = self._written[machine]
+        if now_ns <= written.at_ns:
+            return
+        totals: dict[tuple[str, MachineKind], int] = {(MACHINE, "idle"): reading.idle_ns}
+        for backend, slot in reading.slots.items():
+            for kind, name in _OF_SLOT.items():
+                totals[backend, kind] = getattr(slot, name)
+        rows = [
+            _row(machine, backend, kind, written.at_ns, now_ns, ns)
+            for (backend, kind), total in totals.items()
+            if (ns := total - written.totals.get((backend, kind), 0)) > 0
+        ]
         await self._write(rows)
-        self._last[key] = read
+        self._written[machine] = _Written(written.began_ns, now_ns, totals)
+        del self._late[machine]
 
     async def _write(self, rows: list[dict[str, Any]]) -> None:
         if rows:
@@ -155,30 +149,18 @@ class MachineClock:
         """Append what waits, and close the engine if it is the clock's own."""
         for key in list(self._runs):
             await self._finish_run(key)
-        for key, late in self._late.items():
-            await self._append(key, late, None)
-        self._late.clear()
+        for machine in list(self._late):
+            await self._finish_meter(machine)
         if self._owned:
             await self._engine.dispose()
 
 
-def _spacing_ns(age_ns: int) -> int:
-    """How much time one row may cover: fine at first, a minute once a process is 20 minutes old."""
-    return min(age_ns // 20, 60_000_000_000)
-
-
-def _read(reading: Mapping[str, Any]) -> _Reading:
-    now_ns = int(reading.get("now_unix_ns") or time.time_ns())
-    since_ns = int(reading.get("since_start_ns") or 0)
-    started_ns = int(reading.get("started_unix_ns") or now_ns - since_ns)
-    totals = tuple(int(reading.get(f"{kind}_ns") or 0) for kind in _COUNTED)
-    return _Reading(started_ns, now_ns, totals)
-
-
-def _continues(last: _Reading, read: _Reading) -> bool:
-    """Whether both are of one process."""
-    same = abs(last.started_ns - read.started_ns) < _SAME_START_NS
-    return same and all(a <= b for a, b in zip(last.totals, read.totals, strict=True))
+def _due(began_ns: int, written_ns: int, now_ns: int) -> bool:
+    """Whether a row is wanted: often at first, a minute's once 20 minutes have passed, and none
+    across an hour's end if it can be helped."""
+    if now_ns // _HOUR_NS > written_ns // _HOUR_NS:
+        return True
+    return now_ns - written_ns >= min((now_ns - began_ns) // 20, 60_000_000_000)
 
 
 def _row(

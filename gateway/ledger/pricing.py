@@ -1,7 +1,9 @@
 """From what a request used to what it cost: the only place where money is computed.
 
 A machine paid by the hour: machine_ns × usd_per_hour ÷ 3600e9. Our engine measures machine_ns step
-by step (`usage.headgate`). Of a foreign server on a machine of ours nothing is measured, so a
+by step (`usage.headgate`: prefill and decode; rejected drafts, recomputed prompts and what was
+decoded for a client that had left are lost work, a cost of the machine's). Where our engine never
+said what a request used, it died with it: its machine's meter counts that as lost. Of a foreign server on a machine of ours nothing is measured, so a
 request counts its wall time divided by the requests in flight there when it was settled: exact if
 the number did not change meanwhile, else off by the ratio of mean to final concurrency.
 A backend with prices of its own: tokens × price. Echo costs nothing unless it has a price.
@@ -52,8 +54,8 @@ def price_usage(
     elif machine is None or backend.kind == "echo":
         machine, unit_prices, cost = None, {}, 0
     else:
-        shared_ns = _share(elapsed_s, in_flight)
-        machine_ns = engine.machine_ns if used.headgate is not None else shared_ns
+        ours = used.headgate is not None or backend.kind in ("engine", "encoder")
+        machine_ns = engine.billable_ns if ours else _share(elapsed_s, in_flight)
         unit_prices = {"usd_per_hour": _plain(machine.usd_per_hour)}
         cost = machine_cost(machine_ns, machine.usd_per_hour)
     return ChargeRecord(

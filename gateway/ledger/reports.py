@@ -7,11 +7,8 @@ request without charges and a cache hit count under the backend that answered. T
 request once.
 
 Machines. `machine_cost_usd` is measured run time × price, `idle_cost_usd` what was measured as
-idle, start-up and loading (see machine_report for machines with several engines), and
-`unattributed_cost_usd` = machine cost − idle cost − charges on those machines: the only subtraction
-here, and it can be negative, as charges of engines that were busy at the same moment overlap. In
-this version preempted work, rejected drafts and cost beyond reservations are inside the charges, so
-`lost_work` and `overrun` are zero. Idle cost is shared out by the charges on each machine; what no
+idle, start-up, loading and lost work (see machine_time), and `unattributed_cost_usd` = machine cost
+− idle cost − charges on those machines: the only subtraction here. Idle cost is shared out by the charges on each machine; what no
 charge used stays unshared.
 """
 
@@ -204,9 +201,9 @@ class _Machines:
             if price is None:
                 continue
             self.cost += machine_cost(measured.run_ns, price)
-            for kind in ("idle", "startup", "loading"):
+            for kind in ("idle", "startup", "loading", "lost"):
                 nano = machine_cost(getattr(measured, f"{kind}_ns"), price)
-                self.breakdown[kind] += nano
+                self.breakdown["lost_work" if kind == "lost" else kind] += nano
                 self.idle_by_machine[name] = self.idle_by_machine.get(name, 0) + nano
 
     @property

@@ -240,4 +240,4 @@ machine_time = Table(
     Column("ns", BigInteger, nullable=False),
     Index(None, "ended_us"),
 )
-"""Measured: kind run by the supervisor; startup, loading, busy, idle by the engines' own clocks."""
+"""Measured, each kind by itself: see machine_time.py. Backend "": the machine as a whole."""

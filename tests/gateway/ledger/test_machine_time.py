@@ -1,20 +1,23 @@
-"""Machine time: written as measured, shared among engines by a stated rule."""
+"""Machine time: written as measured, added up, cut where a period cuts it."""
 
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import select
+from sqlalchemy import select, text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.ledger.machine_report import Interval, MachineHours, sweep
+from backends.meter import MeterReading, SlotReading
+from gateway.ledger.machine_report import Interval, MachineHours, add_up
 from gateway.ledger.machine_time import MachineClock
 from gateway.ledger.tables import machine_time
 
 S = 10**9
 US = 10**6
 """Microseconds in a second."""
+HOUR_S = 3600
 
 
 def _interval(
@@ -22,6 +25,22 @@ def _interval(
 ) -> Interval:
     ns = (end_s - start_s) * S if s is None else round(s * S)
     return Interval(backend, kind, start_s * US, end_s * US, ns)
+
+
+def _reading(idle_s: int, **slots: tuple[int, int, int, int]) -> MeterReading:
+    """slots: (startup, loading, working, lost) seconds."""
+    return MeterReading(
+        idle_ns=idle_s * S,
+        slots={
+            name: SlotReading(
+                startup_ns=startup * S,
+                loading_ns=loading * S,
+                working_ns=work * S,
+                lost_ns=lost * S,
+            )
+            for name, (startup, loading, work, lost) in slots.items()
+        },
+    )
 
 
 async def _rows(engine: AsyncEngine) -> list[tuple[Any, ...]]:
@@ -33,25 +52,25 @@ async def _rows(engine: AsyncEngine) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in found]
 
 
-async def test_readings_are_written_as_differences(engine: AsyncEngine) -> None:
-    """Counters since the start become intervals; a restart begins anew; nothing counts twice."""
+async def test_meter_is_written_as_differences(engine: AsyncEngine) -> None:
+    """Totals become intervals, from the first process's start on; nothing counts twice."""
     clock = MachineClock(engine)
-    first = {"started_unix_ns": 10 * S, "loading_ns": S, "busy_ns": 0, "idle_ns": 4 * S}
-    await clock.record_clock(
-        "m", "a", first | {"now_unix_ns": 15 * S}, process_started_unix_ns=8 * S
-    )
-    second = first | {"now_unix_ns": 25 * S, "busy_ns": 7 * S, "idle_ns": 7 * S}
-    await clock.record_clock("m", "a", second)
-    await clock.record_clock("m", "a", second)
-    restarted = {"started_unix_ns": 30 * S, "now_unix_ns": 33 * S, "idle_ns": 3 * S}
-    await clock.record_clock("m", "a", restarted)
+    await clock.record_run("m", "a", 8 * S, 15 * S)
+    first = _reading(3, a=(2, 1, 1, 0))
+    await clock.record_meter("m", first, 15 * S)
+    second = _reading(6, a=(2, 1, 8, 1))
+    await clock.record_meter("m", second, 25 * S)
+    await clock.record_meter("m", second, 25 * S)
+    await clock.aclose()
     assert await _rows(engine) == [
-        ("a", "startup", 8 * US, 10 * US, 2 * S),
-        ("a", "loading", 10 * US, 11 * US, S),
-        ("a", "idle", 11 * US, 15 * US, 4 * S),
+        ("a", "run", 8 * US, 15 * US, 7 * S),
+        ("", "idle", 8 * US, 15 * US, 3 * S),
+        ("a", "startup", 8 * US, 15 * US, 2 * S),
+        ("a", "loading", 8 * US, 15 * US, S),
+        ("a", "busy", 8 * US, 15 * US, S),
+        ("", "idle", 15 * US, 25 * US, 3 * S),
         ("a", "busy", 15 * US, 25 * US, 7 * S),
-        ("a", "idle", 15 * US, 25 * US, 3 * S),
-        ("a", "idle", 30 * US, 33 * US, 3 * S),
+        ("a", "lost", 15 * US, 25 * US, S),
     ]
 
 
@@ -70,59 +89,72 @@ async def test_runs_can_be_noted_while_they_last(engine: AsyncEngine) -> None:
 
 
 async def test_old_processes_write_rarely_and_lose_nothing(engine: AsyncEngine) -> None:
-    """Polled every 10 s for an hour: about a row a minute, and all of the time in the end."""
+    """Polled every 10 s for two hours: about a row a minute, all of the time in the end, and a
+    row's end at the end of each hour."""
     clock = MachineClock(engine)
-    for at_s in range(10, 3601, 10):
+    for at_s in range(10, 2 * HOUR_S + 5, 10):
         await clock.record_run("m", "a", 0, at_s * S)
-        reading = {"started_unix_ns": S, "now_unix_ns": at_s * S, "idle_ns": (at_s - 1) * S}
-        await clock.record_clock("m", "a", reading)
-    await clock.record_clock("m", "a", {"started_unix_ns": 3605 * S, "now_unix_ns": 3606 * S})
-    await clock.record_run("m", "a", 3601 * S, 3606 * S)
+        await clock.record_meter("m", _reading(at_s - 1, a=(1, 0, 0, 0)), at_s * S)
     await clock.aclose()
     rows = await _rows(engine)
-    assert len(rows) < 400
+    assert len(rows) < 700
     sums = dict.fromkeys(("run", "idle", "startup"), 0)
     for _, kind, _, _, ns in rows:
         sums[kind] += ns
-    assert sums["run"] == 3605 * S
-    assert sums["idle"] == 3599 * S
+    assert sums == {"run": 2 * HOUR_S * S, "idle": (2 * HOUR_S - 1) * S, "startup": S}
+    for kind in ("run", "idle"):
+        assert HOUR_S * US in {row[3] for row in rows if row[1] == kind}
 
 
-async def test_failed_reading_is_carried_by_the_next(database_url: str) -> None:
-    """An engine that was silent for a while has all its totals in the next reading."""
-    clock = MachineClock(database_url)
-    reading = {"started_unix_ns": S, "now_unix_ns": 5 * S, "idle_ns": 4 * S}
-    await clock.record_clock("m", "b", reading)
-    await clock.record_clock("m", "a", reading)
-    assert [(row[0], row[4]) for row in await _rows(clock._engine)] == [("b", 4 * S), ("a", 4 * S)]
-    await clock.aclose()
+async def test_refused_reading_is_carried_by_the_next(engine: AsyncEngine) -> None:
+    """What the database did not take stands in the next row."""
+    clock = MachineClock(engine)
+    await clock.record_run("m", "a", 0, 5 * S)
+    await _rename(engine, "machine_time", "away")
+    with pytest.raises(SQLAlchemyError):
+        await clock.record_meter("m", _reading(4), 5 * S)
+    await _rename(engine, "away", "machine_time")
+    await clock.record_meter("m", _reading(8), 9 * S)
+    assert [row for row in await _rows(engine) if row[1] == "idle"] == [
+        ("", "idle", 0, 9 * US, 8 * S)
+    ]
+
+
+async def _rename(engine: AsyncEngine, old: str, new: str) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(text(f"ALTER TABLE {old} RENAME TO {new}"))
 
 
 def test_machine_with_two_engines_runs_once() -> None:
-    """Run time is the union; idle the least; loading what no other's work hides."""
-    found = sweep(
+    """Run time is the union of the processes'; shares of the machine are added up."""
+    found = add_up(
         [
             _interval("a", "run", 0, 100),
             _interval("b", "run", 50, 150),
-            _interval("a", "idle", 0, 100, 60),
+            _interval("", "idle", 0, 150, 60),
             _interval("a", "busy", 0, 100, 40),
+            _interval("b", "busy", 50, 150, 30),
             _interval("b", "loading", 50, 60),
-            _interval("b", "idle", 60, 150, 90),
+            _interval("a", "lost", 0, 100, 5),
         ],
-        0,
-        1000 * US,
+        [0, 1000 * US],
     )
-    # 0–50: a alone, 60% idle; 50–60: b loads beside 40% busy; 60–100: 60% idle; then b alone
-    assert found == MachineHours(
-        run_ns=150 * S, idle_ns=(30 + 24 + 50) * S, loading_ns=6 * S, startup_ns=0
-    )
+    assert found == [
+        MachineHours(
+            run_ns=150 * S,
+            idle_ns=60 * S,
+            loading_ns=10 * S,
+            lost_ns=5 * S,
+            busy_ns={"a": 40 * S, "b": 30 * S},
+        )
+    ]
 
 
 def test_period_cuts_intervals_in_proportion() -> None:
     """Half of an interval has half of its nanoseconds."""
-    rows = [_interval("a", "run", 0, 10), _interval("a", "idle", 0, 10, 4)]
-    assert sweep(rows, 5 * US, 10 * US) == MachineHours(run_ns=5 * S, idle_ns=2 * S)
-    assert sweep(rows, 10 * US, 20 * US) == MachineHours()
+    rows = [_interval("a", "run", 0, 10), _interval("", "idle", 0, 10, 4)]
+    edges = [5 * US, 10 * US, 20 * US]
+    assert add_up(rows, edges) == [MachineHours(run_ns=5 * S, idle_ns=2 * S), MachineHours()]
 
 
 _intervals = st.builds(
@@ -130,19 +162,22 @@ _intervals = st.builds(
         backend, kind, start * US, (start + length) * US, round(length * S * part)
     ),
     st.sampled_from("abc"),
-    st.sampled_from(["run", "idle", "busy", "loading", "startup"]),
+    st.sampled_from(["run", "idle", "busy", "loading", "startup", "lost"]),
     st.integers(0, 50),
-    st.integers(0, 50),
+    st.integers(1, 50),
     st.floats(0, 1),
 )
 
 
-@given(st.lists(_intervals, max_size=12))
-def test_parts_never_exceed_the_time_there_was(intervals: list[Interval]) -> None:
-    """Idle, start-up and loading together fit into the covered time, whatever was reported."""
-    found = sweep(intervals, 0, 200 * US)
-    present = [Interval(i.backend, "run", i.started_us, i.ended_us, 0) for i in intervals]
-    covered = sweep(present, 0, 200 * US)
-    parts = (found.idle_ns, found.startup_ns, found.loading_ns)
-    assert min(parts) >= 0
-    assert sum(parts) <= covered.run_ns
+@given(
+    st.lists(_intervals, max_size=12),
+    st.lists(st.integers(0, 110), min_size=2, max_size=6, unique=True),
+)
+def test_pieces_of_a_period_sum_to_the_period(intervals: list[Interval], cuts: list[int]) -> None:
+    """However it is cut, nothing is counted twice or left out (a nanosecond per cut aside)."""
+    edges = [cut * US for cut in sorted(cuts)]
+    pieces, (whole,) = add_up(intervals, edges), add_up(intervals, [edges[0], edges[-1]])
+    assert sum(piece.run_ns for piece in pieces) == whole.run_ns
+    for name in ("idle_ns", "startup_ns", "loading_ns", "lost_ns"):
+        parts = sum(getattr(piece, name) for piece in pieces)
+        assert abs(parts - getattr(whole, name)) <= len(intervals) * len(edges)

@@ -53,8 +53,10 @@ def _price(
 
 
 def test_engine_s_measured_nanoseconds_cost_the_machine_s_price() -> None:
-    """All four kinds of work count; $3.60 an hour is a nano-dollar per microsecond."""
-    engine = EngineUsage(prefill_ns=1000, decode_ns=2000, speculation_ns=300, recompute_ns=40)
+    """Prefill and decode are charged, lost work is not; $3.60 an hour is 1 nano-dollar per µs."""
+    engine = EngineUsage(
+        prefill_ns=1340, decode_ns=2000, speculation_ns=300, recompute_ns=40, abandoned_ns=5
+    )
     charge = _price(ENGINE, Usage(prompt_tokens=7, completion_tokens=3, headgate=engine))
     assert charge.machine_ns == 3340
     assert charge.cost_nano_usd == 3340 // 1000
@@ -63,15 +65,18 @@ def test_engine_s_measured_nanoseconds_cost_the_machine_s_price() -> None:
     assert (charge.prompt_tokens, charge.completion_tokens) == (7, 3)
 
 
-@pytest.mark.parametrize("backend", [FOREIGN, ENGINE])
-def test_unmeasured_work_on_our_machine_costs_its_share_of_the_time(
-    backend: BackendSettings,
-) -> None:
+def test_unmeasured_work_on_our_machine_costs_its_share_of_the_time() -> None:
     """2 s among 4 requests in flight are half a second of the machine, also without any usage."""
-    assert _price(backend, None).machine_ns == 500_000_000
-    charge = _price(backend, Usage(prompt_tokens=1))
+    assert _price(FOREIGN, None).machine_ns == 500_000_000
+    charge = _price(FOREIGN, Usage(prompt_tokens=1))
     assert charge.cost_nano_usd == 500_000
-    assert _price(backend, None, elapsed_s=-1.0, in_flight=0).machine_ns == 0
+    assert _price(FOREIGN, None, elapsed_s=-1.0, in_flight=0).machine_ns == 0
+
+
+def test_work_that_died_with_our_engine_is_the_machine_s_loss() -> None:
+    """Its meter counts it as lost; a guess beside that would count it twice."""
+    charge = _price(ENGINE, Usage(prompt_tokens=7, completion_tokens=3))
+    assert (charge.machine_ns, charge.cost_nano_usd, charge.completion_tokens) == (0, 0, 3)
 
 
 def test_priced_tokens_cost_their_price() -> None:

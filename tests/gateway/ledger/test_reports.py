@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from backends.meter import MeterReading, SlotReading
 from gateway.ledger.machine_time import MachineClock
 from gateway.ledger.records import Settlement
 from gateway.ledger.reports import ReportError, allocate, costs_report
@@ -245,16 +246,19 @@ async def test_filters_narrow_rows_and_totals(engine: AsyncEngine) -> None:
 async def test_machine_costs_are_measured_and_the_difference_is_printed(
     engine: AsyncEngine,
 ) -> None:
-    """Run time × price; idle, start-up and loading by the engines' clocks; the rest by charges."""
+    """Run time × price; idle, start-up, loading and lost work by the meter; the rest by charges."""
     began = NOW_NS - 100 * SECOND
     clock = MachineClock(engine)
     await clock.record_run("local", "small", began, began + 40 * SECOND)
-    reading = {"started_unix_ns": began + 2 * SECOND, "loading_ns": 3 * SECOND}
-    for now_s, busy, idle in ((20, 5, 10), (40, 15, 20)):
-        reading |= {"now_unix_ns": began + now_s * SECOND}
-        await clock.record_clock(
-            "local", "small", reading | {"busy_ns": busy * SECOND, "idle_ns": idle * SECOND}
+    for now_s, working, idle in ((20, 5, 10), (40, 15, 20)):
+        slot = SlotReading(
+            startup_ns=2 * SECOND,
+            loading_ns=3 * SECOND,
+            working_ns=working * SECOND,
+            lost_ns=SECOND,
         )
+        reading = MeterReading(idle_ns=idle * SECOND, slots={"small": slot})
+        await clock.record_meter("local", reading, began + now_s * SECOND)
     await clock.record_run("local", "small", began, began + 50 * SECOND)
     charges = tuple(charge("r", seq, cost_nano_usd=7 * 10**6) for seq in range(2))
     rows = [settlement("r", charges=charges), settlement("q", charges=(), team="ads")]
@@ -264,13 +268,13 @@ async def test_machine_costs_are_measured_and_the_difference_is_printed(
         "idle": "0.02",
         "startup": "0.002",
         "loading": "0.003",
-        "lost_work": "0",
+        "lost_work": "0.001",
         "overrun": "0",
     }
-    assert found["idle_cost_usd"] == "0.025"
-    assert found["unattributed_cost_usd"] == "0.011"
+    assert found["idle_cost_usd"] == "0.026"
+    assert found["unattributed_cost_usd"] == "0.01"
     assert _cut(found, "cost_usd", "idle_share_usd", "full_cost_usd") == [
-        ("search", "0.014", "0.025", "0.039"),
+        ("search", "0.014", "0.026", "0.04"),
         ("ads", "0", "0", "0"),
     ]
     half = await _report(engine, until=datetime.fromtimestamp(NOW - 75, UTC).isoformat())
