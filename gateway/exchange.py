@@ -19,6 +19,7 @@ from gateway.ledger.records import (
     Settlement,
 )
 from gateway.ledger.slices import Reservation
+from gateway.repeats import Asked
 from gateway.routing.router import Routed
 from policies.model import BackendCard, Decision, Facts
 
@@ -31,6 +32,7 @@ class Exchange:
     __slots__ = (
         "affordable",
         "answer",
+        "asked",
         "asked_at",
         "attempts",
         "backend",
@@ -74,6 +76,8 @@ class Exchange:
         self.options = Options()
         self.caller: Caller | None = None
         self.request: WireRequest | None = None
+        self.asked: Asked | None = None
+        """The decoded body with what is remembered of it."""
         self.raw: dict[str, Any] = {}
         """The body as the client sent it."""
         self.dropped: list[str] = []

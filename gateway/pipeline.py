@@ -25,22 +25,25 @@ from backends.errors import (
 )
 from backends.wire import ChatCompletionRequest, EmbeddingRequest, sampling_params, usage_to_wire
 from gateway.api import sse
-from gateway.api.auth import Gate, require
+from gateway.api.auth import Client, Gate, require, require_endpoint
 from gateway.api.reply import ClientGone, Reply
 from gateway.api.schemas import WireRequest, all_tags, check_request, read_options
-from gateway.api.translate import Decoded, backend_body, decode_body, gateway_error
+from gateway.api.translate import backend_body, decode_body, gateway_error
 from gateway.cache.caches import CacheQuery
 from gateway.cache.model import CachedAnswer
 from gateway.errors import MaxCostExceeded, PolicyDenied, Unavailable
 from gateway.exchange import Exchange
+from gateway.ledger.access import EVERYTHING
+from gateway.ledger.keys import Caller
 from gateway.ledger.money import usd_text
 from gateway.ledger.records import AttemptRecord, CandidateRecord, ChargeKind
 from gateway.parts import Parts
 from gateway.relay import last_events, relay
+from gateway.repeats import Asked, Repeats
 from gateway.routing.router import sticky_draw
 from gateway.settlement import Settler
 from gateway.shadow import Shadows
-from policies.model import CacheRule
+from policies.model import CacheRule, Facts
 
 log = structlog.get_logger(__name__)
 
@@ -54,8 +57,6 @@ _OTHER_BACKEND_MAY_HELP = (
     BackendStreamError,
     BackendResponseError,
 )
-_REMEMBERED_BODIES = 256
-_REMEMBERED_BYTES = 8_192
 _encode = msgspec.json.Encoder().encode
 _NO_DEADLINE = contextlib.nullcontext()
 
@@ -69,18 +70,24 @@ class Pipeline:
         self.draining = False
         self.in_flight = 0
         self._ids: set[str] = set()
-        self._decoded: dict[tuple[Endpoint, bytes], Decoded] = {}
+        self._repeats = Repeats()
         self._settler = Settler(parts)
         self.shadows = Shadows(parts)
 
-    async def run(self, endpoint: Endpoint, headers: Mapping[str, str], reply: Reply) -> None:
+    async def run(
+        self,
+        endpoint: Endpoint,
+        headers: Mapping[str, str],
+        reply: Reply,
+        client: Client | None = None,
+    ) -> None:
         """One request, from its headers to its last byte."""
         parts = self.parts
         x = Exchange(endpoint, parts.new_id(), began=time.perf_counter(), now=parts.clock())
         self.in_flight += 1
         parts.metrics.in_flight.inc()
         try:
-            await self._receive(x, headers, reply)
+            await self._receive(x, headers, reply, client)
             async with _deadline(x.options.deadline_s):
                 await self._route(x)
                 await self._look_up(x)
@@ -104,38 +111,40 @@ class Pipeline:
         await self._finish(x, reply)
         self.shadows.follow(x, settlement)
 
-    async def _receive(self, x: Exchange, headers: Mapping[str, str], reply: Reply) -> None:
+    async def _receive(
+        self, x: Exchange, headers: Mapping[str, str], reply: Reply, client: Client | None
+    ) -> None:
         """Who asks, and for what."""
         if self.draining:
             raise Unavailable("The gateway is shutting down; try again.", retry_after_s=2)
         server = self.parts.settings.server
-        caller = await self.gate.caller(headers)
+        caller = await self.gate.caller(headers, client)
         require(caller, "inference")
+        if caller.only is not EVERYTHING:
+            require_endpoint(caller, x.endpoint)
         x.caller = caller
         x.options = read_options(headers)
         await self._name(x)
         body = await reply.read(server.max_body_bytes)
-        x.request, x.raw, x.dropped = self._decode(x.endpoint, body)
+        asked = x.asked = self._decode(x.endpoint, body)
+        x.request, x.raw, x.dropped = asked.request, asked.raw, asked.dropped
         if isinstance(x.request, EmbeddingRequest):
             x.tags = x.options.tags
         else:
             x.tags = all_tags(x.options, x.request.metadata)
 
-    def _decode(self, endpoint: Endpoint, body: bytes) -> Decoded:
+    def _decode(self, endpoint: Endpoint, body: bytes) -> Asked:
         """The body decoded and checked; a repeat costs a look-up. Raises WireError."""
-        known = self._decoded.get((endpoint, body))
+        known = self._repeats.get(endpoint, body)
         if known is not None:
             return known
         drop = self.parts.settings.server.unknown_fields == "drop"
-        decoded = decode_body(endpoint, body, drop_unknown=drop)
-        check_request(decoded[0])
-        if not isinstance(decoded[0], EmbeddingRequest):
-            sampling_params(decoded[0])
-        if len(body) <= _REMEMBERED_BYTES:
-            if len(self._decoded) >= _REMEMBERED_BODIES:
-                self._decoded.clear()
-            self._decoded[endpoint, body] = decoded
-        return decoded
+        asked = Asked(*decode_body(endpoint, body, drop_unknown=drop))
+        check_request(asked.request)
+        if not isinstance(asked.request, EmbeddingRequest):
+            sampling_params(asked.request)
+        self._repeats.put(endpoint, body, asked)
+        return asked
 
     async def _name(self, x: Exchange) -> None:
         """Take over the client's request id, unless a row or a request of that id is there."""
@@ -151,20 +160,19 @@ class Pipeline:
         """Features, then the policy; a refusal ends here, also for what a cache could answer."""
         assert x.request is not None
         assert x.caller is not None
+        assert x.asked is not None
         parts, caller = self.parts, x.caller
-        if x.request.user is not None:
+        if x.request.user is not None and not caller.owned:
             caller = x.caller = replace(caller, user=x.request.user)
-        facts = parts.router.facts(
-            x.request, team=caller.team, key=caller.key_id, user=x.request.user, tags=x.tags
-        )
-        x.facts = facts
+        facts = x.facts = self._facts(x.asked, caller, x.tags)
         x.routed = await parts.router.decide(
             facts,
             policy_name=x.options.policy,
-            budget=parts.budgets.state(caller),
+            budget=parts.budgets.state(caller, x.tags),
+            only=caller.only,
             now=datetime.fromtimestamp(x.started_at, UTC),
-            draw=sticky_draw(sticky_id(x.request, caller.team)),
-            body=lambda: x.raw,
+            draw=_draw(x.asked, caller.team),
+            asked=x.asked,
         )
         x.facts = x.routed.facts
         decision = x.routed.decision
@@ -179,6 +187,16 @@ class Pipeline:
         )
         if x.routed.refusal is not None:
             raise x.routed.refusal
+
+    def _facts(self, asked: Asked, caller: Caller, tags: dict[str, str]) -> Facts:
+        inputs = (caller.team, caller.key_id, caller.user, tags)
+        found: Facts | None = asked.recall("facts", inputs)
+        if found is not None:
+            return found
+        facts = self.parts.router.facts(
+            asked.request, team=caller.team, key=caller.key_id, user=caller.user, tags=tags
+        )
+        return asked.remember("facts", inputs, facts)
 
     async def _look_up(self, x: Exchange) -> None:
         """The caches, as far as operator, policy and caller allow together."""
@@ -200,7 +218,8 @@ class Pipeline:
                 max_tokens=decision.max_tokens,
                 rule=rule,
                 refresh=x.options.cache == "refresh",
-            )
+            ),
+            x.asked,
         )
         x.cache = x.lookup.verdict
         if x.lookup.hit is not None:
@@ -224,7 +243,7 @@ class Pipeline:
         assert x.caller is not None
         x.affordable = tuple(estimates)
         x.reservation = await self.parts.budgets.reserve(
-            x.caller, max(estimates.values()), request_id=x.request_id
+            x.caller, max(estimates.values()), request_id=x.request_id, tags=x.tags
         )
 
     def _estimates(self, x: Exchange) -> dict[str, int]:
@@ -384,6 +403,13 @@ def _tightest(policy: CacheRule | None, header: str | None) -> CacheRule:
         asked = "off" if header == "off" else "exact"
     order: tuple[CacheRule, ...] = ("off", "exact", "semantic")
     return min(policy or "semantic", asked, key=order.index)
+
+
+def _draw(asked: Asked, team: str) -> float:
+    found: float | None = asked.recall("draw", (team,))
+    if found is not None:
+        return found
+    return asked.remember("draw", (team,), sticky_draw(sticky_id(asked.request, team)))
 
 
 def sticky_id(request: WireRequest, team: str) -> str:

@@ -13,6 +13,7 @@ from gateway.api.schemas import all_tags, check_request, read_options
 from gateway.api.translate import decode_body
 from gateway.errors import NotFound, Unavailable
 from gateway.pipeline import Pipeline, sticky_id
+from gateway.repeats import Asked
 from gateway.routing.router import sticky_draw
 
 
@@ -48,21 +49,27 @@ def request_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
         body = await request.body()
         kind = _endpoint_of(body)
         drop = parts.settings.server.unknown_fields == "drop"
-        asked, raw, _ = decode_body(kind, body, drop_unknown=drop)
-        check_request(asked)
+        asked = Asked(*decode_body(kind, body, drop_unknown=drop))
+        wanted = asked.request
+        check_request(wanted)
         options = read_options(request.headers)
         caller = caller_of(request)
-        tags = all_tags(options, getattr(asked, "metadata", None))
+        tags = all_tags(options, getattr(wanted, "metadata", None))
         facts = parts.router.facts(
-            asked, team=caller.team, key=caller.key_id, user=asked.user, tags=tags
+            wanted,
+            team=caller.team,
+            key=caller.key_id,
+            user=caller.user if caller.owned else wanted.user,
+            tags=tags,
         )
         return await parts.router.explain(
             facts,
             policy_name=options.policy,
-            budget=parts.budgets.state(caller),
+            budget=parts.budgets.state(caller, tags),
+            only=caller.only,
             now=datetime.fromtimestamp(parts.clock(), UTC),
-            draw=sticky_draw(sticky_id(asked, caller.team)),
-            body=lambda: raw,
+            draw=sticky_draw(sticky_id(wanted, caller.team)),
+            asked=asked,
         )
 
     return [find, explain]

@@ -12,8 +12,9 @@ from backends.wire import ChatCompletionRequest
 from gateway.cache import key as keys
 from gateway.cache.exact import ExactCache
 from gateway.cache.model import CachedAnswer, Hit, Store, StoreUnavailable
-from gateway.cache.semantic import Encoder, SemanticCache, Vector
+from gateway.cache.semantic import Encoder, Encoding, SemanticCache
 from gateway.ledger.records import CacheVerdict
+from gateway.repeats import Asked
 from gateway.settings import CacheSettings
 from policies.model import CacheRule
 
@@ -48,7 +49,8 @@ class Lookup(Struct, frozen=True, kw_only=True):
     exact_key: str | None = None
     semantic_log: str | None = None
     question: str = ""
-    vector: Vector | None = None
+    encoding: Encoding | None = None
+    """Of the question, if it was encoded."""
 
 
 OFF = Lookup(verdict="off")
@@ -68,25 +70,32 @@ class Caches:
             self.semantic = SemanticCache(store, encoder, settings.semantic)
         self._pending: set[asyncio.Task[None]] = set()
 
-    async def lookup(self, query: CacheQuery) -> Lookup:
-        """Exact, then semantic, as far as the query allows."""
-        exact_key = self._exact_key(query)
+    async def lookup(self, query: CacheQuery, asked: Asked | None = None) -> Lookup:
+        """Exact, then semantic, as far as the query allows.
+
+        Args:
+            asked: remembers the key of the exact cache.
+        """
+        exact_key = self._exact_key(query, asked)
+        available = True
+        if exact_key is not None and not query.refresh:
+            try:
+                hit = await self.exact.get(exact_key)
+            except StoreUnavailable:
+                available = False
+            else:
+                if hit is not None:
+                    return Lookup(verdict="exact", hit=hit)
         semantic_log, question = self._semantic_log(query)
         if exact_key is None and semantic_log is None:
             return OFF
         miss = Lookup(
             verdict="miss", exact_key=exact_key, semantic_log=semantic_log, question=question
         )
-        if query.refresh:
+        if query.refresh or not available or semantic_log is None or self.semantic is None:
             return miss
         try:
-            if exact_key is not None:
-                hit = await self.exact.get(exact_key)
-                if hit is not None:
-                    return Lookup(verdict="exact", hit=hit)
-            if semantic_log is None or self.semantic is None:
-                return miss
-            hit, vector = await self.semantic.lookup(semantic_log, question)
+            hit, encoding = await self.semantic.lookup(semantic_log, question)
         except StoreUnavailable:
             return miss
         return Lookup(
@@ -95,7 +104,7 @@ class Caches:
             exact_key=exact_key,
             semantic_log=semantic_log,
             question=question,
-            vector=vector,
+            encoding=encoding,
         )
 
     def store(self, lookup: Lookup, answer: CachedAnswer) -> None:
@@ -137,15 +146,20 @@ class Caches:
             "guarded": self.semantic.guarded if self.semantic else 0,
         }
 
-    def _exact_key(self, query: CacheQuery) -> str | None:
+    def _exact_key(self, query: CacheQuery, asked: Asked | None) -> str | None:
         settings = self.settings.exact
         if not settings.enabled or query.rule == "off":
             return None
         if not keys.is_repeatable(query.request, sampled=settings.sampled):
             return None
-        return keys.exact_key(
+        inputs = (query.namespace, query.backend, query.revision, query.max_tokens)
+        known: str | None = asked.recall("exact_key", inputs) if asked else None
+        if known is not None:
+            return known
+        key = keys.exact_key(
             query.namespace, query.request, query.backend, query.revision, query.max_tokens
         )
+        return asked.remember("exact_key", inputs, key) if asked else key
 
     def _semantic_log(self, query: CacheQuery) -> tuple[str | None, str]:
         if self.semantic is None or query.rule != "semantic":
@@ -170,7 +184,7 @@ class Caches:
             writes.append(self.exact.put(lookup.exact_key, answer))
         if lookup.semantic_log is not None and self.semantic is not None:
             writes.append(
-                self.semantic.put(lookup.semantic_log, lookup.question, lookup.vector, answer)
+                self.semantic.put(lookup.semantic_log, lookup.question, lookup.encoding, answer)
             )
         for result in await asyncio.gather(*writes, return_exceptions=True):
             if isinstance(result, StoreUnavailable | BackendError):

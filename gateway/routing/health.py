@@ -75,6 +75,7 @@ class BackendRegistry:
         self._timeout_s = timeout_s
         self._clock = clock
         self._tasks: list[asyncio.Task[None]] = []
+        self._cards: Mapping[str, BackendCard] | None = None
 
     async def start(self) -> None:
         """Probe each backend once, at most `timeout_s`, and go on in the background."""
@@ -99,9 +100,14 @@ class BackendRegistry:
         return list(self._states)
 
     def cards(self) -> Mapping[str, BackendCard]:
-        """A card of each backend, as of now."""
-        now = self._clock()
-        return {name: self._card(name, state, now) for name, state in self._states.items()}
+        """A card of each backend, as of now; the same mapping until one of them changes."""
+        if self._cards is None:
+            now = self._clock()
+            cards = {name: self._card(name, state, now) for name, state in self._states.items()}
+            if any(state.card is None for state in self._states.values()):
+                return cards  # a breaker is open: the cards change with the clock
+            self._cards = cards
+        return self._cards
 
     def ready_names(self) -> list[str]:
         """Backends that a request would be given to now."""
@@ -112,12 +118,12 @@ class BackendRegistry:
         """Count a request as running there while inside."""
         state = self._states[name]
         state.in_flight += 1
-        state.card = None
+        self._changed(state)
         try:
             yield
         finally:
             state.in_flight -= 1
-            state.card = None
+            self._changed(state)
 
     def in_flight(self, name: str) -> int:
         """Requests that this process has running there."""
@@ -139,7 +145,7 @@ class BackendRegistry:
             pause_s = min(OPEN_MAX_S, OPEN_S * 2**state.opened)
             state.opened += 1
             state.open_until = now + pause_s
-            state.card = None
+            self._changed(state)
             log.warning("breaker_opened", backend=name, pause_s=pause_s, error=error)
 
     def state(self) -> dict[str, dict[str, object]]:
@@ -162,7 +168,7 @@ class BackendRegistry:
             if health.ready:
                 self._close(state)
         state.health = health
-        state.card = None
+        self._changed(state)
         return health
 
     async def _watch(self, name: str) -> None:
@@ -176,7 +182,10 @@ class BackendRegistry:
         state.failures = state.opened = 0
         state.open_until = 0.0
         state.error = ""
-        state.card = None
+        self._changed(state)
+
+    def _changed(self, state: _State) -> None:
+        state.card = self._cards = None
 
     def _card(self, name: str, state: _State, now: float) -> BackendCard:
         if state.card is not None and now >= state.open_until:

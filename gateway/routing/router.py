@@ -4,8 +4,9 @@ The policy always runs. A named model narrows the candidates; when none is left 
 whether a capability (400), the context (400) or the policy (403) stands in the way.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,12 +18,15 @@ from backends.errors import BackendError
 from backends.wire import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
 from gateway.errors import (
     ContextLengthExceeded,
+    Forbidden,
     GatewayError,
     InvalidRequest,
     ModelNotFound,
     PolicyDenied,
     Unavailable,
 )
+from gateway.ledger.access import EVERYTHING, Only
+from gateway.repeats import Asked
 from gateway.routing.classifier import Classifier
 from gateway.routing.features import Request, read
 from gateway.routing.health import BackendRegistry
@@ -147,30 +151,41 @@ class Router:
         budget: BudgetState | None = None,
         now: datetime | None = None,
         draw: float = 0.0,
-        body: Callable[[], Mapping[str, Any]] | None = None,
+        asked: Asked | None = None,
+        only: Only = EVERYTHING,
     ) -> Routed:
         """Run the policy on one request.
 
         Args:
             policy_name: out of x-headgate-policy; None: what the model says, else the configured.
-            body: makes the request's OpenAI body, for backends that are asked to count its
-                tokens; called only when the upper bound does not fit somewhere.
+            only: what the caller's key is restricted to.
+            asked: the request's body, for backends that are asked to count its tokens because the
+                upper bound does not fit; it also remembers the decision.
 
         Raises:
             ModelNotFound, InvalidRequest, Unavailable: the model or the policy does not exist,
                 or the policy has never been valid. Everything else is in `refusal`.
+            Forbidden: the key may not ask for that model or policy.
         """
         resolved = self.resolve(facts.model)
+        if only is not EVERYTHING:
+            resolved = self._restricted(resolved, facts.model, policy_name, only)
         budget = budget or BudgetState()
         loaded = self._policy(resolved, policy_name)
         if budget.policy is not None:
             loaded = self._downgraded(budget.policy, loaded)
-        facts = replace(facts, allowed=resolved.allowed)
         now = now or datetime.now(UTC)
         cards = self._registry.cards()
+        inputs = (facts, loaded, cards, budget, only, now.timestamp() // 60, draw)
+        if asked is not None:
+            known: Routed | None = asked.recall("routed", inputs)
+            if known is not None:
+                return known
+        facts = replace(facts, allowed=resolved.allowed)
         decision = decide_policy(loaded.compiled, facts, cards, budget, now, draw)
-        if body is not None and decision.denied is None:
-            counted = await self._count(facts, decision, cards, body)
+        unsure = _left_out_by_bound(facts, decision, cards)
+        if asked is not None and unsure:
+            counted = await self._count(unsure, asked.raw)
             if counted:
                 facts = replace(facts, prompt_tokens_exact=counted)
                 decision = decide_policy(loaded.compiled, facts, cards, budget, now, draw)
@@ -182,7 +197,10 @@ class Router:
                 return bool(again.candidates)
 
             refusal = _refusal(facts, decision, loaded, cards, retry)
-        return Routed(decision=decision, loaded_policy=loaded, facts=facts, refusal=refusal)
+        routed = Routed(decision=decision, loaded_policy=loaded, facts=facts, refusal=refusal)
+        if asked is None or unsure:  # a backend that could not count now may later
+            return routed
+        return asked.remember("routed", inputs, routed)
 
     async def explain(
         self,
@@ -192,16 +210,23 @@ class Router:
         budget: BudgetState | None = None,
         now: datetime | None = None,
         draw: float = 0.0,
-        body: Callable[[], Mapping[str, Any]] | None = None,
+        asked: Asked | None = None,
+        only: Only = EVERYTHING,
     ) -> dict[str, Any]:
         """The decision in full, for /route/explain; nothing is generated or spent."""
         routed = await self.decide(
-            facts, policy_name=policy_name, budget=budget, now=now, draw=draw, body=body
+            facts,
+            policy_name=policy_name,
+            budget=budget,
+            now=now,
+            draw=draw,
+            asked=asked,
+            only=only,
         )
         return explanation(routed, self._registry.cards(), budget or BudgetState())
 
-    def models(self, created: int = 0) -> list[dict[str, Any]]:
-        """Entries of /v1/models: auto, aliases, tiers, backends and policies."""
+    def models(self, created: int = 0, only: Only = EVERYTHING) -> list[dict[str, Any]]:
+        """Entries of /v1/models that a key may use: auto, aliases, tiers, backends, policies."""
         cards = self._registry.cards()
         entries = {"auto": {"kind": "auto"}}
         entries |= {alias: {"kind": "alias", "model": to} for alias, to in self._aliases.items()}
@@ -220,14 +245,22 @@ class Router:
                 "headgate": about,
             }
             for name, about in entries.items()
+            if only is EVERYTHING or self._may_ask_for(name, only)
         ]
 
-    def model(self, name: str, created: int = 0) -> dict[str, Any]:
-        """One entry of /v1/models. Raises ModelNotFound."""
-        for entry in self.models(created):
+    def _may_ask_for(self, name: str, only: Only) -> bool:
+        try:
+            self._restricted(self.resolve(name), name, None, only)
+        except (Forbidden, ModelNotFound):
+            return False
+        return True
+
+    def model(self, name: str, created: int = 0, only: Only = EVERYTHING) -> dict[str, Any]:
+        """One entry of /v1/models. Raises ModelNotFound, Forbidden."""
+        for entry in self.models(created, only):
             if entry["id"] == name:
                 return entry
-        resolved = self.resolve(name)
+        resolved = self._restricted(self.resolve(name), name, None, only)
         if resolved.policy is not None:
             raise ModelNotFound(f"There is no policy {resolved.policy!r}.", param="model")
         return {
@@ -257,6 +290,36 @@ class Router:
             log.warning("policy_invalid", policy=name, problems=str(error))
             raise Unavailable(f"The policy {name!r} is not valid; see /health.") from None
 
+    def _restricted(
+        self, resolved: Resolved, model: str, header: str | None, only: Only
+    ) -> Resolved:
+        """What is left of a model's meaning for a restricted key. Raises Forbidden."""
+        policy = header or resolved.policy
+        if policy is not None and only.policies is not None and policy not in only.policies:
+            raise Forbidden(
+                f"This key may not ask for the policy {policy!r}; "
+                f"it may for: {', '.join(only.policies)}."
+            )
+        if only.models is None or model in only.models:
+            return resolved
+        allowed = self._backends_of(only.models)
+        if resolved.allowed is not None:
+            allowed &= resolved.allowed
+        if not allowed:
+            raise Forbidden(
+                f"This key may not use the model {model!r}; it may use: {', '.join(only.models)}.",
+                param="model",
+            )
+        return replace(resolved, allowed=allowed)
+
+    def _backends_of(self, models: Sequence[str]) -> frozenset[str]:
+        """All backends that the models name."""
+        found: frozenset[str] = frozenset()
+        for name in models:
+            with contextlib.suppress(ModelNotFound):  # it may come back with the next restart
+                found |= self.resolve(name).allowed or frozenset()
+        return found
+
     def _downgraded(self, name: str, otherwise: LoadedPolicy) -> LoadedPolicy:
         """The policy that a budget asks for; one that is gone must not stop requests."""
         try:
@@ -265,30 +328,33 @@ class Router:
             log.error("downgrade_policy_missing", policy=name, error=str(error))
             return otherwise
 
-    async def _count(
-        self,
-        facts: Facts,
-        decision: Decision,
-        cards: Mapping[str, BackendCard],
-        body: Callable[[], Mapping[str, Any]],
-    ) -> dict[str, int]:
-        """Exact prompt tokens where the bound alone left a backend out."""
+    async def _count(self, names: Sequence[str], body: Mapping[str, Any]) -> dict[str, int]:
+        """Exact prompt tokens, of the backends that can say."""
         counted: dict[str, int] = {}
-        for reason in decision.reasons:
-            name = reason.subject.removeprefix("backend ")
-            limit = cards[name].context_tokens if name in cards else None
-            if limit is None or not reason.why.startswith(NO_FIT):
-                continue
-            if facts.features.prompt_tokens > HOPELESS * limit:
-                continue
+        for name in names:
             try:
-                tokens = await self._registry.backend(name).count_tokens(body())
+                tokens = await self._registry.backend(name).count_tokens(body)
             except BackendError as error:
                 log.info("token_count_failed", backend=name, error=str(error))
                 continue
             if tokens is not None:
                 counted[name] = tokens
         return counted
+
+
+def _left_out_by_bound(
+    facts: Facts, decision: Decision, cards: Mapping[str, BackendCard]
+) -> list[str]:
+    """Backends that may fit after all, if somebody counts the prompt's tokens."""
+    found: list[str] = []
+    for reason in decision.reasons:
+        if not reason.why.startswith(NO_FIT):
+            continue
+        name = reason.subject.removeprefix("backend ")
+        limit = cards[name].context_tokens if name in cards else None
+        if limit is not None and facts.features.prompt_tokens <= HOPELESS * limit:
+            found.append(name)
+    return found
 
 
 def _tiers(cards: Mapping[str, BackendCard]) -> list[str]:

@@ -148,19 +148,13 @@ def start_headgate(folder: Path, stub_port: int, redis_url: str, workers: int = 
 
 
 async def _set_budget(database: str) -> None:
-    from gateway.ledger.budget_store import set_budget
+    from gateway.ledger.budget_store import Budget, set_budget
     from gateway.ledger.database import open_engine
 
     engine = open_engine(database)
     async with engine.begin() as connection:
-        await set_budget(
-            connection,
-            scope="team:anonymous",
-            window="day",
-            limit_nano_usd=10**15,
-            soft=False,
-            now=time.time(),
-        )
+        budget = Budget(scope="team:anonymous", window="day", limit_nano_usd=10**15)
+        await set_budget(connection, budget, now=time.time())
     await engine.dispose()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from backends.contract import Usage
 from backends.echo import EchoBackend
-from gateway.ledger.budget_store import set_budget
+from gateway.ledger.budget_store import Budget, set_budget
 from gateway.settings import (
     BackendSettings,
     CacheSettings,
@@ -339,14 +339,8 @@ async def test_spent_budget_refuses_before_asking(tmp_path: Path) -> None:
     small = EchoBackend("small")
     async with gateway(priced(tmp_path), {"small": small, "base": EchoBackend("base")}) as served:
         async with served.parts.engine.begin() as connection:
-            await set_budget(
-                connection,
-                scope="team:anonymous",
-                window="day",
-                limit_nano_usd=50_000_000,
-                soft=False,
-                now=served.parts.clock(),
-            )
+            budget = Budget(scope="team:anonymous", window="day", limit_nano_usd=50_000_000)
+            await set_budget(connection, budget, now=served.parts.clock())
         await served.parts.budgets.refresh()
         fits = await served.chat(max_tokens=10)
         assert fits.status_code == 200

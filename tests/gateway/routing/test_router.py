@@ -17,6 +17,7 @@ from gateway.errors import (
     PolicyDenied,
     Unavailable,
 )
+from gateway.repeats import Asked
 from gateway.routing.classifier import Classifier
 from gateway.routing.health import BackendRegistry
 from gateway.routing.policy_book import PolicyBook
@@ -73,7 +74,7 @@ class Rig:
     async def ask(self, model: str = "auto", text: str = "hello there", **fields: Any) -> Any:
         for name in self.backends:
             await self.registry.probe(name)
-        options = {k: fields.pop(k) for k in ("policy_name", "budget", "body") if k in fields}
+        options = {k: fields.pop(k) for k in ("policy_name", "budget", "asked") if k in fields}
         request = ChatCompletionRequest(
             model=model, messages=[Message(role="user", content=text)], **fields
         )
@@ -167,30 +168,25 @@ async def test_denial_holds_whatever_model_is_named(tmp_path: Path, classifier: 
 
 
 async def test_exact_count_decides_where_the_bound_does_not_fit(rig: Rig) -> None:
-    """Only a backend that the upper bound left out is asked, and only then is the body made."""
+    """Only a backend that the upper bound left out is asked, again after it could not answer."""
     small = rig.backends["small"]
     small.tokens = 90
-    bodies: list[int] = []
+    asked = Asked(EmbeddingRequest(model="auto", input=""), {}, [])
 
-    def body() -> Mapping[str, Any]:
-        bodies.append(1)
-        return {}
-
-    assert (await rig.ask(text="hi", body=body)).decision.candidates[0] == "small"
-    assert (small.counted, bodies) == (0, [])
-    routed = await rig.ask(text="word " * 70, max_tokens=20, body=body)
+    assert (await rig.ask(text="hi", asked=asked)).decision.candidates[0] == "small"
+    assert small.counted == 0
+    routed = await rig.ask(text="word " * 70, max_tokens=20, asked=asked)
     assert routed.decision.candidates[0] == "small"
     assert routed.facts.prompt_tokens_exact == {"small": 90}
     assert [b.counted for b in rig.backends.values()] == [0, 0, 1, 0, 0]
-    assert bodies == [1]
     small.tokens = 390
-    routed = await rig.ask(text="word " * 70, max_tokens=20, body=body)
+    routed = await rig.ask(text="word " * 70, max_tokens=20, asked=asked)
     assert "small" not in routed.decision.candidates
     small.fails = True
-    routed = await rig.ask(text="word " * 70, max_tokens=20, body=body)
+    routed = await rig.ask(text="word " * 70, max_tokens=20, asked=asked)
     assert "small" not in routed.decision.candidates, "without a count the bound holds"
     counted = small.counted
-    routed = await rig.ask(text="word " * 3000, body=body)
+    routed = await rig.ask(text="word " * 3000, asked=asked)
     assert small.counted == counted, "hopelessly long prompts are not counted"
 
 
