@@ -1,5 +1,6 @@
 """Opening the ledger's database: one engine per process, SQLite tuned for one writer."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,3 +77,31 @@ def now_us(dialect: str) -> "ColumnElement[int]":
     if dialect == "postgresql":
         return cast(func.extract("epoch", func.clock_timestamp()) * 1_000_000, BigInteger)
     return cast((func.julianday("now") - 2_440_587.5) * 86_400_000_000, BigInteger)
+
+
+def upsert(dialect: str, table: "Table", values: Mapping[str, Any]) -> "Insert":
+    """INSERT one row, or set its values where the primary key is there already."""
+    from sqlalchemy.dialects import postgresql, sqlite
+
+    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    keys = [column.name for column in table.primary_key]
+    changed = {name: value for name, value in values.items() if name not in keys}
+    statement = insert(table).values(**values)
+    return statement.on_conflict_do_update(index_elements=keys, set_=changed)
+
+
+def upsert_adding(engine: "AsyncEngine", table: "Table", sums: Sequence[str]) -> str:
+    """The driver's own INSERT … ON CONFLICT: where the key is there, add to its sums."""
+    from sqlalchemy.dialects import postgresql, sqlite
+
+    insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
+    statement = insert(table)
+    columns = list(table.c.keys())
+    added = statement.on_conflict_do_update(
+        index_elements=[column.name for column in table.primary_key],
+        set_={name: table.c[name] + statement.excluded[name] for name in sums},
+    )
+    compiled = added.compile(dialect=engine.dialect, column_keys=columns)
+    assert compiled.positiontup is not None
+    assert list(compiled.positiontup) == columns, "the rows' order is the statement's order"
+    return str(compiled)

@@ -40,69 +40,74 @@ def _request_sums() -> list["ColumnElement[Any]"]:
     ]
 
 
-def by_request(query: ReportQuery) -> Select[Any]:
-    keys = _keys(query, requests.c.started_us)
-    return _grouped(keys, _request_sums()).where(*_started(query), *_filters(query))
+class FromRows:
+    """A question's statements over `requests` and `charges`."""
 
+    def __init__(self, query: ReportQuery) -> None:
+        self.query = query
 
-def uncharged(query: ReportQuery) -> Select[Any]:
-    """Requests without any charge stand under the backend that answered, if one did."""
-    keys = _keys(query, requests.c.started_us, charged=False)
-    booked = exists().where(charges.c.request_id == requests.c.request_id)
-    return _grouped(keys, _request_sums()).where(
-        *_started(query), *_filters(query, charged=False), ~booked
-    )
+    def by_request(self) -> Select[Any]:
+        keys = _keys(self.query, requests.c.started_us)
+        return _grouped(keys, _request_sums()).where(*_started(self.query), *_filters(self.query))
 
-
-def hits_beside_charges(query: ReportQuery) -> Select[Any]:
-    """Hits that cost something all the same (an encoder's work) stand under who answered too."""
-    keys = _keys(query, requests.c.started_us, charged=False)
-    booked = exists().where(charges.c.request_id == requests.c.request_id)
-    return _grouped(keys, _hit_sums()).where(
-        *_started(query), *_filters(query, charged=False), booked, _HIT
-    )
-
-
-def requests_by_charge(query: ReportQuery) -> Select[Any]:
-    """Each request once per group."""
-    keys = _keys(query, charges.c.at_us)
-    each = (
-        select(
-            *(key.label(f"g{index}") for index, key in enumerate(keys)),
-            charges.c.request_id,
-            requests.c.outcome,
+    def uncharged(self) -> Select[Any]:
+        """Requests without any charge stand under the backend that answered, if one did."""
+        keys = _keys(self.query, requests.c.started_us, charged=False)
+        booked = exists().where(charges.c.request_id == requests.c.request_id)
+        return _grouped(keys, _request_sums()).where(
+            *_started(self.query), *_filters(self.query, charged=False), ~booked
         )
-        .join_from(charges, requests, requests.c.request_id == charges.c.request_id)
-        .where(*_booked(query), *_filters(query))
-        .distinct()
-        .subquery()
-    )
-    columns = [each.c[f"g{index}"] for index in range(len(keys))]
-    return (
-        select(*columns, func.count(), _count(each.c.outcome == "error"))
-        .select_from(each)
-        .group_by(*columns)
-    )
 
-
-def tokens_by_charge(query: ReportQuery) -> Select[Any]:
-    keys = _keys(query, charges.c.at_us)
-    sums = [func.sum(charges.c[name]) for name in TOKENS]
-    return (
-        _grouped(keys, sums)
-        .join_from(charges, requests, requests.c.request_id == charges.c.request_id)
-        .where(*_booked(query), *_filters(query))
-    )
-
-
-def costs(query: ReportQuery) -> Select[Any]:
-    keys = _keys(query, charges.c.at_us)
-    statement = _grouped([*keys, charges.c.machine], [func.sum(charges.c.cost_nano_usd)])
-    if any(key not in (*CHARGE_KEYS, *TIME_KEYS) for key in (*query.group_by, *query.filters)):
-        statement = statement.join_from(
-            charges, requests, requests.c.request_id == charges.c.request_id
+    def hits_beside_charges(self) -> Select[Any]:
+        """Hits that cost something (an encoder's work) stand under who answered too."""
+        keys = _keys(self.query, requests.c.started_us, charged=False)
+        booked = exists().where(charges.c.request_id == requests.c.request_id)
+        return _grouped(keys, _hit_sums()).where(
+            *_started(self.query), *_filters(self.query, charged=False), booked, _HIT
         )
-    return statement.where(*_booked(query), *_filters(query))
+
+    def requests_by_charge(self) -> Select[Any]:
+        """Each request once per group and quarter of an hour, as roll-ups count."""
+        keys = _keys(self.query, charges.c.at_us)
+        each = (
+            select(
+                *(key.label(f"g{index}") for index, key in enumerate(keys)),
+                charges.c.request_id,
+                (charges.c.at_us // BUCKET_US).label("quarter"),
+                requests.c.outcome,
+            )
+            .join_from(charges, requests, requests.c.request_id == charges.c.request_id)
+            .where(*_booked(self.query), *_filters(self.query))
+            .distinct()
+            .subquery()
+        )
+        columns = [each.c[f"g{index}"] for index in range(len(keys))]
+        return (
+            select(*columns, func.count(), _count(each.c.outcome == "error"))
+            .select_from(each)
+            .group_by(*columns)
+        )
+
+    def tokens_by_charge(self) -> Select[Any]:
+        keys = _keys(self.query, charges.c.at_us)
+        sums = [func.sum(charges.c[name]) for name in TOKENS]
+        return (
+            _grouped(keys, sums)
+            .join_from(charges, requests, requests.c.request_id == charges.c.request_id)
+            .where(*_booked(self.query), *_filters(self.query))
+        )
+
+    def costs(self) -> Select[Any]:
+        keys = _keys(self.query, charges.c.at_us)
+        statement = _grouped([*keys, charges.c.machine], [func.sum(charges.c.cost_nano_usd)])
+        if any(
+            key not in (*CHARGE_KEYS, *TIME_KEYS)
+            for key in (*self.query.group_by, *self.query.filters)
+        ):
+            statement = statement.join_from(
+                charges, requests, requests.c.request_id == charges.c.request_id
+            )
+        return statement.where(*_booked(self.query), *_filters(self.query))
 
 
 def _grouped(

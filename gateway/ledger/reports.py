@@ -2,9 +2,11 @@
 
 Rows. Requests and their tokens count in the period in which they started; charges in the period in
 which they were booked. Grouped by a key of charges (backend, machine, machine_type, kind), a
-request counts once in every group that it has a charge in, with the tokens of those charges; a
-request without charges and a cache hit count under the backend that answered. Totals count every
-request once.
+request counts once in every group that it has a charge in, with the tokens of those charges, and
+again for a charge that is booked in a later quarter of an hour; a request without charges and a
+cache hit count under the backend that answered. Totals count every request once. The sums come
+from the roll-ups as far as they hold the keys and the period (see report_rollups), else from the
+rows; both give the same figures.
 
 Machines. `machine_cost_usd` is measured run time × price, `idle_cost_usd` what was measured as
 idle, start-up, loading and lost work (see machine_time), and `unattributed_cost_usd` = machine cost
@@ -14,15 +16,18 @@ charge used stays unshared.
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 from sqlalchemy import Select
 
+from gateway.ledger import report_rollups as rolled
 from gateway.ledger import report_sql as sql
+from gateway.ledger import state, subjects
 from gateway.ledger.machine_report import MachineHours, machine_hours
 from gateway.ledger.money import EXACT, to_usd, usd_text
 from gateway.ledger.pricing import machine_cost
@@ -33,6 +38,7 @@ from gateway.ledger.report_query import (
     ReportQuery,
     parse_query,
 )
+from gateway.ledger.subjects import SUBJECT_KINDS
 from gateway.settings import MachineSettings, Settings
 
 if TYPE_CHECKING:
@@ -41,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["ReportError", "costs_report", "parse_query"]
 
 _MTOK = Decimal(1_000_000)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Group = tuple[str | None, ...]
 
 
@@ -91,6 +98,7 @@ async def costs_report(
         now=now or datetime.now(UTC),
     )
     async with _snapshot(engine) as connection:
+        query = await _with_ids(connection, query)
         lines = await _lines(connection, query)
         totals = await _lines(connection, ReportQuery(until=query.until, since=query.since))
         hours = await machine_hours(connection, query.since_us, query.until_us)
@@ -99,6 +107,7 @@ async def costs_report(
         if query.filters:
             whole = ReportQuery(until=query.until, since=query.since, filters=query.filters)
             shown = (await _lines(connection, whole)).get((), _Line())
+        named = await _named(connection, lines, query)
     machines = _Machines(settings, hours)
     machines.share_idle(lines, total)
     machines.share_idle({(): shown}, total)
@@ -111,7 +120,7 @@ async def costs_report(
         "group_by": list(query.group_by),
         "rows": [
             {**dict(zip(query.group_by, group, strict=True)), **_shown(line)}
-            for group, line in _sorted(lines, query)
+            for group, line in _sorted(named, query)
         ],
         "totals": _shown(shown),
         "machine_cost_usd": usd_text(machines.cost),
@@ -136,35 +145,83 @@ async def _snapshot(engine: "AsyncEngine") -> AsyncIterator["AsyncConnection"]:
 
 
 async def _lines(connection: "AsyncConnection", query: ReportQuery) -> dict[Group, _Line]:
-    """All rows of the report by group, without idle shares."""
+    """All rows of the report by group, teams and users as ids, without idle shares."""
     lines: dict[Group, _Line] = {}
-    by_charge = any(key in CHARGE_KEYS for key in (*query.group_by, *query.filters))
-    fold = _folder(query)
+    plan = rolled.plan(
+        query,
+        rollups_from_us=await state.read(connection, "rollups_from"),
+        held_us=await rolled.held_us(connection),
+    )
+    if plan.buckets:
+        await _add(connection, lines, rolled.FromRollups(query, plan.buckets))
+    for begin_us, end_us in plan.rows:
+        part = replace(query, since=_moment(begin_us), until=_moment(end_us))
+        await _add(connection, lines, sql.FromRows(part))
+    if not query.group_by:
+        lines.setdefault((), _Line())
+    return lines
 
-    async def add(statement: Select[Any], names: Sequence[str]) -> None:
-        width = len(query.group_by)
+
+async def _add(
+    connection: "AsyncConnection",
+    lines: dict[Group, _Line],
+    source: sql.FromRows | rolled.FromRollups,
+) -> None:
+    """Add what a source has of the period to the lines."""
+    query = source.query
+    fold, width = _folder(query), len(query.group_by)
+
+    async def add(statement: Select[Any], figures: Sequence[str]) -> None:
         for row in await connection.execute(statement):
             line = lines.setdefault(fold(row[:width]), _Line())
-            for name, value in zip(names, row[width:], strict=True):
-                setattr(line, name, getattr(line, name) + int(value or 0))
+            for figure, value in zip(figures, row[width:], strict=True):
+                setattr(line, figure, getattr(line, figure) + int(value or 0))
 
-    if by_charge:
-        await add(sql.requests_by_charge(query), ("requests", "errors"))
-        await add(sql.tokens_by_charge(query), sql.TOKENS)
-        await add(sql.uncharged(query), (*sql.COUNTS, *sql.TOKENS))
-        await add(sql.hits_beside_charges(query), sql.HITS)
+    if any(key in CHARGE_KEYS for key in (*query.group_by, *query.filters)):
+        await add(source.requests_by_charge(), ("requests", "errors"))
+        await add(source.tokens_by_charge(), sql.TOKENS)
+        await add(source.uncharged(), (*sql.COUNTS, *sql.TOKENS))
+        await add(source.hits_beside_charges(), sql.HITS)
     else:
-        await add(sql.by_request(query), (*sql.COUNTS, *sql.TOKENS))
-    width = len(query.group_by)
-    for row in await connection.execute(sql.costs(query)):
+        await add(source.by_request(), (*sql.COUNTS, *sql.TOKENS))
+    for row in await connection.execute(source.costs()):
         line = lines.setdefault(fold(row[:width]), _Line())
         machine, cost = row[width], int(row[width + 1] or 0)
         line.cost += cost
         if machine is not None:
             line.by_machine[machine] = line.by_machine.get(machine, 0) + cost
-    if not query.group_by:
-        lines.setdefault((), _Line())
-    return lines
+
+
+def _moment(at_us: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=at_us)
+
+
+async def _with_ids(connection: "AsyncConnection", query: ReportQuery) -> ReportQuery:
+    """The query with ids in its filters by team and user; a name without one matches no row."""
+    wanted = [(kind, name) for kind in SUBJECT_KINDS for name in query.filters.get(kind, ())]
+    if not wanted:
+        return query
+    ids = await subjects.find_ids(connection, wanted)
+    filters = dict(query.filters)
+    for kind in SUBJECT_KINDS:
+        if kind in filters:
+            filters[kind] = [ids[kind, name] for name in filters[kind] if (kind, name) in ids]
+    return replace(query, filters=filters)
+
+
+async def _named(
+    connection: "AsyncConnection", lines: Mapping[Group, _Line], query: ReportQuery
+) -> list[tuple[Group, _Line]]:
+    """The lines with the names of teams and users."""
+    at = [index for index, key in enumerate(query.group_by) if key in SUBJECT_KINDS]
+    if not at:
+        return list(lines.items())
+    ids = {group[index] for group in lines for index in at}
+    names = await subjects.names_of(connection, (one for one in ids if one is not None))
+    return [
+        (tuple(subjects.shown(v, names) if i in at else v for i, v in enumerate(group)), line)
+        for group, line in lines.items()
+    ]
 
 
 def _folder(query: ReportQuery) -> Callable[[Sequence[Any]], Group]:
@@ -263,7 +320,7 @@ def _per_mtok(nano_usd: int, tokens: int) -> str | None:
     return format(price.quantize(Decimal("0.000001"), ROUND_HALF_EVEN), "f")
 
 
-def _sorted(lines: Mapping[Group, _Line], query: ReportQuery) -> list[tuple[Group, _Line]]:
+def _sorted(lines: Sequence[tuple[Group, _Line]], query: ReportQuery) -> list[tuple[Group, _Line]]:
     """In time where it is grouped by time, else the dearest first."""
 
     def by_time(item: tuple[Group, _Line]) -> Any:
@@ -271,7 +328,7 @@ def _sorted(lines: Mapping[Group, _Line], query: ReportQuery) -> list[tuple[Grou
         times = [g or "" for k, g in zip(query.group_by, group, strict=True) if k in TIME_KEYS]
         return times, -line.cost, [g or "" for g in group]
 
-    return sorted(lines.items(), key=by_time)
+    return sorted(lines, key=by_time)
 
 
 def _rfc3339(moment: datetime) -> str:

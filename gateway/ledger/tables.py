@@ -17,6 +17,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UniqueConstraint,
 )
 
 metadata = MetaData(
@@ -241,3 +242,81 @@ machine_time = Table(
     Index(None, "ended_us"),
 )
 """Measured, each kind by itself: see machine_time.py. Backend "": the machine as a whole."""
+
+subjects = Table(
+    "subjects",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("kind", String(8), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    UniqueConstraint("kind", "name"),
+)
+"""Who a row's `team` or `user` is. The ledger holds the random id; without this row nobody can
+tell whose it was, and sums and hashes stay as they are."""
+
+rollup_keys = Table(
+    "rollup_keys",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("fact", String(8), nullable=False),
+    *(Column(name, Text, nullable=False) for name in ("team", "key", "model")),
+    *(Column(name, Text, nullable=False) for name in ("policy", "rule", "task")),
+    *(Column(name, Text) for name in ("backend", "machine", "machine_type", "kind")),
+    Column("charged", Boolean, nullable=False),
+    Column("firsts", Integer, nullable=False),
+)
+"""What a roll-up's sums are grouped by; the id is a hash of the rest. See rollups.py."""
+
+rollups = Table(
+    "rollups",
+    metadata,
+    Column("span_s", Integer, primary_key=True, autoincrement=False),
+    Column("bucket_us", BigInteger, primary_key=True, autoincrement=False),
+    Column("key_id", BigInteger, primary_key=True, autoincrement=False),
+    *(_count(name) for name in ("requests", "errors", "cache_hits_exact", "cache_hits_semantic")),
+    *(_count(name) for name in ("prompt_tokens", "cached_prompt_tokens", "completion_tokens")),
+    *(_count(name) for name in ("saved_nano_usd", "cost_nano_usd", "machine_ns")),
+)
+"""Sums of requests and charges by quarter of an hour, hour and UTC day, written with the rows."""
+
+ledger_state = Table(
+    "ledger_state",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("value", BigInteger, nullable=False),
+)
+"""Points in time, unix microseconds: rollups_from (older rows are in no roll-up), pruned_until
+(older rows may be gone), closed_until (charges before it are frozen)."""
+
+chain = Table(
+    "chain",
+    metadata,
+    Column("n", BigInteger, primary_key=True, autoincrement=False),
+    Column("request_id", String(128), nullable=False),
+    Column("seq", Integer),
+    Column("sha256", String(64), nullable=False),
+)
+"""The audit chain: each link hashes a row (seq NULL: the request's) and the link before."""
+
+adjustments = Table(
+    "adjustments",
+    metadata,
+    Column("id", _BIG_ID, primary_key=True, autoincrement=True),
+    Column("month", String(7), nullable=False, index=True),
+    Column("kind", String(16), nullable=False),
+    Column("payee", Text, nullable=False),
+    Column("nano_usd", BigInteger, nullable=False),
+    _text("note"),
+    Column("posted_us", BigInteger, nullable=False),
+)
+"""What an invoice says beside the charges: discounts and differences, each its own line."""
+
+closings = Table(
+    "closings",
+    metadata,
+    Column("month", String(7), primary_key=True),
+    Column("closed_us", BigInteger, nullable=False),
+    Column("bill", JSON, nullable=False),
+)
+"""Frozen months, each with the bill as it was printed."""

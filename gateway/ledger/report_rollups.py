@@ -1,0 +1,186 @@
+"""Reports out of the roll-ups: which buckets answer a period, and the statements over them.
+
+A period is cut into pieces: whole days, hours and quarters of an hour come from the roll-ups, in
+the coarsest buckets that no local day or hour cuts in two; what is left at both ends, less than a
+quarter of an hour each, is read from the rows, as is everything older than the roll-ups.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+from msgspec import Struct
+from sqlalchemy import Select, Text, and_, case, cast, false, func, null, or_, select
+
+from gateway.ledger.report_query import CHARGE_KEYS, TAG, TIME_KEYS, ReportQuery
+from gateway.ledger.rollups import DAY_S, HOUR_S, QUARTER_S, QUARTER_US, SPANS_S, first_bit
+from gateway.ledger.tables import rollup_keys, rollups
+
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+_K, _R = rollup_keys.c, rollups.c
+_DAY_US = DAY_S * 1_000_000
+_HITS = ("cache_hits_exact", "cache_hits_semantic", "saved_nano_usd")
+_TOKENS = ("prompt_tokens", "cached_prompt_tokens", "completion_tokens")
+
+
+class Piece(Struct, frozen=True):
+    """Buckets of one span that lie side by side; unix microseconds, half-open."""
+
+    span_s: int
+    from_us: int
+    until_us: int
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """How a period is answered."""
+
+    buckets: tuple[Piece, ...]
+    rows: tuple[tuple[int, int], ...]
+    """Periods, unix microseconds, half-open, to be read row by row."""
+
+
+def can_answer(query: ReportQuery) -> bool:
+    """Whether roll-ups hold all the keys that the question names."""
+    for key in (*query.group_by, *query.filters):
+        if key == "user" or key.startswith(TAG):
+            return False
+    return all(  # several values of an ungrouped key: a request may be first in each
+        key not in CHARGE_KEYS or key in query.group_by or len(values) == 1
+        for key, values in query.filters.items()
+    )
+
+
+def plan(query: ReportQuery, *, rollups_from_us: int, held_us: tuple[int, int]) -> Plan:
+    """Cut the query's period into pieces.
+
+    Args:
+        rollups_from_us: older rows are in no roll-up.
+        held_us: begin of the oldest bucket and of the newest.
+    """
+    since_us, until_us = query.since_us, query.until_us
+    whole = (_ceil(max(since_us, rollups_from_us), QUARTER_US), until_us - until_us % QUARTER_US)
+    if not can_answer(query) or whole[0] >= whole[1]:
+        return Plan(buckets=(), rows=((since_us, until_us),))
+    coarsest = _coarsest(query, max(whole[0], held_us[0]), min(whole[1], held_us[1] + _DAY_US))
+    rows = [(since_us, whole[0]), (whole[1], until_us)]
+    return Plan(
+        buckets=tuple(_cut(*whole, [span for span in SPANS_S if span <= coarsest])),
+        rows=tuple((begin, end) for begin, end in rows if begin < end),
+    )
+
+
+def _cut(from_us: int, until_us: int, spans_s: Sequence[int]) -> Iterator[Piece]:
+    """The widest span in the middle, the next ones on both sides of it."""
+    if from_us >= until_us:
+        return
+    span_us = spans_s[-1] * 1_000_000
+    begin, end = _ceil(from_us, span_us), until_us - until_us % span_us
+    if begin >= end:
+        yield from _cut(from_us, until_us, spans_s[:-1])
+        return
+    yield from _cut(from_us, begin, spans_s[:-1])
+    yield Piece(spans_s[-1], begin, end)
+    yield from _cut(end, until_us, spans_s[:-1])
+
+
+def _ceil(at_us: int, span_us: int) -> int:
+    return -(-at_us // span_us) * span_us
+
+
+def _coarsest(query: ReportQuery, from_us: int, until_us: int) -> int:
+    """The widest span that lies in one local day (or hour) throughout the period, seconds."""
+    times = [key for key in query.group_by if key in TIME_KEYS]
+    if not times:
+        return DAY_S
+    zone, offsets_s = ZoneInfo(query.tz), {0}
+    for at_us in (*range(from_us, until_us, _DAY_US), until_us):
+        offset = datetime.fromtimestamp(at_us / 1e6, UTC).astimezone(zone).utcoffset()
+        assert offset is not None, "the moment is aware"
+        offsets_s.add(round(offset.total_seconds()))
+    if "hour" not in times and offsets_s == {0}:
+        return DAY_S
+    return HOUR_S if all(offset % HOUR_S == 0 for offset in offsets_s) else QUARTER_S
+
+
+def _sum(name: str) -> "ColumnElement[Any]":
+    return func.sum(_R[name])
+
+
+class FromRollups:
+    """A question's statements over the roll-ups: FromRows' columns in the same order."""
+
+    def __init__(self, query: ReportQuery, pieces: Sequence[Piece]) -> None:
+        self.query = query
+        self.pieces = pieces
+
+    def by_request(self) -> Select[Any]:
+        return self._grouped("request", ["requests", "errors", *_HITS, *_TOKENS])
+
+    def uncharged(self) -> Select[Any]:
+        """Requests without any charge stand under the backend that answered, if one did."""
+        sums = ["requests", "errors", *_HITS, *_TOKENS]
+        return self._grouped("request", sums, charged=False).where(_K.charged.is_(False))
+
+    def hits_beside_charges(self) -> Select[Any]:
+        """Hits that cost something all the same stand under who answered too."""
+        hits = _R.cache_hits_exact + _R.cache_hits_semantic != 0
+        return self._grouped("request", _HITS, charged=False).where(_K.charged.is_(True), hits)
+
+    def requests_by_charge(self) -> Select[Any]:
+        """Each request once per group and quarter of an hour."""
+        first = _K.firsts.op("&")(first_bit((*self.query.group_by, *self.query.filters))) != 0
+        sums = [func.sum(case((first, _R[name]), else_=0)) for name in ("requests", "errors")]
+        return self._grouped("charge", sums)
+
+    def tokens_by_charge(self) -> Select[Any]:
+        return self._grouped("charge", _TOKENS)
+
+    def costs(self) -> Select[Any]:
+        return self._grouped("charge", ["cost_nano_usd"], beside=[_K.machine])
+
+    def _grouped(
+        self,
+        fact: str,
+        sums: Sequence["str | ColumnElement[Any]"],
+        *,
+        beside: Sequence["ColumnElement[Any]"] = (),
+        charged: bool = True,
+    ) -> Select[Any]:
+        keys = [
+            _R.bucket_us // QUARTER_US if key in TIME_KEYS else _column(key, charged=charged)
+            for key in self.query.group_by
+        ]
+        labelled = [key.label(f"g{index}") for index, key in enumerate([*keys, *beside])]
+        columns = [_sum(one) if isinstance(one, str) else one for one in sums]
+        statement = (
+            select(*labelled, *columns)
+            .join_from(rollups, rollup_keys, _K.id == _R.key_id)
+            .where(_K.fact == fact, _R.requests != 0, or_(false(), *map(_within, self.pieces)))
+            .where(*(_column(k, charged=charged).in_(v) for k, v in self.query.filters.items()))
+        )
+        if labelled:
+            return statement.group_by(*(f"g{index}" for index in range(len(labelled))))
+        return statement
+
+
+def _column(key: str, *, charged: bool) -> "ColumnElement[Any]":
+    if key not in CHARGE_KEYS or charged or key == "backend":
+        column: ColumnElement[Any] = _K[key]
+        return column
+    return cast(null(), Text)
+
+
+def _within(piece: Piece) -> "ColumnElement[bool]":
+    at = _R.bucket_us
+    return and_(_R.span_s == piece.span_s, at >= piece.from_us, at < piece.until_us)
+
+
+async def held_us(connection: "AsyncConnection") -> tuple[int, int]:
+    """Begin of the oldest and of the newest day in the roll-ups."""
+    days = select(func.min(_R.bucket_us), func.max(_R.bucket_us)).where(_R.span_s == DAY_S)
+    oldest, newest = (await connection.execute(days)).one()
+    return oldest or 0, newest or 0

@@ -1,0 +1,136 @@
+"""What one request adds to the roll-ups: pure, so that writing and checking cannot disagree.
+
+A roll-up is keyed by a bucket of time (a quarter of an hour, an hour, a UTC day) and by every group
+key whose values are few. `user` and tags are not among them: there may be as many users as
+requests, so reports by user or tag read the rows. Time zones shift by whole quarters, so days and
+hours of all of them are sums of buckets.
+
+Two facts are kept. `request`: once per request, in the bucket in which it started, under who
+answered. `charge`: once per charge, in the bucket in which it was booked. A request counts once in
+each group that it has a charge in, per quarter of an hour; which of its charges are the first of
+their group depends on the group's keys, so `firsts` holds one bit for every set of them.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import msgspec
+
+from gateway.ledger.records import ChargeRecord, RequestRecord, Settlement
+from gateway.ledger.rows import to_us
+
+QUARTER_S, HOUR_S, DAY_S = 900, 3_600, 86_400
+SPANS_S = (QUARTER_S, HOUR_S, DAY_S)
+QUARTER_US = QUARTER_S * 1_000_000
+WORK_KEYS = ("backend", "machine", "machine_type", "kind")
+GROUP_KEYS = ("team", "key", "model", "policy", "rule", "task")
+SUMS = (
+    "requests",
+    "errors",
+    "cache_hits_exact",
+    "cache_hits_semantic",
+    "prompt_tokens",
+    "cached_prompt_tokens",
+    "completion_tokens",
+    "saved_nano_usd",
+    "cost_nano_usd",
+    "machine_ns",
+)
+
+Key = tuple[str | int | bool | None, ...]
+"""(fact, *GROUP_KEYS, *WORK_KEYS, charged, firsts)"""
+Bucket = tuple[int, Key]
+"""(unix microseconds of the quarter's begin, key)"""
+Sums = list[int]
+"""In the order of SUMS."""
+
+_SETS = 2 ** len(WORK_KEYS)
+_ALL_FIRST = 2**_SETS - 1
+_encode = msgspec.json.Encoder().encode
+
+
+def first_bit(keys: Iterable[str]) -> int:
+    """The bit of `firsts` for groups by these of WORK_KEYS; others do not matter."""
+    return 1 << sum(1 << WORK_KEYS.index(key) for key in set(keys) if key in WORK_KEYS)
+
+
+def key_id(key: Key) -> int:
+    """63 bits of a hash: the same in every process, and never two keys' in practice."""
+    return int.from_bytes(hashlib.sha256(_encode(key)).digest()[:8]) >> 1
+
+
+def contributions(settlement: Settlement) -> Iterator[tuple[Bucket, Sums]]:
+    """What a request with all its charges adds, quarter by quarter."""
+    request, charges = settlement.request, settlement.charges
+    r = request
+    group = (r.team, r.key, r.model, r.policy, r.rule, r.task)
+    failed = int(r.outcome == "error")
+    key: Key = ("request", *group, r.backend, None, None, None, bool(charges), 0)
+    yield (_quarter(to_us(r.started_at)), key), _of_request(request, failed)
+    if len(charges) == 1:
+        yield _of_charge(charges[0], group, failed, _ALL_FIRST)
+        return
+    for charge, firsts in _firsts(charges):
+        yield _of_charge(charge, group, failed, firsts)
+
+
+def _of_request(r: RequestRecord, failed: int) -> Sums:
+    exact, semantic = int(r.cache == "exact"), int(r.cache == "semantic")
+    tokens = (r.prompt_tokens, r.cached_prompt_tokens, r.completion_tokens)
+    return [1, failed, exact, semantic, *tokens, r.saved_nano_usd, 0, 0]
+
+
+def _of_charge(
+    c: ChargeRecord, group: tuple[str, ...], failed: int, firsts: int
+) -> tuple[Bucket, Sums]:
+    key: Key = ("charge", *group, c.backend, c.machine, c.machine_type, c.kind, True, firsts)
+    tokens = (c.prompt_tokens, c.cached_prompt_tokens, c.completion_tokens)
+    sums = [1, failed, 0, 0, *tokens, 0, c.cost_nano_usd, c.machine_ns]
+    return (_quarter(to_us(c.at)), key), sums
+
+
+def _firsts(charges: Sequence[ChargeRecord]) -> Iterator[tuple[ChargeRecord, int]]:
+    """Each charge with the sets of WORK_KEYS in whose groups it is the request's first."""
+    seen: set[tuple[object, ...]] = set()
+    for charge in sorted(charges, key=lambda c: c.seq):
+        values = (charge.backend, charge.machine, charge.machine_type, charge.kind)
+        quarter, firsts = _quarter(to_us(charge.at)), 0
+        for number in range(_SETS):
+            chosen = (number, quarter, *(v for i, v in enumerate(values) if number >> i & 1))
+            if chosen not in seen:
+                seen.add(chosen)
+                firsts |= 1 << number
+        yield charge, firsts
+
+
+def _quarter(at_us: int) -> int:
+    return at_us - at_us % QUARTER_US
+
+
+def add(totals: dict[Bucket, Sums], settlement: Settlement, sign: int = 1) -> None:
+    """Add a request to quarters' sums, or with sign -1 take it out."""
+    for bucket, sums in contributions(settlement):
+        found = totals.get(bucket)
+        if found is None:
+            totals[bucket] = sums if sign == 1 else [-value for value in sums]
+        else:
+            for index, value in enumerate(sums):
+                if value:
+                    found[index] += sign * value
+
+
+def by_span(quarters: Mapping[Bucket, Sums]) -> dict[tuple[int, int, Key], Sums]:
+    """The same sums by (span, bucket, key) for all of SPANS_S; what cancels out is left out."""
+    spans: dict[tuple[int, int, Key], Sums] = {}
+    for (quarter_us, key), sums in quarters.items():
+        if not any(sums):
+            continue
+        for span_s in SPANS_S:
+            at = (span_s, quarter_us - quarter_us % (span_s * 1_000_000), key)
+            found = spans.get(at)
+            if found is None:
+                spans[at] = list(sums)
+            else:
+                for index, value in enumerate(sums):
+                    found[index] += value
+    return spans

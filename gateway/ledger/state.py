@@ -1,0 +1,41 @@
+"""Points in time that the whole ledger agrees on, in `ledger_state`; unix microseconds."""
+
+from typing import TYPE_CHECKING, Literal
+
+from sqlalchemy import select, text
+
+from gateway.ledger.database import upsert
+from gateway.ledger.tables import ledger_state
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+Mark = Literal["rollups_from", "pruned_until", "closed_until"]
+_CLOSING_LOCK = 4_867_165_322
+
+
+async def read(connection: "AsyncConnection", mark: Mark) -> int:
+    """0 if it was never set."""
+    found = await connection.execute(
+        select(ledger_state.c.value).where(ledger_state.c.name == mark)
+    )
+    return found.scalar() or 0
+
+
+async def write(connection: "AsyncConnection", mark: Mark, value_us: int) -> None:
+    """Set a mark, in the caller's transaction."""
+    statement = upsert(connection.dialect.name, ledger_state, {"name": mark, "value": value_us})
+    await connection.execute(statement)
+
+
+async def closed_until_us(connection: "AsyncConnection") -> int:
+    """Where the open period begins; no month is closed while the caller's transaction lasts."""
+    if connection.dialect.name == "postgresql":
+        await connection.execute(text(f"SELECT pg_advisory_xact_lock_shared({_CLOSING_LOCK})"))
+    return await read(connection, "closed_until")
+
+
+async def hold_writers(connection: "AsyncConnection") -> None:
+    """Let no batch be written until the caller's transaction ends. SQLite: it holds the lock."""
+    if connection.dialect.name == "postgresql":
+        await connection.execute(text(f"SELECT pg_advisory_xact_lock({_CLOSING_LOCK})"))

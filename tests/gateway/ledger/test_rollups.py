@@ -1,0 +1,252 @@
+"""Roll-ups are the rows' sums, whatever is written in whichever order."""
+
+import asyncio
+import itertools
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from sqlalchemy import delete, select, text, update
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.ledger import check, state
+from gateway.ledger.database import open_engine
+from gateway.ledger.records import Settlement
+from gateway.ledger.report_query import parse_query
+from gateway.ledger.report_rollups import can_answer, plan
+from gateway.ledger.reports import costs_report
+from gateway.ledger.repository import Repository
+from gateway.ledger.rollups import DAY_S, HOUR_S, QUARTER_S
+from gateway.ledger.tables import metadata, rollups
+from gateway.settings import Settings
+from tests.gateway.ledger.samples import NOW, charge, settlement
+
+SECOND_US = 1_000_000
+_FAR = 2**61
+_KINDS = ("answer", "retry", "judge")
+
+
+@st.composite
+def _charges(draw: st.DrawFn, name: str) -> tuple[Any, ...]:
+    machines = st.sampled_from([("small", "local", "cpu"), ("nano", "local", "cpu"), ("out",)])
+    booked = []
+    for seq in range(draw(st.integers(0, 4))):
+        backend, machine, kind = (*draw(machines), None, None)[:3]
+        booked.append(
+            charge(
+                name,
+                seq,
+                kind=draw(st.sampled_from(_KINDS)),
+                backend=backend,
+                machine=machine,
+                machine_type=kind,
+                at=NOW + draw(st.integers(-200_000, 200_000)),
+                cost_nano_usd=draw(st.integers(-(10**12), 10**12)),
+            )
+        )
+    return tuple(booked)
+
+
+@st.composite
+def _rows(draw: st.DrawFn) -> list[Settlement]:
+    names = [f"r{index}" for index in range(draw(st.integers(1, 8)))]
+    verdicts = {name: draw(st.sampled_from(["miss", "exact", "semantic", "off"])) for name in names}
+    return [
+        settlement(
+            name,
+            charges=draw(_charges(name)),
+            team=draw(st.sampled_from(["ads", "search"])),
+            user=draw(st.sampled_from(["ann", None])),
+            model=draw(st.sampled_from(["auto", "small"])),
+            outcome=draw(st.sampled_from(["ok", "error"])),
+            cache=verdicts[name],
+            backend=draw(st.sampled_from(["small", "nano", None])),
+            started_at=NOW + draw(st.integers(-200_000, 200_000)),
+            saved_nano_usd=7 if verdicts[name] in ("exact", "semantic") else 0,
+        )
+        for name in names
+    ]
+
+
+async def _emptied(url: str) -> AsyncEngine:
+    engine = open_engine(url)
+    async with engine.begin() as connection:
+        for table in reversed(metadata.sorted_tables):
+            await connection.execute(delete(table))
+    return engine
+
+
+async def _same_by_rows(engine: AsyncEngine, **asked: Any) -> Any:
+    """The report by roll-ups, after comparing it with the one that reads every row."""
+    now = datetime.fromtimestamp(NOW + 300_000, UTC)
+    found = await costs_report(engine, Settings(), now=now, **asked)
+    async with engine.begin() as connection:
+        await state.write(connection, "rollups_from", _FAR)
+    by_rows = await costs_report(engine, Settings(), now=now, **asked)
+    async with engine.begin() as connection:
+        await state.write(connection, "rollups_from", 0)
+    key = lambda row: str(sorted(row.items(), key=str))  # noqa: E731
+    assert sorted(found.pop("rows"), key=key) == sorted(by_rows.pop("rows"), key=key)
+    assert found == by_rows
+    return found
+
+
+_QUESTIONS: list[dict[str, Any]] = [
+    {},
+    {"group_by": "team"},
+    {"group_by": "backend"},
+    {"group_by": "kind,team"},
+    {"group_by": "backend,machine,kind"},
+    {"group_by": "day,model"},
+    {"group_by": "day,backend", "tz": "Asia/Kolkata"},
+    {"group_by": "hour", "tz": "Europe/Berlin"},
+    {"group_by": "hour,kind", "tz": "Asia/Kathmandu"},
+    {"group_by": "machine_type", "since": "2026-11-21T07:52:11Z", "until": "2026-11-22T01:00:01Z"},
+    {"group_by": "team", "filters": {"backend": ["small"]}},
+    {"group_by": "team,backend", "filters": {"backend": ["small", "nano"], "team": ["ads"]}},
+    {"group_by": "team", "filters": {"kind": ["answer", "retry"]}},
+    {"group_by": "user,backend"},
+]
+
+
+@hypothesis_settings(max_examples=30, deadline=None)
+@given(rows=_rows(), data=st.data())
+def test_rollups_equal_the_rows(
+    sqlite_template: str, rows: list[Settlement], data: st.DataObject
+) -> None:
+    """Batches in any order, twice, with charges that come later: the same sums as from the rows."""
+    pieces = [
+        Settlement(request=one.request, charges=one.charges[:cut])
+        for one in rows
+        for cut in {data.draw(st.integers(0, len(one.charges))), len(one.charges)}
+    ]
+    pieces = data.draw(st.permutations([*pieces, *pieces[:2]]))
+    size = data.draw(st.integers(1, 6))
+
+    async def run() -> None:
+        engine = await _emptied(sqlite_template)
+        for start in range(0, len(pieces), size):
+            await Repository(engine).write(pieces[start : start + size])
+        async with engine.connect() as connection:
+            assert await check.rollup_problems(connection) == []
+        await _same_by_rows(engine, **data.draw(st.sampled_from(_QUESTIONS)))
+        await engine.dispose()
+
+    asyncio.run(run())
+
+
+async def test_reports_by_rollups_equal_reports_by_rows(engine: AsyncEngine) -> None:
+    """Every kind of question, on both databases, with charges in several hours and days."""
+    rows = [
+        settlement(
+            f"r{index}",
+            team=team,
+            started_at=NOW + hours * 3_600,
+            outcome="error" if index % 5 == 0 else "ok",
+            cache="exact" if index % 3 == 0 else "miss",
+            charges=tuple(
+                charge(f"r{index}", seq, backend=backend, at=NOW + (hours + seq) * 3_600)
+                for seq, backend in enumerate(("nano", "small")[: index % 3])
+            ),
+        )
+        for index, (team, hours) in enumerate(
+            itertools.product(("ads", "search"), (-60, -25, -3, -0.2, 0, 0.2, 5, 30))
+        )
+    ]
+    await Repository(engine).write(rows)
+    for asked in _QUESTIONS:
+        await _same_by_rows(engine, **asked)
+
+
+async def test_concurrent_writers_neither_deadlock_nor_count_twice(engine: AsyncEngine) -> None:
+    """Eight writers with the same rows in different orders: each row and each sum once."""
+    rows = [settlement(f"r{index}", team=f"team {index % 7}") for index in range(60)]
+    writers = [Repository(engine) for _ in range(8)]
+    await asyncio.gather(
+        *(
+            writer.write(rows[shift:] + rows[:shift])
+            for shift, writer in zip(range(0, 56, 7), writers, strict=True)
+        )
+    )
+    async with engine.connect() as connection:
+        assert await check.rollup_problems(connection) == []
+    found = await costs_report(engine, Settings(), now=datetime(2026, 11, 22, tzinfo=UTC))
+    assert found["totals"]["requests"] == 60
+    assert found["totals"]["cost_usd"] == "0.00006"
+
+
+async def test_check_names_a_wrong_rollup_and_rebuild_mends_it(engine: AsyncEngine) -> None:
+    """A changed sum, a missing and an invented bucket are each one line; rebuilding removes all."""
+    await Repository(engine).write([settlement(f"r{index}") for index in range(3)])
+    async with engine.begin() as connection:
+        await connection.execute(
+            update(rollups).where(rollups.c.span_s == DAY_S).values(requests=7)
+        )
+        await connection.execute(delete(rollups).where(rollups.c.span_s == HOUR_S))
+        problems = await check.rollup_problems(connection)
+        assert len(problems) == 4
+        assert sum("requests 7, the rows say 3" in line for line in problems) == 2
+        assert await check.rebuild_rollups(connection) == 6
+        assert await check.rollup_problems(connection) == []
+
+
+async def test_rows_older_than_the_rollups_are_read_one_by_one(engine: AsyncEngine) -> None:
+    """After an upgrade old rows stand in no roll-up, and reports count them all the same."""
+    await Repository(engine).write([settlement("old", started_at=NOW - 86_400), settlement("new")])
+    mark = int(NOW) * SECOND_US // (900 * SECOND_US) * 900 * SECOND_US
+    async with engine.begin() as connection:
+        await connection.execute(delete(rollups).where(rollups.c.bucket_us < mark - 86_400_000_000))
+        await state.write(connection, "rollups_from", mark)
+    found = await costs_report(
+        engine, Settings(), group_by="day", now=datetime(2026, 11, 22, tzinfo=UTC)
+    )
+    assert [(row["day"], row["requests"]) for row in found["rows"]] == [
+        ("2026-11-20", 1),
+        ("2026-11-21", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "spans"),
+    [
+        ({"group_by": "team"}, {DAY_S, HOUR_S, QUARTER_S}),
+        ({"group_by": "day"}, {DAY_S, HOUR_S, QUARTER_S}),
+        ({"group_by": "day", "tz": "Europe/Berlin"}, {HOUR_S, QUARTER_S}),
+        ({"group_by": "hour,team"}, {HOUR_S, QUARTER_S}),
+        ({"group_by": "day", "tz": "Asia/Kolkata"}, {QUARTER_S}),
+        ({"group_by": "user"}, set()),
+        ({"group_by": "team", "filters": {"tag:env": ["prod"]}}, set()),
+        ({"group_by": "team", "filters": {"kind": ["answer", "retry"]}}, set()),
+    ],
+)
+def test_plan_uses_the_widest_buckets_that_fit(asked: dict[str, Any], spans: set[int]) -> None:
+    """Pieces cover the period once, without a gap; what no roll-up holds is read from the rows."""
+    query = parse_query(
+        since="2026-10-02T03:04:05Z", now=datetime(2026, 11, 21, 12, 34, 56, tzinfo=UTC), **asked
+    )
+    held = (query.since_us, query.until_us)
+    found = plan(query, rollups_from_us=0, held_us=held)
+    assert {piece.span_s for piece in found.buckets} == spans
+    assert can_answer(query) == bool(spans)
+    pieces = sorted([*((p.from_us, p.until_us) for p in found.buckets), *found.rows])
+    assert pieces[0][0] == query.since_us
+    assert pieces[-1][1] == query.until_us
+    assert all(left[1] == right[0] for left, right in itertools.pairwise(pieces))
+    if spans:
+        assert all(end - begin < 900 * SECOND_US for begin, end in found.rows)
+
+
+async def test_names_stand_apart_from_the_rows(engine: AsyncEngine) -> None:
+    """Rows hold random ids for team and user; finding a request gives the names back."""
+    await Repository(engine).write([settlement("r1", team="search", user="ann")])
+    async with engine.connect() as connection:
+        row = (await connection.execute(text('SELECT team, "user" FROM requests'))).one()
+        names = (await connection.execute(select(metadata.tables["subjects"].c.name))).scalars()
+        assert set(names) == {"search", "ann"}
+    assert len(row[0]) == len(row[1]) == 32
+    found = await Repository(engine).find("r1")
+    assert found is not None
+    assert (found.request.team, found.request.user) == ("search", "ann")
