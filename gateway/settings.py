@@ -50,6 +50,8 @@ class ServerSettings(_Table, frozen=True, kw_only=True):
     """Environment variable with a key that may do everything."""
     admin_key_file: str | None = None
     """File with a key that may do everything."""
+    trusted_proxies: list[str] = field(default_factory=list)
+    """Addresses or CIDR blocks whose X-Forwarded-For is believed (keys' networks, audit log)."""
 
 
 class DatabaseSettings(_Table, frozen=True, kw_only=True):
@@ -61,6 +63,12 @@ class DatabaseSettings(_Table, frozen=True, kw_only=True):
     """Most settlements written in one transaction."""
     flush_interval_s: Seconds = 0.2
     """Longest a settlement waits for its batch (it is in the journal meanwhile)."""
+    on_ledger_outage: Literal["serve", "refuse"] = "serve"
+    """With the database away: serve and keep rows in the journal, or answer 503."""
+    audit_chain: bool = False
+    """Chain all rows by hashes, which `headgate db check` verifies."""
+    retention_days: Positive | None = None
+    """Requests and charges older than this are removed; roll-ups stay. None: kept for ever."""
 
 
 class ExactSettings(_Table, frozen=True, kw_only=True):
@@ -397,6 +405,11 @@ def check(settings: Settings, where: str) -> None:
     server = settings.server
     if server.auth == "open" and not _loopback(server.host):
         refuse("server.host", server.host, 'an address beyond loopback needs auth = "keys"')
+    for network in server.trusted_proxies:
+        try:
+            ipaddress.ip_network(network, strict=False)
+        except ValueError:
+            refuse("server.trusted_proxies", network, "an address or CIDR block")
     if not _SQL.match(settings.database.url):
         refuse(
             "database.url",

@@ -29,3 +29,11 @@ async def read_body(request: Request[Any, Any, Any], kind: type[_T]) -> _T:
         ) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"The request body is not valid JSON: {error}") from None
+
+
+def parameter(request: Request[Any, Any, Any], name: str) -> str:
+    """A query parameter that must be there. Raises InvalidRequest."""
+    value: str | None = request.query_params.get(name)
+    if not value:
+        raise InvalidRequest(f"The query parameter {name!r} is missing.", param=name)
+    return value

@@ -33,6 +33,6 @@ def _route(pipeline: Pipeline, endpoint: Endpoint) -> ASGIRouteHandler:
             status, headers, body = error_parts(error)
             await reply.whole(status, headers, body, b"application/json")
             return
-        await pipeline.run(endpoint, header_map(scope), reply)
+        await pipeline.run(endpoint, header_map(scope), reply, scope.get("client"))
 
     return handler

@@ -5,7 +5,7 @@ from typing import Any
 from litestar import Request, get
 from litestar.handlers import HTTPRouteHandler
 
-from gateway.api.guards import guard
+from gateway.api.guards import caller_of, guard
 from gateway.pipeline import Pipeline
 
 
@@ -16,11 +16,13 @@ def model_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
     created = int(parts.started_at)
 
     @get("/v1/models", guards=guards, summary="Models that may be asked for")
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": parts.router.models(created)}
+    async def models(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        only = caller_of(request).only
+        return {"object": "list", "data": parts.router.models(created, only)}
 
     @get("/v1/models/{name:path}", guards=guards, summary="One of them")
     async def model(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        return parts.router.model(request.path_params["name"].removeprefix("/"), created)
+        name = request.path_params["name"].removeprefix("/")
+        return parts.router.model(name, created, caller_of(request).only)
 
     return [models, model]

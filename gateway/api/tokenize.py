@@ -73,7 +73,8 @@ async def _chosen(pipeline: Pipeline, model: str, messages: list[Message], calle
         model=model, messages=messages
     )
     facts = router.facts(request, team=caller.team, key=caller.key_id)
-    routed = await router.decide(facts, budget=pipeline.parts.budgets.state(caller))
+    budget = pipeline.parts.budgets.state(caller)
+    routed = await router.decide(facts, budget=budget, only=caller.only)
     if routed.refusal is not None:
         raise routed.refusal
     return routed.decision.candidates[0]

@@ -88,7 +88,7 @@ def set_(
         )
         return await set_budget(connection, wanted, now=time.time())
 
-    budget = run_in_transaction(settings_of(ctx, config), work)
+    budget = run_in_transaction(settings_of(ctx, config), work, act=("budgets.set", scope))
     if as_json:
         print_json(_json(budget, None))
     else:
@@ -111,7 +111,7 @@ def list_(ctx: click.Context, config: str | None, as_json: bool) -> None:
         spend = await read_spend(connection, counters)
         return [(b, spend.get(counter)) for b, counter in zip(listed, counters, strict=True)]
 
-    found = run_in_transaction(settings_of(ctx, config), work, changes=False)
+    found = run_in_transaction(settings_of(ctx, config), work)
     shown = [_json(*pair) for pair in found]
     if as_json:
         print_json(shown)
@@ -138,6 +138,7 @@ def remove(ctx: click.Context, scope: str, window: str, config: str | None, as_j
     run_in_transaction(
         settings_of(ctx, config),
         lambda connection: remove_budget(connection, scope=scope, window=window),
+        act=("budgets.remove", scope),
     )
     if as_json:
         print_json({"scope": scope, "window": window, "removed": True})

@@ -53,20 +53,29 @@ def run_in_transaction(
     settings: Settings,
     work: Callable[["AsyncConnection"], Awaitable[T]],
     *,
-    changes: bool = True,
+    act: tuple[str, str] | None = None,
 ) -> T:
     """`run_on_engine` with one transaction, committed at the end.
 
     Args:
-        changes: gateways on this host look again at once.
+        act: action and target for the audit log, of work that changes something; gateways on this
+            host then look again at once.
     """
 
     async def run(engine: "AsyncEngine") -> T:
+        from gateway.ledger.audit import Act, command_line_actor, record
+
         async with engine.begin() as connection:
-            return await work(connection)
+            result = await work(connection)
+            if act is not None:
+                action, target = act
+                await record(
+                    connection, Act(actor=command_line_actor(), action=action, target=target)
+                )
+            return result
 
     result = run_on_engine(settings, run)
-    if changes:
+    if act is not None:
         touch(Path(settings.state_dir))
     return result
 

@@ -7,14 +7,17 @@ import click
 
 from gateway.cli.common import config_option, json_option, print_json, settings_of
 from gateway.cli.database import moment, run_in_transaction, table
+from gateway.cli.limit_options import limit_options, limits_of, limits_text
 
 if TYPE_CHECKING:
-    from gateway.ledger.keys import Key
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from gateway.ledger.key_store import Key
 
 
 @click.group()
 def keys() -> None:
-    """Create, list, revoke and rotate API keys.
+    """Create, list, limit, revoke and rotate API keys.
 
     A running gateway sees changes at once, on other hosts within two seconds.
     """
@@ -30,35 +33,64 @@ def keys() -> None:
     type=click.Choice(["inference", "reports", "admin"]),
     help="What it may do; can be given again. Default: inference.",
 )
+@click.option(
+    "--role",
+    type=click.Choice(["owner", "operator", "auditor", "team"]),
+    help="What the scope admin means; default: owner, everything.",
+)
+@click.option("--user", help="Whom it belongs to; see `headgate users`.")
 @click.option("--expires-in-days", type=click.FloatRange(min=0, min_open=True))
+@click.option("--endpoint", "endpoints", multiple=True, help="Only this one: chat/completions, …")
+@click.option("--model", "models", multiple=True, help="Only this backend, tier or alias.")
+@click.option("--policy", "policies", multiple=True, help="May ask for this policy only.")
+@click.option("--network", "networks", multiple=True, help="Only from there, as 10.0.0.0/8.")
+@limit_options
 @config_option
 @json_option
 @click.pass_context
 def create(
     ctx: click.Context,
+    /,
     team: str,
     name: str,
     scopes: tuple[str, ...],
+    role: str | None,
+    user: str | None,
     expires_in_days: float | None,
+    endpoints: tuple[str, ...],
+    models: tuple[str, ...],
+    policies: tuple[str, ...],
+    networks: tuple[str, ...],
     config: str | None,
     as_json: bool,
+    **limits: Any,
 ) -> None:
-    """Make a key. It is shown once, now."""
-    from gateway.ledger.keys import DEFAULT_SCOPES, create_key
+    """Make a key. It is shown once, now. Options that restrict it can be given again."""
+    from gateway.ledger.access import Only
+    from gateway.ledger.key_store import DEFAULT_SCOPES, NewKey, check_only, create_key
 
     now = time.time()
-    expires_at = None if expires_in_days is None else now + expires_in_days * 86_400
-    key, secret = run_in_transaction(
-        settings_of(ctx, config),
-        lambda connection: create_key(
-            connection,
+
+    async def work(connection: "AsyncConnection") -> "tuple[Key, str]":
+        only = Only(
+            endpoints=endpoints or None,
+            models=models or None,
+            policies=policies or None,
+            networks=networks or None,
+        )
+        wanted = NewKey(
             team=team,
             name=name,
             scopes=scopes or DEFAULT_SCOPES,
-            expires_at=expires_at,
-            now=now,
-        ),
-    )
+            role=role,
+            user=user,
+            expires_at=None if expires_in_days is None else now + expires_in_days * 86_400,
+            only=check_only(only),
+            limits=limits_of(limits),
+        )
+        return await create_key(connection, wanted, now=now)
+
+    key, secret = run_in_transaction(settings_of(ctx, config), work, act=("keys.create", team))
     _show_secret(key, secret, as_json)
 
 
@@ -69,25 +101,25 @@ def create(
 @click.pass_context
 def list_(ctx: click.Context, team: str | None, config: str | None, as_json: bool) -> None:
     """All keys: never the secret, only its first characters."""
-    from gateway.ledger.keys import list_keys
+    from gateway.ledger.key_store import list_keys
 
     found = run_in_transaction(
-        settings_of(ctx, config),
-        lambda connection: list_keys(connection, team=team),
-        changes=False,
+        settings_of(ctx, config), lambda connection: list_keys(connection, team=team)
     )
     if as_json:
         print_json([_json(key) for key in found])
         return
     table(
-        ["id", "key", "team", "name", "scopes", "created", "state"],
+        ["id", "key", "team", "user", "name", "scopes", "limits", "created", "state"],
         [
             [
                 key.id,
                 f"{key.prefix}…",
                 key.team,
+                key.user or "",
                 key.name,
-                ", ".join(key.scopes),
+                ", ".join(key.scopes) + (f" ({key.role})" if key.role else ""),
+                limits_text(key.limits),
                 moment(key.created_at) or "",
                 _state(key, time.time()),
             ]
@@ -98,16 +130,39 @@ def list_(ctx: click.Context, team: str | None, config: str | None, as_json: boo
 
 @keys.command()
 @click.argument("key_id")
+@limit_options
+@config_option
+@json_option
+@click.pass_context
+def limit(
+    ctx: click.Context, /, key_id: str, config: str | None, as_json: bool, **limits: Any
+) -> None:
+    """Set a key's rate limits; those not given are gone."""
+    from gateway.ledger.key_store import limit_key
+
+    async def work(connection: "AsyncConnection") -> "Key":
+        return await limit_key(connection, key_id, limits_of(limits))
+
+    key = run_in_transaction(settings_of(ctx, config), work, act=("keys.limit", key_id))
+    if as_json:
+        print_json(_json(key))
+    else:
+        click.echo(f"{key.id}: {limits_text(key.limits) or 'no rate limits'}.")
+
+
+@keys.command()
+@click.argument("key_id")
 @config_option
 @json_option
 @click.pass_context
 def revoke(ctx: click.Context, key_id: str, config: str | None, as_json: bool) -> None:
     """Let a key in no more."""
-    from gateway.ledger.keys import revoke_key
+    from gateway.ledger.key_store import revoke_key
 
     key = run_in_transaction(
         settings_of(ctx, config),
         lambda connection: revoke_key(connection, key_id, now=time.time()),
+        act=("keys.revoke", key_id),
     )
     if as_json:
         print_json(_json(key))
@@ -130,11 +185,12 @@ def rotate(
     ctx: click.Context, key_id: str, overlap_s: float, config: str | None, as_json: bool
 ) -> None:
     """Give a key a new secret; id, team, budgets and history stay."""
-    from gateway.ledger.keys import rotate_key
+    from gateway.ledger.key_store import rotate_key
 
     key, secret = run_in_transaction(
         settings_of(ctx, config),
         lambda connection: rotate_key(connection, key_id, overlap_s=overlap_s, now=time.time()),
+        act=("keys.rotate", key_id),
     )
     _show_secret(key, secret, as_json)
 
@@ -155,13 +211,14 @@ def _state(key: "Key", now: float) -> str:
 
 
 def _json(key: "Key") -> dict[str, Any]:
+    import msgspec
+
+    from gateway.limits.model import shown
+
+    found: dict[str, Any] = msgspec.to_builtins(key)
+    moments = ("created_at", "expires_at", "revoked_at")
     return {
-        "id": key.id,
-        "prefix": key.prefix,
-        "team": key.team,
-        "name": key.name,
-        "scopes": list(key.scopes),
-        "created_at": moment(key.created_at),
-        "expires_at": moment(key.expires_at),
-        "revoked_at": moment(key.revoked_at),
+        **found,
+        "limits": shown(key.limits),
+        **{name: moment(found[name]) for name in moments},
     }

@@ -7,20 +7,27 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.errors import SettingsError, Unavailable
-from gateway.ledger.keys import (
-    ANONYMOUS,
-    KeyBook,
+from gateway.ledger.access import Only
+from gateway.ledger.key_store import (
+    NewKey,
     UnknownKey,
-    admin_digest,
+    UnknownUser,
+    change_team,
     create_key,
     create_team,
+    create_user,
+    limit_key,
     list_keys,
     list_teams,
+    list_users,
+    remove_user,
     revoke_key,
     rotate_key,
 )
+from gateway.ledger.keys import ANONYMOUS, KeyBook, admin_digest
 from gateway.ledger.stamp import NAME, touch
 from gateway.ledger.tables import keys
+from gateway.limits.model import Limited, RateLimits, check_limits, shown
 from gateway.settings import ServerSettings, Settings
 
 
@@ -36,8 +43,8 @@ class Clock:
 
 async def _create(engine: AsyncEngine, clock: Clock, **fields: object) -> tuple[str, str]:
     async with engine.begin() as connection:
-        given = {"team": "search", **fields}
-        key, secret = await create_key(connection, now=clock.now, **given)  # type: ignore[arg-type]
+        wanted = NewKey(**{"team": "search", **fields})  # type: ignore[arg-type]
+        key, secret = await create_key(connection, wanted, now=clock.now)
     return key.id, secret
 
 
@@ -130,7 +137,7 @@ async def test_team_name_is_checked(engine: AsyncEngine, team: str) -> None:
     """Names that could not be told apart in reports, or that mean something else, are refused."""
     async with engine.begin() as connection:
         with pytest.raises(ValueError, match="team"):
-            await create_key(connection, team=team, now=1.0)
+            await create_key(connection, NewKey(team=team), now=1.0)
 
 
 async def test_scopes_are_checked(engine: AsyncEngine) -> None:
@@ -193,3 +200,106 @@ async def test_revocation_on_this_host_is_seen_at_once(engine: AsyncEngine, tmp_
     assert await book.authenticate(secret) is not None, "remembered"
     touch(tmp_path)
     assert await book.authenticate(secret) is None
+
+
+async def test_restrictions_and_limits_come_with_the_caller(engine: AsyncEngine) -> None:
+    """What a key, its user and its team are limited to is known from one look-up."""
+    clock = Clock()
+    only = Only(endpoints=("embeddings",), networks=("10.0.0.0/8", "::1"))
+    async with engine.begin() as connection:
+        await create_user(
+            connection,
+            "ann",
+            team="search",
+            limits=RateLimits(tokens_per_minute=500),
+            now=clock.now,
+        )
+        await change_team(connection, "search", limits=RateLimits(concurrent_requests=3), weight=5)
+    key_id, secret = await _create(
+        engine, clock, user="ann", only=only, limits=RateLimits(requests_per_minute=7)
+    )
+    caller = await KeyBook(engine, clock=clock, cache_s=0).authenticate(secret)
+    assert caller is not None
+    assert (caller.user, caller.owned, caller.weight, caller.only) == ("ann", True, 5, only)
+    assert caller.limited == (
+        Limited(f"key:{key_id}", RateLimits(requests_per_minute=7)),
+        Limited("user:ann", RateLimits(tokens_per_minute=500)),
+        Limited("team:search", RateLimits(concurrent_requests=3)),
+    )
+    assert caller.may_ask("embeddings")
+    assert not caller.may_ask("chat/completions")
+    places = {"10.1.2.3": True, "::ffff:10.1.2.3": True, "::1": True, "11.0.0.1": False}
+    assert {place: caller.may_come_from(place) for place in places} == places
+    assert not caller.may_come_from("")
+    assert not caller.may_come_from("somewhere")
+    async with engine.begin() as connection:
+        await limit_key(connection, key_id, RateLimits())
+    caller = await KeyBook(engine, clock=clock).authenticate(secret)
+    assert caller is not None
+    assert [limited.subject for limited in caller.limited] == ["user:ann", "team:search"]
+
+
+async def test_removed_user_s_keys_end(engine: AsyncEngine) -> None:
+    """Removing a user revokes his keys; he cannot get another until he is made again."""
+    clock = Clock()
+    async with engine.begin() as connection:
+        await create_user(connection, "ann", team="search", now=clock.now)
+    _, secret = await _create(engine, clock, user="ann")
+    with pytest.raises(UnknownUser, match="ads"):
+        await _create(engine, clock, user="ann", team="ads")
+    async with engine.begin() as connection:
+        assert await remove_user(connection, "ann", now=clock.now) == 1
+        assert [user["removed_at"] for user in await list_users(connection)] == [clock.now]
+    assert await KeyBook(engine, clock=clock).authenticate(secret) is None
+    with pytest.raises(UnknownUser, match="ann"):
+        await _create(engine, clock, user="ann")
+    with pytest.raises(UnknownUser, match="bob"):
+        await _create(engine, clock, user="bob")
+    async with engine.begin() as connection:
+        with pytest.raises(ValueError, match="search"):
+            await create_user(connection, "ann", team="ads", now=clock.now)
+        await create_user(connection, "ann", team="search", now=clock.now)
+    await _create(engine, clock, user="ann")
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"role": "king", "scopes": ("admin",)}, "owner, operator"),
+        ({"role": "auditor"}, "needs the scope"),
+        ({"only": Only(networks=("10.0.0.0/33",))}, "CIDR"),
+        ({"only": Only(models=())}, "models"),
+        ({"expires_at": 1e15}, "9999"),
+    ],
+)
+async def test_bad_keys_are_refused(
+    engine: AsyncEngine, fields: dict[str, object], why: str
+) -> None:
+    """Unknown roles, roles without admin, networks that are none, dates that cannot be."""
+    with pytest.raises(ValueError, match=why):
+        await _create(engine, Clock(), **fields)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"requests_per_minute": 0},
+        {"requests_per_minute": -1},
+        {"tokens_per_minute": 1.5},
+        {"tokens_per_minute": True},
+        {"usd_per_minute": "-1"},
+        {"usd_per_minute": "NaN"},
+        {"usd_per_minute": "much"},
+        {"per_second": 1},
+    ],
+)
+def test_bad_limits_are_refused(given: dict[str, object]) -> None:
+    """Zero, negative, fractional and unknown limits are none."""
+    with pytest.raises(ValueError, match=r"allowed|amount"):
+        check_limits(given)
+
+
+def test_limits_round_trip_as_they_were_given() -> None:
+    """Dollars stay exact; what was not given is not shown."""
+    given = {"requests_per_minute": 60, "usd_per_minute": "0.000000001"}
+    assert shown(check_limits({**given, "tokens_per_minute": None})) == given

@@ -1,0 +1,158 @@
+"""/admin/budgets: limits, what is left of them, and the thresholds that were passed."""
+
+from typing import Any
+
+import msgspec
+from litestar import Request, delete, get, post
+from litestar.handlers import HTTPRouteHandler
+from msgspec import Struct
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway.api.acts import Act, acting, admin_guard, reading
+from gateway.api.bodies import parameter, read_body
+from gateway.api.guards import caller_of
+from gateway.errors import Forbidden, InvalidRequest
+from gateway.ledger import key_store
+from gateway.ledger.budget_store import (
+    DEFAULT_ALERT_PERCENTS,
+    Budget,
+    Spend,
+    check_scope,
+    counter_of,
+    list_alerts,
+    list_budgets,
+    read_spend,
+    remove_budget,
+    set_budget,
+)
+from gateway.ledger.money import parse_usd, usd_text
+from gateway.pipeline import Pipeline
+
+
+class NewBudget(Struct, kw_only=True, forbid_unknown_fields=True):
+    scope: str
+    limit_usd: str | float
+    window: str = "day"
+    soft: bool = False
+    tz: str = "UTC"
+    alert_percents: list[int] = msgspec.field(default_factory=lambda: list(DEFAULT_ALERT_PERCENTS))
+    downgrade_percent: int | None = None
+    downgrade_policy: str | None = None
+
+
+def show_budget(budget: Budget, spend: Spend | None) -> dict[str, Any]:
+    """As commands and the API print it."""
+    used = spend or Spend()
+    shown: dict[str, Any] = msgspec.to_builtins(budget)
+    del shown["limit_nano_usd"]
+    return {
+        **shown,
+        "limit_usd": usd_text(budget.limit_nano_usd),
+        "spent_usd": usd_text(used.spent),
+        "reserved_usd": usd_text(used.reserved),
+        "overrun_usd": usd_text(used.overrun),
+        "left_usd": usd_text(max(budget.limit_nano_usd - used.taken, 0)),
+    }
+
+
+def budget_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
+    """All of /admin/budgets."""
+    reads = [admin_guard(pipeline, "budgets:read")]
+    writes = [admin_guard(pipeline, "budgets:write")]
+    parts = pipeline.parts
+
+    @get("/admin/budgets", guards=reads, summary="All budgets and what is left of them")
+    async def budgets(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        async with reading(pipeline) as connection:
+            found = await list_budgets(connection)
+            counters = [counter_of(budget, parts.clock()) for budget in found]
+            spend = await read_spend(connection, counters)
+            seen = await _seen(caller_of(request).role, caller_of(request).team, connection)
+        return {
+            "budgets": [
+                show_budget(budget, spend.get(counter))
+                for budget, counter in zip(found, counters, strict=True)
+                if seen is None or budget.scope in seen
+            ]
+        }
+
+    @post("/admin/budgets", guards=writes, summary="Make or change a budget")
+    async def change_budget(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        body = await read_body(request, NewBudget)
+        if body.downgrade_policy is not None and body.downgrade_policy not in parts.book.names():
+            raise InvalidRequest(
+                f"There is no policy {body.downgrade_policy!r}; there are: "
+                f"{', '.join(parts.book.names())}.",
+                param="downgrade_policy",
+            )
+        async with acting(pipeline, request, "budgets.set", body.scope) as (act, connection):
+            await _check_reach(act, body.scope, connection)
+            act.details = msgspec.to_builtins(body)
+            wanted = Budget(
+                scope=body.scope,
+                window=body.window,
+                limit_nano_usd=parse_usd(str(body.limit_usd)),
+                soft=body.soft,
+                tz=body.tz,
+                alert_percents=tuple(body.alert_percents),
+                downgrade_percent=body.downgrade_percent,
+                downgrade_policy=body.downgrade_policy,
+            )
+            budget = await set_budget(connection, wanted, now=parts.clock())
+        await parts.budgets.refresh()
+        return show_budget(budget, None)
+
+    @delete("/admin/budgets", guards=writes, status_code=200, summary="Remove a budget")
+    async def delete_budget(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        scope = parameter(request, "scope")
+        window = request.query_params.get("window", "day")
+        async with acting(pipeline, request, "budgets.remove", scope) as (act, connection):
+            await _check_reach(act, scope, connection)
+            act.details = {"window": window}
+            await remove_budget(connection, scope=scope, window=window)
+        await parts.budgets.refresh()
+        return {"scope": scope, "window": window, "removed": True}
+
+    @get("/admin/budgets/alerts", guards=reads, summary="Thresholds that were passed")
+    async def alerts(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        async with reading(pipeline) as connection:
+            found = await list_alerts(connection)
+            seen = await _seen(caller_of(request).role, caller_of(request).team, connection)
+        return {
+            "alerts": [
+                {
+                    "scope": alert.scope,
+                    "window": alert.window,
+                    "window_started_at": alert.window_started_at,
+                    "percent": alert.percent,
+                    "at": alert.at,
+                    "spent_usd": usd_text(alert.spent_nano_usd),
+                    "limit_usd": usd_text(alert.limit_nano_usd),
+                }
+                for alert in found
+                if seen is None or alert.scope in seen
+            ]
+        }
+
+    return [budgets, change_budget, delete_budget, alerts]
+
+
+async def _seen(role: str, team: str, connection: AsyncConnection) -> set[str] | None:
+    """The scopes that a role may look at; None: all."""
+    if role != "team":
+        return None
+    return {f"team:{team}", *await _own_scopes(team, connection)}
+
+
+async def _own_scopes(team: str, connection: AsyncConnection) -> set[str]:
+    keys = await key_store.list_keys(connection, team=team)
+    users = await key_store.list_users(connection, team=team)
+    return {f"key:{key.id}" for key in keys} | {f"user:{user['name']}" for user in users}
+
+
+async def _check_reach(act: Act, scope: str, connection: AsyncConnection) -> None:
+    """A team shares out what it was given among its keys and users. Raises Forbidden."""
+    if act.caller.role != "team":
+        return
+    if check_scope(scope) not in await _own_scopes(act.caller.team, connection):
+        raise Forbidden("A key with the role 'team' may set budgets of its team's keys and users.")

@@ -1,0 +1,125 @@
+"""/admin/keys: made, shown without their secrets, limited, rotated, revoked."""
+
+import time
+from typing import Any
+
+import msgspec
+from litestar import Request, delete, get, patch, post
+from litestar.handlers import HTTPRouteHandler
+from msgspec import Struct
+
+from gateway.api.acts import Act, acting, admin_guard, reading
+from gateway.api.bodies import read_body
+from gateway.api.guards import caller_of
+from gateway.errors import Forbidden
+from gateway.ledger import key_store
+from gateway.ledger.access import Only
+from gateway.ledger.key_store import Key, NewKey
+from gateway.limits.model import check_limits, shown
+from gateway.pipeline import Pipeline
+
+
+class KeyBody(Struct, kw_only=True, forbid_unknown_fields=True):
+    team: str
+    name: str = ""
+    scopes: list[str] = msgspec.field(default_factory=lambda: list(key_store.DEFAULT_SCOPES))
+    role: str | None = None
+    user: str | None = None
+    expires_in_s: float | None = None
+    only: Only = msgspec.field(default_factory=Only)
+    limits: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class Rotation(Struct, kw_only=True, forbid_unknown_fields=True):
+    overlap_s: float = 0.0
+
+
+class KeyChange(Struct, kw_only=True, forbid_unknown_fields=True):
+    limits: dict[str, Any]
+
+
+def show_key(key: Key) -> dict[str, Any]:
+    """As commands and the API print it."""
+    found: dict[str, Any] = msgspec.to_builtins(key)
+    return {**found, "limits": shown(key.limits)}
+
+
+def key_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
+    """All of /admin/keys."""
+    reads = [admin_guard(pipeline, "keys:read")]
+    writes = [admin_guard(pipeline, "keys:write")]
+
+    @get("/admin/keys", guards=reads, summary="All keys; never a secret")
+    async def list_keys(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        caller = caller_of(request)
+        team = caller.team if caller.role == "team" else request.query_params.get("team")
+        async with reading(pipeline) as connection:
+            found = await key_store.list_keys(connection, team=team)
+        return {"keys": [show_key(key) for key in found]}
+
+    @post("/admin/keys", guards=writes, summary="Make a key; its secret is shown once")
+    async def create_key(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        body = await read_body(request, KeyBody)
+        now = time.time()
+        async with acting(pipeline, request, "keys.create", body.team) as (act, connection):
+            act.require("keys:write", team=body.team)
+            _check_power(act, body.scopes, body.role)
+            wanted = NewKey(
+                team=body.team,
+                name=body.name,
+                scopes=body.scopes,
+                role=body.role,
+                user=body.user,
+                expires_at=None if body.expires_in_s is None else now + body.expires_in_s,
+                only=key_store.check_only(body.only),
+                limits=check_limits(body.limits),
+            )
+            key, secret = await key_store.create_key(connection, wanted, now=now)
+            act.target = key.id
+            act.details = {"team": key.team, "scopes": list(key.scopes), "role": key.role}
+        return {"key": secret, **{k: v for k, v in show_key(key).items() if k != "prefix"}}
+
+    @patch("/admin/keys/{key_id:str}", guards=writes, summary="Set a key's rate limits")
+    async def change_key(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        key_id = request.path_params["key_id"]
+        body = await read_body(request, KeyChange)
+        async with acting(pipeline, request, "keys.limit", key_id) as (act, connection):
+            act.require("keys:write", team=(await key_store.get_key(connection, key_id)).team)
+            act.details = {"limits": body.limits}
+            key = await key_store.limit_key(connection, key_id, check_limits(body.limits))
+        return show_key(key)
+
+    @delete("/admin/keys/{key_id:str}", guards=writes, status_code=200, summary="Revoke a key")
+    async def revoke_key(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        key_id = request.path_params["key_id"]
+        async with acting(pipeline, request, "keys.revoke", key_id) as (act, connection):
+            act.require("keys:write", team=(await key_store.get_key(connection, key_id)).team)
+            key = await key_store.revoke_key(connection, key_id, now=time.time())
+        return show_key(key)
+
+    @post("/admin/keys/{key_id:str}/rotate", guards=writes, summary="Give a key a new secret")
+    async def rotate_key(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        key_id = request.path_params["key_id"]
+        body = await read_body(request, Rotation)
+        async with acting(pipeline, request, "keys.rotate", key_id) as (act, connection):
+            old = await key_store.get_key(connection, key_id)
+            act.require("keys:write", team=old.team)
+            _check_power(act, old.scopes, old.role)
+            act.details = {"overlap_s": body.overlap_s}
+            key, secret = await key_store.rotate_key(
+                connection, key_id, overlap_s=body.overlap_s, now=time.time()
+            )
+        return {"id": key.id, "key": secret}
+
+    return [list_keys, create_key, change_key, revoke_key, rotate_key]
+
+
+def _check_power(act: Act, scopes: Any, role: str | None) -> None:
+    """Nobody hands out more than he has. Raises Forbidden."""
+    if act.caller.role != "team":
+        return
+    if "reports" in scopes or ("admin" in scopes and role != "team"):
+        raise Forbidden(
+            "A key with the role 'team' may make keys for inference, and admin keys with its own "
+            "role; no others."
+        )
