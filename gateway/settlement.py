@@ -62,6 +62,15 @@ class Settler:
         if usage is not None:
             parts.estimator.observe(charge)
 
+    def _charge_encoding(self, x: Exchange) -> None:
+        """Book what the semantic cache's look at the question took, if the encoder has told."""
+        encoding, caches = x.lookup.encoding, self._parts.caches
+        if encoding is None or not encoding.done() or encoding.cancelled():
+            return
+        if encoding.exception() is None and caches is not None and caches.semantic is not None:
+            name = caches.semantic.encoder.name
+            self.charge(x, name, encoding.result().usage, 0.0, kind="encoder")
+
     async def charge_lost(
         self, x: Exchange, backend: str, error: BaseException, elapsed_s: float, kind: ChargeKind
     ) -> None:
@@ -124,6 +133,7 @@ class Settler:
     def settle(self, x: Exchange) -> Settlement:
         """Close the exchange. Called once, before the last byte goes out."""
         now = time.perf_counter()
+        self._charge_encoding(x)
         settlement = x.settlement(now=now)
         try:
             self._parts.ledger.settle(settlement)

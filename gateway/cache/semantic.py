@@ -19,8 +19,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 from usearch.index import Index
 
-from backends.contract import Backend, GenerateRequest
-from backends.errors import BackendError
+from backends.contract import Backend, GenerateRequest, Usage
 from gateway.cache import guard
 from gateway.cache.model import CachedAnswer, Hit, Store
 from gateway.settings import SemanticSettings
@@ -47,13 +46,28 @@ class Entry(Struct, frozen=True, array_like=True):
 _decode_entry = msgspec.msgpack.Decoder(Entry).decode
 
 
+class Encoded(Struct, frozen=True):
+    """A text as a vector."""
+
+    vector: Vector
+    """[D] float32, unit length."""
+    usage: Usage | None = None
+    """What that took of the encoder's machine."""
+
+
+Encoding = asyncio.Task[Encoded]
+"""A text on its way through the encoder; it outlives a lookup that could not wait for it."""
+
+
 class Encoder(Protocol):
     """Text to unit vectors."""
 
+    name: str
+    """Of the backend that encodes."""
     revision: str
 
-    async def encode(self, text: str) -> Vector:
-        """[D] float32, unit length. Raises BackendError."""
+    async def encode(self, text: str) -> Encoded:
+        """Raises BackendError."""
         ...
 
 
@@ -61,18 +75,19 @@ class BackendEncoder:
     """An embeddings backend as an `Encoder`."""
 
     def __init__(self, backend: Backend, *, model: str, revision: str = "") -> None:
+        self.name = backend.name
         self.revision = revision or model
         self._backend = backend
         self._model = model
 
-    async def encode(self, text: str) -> Vector:
+    async def encode(self, text: str) -> Encoded:
         body: dict[str, Any] = {"model": self._model, "input": text}
         done = await self._backend.generate(
             GenerateRequest(request_id="semantic", endpoint="embeddings", body=body, timeout_s=10.0)
         )
         vector = np.asarray(done.body["data"][0]["embedding"], dtype=np.float32)
         norm = float(np.linalg.norm(vector))
-        return vector / norm if norm else vector
+        return Encoded(vector / norm if norm else vector, done.usage)
 
 
 class _LogIndex:
@@ -133,15 +148,21 @@ class SemanticCache:
         self._settings = settings
         self._indexes: OrderedDict[str, _LogIndex] = OrderedDict()
 
-    async def lookup(self, log_key: str, question: str) -> tuple[Hit | None, Vector | None]:
-        """The answer to a question that means the same, and the question's vector.
+    async def lookup(self, log_key: str, question: str) -> tuple[Hit | None, Encoding]:
+        """The answer to a question that means the same, and the question's encoding.
 
         Returns:
-            (hit or None, vector or None when the encoder was late: a miss)
+            (hit or None, the encoding; unfinished when the encoder was late: a miss)
         """
-        vector, index = await asyncio.gather(self._encode(question), self._synced(log_key))
+        encoding = asyncio.create_task(self.encoder.encode(question))
+        encoding.add_done_callback(_heed)
+        try:
+            vector, index = await asyncio.gather(self._vector(encoding), self._synced(log_key))
+        except BaseException:
+            encoding.cancel()  # nobody will charge it to anyone
+            raise
         if vector is None:
-            return None, None
+            return None, encoding
         for number, entry, similarity in index.nearest(vector):
             if similarity < self._settings.threshold:
                 break
@@ -155,15 +176,15 @@ class SemanticCache:
             if value is None:
                 index.drop(number)
                 continue
-            return Hit(answer=_decode_answer(value), similarity=similarity), vector
-        return None, vector
+            return Hit(answer=_decode_answer(value), similarity=similarity), encoding
+        return None, encoding
 
     async def put(
-        self, log_key: str, question: str, vector: Vector | None, answer: CachedAnswer
+        self, log_key: str, question: str, encoding: Encoding | None, answer: CachedAnswer
     ) -> None:
-        """Store an answer under a question; encodes it (without haste) if that is still undone."""
-        if vector is None:
-            vector = await self.encoder.encode(question)
+        """Store an answer under a question; encodes it (without haste) if nobody has asked to."""
+        encoded = await (self.encoder.encode(question) if encoding is None else encoding)
+        vector = encoded.vector
         answer_key = f"{log_key}:{answer.request_id}"
         await self._store.set(answer_key, _encode(answer), ttl_s=self._settings.ttl_s)
         entry = Entry(question, vector.astype(np.float16).tobytes(), answer_key, answer.created_at)
@@ -179,15 +200,13 @@ class SemanticCache:
         for key in [key for key in self._indexes if key.startswith(prefix)]:
             del self._indexes[key]
 
-    async def _encode(self, question: str) -> Vector | None:
-        try:
-            return await asyncio.wait_for(
-                self.encoder.encode(question), timeout=self._settings.timeout_s
-            )
-        except (TimeoutError, BackendError) as error:
-            self.late += 1
-            log.debug("encoder_late", error=str(error) or "timed out")
-            return None
+    async def _vector(self, encoding: Encoding) -> Vector | None:
+        done, _ = await asyncio.wait({encoding}, timeout=self._settings.timeout_s)
+        if done and encoding.exception() is None:
+            return encoding.result().vector
+        self.late += 1
+        log.debug("encoder_late", error=str(encoding.exception()) if done else "timed out")
+        return None
 
     async def _synced(self, log_key: str) -> _LogIndex:
         index = self._indexes.get(log_key)
@@ -202,6 +221,12 @@ class SemanticCache:
                 index.position = position
         index.shrink(self._settings.max_entries, time.time() - self._settings.ttl_s)
         return index
+
+
+def _heed(encoding: Encoding) -> None:
+    """Look at how it ended: a failure that nobody waits for is no news to the event loop."""
+    if not encoding.cancelled():
+        encoding.exception()
 
 
 def _order(position: str) -> tuple[int, ...]:

@@ -142,18 +142,21 @@ async def test_streamed_answer_is_cached_for_whole_requests(tmp_path: Path) -> N
 
 
 async def test_other_words_come_from_the_semantic_cache(tmp_path: Path) -> None:
-    """A question in other words is answered from the cache, with its similarity; `exact` is not."""
+    """A question in other words is answered from the cache, with its similarity; `exact` is not.
+    What the encoder took is charged to both questions."""
     chosen = settings(
         tmp_path,
         BackendSettings(name="small", kind="echo", model="echo-small", tier="small", price=PRICE),
-        BackendSettings(name="words", kind="encoder", model="words"),
+        BackendSettings(name="words", kind="encoder", model="words", price=PRICE),
         cache=CacheSettings(
             redis="memory", semantic=SemanticSettings(enabled=True, encoder="words", timeout_s=5)
         ),
     )
     made = {"small": EchoBackend("small"), "words": EchoBackend("words")}
     async with gateway(chosen, made) as served:
-        await served.chat("what is the largest planet we know?", temperature=0)
+        first = await served.chat("what is the largest planet we know?", temperature=0)
+        kinds = [(c.kind, c.backend) for c in (await served.settled(first)).charges]
+        assert kinds == [("answer", "small"), ("encoder", "words")]
         assert served.parts.caches is not None
         await served.parts.caches.settled()
         other = "we know what planet is the largest?"
@@ -164,7 +167,11 @@ async def test_other_words_come_from_the_semantic_cache(tmp_path: Path) -> None:
         assert answer.headers["x-headgate-cache"] == "semantic"
         assert float(answer.headers["x-headgate-similarity"]) > 0.93
         assert float(answer.headers["x-headgate-saved-usd"]) > 0
-        assert (await served.settled(answer)).request.similarity is not None
+        settlement = await served.settled(answer)
+        assert settlement.request.similarity is not None
+        (charge,) = settlement.charges
+        assert (charge.kind, charge.backend) == ("encoder", "words")
+        assert charge.cost_nano_usd == settlement.request.cost_nano_usd > 0
 
 
 async def test_policy_holds_for_cached_prompts(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from backends.errors import BackendUnavailableError
 from backends.wire import ChatCompletionRequest, decode
 from gateway.cache.caches import CacheQuery, Caches
 from gateway.cache.model import CachedAnswer, Store
-from gateway.cache.semantic import Vector
+from gateway.cache.semantic import Encoded
 from gateway.cache.store import MemoryStore, RedisStore
 from gateway.settings import CacheSettings, ExactSettings, SemanticSettings
 from tests.conftest import RedisServer
@@ -28,12 +28,13 @@ class WordEncoder:
     """Bags of hashed words: deterministic, and close for texts that share most words."""
 
     def __init__(self, *, delay_s: float = 0.0, fails: bool = False) -> None:
+        self.name = "words"
         self.revision = "words-1"
         self.calls = 0
         self.delay_s = delay_s
         self.fails = fails
 
-    async def encode(self, text: str) -> Vector:
+    async def encode(self, text: str) -> Encoded:
         self.calls += 1
         await asyncio.sleep(self.delay_s)
         if self.fails:
@@ -43,7 +44,7 @@ class WordEncoder:
             if word not in ("the", "please", "tell", "me", "is", "what"):
                 vector[sum(word.encode()) % 64] += 1.0
         norm = float(np.linalg.norm(vector))
-        return vector / norm if norm else vector
+        return Encoded(vector / norm if norm else vector)
 
 
 def query(text: str = "What is the capital of France?", **changes: Any) -> CacheQuery:
