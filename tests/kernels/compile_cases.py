@@ -47,7 +47,7 @@ class Footprint(NamedTuple):
 
 def all_cases() -> list[Compilation]:
     """One list over all ops."""
-    return [*_paged_attention(), *_quant_linear(), *_elementwise()]
+    return [*_paged_attention(), *_quant_linear(), *_elementwise(), *_sampling()]
 
 
 def _types(pointer: str, *names: str) -> dict[str, str]:
@@ -201,6 +201,44 @@ def _elementwise() -> Iterator[Compilation]:
                 },
                 launch_options(8, 128, cache),
             )
+
+
+def _sampling() -> Iterator[Compilation]:
+    from kernels.sampling.kernel import (
+        join_kernel,
+        join_options,
+        penalise_kernel,
+        pick_kernel,
+        pick_options,
+        threshold_kernel,
+        threshold_options,
+    )
+
+    rows = {
+        **_types("*fp32", "temperature", "top_p", "min_p", "scratch", "thresholds", "best"),
+        **_types("*i64", "seeds", "places", "out"),
+        **_types("*i32", "top_k", "best_token"),
+        **_types("i32", "vocabulary", "chunks"),
+    }
+    for dtype in (torch.float32, torch.bfloat16):
+        logits = {"logits": POINTERS[dtype]}
+        for name, kernel, options in (
+            ("threshold", threshold_kernel, threshold_options()),
+            ("pick", pick_kernel, pick_options()),
+        ):
+            types = {n: t for n, t in {**logits, **rows}.items() if n in kernel.arg_names}
+            yield Compilation(f"sample_{name}-{_short(dtype)}", kernel, types, options)
+    types = {name: kind for name, kind in rows.items() if name in join_kernel.arg_names}
+    yield Compilation("sample_join", join_kernel, types, join_options(126))
+    yield Compilation(
+        "penalise",
+        penalise_kernel,
+        {
+            **{"logits": "*fp32", "prompt_tokens": "*i1", "counts": "*i32"},
+            **{"holders": "*i64", "strengths": "*fp32", "vocabulary": "i32"},
+        },
+        pick_options(),
+    )
 
 
 def footprint(case: Compilation, capability: int) -> Footprint:

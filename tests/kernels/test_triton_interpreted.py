@@ -18,6 +18,7 @@ OP_TESTS = (
     "test_quant_linear.py",
     "test_rms_norm.py",
     "test_rope.py",
+    "test_sampling.py",
     "test_silu_mul.py",
     "test_store_kv.py",
 )
