@@ -4,97 +4,20 @@
 // a sequence answers the same, bit for bit, alone and in any batch, with any number of threads.
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
-#if defined(__AVX__)
-#include <immintrin.h>
-#endif
+#include "threads.h"
+#include "vector.h"
 
 namespace {
 
 // Outcomes that Python turns into errors.
 constexpr int OK = 0;
 constexpr int OUT_OF_RANGE = 1;
-
-#if defined(__AVX512F__)
-constexpr int LANES = 16;
-#else
-constexpr int LANES = 8;
-#endif
-
-typedef float Vector __attribute__((vector_size(LANES * 4)));
-typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
-
-inline Vector load(const float* from) {
-    Vector v;
-    std::memcpy(&v, from, sizeof v);
-    return v;
-}
-
-inline void store(float* to, Vector v) { std::memcpy(to, &v, sizeof v); }
-
-// Written out where compilers turn the plain conversion into scalar code.
-inline Vector load_bytes(const int8_t* from) {
-#if defined(__AVX512F__)
-    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-    return reinterpret_cast<Vector>(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)));
-#elif defined(__AVX2__)
-    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
-    return reinterpret_cast<Vector>(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)));
-#else
-    typedef int8_t Bytes __attribute__((vector_size(LANES)));
-    Bytes bytes;
-    std::memcpy(&bytes, from, sizeof bytes);
-    return __builtin_convertvector(bytes, Vector);
-#endif
-}
-
-inline float sum(Vector v) {
-#if defined(__AVX512F__)
-    return _mm512_reduce_add_ps(reinterpret_cast<__m512>(v));
-#elif defined(__AVX__)
-    const __m256 whole = reinterpret_cast<__m256>(v);
-    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(whole), _mm256_extractf128_ps(whole, 1));
-    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
-#else
-    float total = 0;
-    for (int lane = 0; lane < LANES; ++lane) total += v[lane];
-    return total;
-#endif
-}
-
-// e^x to fp32's last bits, for all lanes at once; libm's takes one at a time.
-inline Vector exponential(Vector x) {
-    x = x < -87.0f ? Vector{} - 87.0f : x;
-    x = x > 88.0f ? Vector{} + 88.0f : x;
-    const Vector doublings = x * 1.44269504f;
-    const Ints power = __builtin_convertvector(
-        doublings + (doublings < 0.0f ? Vector{} - 0.5f : Vector{} + 0.5f), Ints);
-    const Vector n = __builtin_convertvector(power, Vector);
-    const Vector r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    Vector p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return p * reinterpret_cast<Vector>((power + 127) << 23);
-}
-
-// For the end of a row that is no whole vector: missing lanes read `rest` and are not written.
-inline Vector load_some(const float* from, int count, float rest) {
-    Vector v = Vector{} + rest;
-    for (int lane = 0; lane < count; ++lane) v[lane] = from[lane];
-    return v;
-}
-
-inline void store_some(float* to, Vector v, int count) {
-    for (int lane = 0; lane < count; ++lane) to[lane] = v[lane];
-}
 
 }  // namespace
 
@@ -104,3 +27,6 @@ inline void store_some(float* to, Vector v, int count) {
 #include "rope/cpu.cpp"
 #include "silu_mul/cpu.cpp"
 #include "store_kv/cpu.cpp"
+
+// After the ops that it is made of.
+#include "decoder/cpu.cpp"

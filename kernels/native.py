@@ -1,8 +1,12 @@
 """Building and loading the C++ paths: on first use, once per machine and source, by ctypes.
 
-A compiler on the machine is enough: no headers of torch or Python, and under two seconds. The
-library lies in the user's cache folder under the hash of everything it depends on. Where it cannot
-be built, `available` says so once in the log and is false, and `dispatch` chooses eager torch.
+A compiler on the machine is enough: no headers of torch or Python, and a few seconds. The library
+lies in the user's cache folder under the hash of everything it depends on. Where it cannot be
+built, `available` says so once in the log and is false, and `dispatch` chooses eager torch.
+
+It is compiled for the CPU at hand. ``HEADGATE_CPU=avx512|avx2|generic`` asks for less, to test what
+runs on other machines; ``vectors`` is the CPU at hand without its matrix tiles (AMX). Whether tiles
+or vectors are faster for so many rows is measured when the library is loaded, and logged.
 """
 
 import ctypes
@@ -23,8 +27,16 @@ import torch
 
 from kernels.errors import KernelError, KernelUnavailableError
 
+ENV_CPU = "HEADGATE_CPU"
+LEVELS = {
+    "native": ("-march=native",),
+    "vectors": ("-march=native", "-DNO_TILES"),
+    "avx512": ("-march=skylake-avx512",),
+    "avx2": ("-march=haswell",),
+    "generic": (),
+}
 COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno")
+FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fopenmp-simd", "-fno-math-errno")
 BUILD_TIMEOUT_S = 120
 
 _TYPES: dict[str, Any] = {
@@ -35,15 +47,21 @@ _TYPES: dict[str, Any] = {
 }
 # Argument types by letter: p(ointer), i(nt), l(ong, 64 bits), f(loat).
 _SIGNATURES = {
-    "paged_attention_f32": "ppppppp lii ll iiii f ii",
+    "decoder_forward": "pppp i",
+    "decoder_scratch_bytes": "p i",
+    "paged_attention_f32": "ppppppp lii ll iiii f i",
     "quant_linear_f32": "ppppp iiii",
-    "quant_linear_packed_f32": "ppppp iiii",
+    "quant_linear_packed_f32": "pppppp iiii",
+    "quant_linear_scratch_bytes": "ii",
+    "measure_tiles": "",
     "rms_norm_f32": "ppppp f ii",
     "rope_f32": "pppppp l iiii llll",
     "silu_mul_f32": "pp ii",
     "store_kv_f32": "ppppp l ii ll",
 }
-_LONG_CALLS = frozenset({"paged_attention_f32", "quant_linear_f32", "quant_linear_packed_f32"})
+_LONG_CALLS = frozenset(
+    {"decoder_forward", "paged_attention_f32", "quant_linear_f32", "quant_linear_packed_f32"}
+)
 
 logger = logging.getLogger("headgate.kernels")
 
@@ -67,12 +85,13 @@ def function(name: str) -> Callable[..., int]:
     loader = ctypes.CDLL if name in _LONG_CALLS else ctypes.PyDLL
     loaded = loader(str(path))[name]
     loaded.argtypes = [_TYPES[letter] for letter in _SIGNATURES[name].replace(" ", "")]
+    loaded.restype = ctypes.c_int64 if name.endswith("_bytes") else ctypes.c_int
     return loaded
 
 
 def threads_for(multiplications: int) -> int:
     """Threads worth waking for this much work: one below about fifty microseconds."""
-    return torch.get_num_threads() if multiplications > 1 << 19 else 1
+    return threads() if multiplications > 1 << 19 else 1
 
 
 def require_ok(outcome: int) -> None:
@@ -87,23 +106,42 @@ def _path() -> Path | None:
         logger.warning("native_kernels_unavailable: built on Linux only; running eager torch")
         return None
     try:
-        path = _built()
-        _load_openmp_of_torch()
-        ctypes.CDLL(str(path))
+        path = _built(level())
+        library = ctypes.CDLL(str(path))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         logger.warning("native_kernels_unavailable: %s; running eager torch", error)
         return None
+    rows = library.measure_tiles()
+    tiles = f"AMX tiles from {rows} rows on" if rows else "no tiles"
+    logger.info("cpu_kernels_chosen: level %s, %s, %d threads", level(), tiles, threads())
     return path
 
 
-def _built() -> Path:
+def level() -> str:
+    """What the library is compiled for.
+
+    Raises:
+        KernelUnavailableError: the environment asks for a level that there is not.
+    """
+    name = os.environ.get(ENV_CPU) or "native"
+    if name not in LEVELS:
+        raise KernelUnavailableError(f"{ENV_CPU}={name!r} is not known; use one of {list(LEVELS)}")
+    return name
+
+
+def threads() -> int:
+    """Most threads of one call: torch's, which the engine sets."""
+    return torch.get_num_threads()
+
+
+def _built(level: str) -> Path:
     compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
     if compiler is None:
         raise OSError(f"no C++ compiler found (tried CXX, {', '.join(COMPILERS)})")
     root = Path(__file__).parent
-    sources = [root / "native.cpp", *sorted(root.glob("*/cpu.cpp"))]
-    digest = hashlib.sha256("\0".join((compiler, *FLAGS, _cpu())).encode())
-    for source in sources:
+    flags = (*FLAGS, *LEVELS[level])
+    digest = hashlib.sha256("\0".join((compiler, *flags, _cpu())).encode())
+    for source in sorted([*root.glob("*.cpp"), *root.glob("*.h"), *root.glob("*/cpu.cpp")]):
         digest.update(source.read_bytes())
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headgate"
     path = folder / f"kernels-{digest.hexdigest()[:20]}.so"
@@ -111,21 +149,21 @@ def _built() -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             fresh = Path(scratch) / path.name
-            _compile(compiler, sources[0], fresh)
+            _compile([*compiler.split(), *flags], root / "native.cpp", fresh)
             fresh.replace(path)  # Atomic: another process sees all of it or nothing.
     return path
 
 
-def _compile(compiler: str, source: Path, target: Path) -> None:
+def _compile(command: list[str], source: Path, target: Path) -> None:
     done = subprocess.run(
-        [*compiler.split(), *FLAGS, str(source), "-o", str(target)],
+        [*command, str(source), "-o", str(target)],
         capture_output=True,
         text=True,
         timeout=BUILD_TIMEOUT_S,
         check=False,
     )
     if done.returncode:
-        raise OSError(f"{compiler} failed: {done.stderr[-500:]}")
+        raise OSError(f"{command[0]} failed: {done.stderr[-500:]}")
 
 
 def _cpu() -> str:
@@ -134,9 +172,3 @@ def _cpu() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     return f"{platform.machine()} {flags}"
-
-
-def _load_openmp_of_torch() -> None:
-    """Share torch's thread pool: a second OpenMP runtime would fight it for the cores."""
-    for runtime in (Path(torch.__file__).parent / "lib").glob("libgomp*"):
-        ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)

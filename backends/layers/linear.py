@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kernels.decoder import PackedWeight
 from kernels.quant_linear import copies, quant_linear
 
 
@@ -59,6 +60,13 @@ class Int8Linear:
     def num_weights(self) -> int:
         """Entries of the weight."""
         return self.codes.numel()
+
+    @property
+    def packed_weight(self) -> PackedWeight | None:
+        """The layer as the decoder in one call takes it; None where there is no packed form."""
+        if self.packed is None or (self.bias is not None and self.bias.dtype != torch.float32):
+            return None
+        return PackedWeight(self.packed, self.scales, self.bias, self.codes.shape[1])
 
 
 AnyLinear = Linear | Int8Linear

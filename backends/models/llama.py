@@ -6,7 +6,7 @@ Source: Touvron et al. 2023, "LLaMA"; Dubey et al. 2024, "The Llama 3 Herd of Mo
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -18,7 +18,11 @@ from backends.layers.norm import RMSNorm
 from backends.layers.rope import cos_sin_cache
 from backends.models.config import ModelConfig
 from backends.models.loader import WeightReader
+from kernels.decoder import DecoderWeights, LayerWeights, PackedWeight, plan
 from kernels.silu_mul import silu_mul
+
+if TYPE_CHECKING:
+    from kernels.decoder.native import NativeDecoder
 
 
 class _Layer(NamedTuple):
@@ -51,9 +55,13 @@ class Llama:
         self.head = weights.head(self.embedding, config.vocab_size, hidden)
         self.attention = Attention(config.num_attention_heads, config.num_key_value_heads, dim)
         self.cos_sin_cache = cos_sin_cache(config.rope, dim, max_positions, self.embedding.device)
+        self._in_one_call = self._plan()
 
     def forward(self, batch: ForwardBatch, caches: Sequence[LayerCache]) -> Tensor:
         """Return the last hidden states [T, H] before the final norm; writes the caches."""
+        decoder = self._in_one_call
+        if decoder is not None and decoder.can_use(caches):
+            return decoder.forward(*batch[:6])
         residual = F.embedding(batch.token_ids, self.embedding)
         x: Tensor | None = None
         for layer, cache in zip(self.layers, caches, strict=True):
@@ -84,6 +92,33 @@ class Llama:
     def is_int8(self) -> bool:
         """Whether the decoder's linear layers are int8."""
         return any(isinstance(layer.qkv, Int8Linear) for layer in self.layers)
+
+    def _plan(self) -> "NativeDecoder | None":
+        """All layers as one C++ call, where every linear layer has a packed form."""
+        layers = []
+        for layer in self.layers:
+            linears = (layer.qkv, layer.output, layer.gate_up, layer.down)
+            packed = [w.packed_weight for w in linears if isinstance(w, Int8Linear)]
+            if len(packed) < len(linears) or None in packed:
+                return None
+            qkv, output, gate_up, down = cast(list[PackedWeight], packed)
+            layers.append(
+                LayerWeights(
+                    layer.input_norm.weight, qkv, output, layer.post_norm.weight, gate_up, down
+                )
+            )
+        return plan(
+            DecoderWeights(
+                embedding=self.embedding,
+                layers=layers,
+                cos_sin_cache=self.cos_sin_cache,
+                heads=self.attention.heads,
+                kv_heads=self.attention.kv_heads,
+                head_dim=self.attention.head_dim,
+                eps=self.config.rms_norm_eps,
+                scale=self.attention.scale,
+            )
+        )
 
     def _linears(self) -> Iterator[AnyLinear]:
         for layer in self.layers:

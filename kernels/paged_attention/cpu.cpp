@@ -1,10 +1,15 @@
-// Paged attention for short queries: one task per sequence and key head.
+// Paged attention: one task per key head and few consecutive queries of a sequence.
+//
+// A query's sums run in one order however many queries stand beside it: a prompt computed whole,
+// in parts or token by token gives the same bits.
 
 namespace {
 
-// The rows of one task: every query of the sequence, times every query head of the key head.
+constexpr int QUERIES_OF_TASK = 16;
+
+// The rows of one task: every query, times every query head of the key head.
 struct Rows {
-    int count;                   // per head
+    int count;                   // per key head
     std::vector<float> queries;  // [count, D], scaled
     std::vector<float> scores;   // [count, context], then weights
     std::vector<float> totals;   // [count, D]
@@ -47,34 +52,51 @@ inline Vector multiply(const float* a, const float* b, int dim_at_run_time) {
     return total;
 }
 
+// ROWS rows share each key read: their scores of up to LANES slots.
+template <int DIM, int ROWS>
+inline void score_rows(const float* queries, const float* keys, int count, int64_t slot_stride,
+                       int dim, float* to, int64_t context) {
+    // Missing slots count as zeros, so that a score is added up alike in any tile.
+    Vector products[ROWS][LANES] = {};
+    if (count == LANES) {
+#pragma GCC unroll 16
+        for (int slot = 0; slot < LANES; ++slot)
+            for (int row = 0; row < ROWS; ++row)
+                products[row][slot] =
+                    multiply<DIM>(queries + row * dim, keys + slot * slot_stride, dim);
+    } else {
+        for (int slot = 0; slot < count; ++slot)
+            for (int row = 0; row < ROWS; ++row)
+                products[row][slot] =
+                    multiply<DIM>(queries + row * dim, keys + slot * slot_stride, dim);
+    }
+    for (int row = 0; row < ROWS; ++row) {
+        const Vector totals = sums(products[row]);
+        if (count == LANES) {
+            store(to + row * context, totals);
+        } else {
+            store_some(to + row * context, totals, count);
+        }
+    }
+}
+
 template <int DIM>
 void score(Rows& rows, int head, const float* keys, int slots, int64_t slot_stride, int first,
            int context, int dim_at_run_time) {
     const int dim = DIM ? DIM : dim_at_run_time;
+    const int end = (head + 1) * rows.count;
     for (int tile = 0; tile < slots; tile += LANES) {
         const int count = std::min(LANES, slots - tile);
         const float* from = keys + tile * slot_stride;
-        for (int row = head * rows.count; row < (head + 1) * rows.count; ++row) {
-            const float* query = rows.queries.data() + row * dim;
-            // Missing slots count as zeros, so that a score is added up alike in any tile.
-            Vector products[LANES];
-            if (count == LANES) {
-#pragma GCC unroll 16
-                for (int slot = 0; slot < LANES; ++slot)
-                    products[slot] = multiply<DIM>(query, from + slot * slot_stride, dim);
-            } else {
-                for (int slot = 0; slot < LANES; ++slot)
-                    products[slot] = slot < count
-                        ? multiply<DIM>(query, from + slot * slot_stride, dim) : Vector{};
-            }
-            float* to = rows.scores.data() + static_cast<int64_t>(row) * context + first + tile;
-            const Vector totals = sums(products);
-            if (count == LANES) {
-                store(to, totals);
-            } else {
-                store_some(to, totals, count);
-            }
-        }
+        const auto run = [&](int row, auto together) {
+            score_rows<DIM, decltype(together)::value>(
+                rows.queries.data() + row * dim, from, count, slot_stride, dim,
+                rows.scores.data() + static_cast<int64_t>(row) * context + first + tile, context);
+        };
+        int row = head * rows.count;
+        if (LANES == 16)
+            for (; row + 2 <= end; row += 2) run(row, std::integral_constant<int, 2>{});
+        for (; row < end; ++row) run(row, std::integral_constant<int, 1>{});
     }
 }
 
@@ -207,55 +229,107 @@ int attend(Rows& rows, const Cache& cache, int first_head, int heads, const int3
     return OK;
 }
 
+// The queries, key heads and place of one task.
+struct Task {
+    int sequence;
+    int first_row;  // of the packed queries
+    int queries;
+    int context;  // up to and with the last query
+};
+
+// What one call attends: queries [tokens, heads, dim] whose tokens and heads may lie apart.
+struct Attention {
+    const float* q;
+    int64_t token_stride, head_stride;
+    float* out;  // [tokens, heads, dim], packed
+    const int32_t* block_tables;
+    int table_len;
+    int query_heads;
+    float scale;
+};
+
+// Cuts a batch into tasks; false if a context is longer than its table.
+bool list_tasks(const int32_t* query_start_lens, const int32_t* context_lens, int sequences,
+                int64_t table_slots, std::vector<Task>& tasks) {
+    tasks.clear();
+    for (int sequence = 0; sequence < sequences; ++sequence) {
+        const int start = query_start_lens[sequence];
+        const int queries = query_start_lens[sequence + 1] - start;
+        const int context = context_lens[sequence];
+        if (context < 0 || context > table_slots) return false;
+        for (int first = 0; first < queries; first += QUERIES_OF_TASK) {
+            const int count = std::min(QUERIES_OF_TASK, queries - first);
+            const int seen = std::max(0, context - (queries - first - count));
+            tasks.push_back({sequence, start + first, count, seen});
+        }
+    }
+    return true;
+}
+
+// One task for key heads [first_head, first_head + heads).
+int attend_task(const Attention& call, const Cache& cache, const Task& task, int first_head,
+                int heads) {
+    static thread_local Rows rows;
+    const int group = call.query_heads / cache.heads, dim = cache.dim;
+    rows.count = task.queries * group;
+    const int all = rows.count * heads;
+    rows.queries.resize(static_cast<size_t>(all) * dim);
+    rows.scores.resize(static_cast<size_t>(all) * task.context);
+    rows.totals.assign(static_cast<size_t>(all) * dim, 0.0f);
+    const auto token_of = [&](int row) -> int64_t {
+        return task.first_row + row % rows.count / group;
+    };
+    const auto head_of = [&](int row) -> int64_t {
+        return (first_head + row / rows.count) * group + row % group;
+    };
+    for (int row = 0; row < all; ++row) {
+        const float* from =
+            call.q + token_of(row) * call.token_stride + head_of(row) * call.head_stride;
+        for (int d = 0; d < dim; ++d) rows.queries[row * dim + d] = from[d] * call.scale;
+    }
+    const int32_t* table = call.block_tables + static_cast<int64_t>(task.sequence) * call.table_len;
+    const auto run = dim == 32 ? attend<32> : dim == 64 ? attend<64>
+                   : dim == 128 ? attend<128> : attend<0>;
+    const int outcome = run(rows, cache, first_head, heads, table, task.queries, task.context);
+    for (int row = 0; row < all; ++row) {
+        std::copy_n(rows.totals.data() + static_cast<int64_t>(row) * dim, dim,
+                    call.out + (token_of(row) * call.query_heads + head_of(row)) * dim);
+    }
+    return outcome;
+}
+
+// All tasks, shared out among a team. Where decode steps are plenty, one walks the blocks for all
+// heads; the scores of long queries would not stay in the cache.
+void attend_all(Team& team, const Attention& call, const Cache& cache,
+                const std::vector<Task>& tasks, std::atomic<int>& outcome) {
+    const int count = static_cast<int>(tasks.size());
+    const bool decode = std::all_of(tasks.begin(), tasks.end(),
+                                    [](const Task& task) { return task.queries <= 2; });
+    const int heads = decode && count >= 2 * team.size() ? cache.heads : 1;
+    const int parts = cache.heads / heads;
+    team.each(count * parts, [&](int task) {
+        // The last queries of a prompt see the most: begin with them.
+        const Task& own = tasks[count - 1 - task / parts];
+        if (attend_task(call, cache, own, task % parts * heads, heads) != OK)
+            outcome.store(OUT_OF_RANGE, std::memory_order_relaxed);
+    });
+}
+
 }  // namespace
 
-// Sequences with more than max_queries queries are left for the caller; others' rows are written.
 extern "C" int paged_attention_f32(
     const float* q, const float* k_cache, const float* v_cache, float* out,
     const int32_t* block_tables, const int32_t* query_start_lens, const int32_t* context_lens,
     int64_t num_blocks, int sequences, int table_len, int64_t q_token_stride, int64_t q_head_stride,
-    int query_heads, int kv_heads, int dim, int block_size, float scale, int max_queries,
-    int threads) {
-    const int group = query_heads / kv_heads;
+    int query_heads, int kv_heads, int dim, int block_size, float scale, int threads) {
     const Cache cache{k_cache, v_cache, num_blocks, block_size, kv_heads, dim};
-    const int heads = sequences >= threads ? kv_heads : 1;  // of one task
-    const int parts = kv_heads / heads;
-    int outcome = OK;
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-    for (int task = 0; task < sequences * parts; ++task) {
-        const int sequence = task / parts, first_head = task % parts * heads;
-        const int start = query_start_lens[sequence];
-        const int queries = query_start_lens[sequence + 1] - start;
-        const int context = context_lens[sequence];
-        if (queries <= 0 || queries > max_queries) continue;
-        if (context < 0 || context > static_cast<int64_t>(table_len) * block_size) {
-            outcome = OUT_OF_RANGE;
-            continue;
-        }
-        static thread_local Rows rows;
-        rows.count = queries * group;
-        const int all = rows.count * heads;
-        rows.queries.resize(static_cast<size_t>(all) * dim);
-        rows.scores.resize(static_cast<size_t>(all) * context);
-        rows.totals.assign(static_cast<size_t>(all) * dim, 0.0f);
-        for (int row = 0; row < all; ++row) {
-            const int token = start + row % rows.count / group;
-            const int head = (first_head + row / rows.count) * group + row % group;
-            const float* from = q + token * q_token_stride + head * q_head_stride;
-            for (int d = 0; d < dim; ++d) rows.queries[row * dim + d] = from[d] * scale;
-        }
-        const int32_t* table = block_tables + static_cast<int64_t>(sequence) * table_len;
-        const auto run = dim == 32 ? attend<32> : dim == 64 ? attend<64>
-                       : dim == 128 ? attend<128> : attend<0>;
-        if (run(rows, cache, first_head, heads, table, queries, context) != OK) {
-            outcome = OUT_OF_RANGE;
-        }
-        for (int row = 0; row < all; ++row) {
-            const int64_t token = start + row % rows.count / group;
-            const int64_t head = (first_head + row / rows.count) * group + row % group;
-            std::copy_n(rows.totals.data() + static_cast<int64_t>(row) * dim, dim,
-                        out + (token * query_heads + head) * dim);
-        }
-    }
+    const Attention call{q, q_token_stride, q_head_stride, out, block_tables, table_len,
+                         query_heads, scale};
+    std::vector<Task> tasks;
+    if (!list_tasks(query_start_lens, context_lens, sequences, int64_t{table_len} * block_size,
+                    tasks))
+        return OUT_OF_RANGE;
+    std::atomic<int> outcome{OK};
+    pool().run(threads, [&](Team& team) { attend_all(team, call, cache, tasks, outcome); });
     return outcome;
 }

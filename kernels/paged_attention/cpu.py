@@ -92,30 +92,6 @@ def is_plain(
     )
 
 
-def attend_long(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    block_tables: Tensor,
-    query_start_lens: Tensor,
-    context_lens: Tensor,
-    out: Tensor,
-    scale: float,
-) -> None:
-    """Fill the rows of `out` that belong to sequences with more than SHORT_QUERY queries."""
-    starts, contexts = query_start_lens.tolist(), context_lens.tolist()
-    for sequence, context_len in enumerate(contexts):
-        first, end = starts[sequence], starts[sequence + 1]
-        if end - first > SHORT_QUERY:
-            out[first:end] = (
-                _attend_one(
-                    q[first:end], k_cache, v_cache, block_tables[sequence], context_len, scale
-                )
-                if context_len
-                else 0.0
-            )
-
-
 def _batches(starts: list[int], contexts: list[int]) -> dict[tuple[int, int], list[int]]:
     """Group sequences to run together: same number of queries, contexts within a factor of two.
 

@@ -1,7 +1,6 @@
-"""Paged attention in C++ for short queries over an fp32 cache; the rest runs eager torch.
+"""Paged attention in C++ over an fp32 cache; other caches and variants run eager torch.
 
-Nothing is gathered: keys and values are read where they lie. Long queries (prefill chunks) go to
-`cpu.py`, whose matrix products suit them better.
+Nothing is gathered: keys and values are read where they lie.
 """
 
 import torch
@@ -76,12 +75,7 @@ def paged_attention(
         head_dim,
         block_size,
         scale,
-        cpu.SHORT_QUERY,
         threads_for(tokens * query_heads * head_dim * max_context_len),
     )
     require_ok(outcome)
-    if max_query_len > cpu.SHORT_QUERY:
-        cpu.attend_long(
-            queries, k_cache, v_cache, block_tables, query_start_lens, context_lens, out, scale
-        )
     return out if q.dtype == torch.float32 else out.to(q.dtype)

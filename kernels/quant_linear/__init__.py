@@ -11,6 +11,10 @@ from kernels.errors import ShapeError
 
 PACKED_CHANNELS = 32
 """Channels that lie side by side in a packed weight."""
+PACKED_INPUTS = 64
+"""A packed weight's inputs are padded to a multiple of this."""
+MOST_PACKED_INPUTS = 2**16
+"""Sums of more products of two bytes might pass 32 bits."""
 
 
 class Copies(NamedTuple):
@@ -36,9 +40,11 @@ def quant_linear(
         weight_int8: [N, K] int8, contiguous. The weight is weight_int8 * scale[:, None].
         scale: [N] fp32.
         bias: [N] bf16 | fp16 | fp32, added in fp32.
-        dense: [N, K] x.dtype, the same weight dequantised.
-        packed: [ceil(N / 32), K, 32] int8, the same weight as `copies` lays it out. An
-            implementation may read these where that is faster, and may ignore them.
+        dense: [N, K] x.dtype, the same weight dequantised. An implementation may read it where
+            that is faster, and may ignore it.
+        packed: [ceil(N / 32), bytes] int8, the same weight as `copies` lays it out. With it, rows
+            of fp32 are rounded to 16-bit integers, their largest value at 32767 steps: products
+            of integers add up exactly, in any order.
 
     Returns:
         [..., N], x.dtype, accumulated in fp32.
@@ -74,7 +80,8 @@ def copies(weight_int8: Tensor, scale: Tensor, dtype: torch.dtype) -> Copies:
         dtype: of the activations to come.
     """
     implementation = implementation_for(weight_int8.device.type)
-    if implementation == "native" and dtype == torch.float32:
+    few = weight_int8.shape[1] <= MOST_PACKED_INPUTS
+    if implementation == "native" and dtype == torch.float32 and few:
         return Copies(dense=None, packed=_pack(weight_int8))
     if implementation in ("native", "torch_cpu"):
         return Copies(dense=(weight_int8.float() * scale[:, None]).to(dtype), packed=None)
@@ -82,12 +89,22 @@ def copies(weight_int8: Tensor, scale: Tensor, dtype: torch.dtype) -> Copies:
 
 
 def _pack(weight_int8: Tensor) -> Tensor:
-    """Lay 32 channels side by side, so that a vector of them is one load; pad with zeros."""
+    """Lay 32 channels side by side, four inputs of each together; then the channels' sums.
+
+    Both a vector's and a tile's products of bytes take their weights in this order.
+    """
     channels, inputs = weight_int8.shape
-    blocks = -(-channels // PACKED_CHANNELS)
-    padded = weight_int8.new_zeros(blocks * PACKED_CHANNELS, inputs)
-    padded[:channels] = weight_int8
-    return padded.view(blocks, PACKED_CHANNELS, inputs).transpose(1, 2).contiguous()
+    blocks, fours = -(-channels // PACKED_CHANNELS), -(-inputs // PACKED_INPUTS) * 16
+    padded = weight_int8.new_zeros(blocks * PACKED_CHANNELS, 4 * fours)
+    padded[:channels, :inputs] = weight_int8
+    split = padded.view(blocks, PACKED_CHANNELS, fours, 4).transpose(1, 2)
+    sums = padded.sum(dim=1, dtype=torch.int32).view(blocks, PACKED_CHANNELS).view(torch.int8)
+    return torch.cat((split.reshape(blocks, -1), sums), dim=1)
+
+
+def _packed_bytes(inputs: int) -> int:
+    """Of one block: its codes and its sums."""
+    return PACKED_CHANNELS * (-(-inputs // PACKED_INPUTS) * PACKED_INPUTS + 4)
 
 
 def _check_shapes(
@@ -111,7 +128,7 @@ def _check_shapes(
 
 def _check_packed(weight_int8: Tensor, packed: Tensor) -> None:
     channels, inputs = weight_int8.shape
-    wanted = (-(-channels // PACKED_CHANNELS), inputs, PACKED_CHANNELS)
+    wanted = (-(-channels // PACKED_CHANNELS), _packed_bytes(inputs))
     if packed.dtype != torch.int8:
         require_dtype(packed, "packed", torch.int8)
     if packed.shape != wanted or not packed.is_contiguous():

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from kernels.quant_linear.reference import round_rows
+
 PACKED_ROWS = 8
 PACKED_ROWS_WITHOUT_DENSE = 16
 PACKED_INPUTS = 32
@@ -32,7 +34,8 @@ def quant_linear(
     dense: Tensor | None = None,
     packed: Tensor | None = None,
 ) -> Tensor:
-    del packed  # Laid out for C++.
+    if packed is not None and x.dtype == torch.float32:
+        x = round_rows(x)
     inputs = x.shape[-1]
     if x.dtype == torch.bfloat16 and inputs and inputs % PACKED_INPUTS == 0:
         rows = x.numel() // inputs

@@ -1,6 +1,6 @@
 # ruff: noqa: N803
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
-"""Int8 linear in Triton: dot products for few rows, tensor cores for more.
+"""Int8 linear in Triton: dot products for one row, tensor cores for more, K split for few.
 
 int8 is exact in bf16 and fp16, so the weight is multiplied as integers and the channel's scale is
 applied once, to the fp32 sum.
@@ -13,49 +13,57 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-GEMV_ROWS = 4
+from kernels.split_k import partial_sums, splits_for, sum_splits
 
 
 @triton.jit
 def gemv_kernel(
-    x, weight, scale, bias, out, x_stride, channels, inputs,
-    HAS_BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    x, weight, scale, bias, out, channels, inputs, part,
+    HAS_BIAS: tl.constexpr, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One row times BLOCK_N channels: weight bytes are the cost, tensor cores would idle."""
-    row = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     n_mask = n < channels
     k = tl.arange(0, BLOCK_K)
     weight_rows = weight + n.to(tl.int64)[:, None] * inputs
     total = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
-    for start in range(0, inputs, BLOCK_K):
+    begin = tl.program_id(1) * part
+    for start in range(begin, tl.minimum(begin + part, inputs), BLOCK_K):
         k_mask = start + k < inputs
-        values = tl.load(x + row * x_stride + start + k, mask=k_mask, other=0.0).to(tl.float32)
+        values = tl.load(x + start + k, mask=k_mask, other=0.0).to(tl.float32)
         mask = n_mask[:, None] & k_mask[None, :]
-        weights = tl.load(weight_rows + (start + k)[None, :], mask=mask, other=0)
+        # Read once by one program: not worth a place in the cache.
+        weights = tl.load(
+            weight_rows + (start + k)[None, :], mask=mask, other=0, eviction_policy="evict_first"
+        )
         total += weights.to(tl.float32) * values[None, :]
-    result = tl.sum(total, axis=1) * tl.load(scale + n, mask=n_mask, other=0.0)
-    if HAS_BIAS:
-        result += tl.load(bias + n, mask=n_mask, other=0.0).to(tl.float32)
-    tl.store(out + row * channels + n, result.to(out.dtype.element_ty), mask=n_mask)
+    result = tl.sum(total, axis=1)
+    if SPLIT:
+        tl.store(out + tl.program_id(1).to(tl.int64) * channels + n, result, mask=n_mask)
+    else:
+        result *= tl.load(scale + n, mask=n_mask, other=0.0)
+        if HAS_BIAS:
+            result += tl.load(bias + n, mask=n_mask, other=0.0).to(tl.float32)
+        tl.store(out + n, result.to(out.dtype.element_ty), mask=n_mask)
 
 
 @triton.jit
 def gemm_kernel(
-    x, weight, scale, bias, out, x_stride, rows, channels, inputs,
-    HAS_BIAS: tl.constexpr, DOT_DTYPE: tl.constexpr,
+    x, weight, scale, bias, out, x_stride, rows, channels, inputs, part,
+    HAS_BIAS: tl.constexpr, SPLIT: tl.constexpr, DOT_DTYPE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_M rows times BLOCK_N channels."""
+    """BLOCK_M rows times BLOCK_N channels, over `part` inputs."""
     # Consecutive programs share weight columns, so a weight tile is read from L2 after its first.
     m = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
     n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
+    split = tl.program_id(2)
     k = tl.arange(0, BLOCK_K)
     m_mask, n_mask = m < rows, n < channels
     x_rows = x + m[:, None] * x_stride
     weight_columns = weight + n[None, :] * inputs
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for start in range(0, inputs, BLOCK_K):
+    for start in range(split * part, tl.minimum((split + 1) * part, inputs), BLOCK_K):
         k_mask = start + k < inputs
         values = tl.load(
             x_rows + (start + k)[None, :], mask=m_mask[:, None] & k_mask[None, :], other=0.0
@@ -64,13 +72,15 @@ def gemm_kernel(
             weight_columns + (start + k)[:, None], mask=k_mask[:, None] & n_mask[None, :], other=0
         )
         total = tl.dot(values.to(DOT_DTYPE), weights.to(DOT_DTYPE), total, input_precision="ieee")
-    result = total * tl.load(scale + n, mask=n_mask, other=0.0)[None, :]
-    if HAS_BIAS:
-        result += tl.load(bias + n, mask=n_mask, other=0.0).to(tl.float32)[None, :]
     out_mask = m_mask[:, None] & n_mask[None, :]
-    tl.store(
-        out + m[:, None] * channels + n[None, :], result.to(out.dtype.element_ty), mask=out_mask
-    )
+    if SPLIT:
+        out_rows = (split * rows + m) * channels
+    else:
+        out_rows = m * channels
+        total *= tl.load(scale + n, mask=n_mask, other=0.0)[None, :]
+        if HAS_BIAS:
+            total += tl.load(bias + n, mask=n_mask, other=0.0).to(tl.float32)[None, :]
+    tl.store(out + out_rows[:, None] + n[None, :], total.to(out.dtype.element_ty), mask=out_mask)
 
 
 def quant_linear(
@@ -90,20 +100,29 @@ def quant_linear(
     rows = x.reshape(-1, inputs) if inputs else x.new_zeros((out.numel() // channels, 0))
     if rows.stride(1) != 1:
         rows = rows.contiguous()
-    tensors = (rows, weight_int8.contiguous(), scale, out if bias is None else bias, out)
     count = rows.shape[0]
-    if count <= GEMV_ROWS:
-        options = gemv_options()
-        grid = (triton.cdiv(channels, options["BLOCK_N"]), count)
-        gemv_kernel[grid](
-            *tensors, rows.stride(0), channels, inputs, HAS_BIAS=bias is not None, **options
-        )
+    options = gemv_options() if count == 1 else gemm_options(count, x.dtype)
+    tiles = triton.cdiv(channels, options["BLOCK_N"])
+    if count > 1:
+        tiles *= triton.cdiv(count, options["BLOCK_M"])
+    splits = splits_for(tiles, inputs, options["BLOCK_K"])
+    part = triton.cdiv(triton.cdiv(inputs, splits), options["BLOCK_K"]) * options["BLOCK_K"]
+    target = partial_sums(splits, count, channels, x) if splits > 1 else out
+    tensors = (rows, weight_int8.contiguous(), scale, out if bias is None else bias, target)
+    flags = {"HAS_BIAS": bias is not None, "SPLIT": splits > 1}
+    if count == 1:
+        gemv_kernel[(tiles, splits)](*tensors, channels, inputs, part, **flags, **options)
     else:
-        options = gemm_options(count, x.dtype)
-        grid = (triton.cdiv(count, options["BLOCK_M"]), triton.cdiv(channels, options["BLOCK_N"]))
-        gemm_kernel[grid](
-            *tensors, rows.stride(0), count, channels, inputs, HAS_BIAS=bias is not None, **options
+        grid = (
+            triton.cdiv(count, options["BLOCK_M"]),
+            triton.cdiv(channels, options["BLOCK_N"]),
+            splits,
         )
+        gemm_kernel[grid](
+            *tensors, rows.stride(0), count, channels, inputs, part, **flags, **options
+        )
+    if splits > 1:
+        sum_splits(target, scale, bias, out)
     return out
 
 

@@ -64,8 +64,8 @@ def test_quant_linear_keeps_leading_dimensions(runner: Runner) -> None:
     assert_close(actual, reference("quant_linear", *arguments))
 
 
-@pytest.mark.parametrize("rows", [0, 1, 2, 3, 8, 15])
-@pytest.mark.parametrize(("channels", "inputs"), [(5, 7), (64, 32), (70, 129), (1, 1)])
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 8, 15, 16, 33, 140])
+@pytest.mark.parametrize(("channels", "inputs"), [(5, 7), (64, 32), (70, 129), (1, 1), (96, 512)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_quant_linear_gives_the_same_with_copies_made_for_speed(
     runner: Runner, rows: int, channels: int, inputs: int, dtype: torch.dtype
@@ -74,23 +74,48 @@ def test_quant_linear_gives_the_same_with_copies_made_for_speed(
     x, (weight, scale) = random(rows, inputs, dtype=dtype), _weight(channels, inputs)
     made = copies(weight, scale, dtype)
     actual = runner("quant_linear", x, weight, scale, **made._asdict())
-    assert_close(actual, reference("quant_linear", x, weight, scale))
+    assert_close(actual, reference("quant_linear", x, weight, scale, packed=made.packed))
 
 
-def test_quant_linear_answers_a_row_alike_in_any_batch() -> None:
+def test_quant_linear_loses_next_to_nothing_to_rounded_rows() -> None:
+    """16 bits per row are nearer to fp32 than half precision is, even beside a large value."""
+    x, (weight, scale) = random(64, 448), _weight(96, 448)
+    x[:, 7] *= 30
+    exact = reference("quant_linear", x.double(), weight, scale).float()
+    rounded = reference("quant_linear", x, weight, scale, packed=weight)
+    half = reference("quant_linear", x.half().float(), weight, scale)
+    error, half_error = (rounded - exact).norm(), (half - exact).norm()
+    assert error < 1e-3 * exact.norm()
+    assert error < half_error
+
+
+@pytest.mark.parametrize("rows", [1, 5, 16, 23, 150])
+def test_quant_linear_answers_a_row_alike_in_any_batch(rows: int) -> None:
     """With fp32 activations a row's result is the same bit for bit, whatever is beside it."""
-    x, (weight, scale) = random(23, 64), _weight(70, 64)
+    x, (weight, scale) = random(rows, 200), _weight(70, 200)
     made = copies(weight, scale, torch.float32)
     if made.packed is None:
         pytest.skip("C++ kernels cannot be built here")
     together = quant_linear(x, weight, scale, **made._asdict())
-    for row in range(23):
+    for row in range(rows):
         alone = quant_linear(x[row : row + 1], weight, scale, **made._asdict())
         assert torch.equal(alone[0], together[row])
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_quant_linear_does_not_hide_a_nan_in_a_rounded_row(bad: float) -> None:
+    """A row that is no number stays none, and the rows beside it stay as they are."""
+    x, (weight, scale) = random(3, 100), _weight(40, 100)
+    made = copies(weight, scale, torch.float32)
+    before = quant_linear(x, weight, scale, **made._asdict())
+    x[1, 50] = bad
+    after = quant_linear(x, weight, scale, **made._asdict())
+    assert after[1].isnan().all()
+    assert torch.equal(after[[0, 2]], before[[0, 2]])
 
 
 def test_quant_linear_refuses_a_packed_weight_of_another_shape() -> None:
     """A packed weight belongs to its int8 weight."""
     weight, scale = _weight(40, 8)
     with pytest.raises(ShapeError, match="packed is"):
-        quant_linear(random(1, 8), weight, scale, packed=torch.zeros(1, 8, 32, dtype=torch.int8))
+        quant_linear(random(1, 8), weight, scale, packed=torch.zeros(1, 8 * 32, dtype=torch.int8))

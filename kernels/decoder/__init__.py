@@ -1,0 +1,78 @@
+"""All layers of a Llama-shaped decoder as one call, where C++ runs them.
+
+Between small ops Python and the framework cost more than the arithmetic of a small model. The
+numbers are those of the ops one after another, bit for bit: `rms_norm`, `quant_linear`, `rope`,
+`store_kv`, `paged_attention`, `silu_mul`. They are its reference.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.dispatch import implementation_for
+
+if TYPE_CHECKING:
+    from kernels.decoder.native import NativeDecoder
+
+HEAD_DIM_MULTIPLE = 16  # The widest vector.
+
+
+class PackedWeight(NamedTuple):
+    """An int8 linear layer; see `quant_linear.copies`."""
+
+    packed: Tensor
+    scale: Tensor
+    """[N] fp32."""
+    bias: Tensor | None
+    """[N] fp32."""
+    inputs: int
+
+
+class LayerWeights(NamedTuple):
+    """One layer, in the order in which it is applied."""
+
+    input_norm: Tensor
+    """[H] fp32."""
+    qkv: PackedWeight
+    output: PackedWeight
+    post_norm: Tensor
+    gate_up: PackedWeight
+    down: PackedWeight
+
+
+class DecoderWeights(NamedTuple):
+    """What `plan` takes."""
+
+    embedding: Tensor
+    """[V, H] fp32, contiguous."""
+    layers: Sequence[LayerWeights]
+    cos_sin_cache: Tensor
+    """[P, D] fp32; see `rope`."""
+    heads: int
+    kv_heads: int
+    head_dim: int
+    eps: float
+    scale: float
+    """Of the attention scores."""
+
+
+def plan(weights: DecoderWeights) -> "NativeDecoder | None":
+    """Prepare the call; None where the ops must run one by one instead.
+
+    That is: on another device than the CPU, without a compiler, in another dtype than fp32, or with
+    a head size that is no multiple of 16.
+    """
+    floats = (weights.embedding, weights.cos_sin_cache, *(w.input_norm for w in weights.layers))
+    fits = (
+        all(t.device.type == "cpu" and t.dtype == torch.float32 for t in floats)
+        and bool(weights.layers)
+        and weights.head_dim % HEAD_DIM_MULTIPLE == 0
+        and implementation_for("cpu") == "native"
+    )
+    if not fits:
+        return None
+    from kernels.decoder.native import NativeDecoder
+
+    return NativeDecoder(weights)
