@@ -15,6 +15,7 @@ GatewayError
 ├── BudgetReserved            429 rate_limit_exceeded   Retry-After: others' reservations only
 ├── BudgetSpent               429 insufficient_quota    x-should-retry: false
 ├── Unavailable               503 service_unavailable   Retry-After
+│   └── LedgerUnavailable     503 ledger_unavailable    nothing could be booked
 │   └── BudgetUnavailable     503 budget_unavailable    Retry-After
 ├── BackendFailed             502 backend_error         broke off, or answered nonsense
 └── DeadlineExceeded          504 deadline_exceeded
@@ -133,6 +134,12 @@ class BudgetUnavailable(Unavailable):
     """A budget must be asked, and the database is away."""
 
     code = "budget_unavailable"
+
+
+class LedgerUnavailable(Unavailable):
+    """What a request costs could not be booked, so none is served."""
+
+    code = "ledger_unavailable"
 
 
 class BackendFailed(GatewayError):

@@ -31,7 +31,7 @@ from gateway.api.schemas import WireRequest, all_tags, check_request, read_optio
 from gateway.api.translate import backend_body, decode_body, gateway_error
 from gateway.cache.caches import CacheQuery
 from gateway.cache.model import CachedAnswer
-from gateway.errors import MaxCostExceeded, PolicyDenied, Unavailable
+from gateway.errors import LedgerUnavailable, MaxCostExceeded, PolicyDenied, Unavailable
 from gateway.exchange import Exchange
 from gateway.ledger.access import EVERYTHING
 from gateway.ledger.keys import Caller
@@ -117,6 +117,8 @@ class Pipeline:
         """Who asks, and for what."""
         if self.draining:
             raise Unavailable("The gateway is shutting down; try again.", retry_after_s=2)
+        if (why := self.parts.ledger.refusal) is not None:
+            raise LedgerUnavailable(why, retry_after_s=5)
         server = self.parts.settings.server
         caller = await self.gate.caller(headers, client)
         require(caller, "inference")

@@ -21,6 +21,8 @@ log = structlog.get_logger(__name__)
 
 SEGMENT_BYTES = 4 * 1024 * 1024
 SYNC_INTERVAL_S = 0.05
+_MOST_SEGMENTS = 16
+"""About so many at once, however long the database is away."""
 SUFFIX = ".journal"
 
 
@@ -93,13 +95,17 @@ class Journal:
 
     def _active(self, more_bytes: int) -> Segment:
         active = self._segments[-1] if self._segments else None
-        if active is None or active.closed or active.size + more_bytes > self._segment_bytes:
+        if active is None or active.closed or active.size + more_bytes > self._room():
             self.rotate()
             name = f"{os.getpid()}-{uuid.uuid4().hex[:12]}{SUFFIX}"
             active = Segment(self.folder / name)
             with self._lock:
                 self._segments.append(active)
         return active
+
+    def _room(self) -> int:
+        """How large a segment may grow: with the backlog, as each holds a file descriptor."""
+        return max(self._segment_bytes, self.size_bytes // _MOST_SEGMENTS)
 
     def _cut_back(self, segment: Segment) -> None:
         """Drop the half-written line; if even that fails, no more rows go into this segment."""
@@ -121,10 +127,22 @@ class Journal:
             self._remove_done()
 
     def committed(self, segment: Segment, rows: int) -> None:
-        """Note that `rows` more rows of the segment are in the database; remove it when all are."""
+        """Note that `rows` more rows of the segment are in the database; forget it when all are."""
         segment.committed += rows
-        if segment.closed and segment.done:
+        if segment.done and segment.closed:
             self._remove_done()
+        elif segment.done:
+            self._empty(segment)
+
+    def _empty(self, segment: Segment) -> None:
+        """What stands in the database need not stand here too: deleting data looks there only."""
+        try:
+            os.ftruncate(segment.descriptor, 0)
+        except OSError as error:
+            segment.closed = True
+            self._failed(error)
+            return
+        segment.size = segment.appended = segment.committed = 0
 
     def _remove_done(self) -> None:
         for segment in [s for s in self._segments if s.closed and s.done]:

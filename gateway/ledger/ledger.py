@@ -61,7 +61,7 @@ class Ledger:
         take_over_interval_s: float = TAKE_OVER_INTERVAL_S,
     ) -> None:
         self._database = settings.database
-        self._repository = Repository(engine)
+        self._repository = Repository(engine, chained=settings.database.audit_chain)
         self._worker = worker or worker_id()
         self._folder = Path(settings.state_dir) / "journal"
         self._journal = Journal(self._folder)
@@ -86,6 +86,15 @@ class Ledger:
     async def start(self) -> None:
         """Start the writer; it first takes over what dead processes left in their journals."""
         self._task = asyncio.create_task(self._run(), name="ledger-writer")
+
+    @property
+    def refusal(self) -> str | None:
+        """Why no request can be served now; None: go ahead. Hot: asked for every request."""
+        if self._database_error is not None and self._database.on_ledger_outage == "refuse":
+            return "The ledger's database does not answer, and no request is served without it."
+        if self._journal.last_error is not None and len(self._queue) >= self._max_pending:
+            return "Neither the ledger's database nor its journal takes what a request costs."
+        return None
 
     def settle(self, settlement: Settlement) -> None:
         """Book a finished request; `journalled` waits until the row survives kill -9.
