@@ -9,7 +9,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from backends.bundled.model import Block, Llama, rotate
+from backends.bundled.attention import rotate
+from backends.bundled.model import Block, Llama
 from backends.bundled.tokenizer import EOS_ID, IM_END_ID, prompt_text
 
 MAX_ROWS = 256

@@ -1,12 +1,13 @@
 """The Llama shape as one plain module, for training and for checks; serving has its own engine.
 
-Letters: B rows, T tokens in a row, H query heads, K key-value heads, D head size, V vocabulary.
+Letters: B rows, T tokens in a row, V vocabulary; see `attention` for the rest.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backends.bundled.attention import attend
 from backends.bundled.config import ModelSpec
 
 
@@ -16,12 +17,6 @@ def rope_tables(spec: ModelSpec, length: int) -> tuple[Tensor, Tensor]:
     angle = torch.outer(torch.arange(length, dtype=torch.float32), spec.rope_theta**-exponent)
     both = torch.cat((angle, angle), dim=-1)
     return both.cos(), both.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x [B, H, T, D] by its position; cos and sin are [T, D]."""
-    low, high = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-high, low), dim=-1) * sin
 
 
 class Attention(nn.Module):
@@ -37,24 +32,11 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(spec.hidden_size, keys, bias=False)
         self.o_proj = nn.Linear(queries, spec.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, seen: Tensor) -> Tensor:
-        """Mix x [B, T, hidden]; seen [B, 1, T, T] says which positions each may look at.
-
-        Written out because torch's CPU flash attention spends half of a training step in its
-        backward pass at these sizes, and takes no mask of documents.
-        """
-        rows, length, _ = x.shape
-        spec = self.spec
-        q = self.q_proj(x).view(rows, length, spec.num_attention_heads, -1).transpose(1, 2)
-        k = self.k_proj(x).view(rows, length, spec.num_key_value_heads, -1).transpose(1, 2)
-        v = self.v_proj(x).view(rows, length, spec.num_key_value_heads, -1).transpose(1, 2)
-        q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
-        groups = spec.num_attention_heads // spec.num_key_value_heads
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        scores = (q @ k.transpose(2, 3)).float() * spec.head_dim**-0.5
-        shares = scores.masked_fill(~seen, float("-inf")).softmax(dim=-1)
-        mixed = shares.to(v.dtype) @ v
-        out: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(rows, length, -1))
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, documents: Tensor) -> Tensor:
+        """Mix x [B, T, hidden]; positions see what their document [B, T] says up to there."""
+        weights = torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight))
+        mixed = attend(F.linear(x, weights), cos, sin, documents, self.spec)
+        out: Tensor = self.o_proj(mixed)
         return out
 
 
@@ -69,7 +51,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [B, T, hidden] to the same shape."""
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        weights = torch.cat((self.gate_proj.weight, self.up_proj.weight))
+        gate, up = F.linear(x, weights).chunk(2, dim=-1)
+        out: Tensor = self.down_proj(F.silu(gate) * up)
         return out
 
 
@@ -83,9 +67,9 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(spec.hidden_size, eps=spec.rms_norm_eps)
         self.mlp = MLP(spec)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, seen: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, documents: Tensor) -> Tensor:
         """Add both blocks to x [B, T, hidden]."""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, seen)
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, documents)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
@@ -119,15 +103,15 @@ class Llama(nn.Module):
 
         Args:
             ids: [B, T] int64.
-            documents: [B, T] integers; positions see only their own document. None: one a row.
+            documents: [B, T] int64, the same number for neighbours of one document; positions
+                see only their own. None: one a row.
         """
         length = ids.shape[1]
-        seen = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()[None, None]
-        if documents is not None:
-            seen = seen & (documents[:, None, :, None] == documents[:, None, None, :])
+        if documents is None:
+            documents = torch.zeros_like(ids)
         x = self.embed_tokens(ids)
         for block in self.layers:
-            x = block(x, self.cos[:length], self.sin[:length], seen)
+            x = block(x, self.cos[:length], self.sin[:length], documents)
         out: Tensor = self.norm(x)
         return out
 
