@@ -2,8 +2,9 @@
 
 import json
 import os
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import click
@@ -32,6 +33,15 @@ def fail(message: str, *, code: int = 1) -> NoReturn:
     """Say why on stderr and exit: 1 it failed, 2 bad usage or configuration."""
     click.echo(f"headgate: {message}", err=True)
     sys.exit(code)
+
+
+def run_child(module: str, arguments: Sequence[str]) -> Any:
+    """The JSON that `python -m module` prints; its failure, words and exit code become ours."""
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return json.loads(done.stdout)
 
 
 def gateway_url(settings: Settings, url: str | None) -> str:

@@ -9,12 +9,16 @@ from typing import Any
 import click
 
 from gateway.cli.common import config_option, fail, json_option, print_json, settings_of
+from gateway.cli.policy_fit import fit
 from gateway.settings import Settings
 
 
 @click.group()
 def policy() -> None:
-    """Check and explain routing policies."""
+    """Check, explain, replay and fit routing policies."""
+
+
+policy.add_command(fit)
 
 
 @policy.command()

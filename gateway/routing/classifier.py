@@ -48,7 +48,7 @@ class Reading(Struct, frozen=True):
 
 class Head(Struct, frozen=True, kw_only=True):
     """The arrays of a head: R rows (buckets), D dense columns (counts, then the words' mean
-    vector), O outputs (labels, then backends)."""
+    vector), O outputs (labels, then backends, then gains of dearer backends)."""
 
     card: dict[str, Any]
     rows: Floats
@@ -108,6 +108,9 @@ class Classifier:
         self._labels = len(card["labels"])
         self._backends: list[str] = card["backends"]
         self._reference = self._backends.index(card["reference"])
+        gains = card.get("gains") or {"over": None, "of": []}
+        self._cheapest = self._backends.index(gains["over"]) if gains["of"] else 0
+        self._gainers = [self._backends.index(name) for name in gains["of"]]
         self._temperature = float(card["temperature"])
         self._vectoriser = Vectoriser(
             card["bits"], trigrams=card["trigrams"], chars=tuple(card["chars"])
@@ -171,12 +174,17 @@ class Classifier:
         labels = np.exp(logits - logits.max())
         tasks = (labels / labels.sum()) @ self._head.to_task
         best = int(tasks.argmax())
-        good = 1.0 / (1.0 + np.exp(-outputs[self._labels :]))
-        quality = dict(zip(self._backends, good.tolist(), strict=True))
+        known = self._labels + len(self._backends)
+        good = (1.0 / (1.0 + np.exp(-outputs[self._labels : known]))).tolist()
+        # what a dearer backend gains is predicted too; its quality is the mean of both views
+        for index, gain in zip(self._gainers, outputs[known:].tolist(), strict=True):
+            other = good[self._cheapest] + min(1.0, max(-1.0, gain))
+            good[index] = min(1.0, max(0.0, (good[index] + other) / 2))
+        quality = dict(zip(self._backends, good, strict=True))
         return Reading(
             task=TASKS[best],
             confidence=float(tasks[best]),
-            difficulty=1.0 - float(good[self._reference]),
+            difficulty=1.0 - good[self._reference],
             language=detect(text, tokens),
             quality=quality,
         )

@@ -120,6 +120,7 @@ class WordVectors:
     def __init__(
         self, words: Sequence[str], vectors: NDArray[np.float32], weights: NDArray[np.float32]
     ) -> None:
+        self.weights = weights
         self._place = {word: index for index, word in enumerate(words)}
         # the weight stands in a last column, so that one gather gives both sums
         self._table = np.concatenate([vectors * weights[:, None], weights[:, None]], axis=1)

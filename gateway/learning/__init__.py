@@ -1,0 +1,1 @@
+"""Fitting heads on outcomes, offline: never imported by the gateway's process."""

@@ -1,0 +1,73 @@
+"""`python -m gateway.learning --outcomes F --out DIR`: what `headgate policy fit` runs as a child.
+
+Writes head.npz, words.npz, card.json, predictions.jsonl, curves.json and curves.png. Exit codes:
+0 written, 2 something given cannot be used.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gateway.errors import SettingsError
+from gateway.learning.card import card_of, gain_of
+from gateway.learning.design import Design
+from gateway.learning.head_file import write_head
+from gateway.learning.near_duplicates import balanced_groups
+from gateway.learning.outcomes import Outcomes, OutcomesError, read_outcomes
+from gateway.learning.plots import write_curves
+from gateway.learning.quality import FOLDS, Fitted, fit_quality
+from gateway.routing.classifier import SHIPPED_HEAD, Head
+
+
+def fit_head(outcomes: Outcomes, base_folder: Path, out: Path) -> dict[str, Any]:
+    """Fit, measure and write everything; returns the card. Raises SettingsError for the base."""
+    base = Head.load(base_folder)
+    groups, threshold = balanced_groups(outcomes.prompts, folds=FOLDS)
+    fitted = fit_quality(Design(base), outcomes, groups)
+    card = card_of(outcomes, fitted, groups) | {"near_duplicate_threshold": threshold}
+    card = write_head(base, base_folder, outcomes, fitted, card, out)
+    write_predictions(outcomes, fitted, out / "predictions.jsonl")
+    if len(outcomes.backends) > 1 and not write_curves(outcomes, fitted, groups, out):
+        print("curves.png: not drawn, matplotlib is missing: pip install 'headgate[train]'",
+              file=sys.stderr)  # fmt: skip
+    return card
+
+
+def write_predictions(outcomes: Outcomes, fitted: Fitted, path: Path) -> None:
+    """One line a row of the file: its fold, and what a head that had not seen it said."""
+    gains = gain_of(fitted)
+    with path.open("w", encoding="utf-8") as file:
+        for row, quality in enumerate(fitted.quality):
+            p = dict(zip(outcomes.backends, np.round(quality, 6).tolist(), strict=True))
+            line = {
+                "row": row,
+                "fold": int(fitted.folds[row]),
+                "p": p,
+                "gain": round(float(gains[row]), 6),
+            }
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m gateway.learning", description=__doc__)
+    parser.add_argument("--outcomes", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--head", type=Path, default=SHIPPED_HEAD, help="tasks come from this one")
+    chosen = parser.parse_args(arguments)
+    try:
+        card = fit_head(read_outcomes(chosen.outcomes), chosen.head, chosen.out)
+    except (OutcomesError, SettingsError) as error:
+        print(f"headgate: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(card, ensure_ascii=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""Files of outcomes: which backend answered which prompt how well. JSON Lines, read strictly.
+
+One line: `{"id"?, "prompt": "…" | "messages": […], "scores": {"small": 0.0, "base": 1.0},
+"cost_usd"?: {"small": 0.0001}, "split"?: "train" | "test", "suite"?}`. A backend may be missing
+from a line's scores: it was not asked.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from backends.wire import Message
+
+Floats = NDArray[np.float64]
+MIN_ROWS = 20
+"""Fewer say nothing about anything."""
+
+
+class OutcomesError(ValueError):
+    """A file of outcomes that cannot be used; the message names file, line and what is wrong."""
+
+
+class _Line(Struct, kw_only=True):
+    """One line as it stands in the file; keys that are not named here are ignored."""
+
+    scores: dict[str, float]
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    cost_usd: dict[str, float] = msgspec.field(default_factory=dict)
+    split: Literal["train", "test"] | None = None
+    suite: str = ""
+    id: str | int | None = None
+
+
+class Outcomes(Struct, frozen=True, kw_only=True):
+    """N rows over K backends, the cheapest backend first."""
+
+    prompts: list[str]
+    """What the classifier reads: the last user turn."""
+    backends: list[str]
+    scores: Floats
+    """[N, K] in 0..1; NaN where a backend was not asked."""
+    costs: Floats
+    """[N, K] dollars, or calls of the dearest when `costs_assumed`."""
+    costs_assumed: bool
+    test: NDArray[np.bool_]
+    """[N]: frozen for testing."""
+    suites: list[str]
+    sha256: str
+    """Of the file's bytes."""
+
+    @property
+    def weak(self) -> int:
+        """The cheapest backend."""
+        return 0
+
+    @property
+    def strong(self) -> int:
+        """The dearest backend."""
+        return len(self.backends) - 1
+
+
+def read_outcomes(path: Path) -> Outcomes:
+    """Read a file of outcomes. Raises OutcomesError."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise OutcomesError(f"{path}: {error.strerror}") from None
+    decoder = msgspec.json.Decoder(_Line)
+    lines: list[_Line] = []
+    for number, line in enumerate(data.splitlines(), start=1):
+        if line.strip():
+            lines.append(_decode(decoder, line, f"{path}:{number}"))
+    backends = sorted({name for line in lines for name in line.scores})
+    if len(lines) < MIN_ROWS or not backends:
+        raise OutcomesError(f"{path}: {len(lines)} rows of outcomes; at least {MIN_ROWS}")
+    scores = _table([line.scores for line in lines], backends)
+    costs, assumed = _costs(_table([line.cost_usd for line in lines], backends), scores)
+    order = np.argsort(np.nanmean(costs, axis=0), kind="stable")
+    return Outcomes(
+        prompts=[_text(line) for line in lines],
+        backends=[backends[index] for index in order],
+        scores=scores[:, order],
+        costs=costs[:, order],
+        costs_assumed=assumed,
+        test=np.array([line.split == "test" for line in lines]),
+        suites=[line.suite for line in lines],
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+
+
+def _decode(decoder: "msgspec.json.Decoder[_Line]", line: bytes, place: str) -> _Line:
+    try:
+        row = decoder.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise OutcomesError(f"{place}: {error}") from None
+    if row.prompt is None and not row.messages:
+        raise OutcomesError(f"{place}: neither prompt nor messages")
+    for name, score in row.scores.items():
+        if not 0 <= score <= 1:
+            raise OutcomesError(f"{place}: scores.{name}: {score!r} is not in 0..1")
+    for name, cost in row.cost_usd.items():
+        if not 0 <= cost < float("inf"):
+            raise OutcomesError(f"{place}: cost_usd.{name}: {cost!r} is not a price")
+    return row
+
+
+def _text(line: _Line) -> str:
+    """As `routing.features` reads a request: the last user turn that says something."""
+    if line.prompt is not None:
+        return line.prompt
+    messages = line.messages or []
+    turns = [m.text() for m in messages if m.role == "user" and m.text()]
+    return turns[-1] if turns else messages[-1].text()
+
+
+def _table(rows: list[dict[str, float]], names: list[str]) -> Floats:
+    return np.array([[row.get(name, np.nan) for name in names] for row in rows], dtype=np.float64)
+
+
+def _costs(costs: Floats, scores: Floats) -> tuple[Floats, bool]:
+    """Costs of each row; a backend's mean where a row has none, ranks where the file has none.
+
+    Without any cost the better backend counts as the dearer, and the unit is one call of the best.
+    """
+    known = ~np.isnan(costs)
+    if known.any(axis=0).all():
+        means = np.where(known, costs, 0).sum(0) / known.sum(0)
+        return np.where(known, costs, means), False
+    quality = np.nanmean(scores, axis=0)
+    rank = np.empty(len(quality))
+    rank[np.argsort(quality, kind="stable")] = np.arange(len(quality)) / max(1, len(quality) - 1)
+    return np.tile(rank, (len(scores), 1)), True

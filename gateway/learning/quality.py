@@ -1,0 +1,230 @@
+"""Fitting what a prompt says about each backend: P(it answers well), and gains of dearer backends.
+
+Every target has a ridge of its own strength over the gateway's features. A backend's output becomes
+a probability by a sigmoid with fitted slope and offset (temperature and bias); a gain, the dearer
+backend's score minus the cheapest one's, is predicted directly and shrunk to what holds out of
+fold. The quality of a dearer backend is the mean of both views: its own probability, and the
+cheapest one's plus the gain.
+
+Rows are also fitted with prefixes, suffixes and padding around the prompt, under the same scores:
+words that anybody can put around any request must not move it.
+"""
+
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from gateway.learning.confounders import disguised
+from gateway.learning.design import Design, Linear, Matrix, ridge
+from gateway.learning.outcomes import Outcomes
+
+Floats = NDArray[np.float64]
+ALPHAS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+FOLDS = 5
+NEWTON_STEPS = 50
+STEEPEST = 1.5
+"""Times the slope that a least-squares output has by itself: more would be blowing up noise."""
+
+
+class Calibration(Struct, frozen=True):
+    """From raw outputs to probabilities and gains."""
+
+    slope: Floats
+    offset: Floats
+    """[K + K − 1] each: a sigmoid's for the backends, a straight line's for the gains."""
+
+    def __call__(self, raw: Floats) -> tuple[Floats, Floats]:
+        """(quality [N, K], direct gains [N, K − 1])."""
+        line = raw * self.slope + self.offset
+        backends = (raw.shape[1] + 1) // 2
+        own = 1 / (1 + np.exp(-line[:, :backends]))
+        gains = np.clip(line[:, backends:], -1, 1)
+        quality = own.copy()
+        quality[:, 1:] = np.clip((own[:, 1:] + own[:, :1] + gains) / 2, 0, 1)
+        return quality, gains
+
+
+class Fitted(Struct, frozen=True):
+    """A head's outputs with how they did out of fold."""
+
+    linear: Linear
+    calibration: Calibration
+    alphas: Floats
+    quality: Floats
+    """[N, K], each row by a head that has not seen its group."""
+    gains: Floats
+    """[N, K − 1], directly predicted, likewise."""
+    folds: NDArray[np.int64]
+    """[N]; frozen test rows have a fold of their own, the last."""
+    disguised: dict[str, Floats]
+    """Quality [N, K] of the same rows in disguise, likewise out of fold."""
+
+
+def targets_of(outcomes: Outcomes) -> Floats:
+    """[N, K + K − 1]: scores, then gains over the cheapest."""
+    scores = outcomes.scores
+    return np.concatenate([scores, scores[:, 1:] - scores[:, :1]], axis=1)
+
+
+def fold_of(
+    groups: NDArray[np.int64], test: NDArray[np.bool_], targets: Floats, folds: int
+) -> NDArray[np.int64]:
+    """A fold for each row, groups whole; a group with a frozen test row is tested as a whole.
+
+    Folds get the same share of each pattern of scores: else a fold with more passes is predicted by
+    a head that saw fewer, and out of fold even a constant looks worse than chance.
+    """
+    rng = np.random.default_rng(5)
+    frozen = np.isin(groups, groups[test])
+    names, sizes = np.unique(groups[~frozen], return_counts=True)
+    first = np.unique(groups[~frozen], return_index=True)[1]
+    pattern = np.nan_to_num(targets[~frozen][first], nan=-1.0).T
+    order = np.lexsort((rng.random(len(sizes)), *pattern, -sizes))
+    load = np.zeros(folds, dtype=np.int64)
+    fold = np.full(len(groups), folds, dtype=np.int64)
+    place = {}
+    for index in order:  # the largest group first, into the emptiest fold
+        place[names[index]] = int(load.argmin())
+        load[load.argmin()] += sizes[index]
+    for row in np.flatnonzero(~frozen):
+        fold[row] = place[groups[row]]
+    return fold
+
+
+def fit_quality(design: Design, outcomes: Outcomes, groups: NDArray[np.int64]) -> Fitted:
+    """Cross-validate, calibrate on what was out of fold, and fit the head on all but test rows."""
+    targets = targets_of(outcomes)
+    folds = fold_of(groups, outcomes.test, targets, FOLDS)
+    x = design.matrix(outcomes.prompts)
+    hidden, gate = (
+        {kind: design.matrix(texts) for kind, texts in disguised(outcomes.prompts, gate=g).items()}
+        for g in (False, True)
+    )
+    raw = np.full(targets.shape, np.nan)
+    raw_gate = {kind: raw.copy() for kind in gate}
+    linear: Linear | None = None
+    alphas = np.zeros(targets.shape[1])
+    for fold in [*range(FOLDS), FOLDS]:
+        inside, outside = folds == fold, (folds != fold) & (folds != FOLDS)
+        if fold != FOLDS and not inside.any():
+            continue
+        fit_on = np.flatnonzero(outside)
+        alphas = _strengths(x[fit_on], targets[fit_on], groups[fit_on])
+        linear = _fit(x, hidden, targets, fit_on, alphas)
+        if inside.any():
+            raw[inside] = linear(x[inside])
+            for kind, matrix in gate.items():
+                raw_gate[kind][inside] = linear(matrix[inside])
+    assert linear is not None  # the last one: fitted on all rows that are not frozen
+    train = folds != FOLDS
+    calibration = calibrate(raw[train], targets[train], len(outcomes.backends))
+    quality, gains = _calibrated(raw, targets, folds, len(outcomes.backends))
+    return Fitted(
+        linear=linear,
+        calibration=calibration,
+        alphas=alphas,
+        quality=quality,
+        gains=gains,
+        folds=folds,
+        disguised={kind: calibration(part)[0] for kind, part in raw_gate.items()},
+    )
+
+
+def _fit(
+    x: Matrix, hidden: dict[str, Matrix], targets: Floats, rows: NDArray[np.int64], alphas: Floats
+) -> Linear:
+    """The ridge on rows as they are, and on each once more in one of the disguises."""
+    import scipy.sparse as sp  # type: ignore[import-untyped]
+
+    parts, wanted = [x[rows]], [targets[rows]]
+    for place, matrix in enumerate(hidden.values()):
+        turn = rows[place :: len(hidden)]
+        parts.append(matrix[turn])
+        wanted.append(targets[turn])
+    return ridge(sp.vstack(parts).tocsr(), np.concatenate(wanted), alphas * 2)
+
+
+def _strengths(x: Matrix, targets: Floats, groups: NDArray[np.int64]) -> Floats:
+    """The penalty of each target with the least squared error on a fifth of the groups."""
+    held = fold_of(groups, np.zeros(len(groups), dtype=bool), targets, 5) == 0
+    errors = []
+    for alpha in ALPHAS:
+        said = ridge(x[~held], targets[~held], np.full(targets.shape[1], alpha))(x[held])
+        errors.append(np.nanmean((said - targets[held]) ** 2, axis=0))
+    least = np.argmin(np.nan_to_num(np.array(errors), nan=np.inf), axis=0)
+    return np.asarray(np.array(ALPHAS)[least])
+
+
+def calibrate(raw: Floats, targets: Floats, backends: int) -> Calibration:
+    """Slopes and offsets with the least loss; a gain whose slope is not positive says nothing."""
+    slope, offset = np.zeros(targets.shape[1]), np.zeros(targets.shape[1])
+    for index in range(targets.shape[1]):
+        known = ~np.isnan(targets[:, index]) & ~np.isnan(raw[:, index])
+        said, truth = raw[known, index], targets[known, index]
+        if index < backends:
+            slope[index], offset[index] = sigmoid_fit(said, truth, steepest=STEEPEST)
+        elif len(said) and said.var() > 0:
+            steep = float(np.cov(said, truth)[0, 1] / said.var(ddof=1))
+            slope[index] = min(max(steep, 0.0), STEEPEST)
+            offset[index] = truth.mean() - slope[index] * said.mean()
+    return Calibration(slope, offset)
+
+
+def sigmoid_fit(said: Floats, truth: Floats, *, steepest: float) -> tuple[float, float]:
+    """Slope and offset of the sigmoid with the least log loss, slope within its bounds.
+
+    Args:
+        steepest: times 1 ÷ (p·(1 − p)), the slope at which the sigmoid follows a least-squares
+            output of a target with mean p.
+
+    Source: Platt 1999, "Probabilistic Outputs for Support Vector Machines".
+    """
+    room = 1 / (len(truth) + 2)
+    goal = np.clip(truth, room, 1 - room)
+    mean = float(goal.mean())
+    limit = steepest / (mean * (1 - mean))
+    slope = _newton(said, goal)[0]
+    if 0 < slope < limit:
+        return _newton(said, goal)
+    slope = 0.0 if slope <= 0 else limit
+    return slope, _newton(said, goal, slope=slope)[1]
+
+
+def _newton(said: Floats, goal: Floats, *, slope: float | None = None) -> tuple[float, float]:
+    """Minimise the log loss over (slope, offset), or over the offset alone."""
+    x = np.stack([said, np.ones_like(said)], axis=1)
+    free = np.array([slope is None, True])
+    beta = np.array([slope or 0.0, 0.0])
+    for _ in range(NEWTON_STEPS):
+        p = 1 / (1 + np.exp(-np.clip(x @ beta, -35, 35)))
+        part = x[:, free]
+        hessian = (part * (p * (1 - p))[:, None]).T @ part + 1e-6 * np.eye(part.shape[1])
+        step = np.linalg.solve(hessian, part.T @ (p - goal))
+        beta[free] -= np.clip(step, -5, 5)
+        if np.abs(step).max() < 1e-8:
+            break
+    return float(beta[0]), float(beta[1])
+
+
+def _calibrated(
+    raw: Floats, targets: Floats, folds: NDArray[np.int64], backends: int
+) -> tuple[Floats, Floats]:
+    """Each fold through a calibration that was made without its targets."""
+    quality = np.full((len(raw), backends), np.nan)
+    gains = np.full((len(raw), backends - 1), np.nan)
+    for fold in np.unique(folds):
+        inside = folds == fold
+        others = ~inside & (folds != FOLDS)
+        quality[inside], gains[inside] = calibrate(raw[others], targets[others], backends)(
+            raw[inside]
+        )
+    return quality, gains
+
+
+def columns(fitted: Fitted) -> tuple[NDArray[np.float32], NDArray[np.float32], dict[str, Any]]:
+    """Weights [R + D, K + K − 1] and bias with the calibration folded in."""
+    weights = fitted.linear.weights * fitted.calibration.slope.astype(np.float32)
+    bias = fitted.linear.bias * fitted.calibration.slope + fitted.calibration.offset
+    return weights, bias.astype(np.float32), {"alphas": fitted.alphas.tolist()}
