@@ -9,7 +9,9 @@ import msgspec
 
 from backends.bundled.errors import ExportError, RecipeError
 from backends.bundled.load import read_spec
-from backends.bundled.report import Evaluation, Score
+from backends.bundled.tokenizer import write_json
+from backends.evaluation.figures import Evaluation, Rate
+from backends.evaluation.table import overall, percent
 
 SOURCES: Final = (
     ("Standard Ebooks, 53 story books", "CC0 1.0 (public-domain works)"),
@@ -51,26 +53,32 @@ README beside this folder |
 
 ## Measured
 
-On the int8 weights as shipped, dequantized to fp32, greedy. An answer counts only if it is
-exact; a word problem is judged by its final number.
+By `headgate models eval`, which gives these figures again: int8 weights as shipped, our engine,
+fp32 activations on the CPU, greedy. Shares are in %, in brackets their 95 % intervals (bootstrap
+within task functions for the pass rate, Wilson's elsewhere).
 
 | what | result |
 | --- | ---: |
-| synthetic test questions | {synthetic} |
-| everyday facts, other wordings | {facts} |
+| **pass rate**, mean over {functions} task functions | **{pass_rate}** |
+{parts}
+| valid JSON where asked for | {json_valid} |
 | answers that end their turn | {ended} |
+| answers that repeat themselves | {repetition} |
 {bits}
+| machine-seconds per answer, {concurrent} at a time (this machine, that day) | {seconds} |
 
-| difficulty | right |
+The pass rate covers the synthetic, known and unseen tasks: the corpus's test questions, everyday
+facts in words that were not trained, and task functions that were not trained at all. Greetings,
+small talk and open tasks count as passed if they end, say something and do not repeat themselves.
+Texts were held out of training.
+
+| difficulty, set by rule | right |
 | --- | ---: |
 {difficulty}
 
-| category | right |
+| task function | right |
 | --- | ---: |
-{category}
-
-The facts test measures known facts asked in other words. The text figures are for about 1 % of
-the stories and articles, held out by hash. Difficulty is set by rule in the corpus.
+{tasks}
 
 ![loss curve](loss.png)
 
@@ -94,12 +102,12 @@ the project's own licence.
 """
 
 
-def _share(score: Score) -> str:
-    return f"{score.passed} of {score.count} ({100 * score.rate:.1f} %)"
+def _line(label: str, cell: str | None) -> str:
+    return f"| {label} | {cell or '-'} |"
 
 
-def _table(scores: Mapping[str, Score]) -> str:
-    return "\n".join(f"| {key} | {_share(score)} |" for key, score in scores.items())
+def _rates(rates: Mapping[str, Rate]) -> str:
+    return "\n".join(_line(key, percent(rate)) for key, rate in rates.items())
 
 
 def _quote(prompt: str, answer: str) -> str:
@@ -128,12 +136,12 @@ def render_card(folder: Path) -> str:
     training: dict[str, Any] = msgspec.json.decode(_read(folder / "training.json"))
     spec = read_spec(folder)
     bits = (
-        f"| bits per byte, {name.removeprefix('text_')} | {value:.3f} |"
-        for name, value in found.bits_per_byte.items()
+        _line(f"bits per byte, {part}", f"{value:.4f}")
+        for part, value in (found.bits_per_byte or {}).items()
     )
     return CARD.format(
-        model=found.model,
-        parameters=found.parameters,
+        model=found.name,
+        parameters=found.model.parameters,
         layers=spec.num_hidden_layers,
         hidden=spec.hidden_size,
         ff=spec.intermediate_size,
@@ -141,20 +149,31 @@ def render_card(folder: Path) -> str:
         head_dim=spec.head_dim,
         kv_heads=spec.num_key_value_heads,
         vocab=spec.vocab_size,
-        weight_bytes=found.weight_bytes,
+        weight_bytes=found.model.weight_bytes,
         tokens=training["tokens"],
         steps=training["steps"],
         seed=training["seed"],
         minutes=training["seconds"] / 60,
-        synthetic=_share(found.synthetic_test),
-        facts=_share(found.facts_test),
-        ended=_share(found.end_of_turn),
+        functions=len(found.by_task),
+        pass_rate=overall(found),
+        parts=_rates({part: rates.pass_rate for part, rates in found.by_part.items()}),
+        json_valid=percent(found.json_valid),
+        ended=percent(found.end_of_turn),
+        repetition=percent(found.repetition),
         bits="\n".join(bits),
-        difficulty=_table(found.by_difficulty),
-        category=_table(found.by_category),
+        concurrent=found.concurrent,
+        seconds=found.machine_seconds_per_answer,
+        difficulty=_rates(found.by_difficulty),
+        tasks=_rates(found.by_task),
         examples="\n\n".join(_quote(*example) for example in found.examples),
         sources="\n".join(f"- {name}: {licence}" for name, licence in SOURCES),
     )
+
+
+def write_evaluation(folder: Path, found: Evaluation) -> None:
+    """Write evaluation.json of a folder, and its card from it."""
+    write_json(folder / "evaluation.json", msgspec.to_builtins(found))
+    write_card(folder)
 
 
 def write_card(folder: Path) -> None:

@@ -95,7 +95,8 @@ def _chats(turns: Sequence[Turn], *sources: str) -> list[Conversation]:
     return [[(t.prompt, t.response)] for t in turns if t.source in sources]
 
 
-def _allowed(chats: Sequence[Conversation]) -> list[Conversation]:
+def allowed(chats: Sequence[Conversation]) -> list[Conversation]:
+    """Leave out every conversation that asks what the evaluation asks."""
     return [chat for chat in chats if not any(is_frozen(prompt) for prompt, _ in chat)]
 
 
@@ -122,7 +123,7 @@ def build_library(
         "turns": facts.make_dialogues(pool, count=max(200, len(tasks) // 20), seed=seed),
     }
     return Library(
-        {name: chat_shelf(tokenizer, _allowed(chats)) for name, chats in conversations.items()},
+        {name: chat_shelf(tokenizer, allowed(chats)) for name, chats in conversations.items()},
         {
             name: text_stream(tokenizer, read_texts(corpus, name, held_out=False))
             for name in TEXT_FILES

@@ -24,7 +24,7 @@ from backends.bundled.corpus import (
 )
 from backends.bundled.errors import RecipeError
 from backends.bundled.synthetic import make_tasks
-from backends.evaluation.frozen import SUITES_FOLDER, is_frozen, prompt_hash
+from backends.evaluation.frozen import SUITES_FOLDER, is_for_test, is_frozen, prompt_hash
 from backends.evaluation.items import Item, Manifest, Match, Text, write_suite
 from backends.evaluation.known import known_items
 from backends.evaluation.questions import chat_items, docs_items
@@ -37,6 +37,7 @@ TEXT_BYTES: Final = 131_072
 """Of each kind of running text."""
 PIECE_BYTES: Final = 2048
 """Every model sees as much text before a byte, whatever its tokenizer."""
+SHORTEST_BYTES: Final = 256
 TRIVIA_EACH: Final = 100
 SMALL_TALK: Final = 60
 DROPPED: Final = frozenset(
@@ -81,15 +82,22 @@ def synthetic_item(name: str, task: Task) -> Item:
 
 
 def first_by_hash(items: Iterable[Item], count: int) -> list[Item]:
-    """The `count` items whose prompts have the smallest hashes, in the order of their ids."""
-    chosen = sorted(items, key=lambda item: prompt_hash(item.prompt))[:count]
+    """The `count` items whose prompts have the smallest hashes, in the order of their ids.
+
+    By the hash's last digits: its first ones say on which side of the routers' split it falls.
+    """
+    chosen = sorted(items, key=lambda item: prompt_hash(item.prompt)[::-1])[:count]
     return sorted(chosen, key=lambda item: item.id)
 
 
 def task_suite(corpus: Path) -> list[Item]:
     """The corpus's test questions, then our own: known facts in new words, and unseen tasks."""
-    tasks = [task for task in read_tasks(corpus, "test") if task.prompt not in DROPPED]
-    items = [synthetic_item(f"synthetic-{n}", task) for n, task in enumerate(tasks, 1)]
+    tasks = {prompt_hash(task.prompt): task for task in reversed(read_tasks(corpus, "test"))}
+    items = [
+        synthetic_item(f"synthetic-{number}", task)
+        for number, task in enumerate(reversed(tasks.values()), 1)
+        if task.prompt not in DROPPED
+    ]
     known = list(known_items())
     for function in dict.fromkeys(item.task for item in known):
         items += first_by_hash((i for i in known if i.task == function), KNOWN_EACH)
@@ -130,10 +138,9 @@ def text_suite(corpus: Path) -> Iterator[Text]:
         part, size = name.removeprefix("text_"), 0
         for source, text in _held_out(corpus, name):
             for piece in pieces(text):
-                size += len(piece.encode())
-                if size > TEXT_BYTES:
-                    break
-                yield Text(part=part, source=source, text=piece)
+                if size < TEXT_BYTES:
+                    size += len(piece.encode())
+                    yield Text(part=part, source=source, text=piece)
 
 
 def _held_out(corpus: Path, name: str) -> list[tuple[str, str]]:
@@ -145,10 +152,10 @@ def _held_out(corpus: Path, name: str) -> list[tuple[str, str]]:
 
 
 def pieces(text: str) -> Iterator[str]:
-    """Cut a text between words into pieces of at most `PIECE_BYTES`."""
+    """Cut a text between words into pieces of at most `PIECE_BYTES`; a short rest is left out."""
     data = text.encode()
     start = 0
-    while start < len(data):
+    while start + SHORTEST_BYTES < len(data):
         end = min(start + PIECE_BYTES, len(data))
         if end < len(data):
             cut = data.rfind(b" ", start + 1, end)
@@ -175,10 +182,19 @@ def routing_items(corpus: Path) -> list[Item]:
     ]
 
 
+def _split(items: Iterable[Item]) -> list[Item]:
+    """Mark the prompts on whose outcomes no router may be fitted."""
+    return [
+        msgspec.structs.replace(item, split="test" if is_for_test(item.prompt) else "train")
+        for item in items
+    ]
+
+
 def build(corpus: Path, folder: Path) -> Manifest:
     """Write every suite, the manifest and the frozen prompts' hashes."""
     folder.mkdir(parents=True, exist_ok=True)
-    tasks, chat, docs = task_suite(corpus), chat_suite(corpus), list(docs_items())
+    tasks, chat = _split(task_suite(corpus)), _split(chat_suite(corpus))
+    docs = _split(docs_items())
     manifest = {
         "lm": write_suite(folder, "lm", list(text_suite(corpus))),
         "tasks": write_suite(folder, "tasks", tasks),

@@ -1,7 +1,7 @@
 """What is measured: a name, a way to ask it questions, a way to count its bits. No torch."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from msgspec import Struct
 
@@ -9,6 +9,9 @@ from backends.evaluation.items import Item, Text
 
 CONCURRENT: Final = 16
 """Questions under way at once: machine-seconds depend on it."""
+MachineTime = Literal["engine", "wall"]
+"""engine: each answer's share of the engine's steps. wall: the server tells nothing, so the time
+that all answers took, shared out by their tokens."""
 Progress = Callable[[int], None]
 """Called with the number of answers that have come so far."""
 
@@ -22,7 +25,7 @@ class Answer(Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     machine_ns: int | None = None
-    """Of the engine's steps, this request's share; None: the server does not say."""
+    """None: not known."""
     mean_logprob: float | None = None
     """Over the answer's tokens; None: not known."""
     margin: float | None = None
@@ -52,6 +55,7 @@ class Candidate(Protocol):
 
     name: str
     facts: ModelFacts
+    machine_time: MachineTime
 
     def answer(self, items: Sequence[Item], progress: Progress) -> list[Answer]:
         """Answer every question greedily, `CONCURRENT` at a time; in the order of the items."""

@@ -11,7 +11,7 @@ import torch
 from backends.contract import SamplingParams, TokenEvent
 from backends.engine.model_runner import ModelRunner
 from backends.errors import InvalidRequestError
-from backends.evaluation.candidate import CONCURRENT, Answer, ModelFacts, Progress
+from backends.evaluation.candidate import CONCURRENT, Answer, MachineTime, ModelFacts, Progress
 from backends.evaluation.items import Item, Text
 from backends.evaluation.token_scorer import TokenScorer
 from backends.llm import LLM
@@ -32,6 +32,8 @@ class _Written:
 class EngineCandidate:
     """Loads once; answers in fp32 on the CPU, without prefix reuse or speculation."""
 
+    machine_time: MachineTime = "engine"
+
     def __init__(self, name: str, model: str, **options: Any) -> None:
         """`options`: of the engine. Raises ModelLoadError, or ValueError for a bad option."""
         self.name = name
@@ -43,6 +45,7 @@ class EngineCandidate:
             speculation={"method": "off"},
             **options,
         )
+        self.tokenizer = self._llm.tokenizer
         runner = self._llm.engine.runner
         assert isinstance(runner, ModelRunner)
         self._scorer = TokenScorer(
@@ -68,7 +71,7 @@ class EngineCandidate:
         for place, item in enumerate(items):
             name = str(place)
             try:
-                prompt = self._llm.tokenizer.encode_chat([{"role": "user", "content": item.prompt}])
+                prompt = self.tokenizer.encode_chat([{"role": "user", "content": item.prompt}])
                 engine.add_request(
                     name, prompt, SamplingParams(temperature=0.0, max_tokens=item.max_tokens)
                 )
@@ -113,7 +116,7 @@ class EngineCandidate:
 
     def text_bits(self, texts: Sequence[Text]) -> Mapping[str, float]:
         """Bits per byte by part; each piece begins a document."""
-        tokenizer = self._llm.tokenizer
+        tokenizer = self.tokenizer
         start = [min(tokenizer.eos_token_ids)] if tokenizer.eos_token_ids else [0]
         sequences = []
         for text in texts:

@@ -35,7 +35,7 @@ class Item(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_d
     """1 to 5, set by rule; None: not rated."""
     max_tokens: int = 96
     split: Literal["train", "test"] = "test"
-    """test: no router may be fitted on the outcome."""
+    """train: a router may be fitted on the outcome, though no model on the prompt."""
 
 
 class Text(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

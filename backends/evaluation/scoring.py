@@ -34,9 +34,9 @@ def passes(item: Item, said: str) -> bool:
             words = re.findall(r"\w+", text.lower())
             return bool(words) and words[0] in item.answers
         case "phrase":
-            return any(_holds(text, a) and len(text) <= len(a) + _ROOM for a in item.answers)
+            return any(_holds(said, a) and len(text) <= len(a) + _ROOM for a in item.answers)
         case "mentions":
-            return any(_holds(text, answer) for answer in item.answers)
+            return any(_holds(said, answer) for answer in item.answers)
         case "json":
             value = parsed_json(said)
             return value is not None and any(value == json.loads(a) for a in item.answers)
@@ -73,7 +73,7 @@ def _unfenced(text: str) -> str:
 
 
 def _bare(text: str) -> str:
-    bare = _unfenced(text)
+    bare = _unfenced(text).removesuffix(".")
     if len(bare) > 1 and bare[0] == bare[-1] and bare[0] in "\"'`":
         bare = bare[1:-1]
     return bare.removesuffix(".").strip()

@@ -14,7 +14,7 @@ from backends.models.registry import Model
 
 BLOCK_SIZE: Final = 16
 BATCH_TOKENS: Final = 4096
-LOGIT_BYTES: Final = 2**27
+LOGIT_BYTES: Final = 2**24
 """Of fp32 logits at once."""
 
 
@@ -92,13 +92,16 @@ class TokenScorer:
         rows = max(1, LOGIT_BYTES // (4 * self._model.config.vocab_size))
         logprobs, margins = [], []
         for start in range(0, len(targets), rows):
-            logits = self._model.logits(hidden[start : start + rows]).double()
+            logits = self._model.logits(hidden[start : start + rows])
             wanted = targets[start : start + rows, None].to(logits.device)
             chosen = logits.gather(1, wanted)
             logprobs.append(chosen[:, 0] - logits.logsumexp(1))
             best_other = logits.scatter_(1, wanted, -torch.inf).amax(1)
             margins.append(chosen[:, 0] - best_other)
-        return torch.cat(logprobs).cpu().numpy(), torch.cat(margins).cpu().numpy()
+        return (
+            torch.cat(logprobs).double().cpu().numpy(),
+            torch.cat(margins).double().cpu().numpy(),
+        )
 
     def _tensor(self, values: NDArray[np.integer]) -> Tensor:
         return torch.from_numpy(values).to(self._device)

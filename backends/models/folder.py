@@ -12,6 +12,8 @@ _WHOLE_BYTES: Final = 256 * 2**20
 _SAMPLES: Final = 256
 _SAMPLE_BYTES: Final = 64 * 2**10
 _SUFFIXES: Final = (".safetensors", ".json", ".jinja", ".model")
+_RECORDS: Final = ("evaluation.json", "training.json")
+"""What was measured and how it was trained: no part of what the model is."""
 _REVISION_CHARACTERS: Final = 16
 
 
@@ -84,7 +86,7 @@ def revision(folder: Path, *variant: str) -> str:
     for word in variant:
         digest.update(word.encode() + b"\0")
     for file in sorted(folder.iterdir()):
-        if file.suffix in _SUFFIXES and file.is_file():
+        if file.suffix in _SUFFIXES and file.name not in _RECORDS and file.is_file():
             digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
             with file.open("rb") as stream:
                 _update(digest, stream, file.stat().st_size)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from backends.bundled import facts
 from backends.bundled.corpus import TEXT_FILES, read_tasks, read_texts
-from backends.bundled.outcomes import outcome_tasks
 from backends.bundled.synthetic import make_tasks
 
 
@@ -16,14 +15,6 @@ def test_training_tasks_share_no_prompt_with_the_test(corpus: Path) -> None:
         made = {task.prompt for task in make_tasks(corpus, count=8000, split="train", seed=seed)}
         assert made
         assert not made & kept
-
-
-def test_outcome_tasks_are_neither_trained_on_nor_tested(corpus: Path) -> None:
-    """The rows for the request classifier come from the validation side alone."""
-    prompts = {task.prompt for task in outcome_tasks(corpus)}
-    made = {task.prompt for task in make_tasks(corpus, count=8000, split="train", seed=1)}
-    assert not prompts & made
-    assert not prompts & {task.prompt for task in read_tasks(corpus, "test")}
 
 
 def test_make_tasks_repeats_itself_for_a_seed(corpus: Path) -> None:
