@@ -24,7 +24,7 @@ from gateway.api.routes import routes
 from gateway.cache.caches import Caches
 from gateway.cache.model import Store
 from gateway.cache.semantic import BackendEncoder
-from gateway.cache.store import open_store
+from gateway.cache.store import RedisStore, open_store
 from gateway.errors import SettingsError
 from gateway.ledger import stamp as stamp_file
 from gateway.ledger.budgets import Budgets
@@ -32,6 +32,8 @@ from gateway.ledger.database import open_engine
 from gateway.ledger.keys import KeyBook
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.pricing import CostEstimator
+from gateway.limits.limiter import Limiter
+from gateway.limits.redis_store import RedisLimits
 from gateway.observability import Metrics
 from gateway.parts import Parts
 from gateway.pipeline import Pipeline
@@ -86,6 +88,7 @@ def create_app(
     stamp = Path(runtime.state_dir) / stamp_file.NAME
     budgets = Budgets(engine, clock=clock, stamp=stamp)
     clock = budgets.clock
+    store = store or open_store(settings.cache, runtime.redis_url)
     registry = BackendRegistry(settings, backends)
     book = PolicyBook(settings.routing)
     classifier = classifier or Classifier.load(settings.routing.head)
@@ -100,11 +103,12 @@ def create_app(
         registry=registry,
         book=book,
         router=router,
-        caches=_caches(settings, store or open_store(settings.cache, runtime.redis_url), backends),
+        caches=_caches(settings, store, backends),
         ledger=Ledger(settings, engine),
         estimator=CostEstimator(settings),
         budgets=budgets,
         keys=KeyBook(engine, settings, clock=clock, stamp=stamp),
+        limiter=_limiter(settings, store),
         metrics=Metrics(),
         engine=engine,
         started_at=runtime.started_at,
@@ -151,6 +155,8 @@ async def running(parts: Parts) -> AsyncIterator[None]:
         stack.push_async_callback(parts.budgets.aclose)
         if parts.caches is not None:
             stack.push_async_callback(parts.caches.aclose)
+        await parts.limiter.start()
+        stack.push_async_callback(parts.limiter.aclose)
         await parts.registry.start()
         stack.push_async_callback(parts.registry.aclose)
         log.info("gateway_started", backends=sorted(parts.backends))
@@ -199,6 +205,12 @@ def _caches(settings: Settings, store: Store, backends: Mapping[str, Backend]) -
     return Caches(
         store, settings.cache, BackendEncoder(encoder, model=name, revision=semantic.encoder)
     )
+
+
+def _limiter(settings: Settings, store: Store) -> Limiter:
+    """Counts in the caches' Redis, where there is one, over the same connection."""
+    shared = RedisLimits(store.command) if isinstance(store, RedisStore) else None
+    return Limiter(shared, settings.limits, processes=settings.server.workers)
 
 
 def _encoder_listed(settings: Settings) -> bool:

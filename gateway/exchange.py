@@ -19,6 +19,7 @@ from gateway.ledger.records import (
     Settlement,
 )
 from gateway.ledger.slices import Reservation
+from gateway.limits.limiter import Admission
 from gateway.repeats import Asked
 from gateway.routing.router import Routed
 from policies.model import BackendCard, Decision, Facts
@@ -30,6 +31,7 @@ class Exchange:
     """One request on its way through the pipeline; every step fills in what it finds out."""
 
     __slots__ = (
+        "admission",
         "affordable",
         "answer",
         "asked",
@@ -93,6 +95,8 @@ class Exchange:
         self.lookup: Lookup = OFF
         self.hit: Hit | None = None
         self.reservation: Reservation | None = None
+        self.admission: Admission | None = None
+        """Under the caller's rate limits; None: he has none."""
         self.backend: str | None = None
         """Who answered (for a hit: who wrote the entry)."""
         self.card: BackendCard | None = None
@@ -111,6 +115,14 @@ class Exchange:
         self.outcome: Outcome = "ok"
         self.status = 200
         self.error: GatewayError | None = None
+
+    def forget_hit(self) -> None:
+        """Answer from no cache after all."""
+        if self.hit is None:
+            return
+        self.cache = "off"
+        self.hit = self.backend = self.card = self.usage = self.answer = None
+        self.saved_nano_usd = 0
 
     @property
     def decision(self) -> Decision | None:
@@ -169,6 +181,8 @@ class Exchange:
             for name, value in self.facts_shown(settled=settled).items()
         ]
         pairs.append((b"x-request-id", self.request_id.encode()))
+        if self.admission is not None:
+            pairs += self.admission.headers
         if self.dropped:
             pairs.append((b"x-headgate-dropped", ", ".join(self.dropped).encode()))
         if self.error is not None:

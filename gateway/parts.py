@@ -11,6 +11,7 @@ from gateway.ledger.budgets import Budgets
 from gateway.ledger.keys import KeyBook
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.pricing import CostEstimator
+from gateway.limits.limiter import Limiter
 from gateway.observability import Metrics
 from gateway.routing.health import BackendRegistry
 from gateway.routing.policy_book import PolicyBook
@@ -33,6 +34,7 @@ class Parts(Struct, frozen=True, kw_only=True):
     estimator: CostEstimator
     budgets: Budgets
     keys: KeyBook
+    limiter: Limiter
     metrics: Metrics
     engine: AsyncEngine
     """Of the ledger's database."""

@@ -31,7 +31,13 @@ from gateway.api.schemas import WireRequest, all_tags, check_request, read_optio
 from gateway.api.translate import backend_body, decode_body, gateway_error
 from gateway.cache.caches import CacheQuery
 from gateway.cache.model import CachedAnswer
-from gateway.errors import LedgerUnavailable, MaxCostExceeded, PolicyDenied, Unavailable
+from gateway.errors import (
+    GatewayError,
+    LedgerUnavailable,
+    MaxCostExceeded,
+    PolicyDenied,
+    Unavailable,
+)
 from gateway.exchange import Exchange
 from gateway.ledger.access import EVERYTHING
 from gateway.ledger.keys import Caller
@@ -90,7 +96,11 @@ class Pipeline:
             await self._receive(x, headers, reply, client)
             async with _deadline(x.options.deadline_s):
                 await self._route(x)
+                if x.caller is not None and x.caller.limited:
+                    self._begin_admission(x)
                 await self._look_up(x)
+                if x.admission is not None:
+                    await self._admit(x)
                 if x.hit is None:
                     await self._reserve(x)
                     with reply.watching():
@@ -229,6 +239,25 @@ class Pipeline:
             self._settler.reuse(x, x.lookup.hit)
             x.answer = {**x.lookup.hit.answer.body, "id": x.answer_id, "model": first}
 
+    def _begin_admission(self, x: Exchange) -> None:
+        """Ask for a place under the rate limits, in one write with the look at the cache."""
+        assert x.caller is not None
+        assert x.facts is not None
+        x.admission = self.parts.limiter.ask(
+            x.caller,
+            tokens=x.facts.features.prompt_tokens + self._answer_tokens(x),
+            nano_usd=max(self._estimates(x).values()),
+        )
+
+    async def _admit(self, x: Exchange) -> None:
+        """Wait for the place; over a limit not even a cache answers."""
+        assert x.admission is not None
+        try:
+            await x.admission.wait()
+        except GatewayError:
+            x.forget_hit()
+            raise
+
     async def _reserve(self, x: Exchange) -> None:
         """Hold what the dearest candidate may cost; over the request's own cap none is asked."""
         estimates = self._estimates(x)
@@ -251,16 +280,23 @@ class Pipeline:
     def _estimates(self, x: Exchange) -> dict[str, int]:
         assert x.facts is not None
         assert x.decision is not None
+        tokens = self._answer_tokens(x)
+        estimate, prompt = self.parts.estimator.estimate, x.facts.features.prompt_tokens
+        return {name: estimate(name, prompt, tokens) for name in x.decision.candidates}
+
+    @staticmethod
+    def _answer_tokens(x: Exchange) -> int:
+        """The most tokens of all answers together."""
+        assert x.facts is not None
+        assert x.decision is not None
         facts = x.facts
+        if facts.endpoint == "embeddings":
+            return 0
         tokens = min(
             facts.max_tokens or DEFAULT_ANSWER_TOKENS,
             x.decision.max_tokens or facts.max_tokens or DEFAULT_ANSWER_TOKENS,
         )
-        if facts.endpoint == "embeddings":
-            tokens = 0
-        tokens *= getattr(x.request, "n", None) or 1
-        estimate, prompt = self.parts.estimator.estimate, facts.features.prompt_tokens
-        return {name: estimate(name, prompt, tokens) for name in x.decision.candidates}
+        return tokens * (getattr(x.request, "n", None) or 1)
 
     async def _ask(self, x: Exchange, reply: Reply) -> None:
         """The backends in the policy's order, until one answers or the client has seen some."""

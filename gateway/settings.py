@@ -112,6 +112,15 @@ class CacheSettings(_Table, frozen=True, kw_only=True):
     semantic: SemanticSettings = field(default_factory=SemanticSettings)
 
 
+class LimitSettings(_Table, frozen=True, kw_only=True):
+    """[limits]"""
+
+    on_redis_outage: Literal["divide", "refuse"] = "divide"
+    """divide: each process goes on with its share of the rate limits. refuse: 503."""
+    queue_timeout_s: Seconds = 30.0
+    """Longest a request waits for a saturated backend before the next one is tried."""
+
+
 class RoutingSettings(_Table, frozen=True, kw_only=True):
     """[routing]"""
 
@@ -206,6 +215,7 @@ class Settings(_Table, frozen=True, kw_only=True):
     database: DatabaseSettings = field(default_factory=DatabaseSettings)
     cache: CacheSettings = field(default_factory=CacheSettings)
     routing: RoutingSettings = field(default_factory=RoutingSettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
     models: dict[str, str] = field(default_factory=dict)
     """Aliases: requested name → model."""
     machines: list[MachineSettings] = field(default_factory=list)

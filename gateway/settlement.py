@@ -142,6 +142,10 @@ class Settler:
         if x.reservation is not None:
             x.reservation.settle(x.cost_nano_usd)
             x.reservation = None
+        if x.admission is not None:
+            used = x.usage if x.hit is None else None
+            tokens = used.prompt_tokens + used.completion_tokens if used else 0
+            x.admission.end(tokens=tokens, nano_usd=x.cost_nano_usd)
         self._measure(x, now)
         record = settlement.request
         self._log.info(

@@ -11,7 +11,7 @@ import redis.asyncio as redis
 import structlog
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from gateway.cache.model import Store, StoreUnavailable
 from gateway.cache.pipelined import PipelinedRedis
@@ -102,6 +102,17 @@ class RedisStore:
             if cursor == 0:
                 return
 
+    async def command(self, *parts: bytes) -> Any:
+        """Any plain command, in one write with what others send in the same turn.
+
+        Raises:
+            StoreUnavailable: Redis is away.
+            ResponseError: Redis does not know the script (any more).
+        """
+        if self._fast is None:
+            return await self._call(lambda: self._redis.execute_command(*parts))
+        return await self._guarded(self._fast.command(*parts))
+
     async def ping(self) -> bool:
         try:
             return bool(await self._call(lambda: self._redis.ping()))
@@ -129,6 +140,8 @@ class RedisStore:
         try:
             result = await call
         except (RedisError, OSError, TimeoutError) as error:
+            if _is_forgotten_script(error):
+                raise  # Redis is there, and was restarted
             self.outages += 1
             self._down_until = time.monotonic() + _RETRY_AFTER_S
             if not self._is_down:
@@ -139,6 +152,12 @@ class RedisStore:
             self._is_down = False
             log.info("cache_store_back")
         return result
+
+
+def _is_forgotten_script(error: Exception) -> bool:
+    if isinstance(error, NoScriptError):
+        return True
+    return isinstance(error, ResponseError) and str(error).startswith("NOSCRIPT")
 
 
 def _escape(text: str) -> str:

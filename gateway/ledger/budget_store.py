@@ -310,11 +310,12 @@ def booked(
         sum_ = sum_.where(requests.c.started_us < until_us)
     if worker is not None:
         sum_ = sum_.where(requests.c.worker == worker)
-    columns = {"team": requests.c.team, "key": requests.c.key, "user": requests.c.user}
-    if kind == "team" or kind == "user":  # rows hold random ids, see subjects.py
-        sum_ = sum_.where(columns[kind] == subjects.id_of(kind, name))
-    elif kind in columns:
-        sum_ = sum_.where(columns[kind] == name)
+    if kind == "team":  # rows hold random ids, see subjects.py
+        sum_ = sum_.where(requests.c.team == subjects.id_of("team", name))
+    elif kind == "user":
+        sum_ = sum_.where(requests.c.user == subjects.id_of("user", name))
+    elif kind == "key":
+        sum_ = sum_.where(requests.c.key == name)
     elif kind == "model":
         sum_ = sum_.where(charges.c.backend == name)
     elif kind == "tag":

@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from gateway.ledger.money import parse_usd, usd_text
 
-MAX_PER_MINUTE = 10**12
+MAX_PER_MINUTE = 10**15
 _COUNTS = ("requests_per_minute", "tokens_per_minute", "concurrent_requests")
 
 

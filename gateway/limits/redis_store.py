@@ -1,0 +1,167 @@
+"""Limits counted in Redis, exactly, for all processes: one script, one round trip.
+
+Redis's clock counts. A window is a hash of slots; requests under way are a hash of processes, of
+which only those count that said lately that they live: a killed process's requests end with it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from gateway.cache.model import StoreUnavailable
+from gateway.ledger.worker_id import worker_id
+from gateway.limits.window import SLOT_MS, SLOTS, Demand, Level, Verdict
+
+LIVE_MS = 10_000
+"""How long after its last beat a process counts as live."""
+_PREFIX = b"headgate:limit:"
+_PROCESSES = _PREFIX + b"processes"
+_HASH_TTL_MS = 86_400_000
+
+_ADMIT = f"""
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local slot = math.floor(now / {SLOT_MS})
+local me = ARGV[1]
+local n = #KEYS - 1
+local sums, newest, answer = {{}}, {{}}, {{slot, 0, 0}}
+for i = 1, n do
+  local key, kind = KEYS[i + 1], ARGV[3 * i - 1]
+  local limit, amount = tonumber(ARGV[3 * i]), tonumber(ARGV[3 * i + 1])
+  local sum, slots = 0, {{}}
+  if kind == 'concurrent' then
+    local live = redis.call('ZRANGEBYSCORE', KEYS[1], now - {LIVE_MS}, '+inf')
+    if #live > 0 then
+      for _, count in ipairs(redis.call('HMGET', key, unpack(live))) do
+        sum = sum + math.max(tonumber(count) or 0, 0)
+      end
+    end
+  else
+    local all = redis.call('HGETALL', key)
+    for j = 1, #all, 2 do
+      local at, count = tonumber(all[j]), tonumber(all[j + 1])
+      if at < slot - {SLOTS} then
+        redis.call('HDEL', key, all[j])
+      else
+        sum = sum + count
+        slots[#slots + 1] = {{at, count}}
+        if not newest[i] or at > newest[i] then newest[i] = at end
+      end
+    end
+  end
+  sums[i] = sum
+  if sum + amount > limit and answer[2] == 0 then
+    answer[2] = i
+    if amount > limit then
+      answer[3] = -1
+    elseif kind == 'concurrent' then
+      answer[3] = 1000
+    else
+      table.sort(slots, function(a, b) return a[1] < b[1] end)
+      local left = sum
+      for _, s in ipairs(slots) do
+        left = left - s[2]
+        answer[3] = (s[1] + {SLOTS + 1}) * {SLOT_MS} - now
+        if left + amount <= limit then break end
+      end
+    end
+  end
+end
+for i = 1, n do
+  local key, kind, amount = KEYS[i + 1], ARGV[3 * i - 1], tonumber(ARGV[3 * i + 1])
+  local leaves = 0
+  if answer[2] == 0 then
+    if kind == 'concurrent' then
+      redis.call('HINCRBY', key, me, amount)
+      redis.call('PEXPIRE', key, {_HASH_TTL_MS})
+      redis.call('ZADD', KEYS[1], now, me)
+    else
+      redis.call('HINCRBY', key, slot, amount)
+      redis.call('PEXPIRE', key, {(SLOTS + 2) * SLOT_MS})
+      newest[i] = slot
+    end
+    sums[i] = sums[i] + amount
+  end
+  if newest[i] then leaves = (newest[i] + {SLOTS + 1}) * {SLOT_MS} - now end
+  answer[#answer + 1] = math.max(sums[i], 0)
+  answer[#answer + 1] = leaves
+end
+return answer
+"""
+
+_BEAT = f"""
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+redis.call('ZADD', KEYS[1], now, ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - {6 * LIVE_MS})
+redis.call('PEXPIRE', KEYS[1], {_HASH_TTL_MS})
+return redis.call('ZCOUNT', KEYS[1], now - {LIVE_MS}, '+inf')
+"""
+
+Command = Callable[..., Awaitable[Any]]
+
+
+class _Script:
+    """A script sent by its digest; whole only when Redis has forgotten it."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text.encode()
+        self._sha1: bytes | None = None
+
+    async def run(self, command: Command, keys: list[bytes], arguments: list[bytes]) -> Any:
+        if self._sha1 is None:
+            self._sha1 = await command(b"SCRIPT", b"LOAD", self._text)
+        count = b"%d" % len(keys)
+        try:
+            return await command(b"EVALSHA", self._sha1, count, *keys, *arguments)
+        except ResponseError:
+            pass  # it was restarted, and has forgotten the script
+        return await command(b"EVAL", self._text, count, *keys, *arguments)
+
+
+class RedisLimits:
+    """Limits of all processes that share a Redis.
+
+    Args:
+        command: sends one command; raises StoreUnavailable when Redis is away, and ResponseError.
+    """
+
+    def __init__(self, command: Command, *, process: str | None = None) -> None:
+        self._command = command
+        self._process = (process or worker_id()).encode()
+        self._admit, self._beat = _Script(_ADMIT), _Script(_BEAT)
+        self._sending: set[asyncio.Task[Any]] = set()
+
+    async def admit(self, demands: Sequence[Demand]) -> Verdict:
+        """One round trip."""
+        keys, arguments = [_PROCESSES], [self._process]
+        for demand in demands:
+            keys.append(_key(demand))
+            arguments += (demand.kind.encode(), b"%d" % demand.limit, b"%d" % demand.amount)
+        slot, refused, retry_ms, *rest = await self._admit.run(self._command, keys, arguments)
+        levels = tuple(Level(rest[i], rest[i + 1]) for i in range(0, len(rest), 2))
+        return Verdict(levels, slot, refused - 1 if refused else None, retry_ms)
+
+    def correct(self, demand: Demand, slot: int, more: int) -> None:
+        field = self._process if demand.kind == "concurrent" else b"%d" % slot
+        task = asyncio.get_running_loop().create_task(
+            self._forgiving(b"HINCRBY", _key(demand), field, b"%d" % more)
+        )
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    async def beat(self) -> int:
+        """Raises StoreUnavailable."""
+        return int(await self._beat.run(self._command, [_PROCESSES], [self._process]))
+
+    async def _forgiving(self, *parts: bytes) -> None:
+        try:
+            await self._command(*parts)
+        except StoreUnavailable:
+            return  # the window forgets within a minute, a beat within ten seconds
+
+
+def _key(demand: Demand) -> bytes:
+    return _PREFIX + demand.kind.encode() + b":" + demand.subject.encode("utf-8", "replace")
