@@ -14,6 +14,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from backends.evaluation.frozen import is_router_test
 from backends.wire import Message
 
 Floats = NDArray[np.float64]
@@ -82,13 +83,20 @@ def read_outcomes(path: Path) -> Outcomes:
     scores = _table([line.scores for line in lines], backends)
     costs, assumed = _costs(_table([line.cost_usd for line in lines], backends), scores)
     order = np.argsort(np.nanmean(costs, axis=0), kind="stable")
+    prompts = [_text(line) for line in lines]
     return Outcomes(
-        prompts=[_text(line) for line in lines],
+        prompts=prompts,
         backends=[backends[index] for index in order],
         scores=scores[:, order],
         costs=costs[:, order],
         costs_assumed=assumed,
-        test=np.array([line.split == "test" for line in lines]),
+        # `models eval`'s test prompts stay test prompts, whatever a line says
+        test=np.array(
+            [
+                line.split == "test" or is_router_test(prompt)
+                for line, prompt in zip(lines, prompts, strict=True)
+            ]
+        ),
         suites=[line.suite for line in lines],
         sha256=hashlib.sha256(data).hexdigest(),
     )

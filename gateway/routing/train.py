@@ -24,6 +24,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from backends.evaluation.frozen import is_router_test
 from gateway.routing.augment import PER_TASK, own_prompts
 from gateway.routing.classifier import FORMAT, TASKS, WORDS
 from gateway.routing.figures import auc, expected_calibration_error, macro_f1, softmax
@@ -93,14 +94,17 @@ def load_rows(corpus: Path) -> list[Row]:
 
 
 def load_outcomes(path: Path) -> list[Outcome]:
-    """Outcomes out of a file. Lines without a split get one by a hash of the prompt."""
+    """Outcomes out of a file. Lines without a split get one by a hash of the prompt.
+
+    The frozen test prompts of `models eval` are measured on, never fitted on, whatever a line says.
+    """
     found = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.strip():
             continue
         row = json.loads(line)
         prompt = row["prompt"] if "prompt" in row else row["messages"][-1]["content"]
-        split = row.get("split") or _split(prompt)
+        split = "test" if is_router_test(prompt) else row.get("split") or _split(prompt)
         found.append(Outcome(prompt, {k: float(v) for k, v in row["scores"].items()}, split))
     return found
 
@@ -226,6 +230,7 @@ def train(
         for prompt, task in own_prompts(corpus, per_task=own_per_task)
     ]
     fitting = [row for row in rows if row.split == "train"] + own
+    fitting = [row for row in fitting if not is_router_test(row.prompt)]
     outcomes = load_outcomes(outcomes_file) if outcomes_file else proxy_outcomes(corpus, rows)
     say(f"{len(fitting)} prompts to fit on ({len(own)} of our own), {len(outcomes)} outcomes")
     words_file = HERE / "head" / WORDS

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from backends.evaluation.items import read_items
 from gateway.learning.outcomes import OutcomesError, read_outcomes
 from tests.gateway.learning import made_up
 
@@ -66,3 +67,11 @@ def test_messages_are_read_as_a_request_is(tmp_path: Path) -> None:
     found = read_outcomes(made_up.write(tmp_path / "o.jsonl", lines))
     assert found.prompts[-1] == "what now?"
     assert np.isnan(found.scores[-1, 1])
+
+
+def test_frozen_prompts_stay_test_rows(tmp_path: Path) -> None:
+    """What `models eval` keeps for measuring is a test row, though its line says train."""
+    items = read_items("tasks")
+    lines = [{"prompt": i.prompt, "scores": {"a": 1.0}, "split": "train"} for i in items]
+    found = read_outcomes(made_up.write(tmp_path / "o.jsonl", lines))
+    assert found.test.tolist() == [item.split == "test" for item in items]

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backends.evaluation.items import read_items
 from backends.wire import ChatCompletionRequest, Message
 from gateway.errors import SettingsError
 from gateway.routing import train
@@ -224,6 +225,20 @@ def test_train_fits_a_head_that_serves(small_corpus: Path, tmp_path: Path) -> No
     )
     assert easy.difficulty < 0.5 < hard.difficulty
     assert max(easy.quality["nano"], hard.quality["nano"]) < 0.2
+
+
+def test_train_never_fits_on_the_frozen_test_prompts(tmp_path: Path) -> None:
+    """Outcomes of `models eval`'s test prompts are for measuring, whatever their line says."""
+    items = read_items("tasks")
+    marked = {item.prompt: item.split for item in items}
+    lines = [{"prompt": p, "scores": {"nano": 1}, "split": "train"} for p in marked]
+    lines += [{"prompt": p.upper(), "scores": {"nano": 1}} for p in marked]
+    file = tmp_path / "outcomes.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = train.load_outcomes(file)
+    assert [outcome.split for outcome in found[: len(items)]] == list(marked.values())
+    frozen = [o for o, item in zip(found[len(items) :], items, strict=True) if item.split == "test"]
+    assert {outcome.split for outcome in frozen} == {"test"}
 
 
 def test_train_command_names_a_missing_file(tmp_path: Path) -> None:
