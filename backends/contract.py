@@ -134,6 +134,8 @@ class Usage(Struct, frozen=True, kw_only=True):
     accepted_prediction_tokens: int = 0
     """Of the request's own `prediction` only."""
     rejected_prediction_tokens: int = 0
+    reasoning_tokens: int = 0
+    """Of the completion, thought but not shown."""
     headgate: EngineUsage | None = None
     """Our engine's measurements; None for other servers."""
 

@@ -294,6 +294,7 @@ class _PromptDetails(Struct):
 class _CompletionDetails(Struct):
     accepted_prediction_tokens: int | None = 0
     rejected_prediction_tokens: int | None = 0
+    reasoning_tokens: int | None = 0
 
 
 class _WireUsage(Struct):
@@ -317,6 +318,7 @@ def usage_from_wire(usage: dict[str, Any] | None) -> Usage | None:
         cached_tokens=prompt.cached_tokens or 0,
         accepted_prediction_tokens=answer.accepted_prediction_tokens or 0,
         rejected_prediction_tokens=answer.rejected_prediction_tokens or 0,
+        reasoning_tokens=answer.reasoning_tokens or 0,
         headgate=wire.headgate if isinstance(wire.headgate, EngineUsage) else None,
     )
 

@@ -9,7 +9,7 @@ import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +18,10 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from gateway.errors import SettingsError
+from gateway.litellm_prices import read_rates
+from gateway.price_settings import MachineSettings as MachineSettings
+from gateway.price_settings import PriceSettings as PriceSettings
+from gateway.price_settings import check_machine, check_price
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
@@ -131,14 +135,12 @@ class RoutingSettings(_Table, frozen=True, kw_only=True):
     """Folder of a classifier head made by `policy fit`; None: the shipped one."""
 
 
-class MachineSettings(_Table, frozen=True, kw_only=True):
-    """[[machines]]: something paid by the hour."""
+class ReportSettings(_Table, frozen=True, kw_only=True):
+    """[reports]"""
 
-    name: str
-    type: str = "cpu"
-    """h200, l4, …: reported on."""
-    usd_per_hour: Decimal = Decimal("0.10")
-    """Booked once, whoever shares the machine."""
+    baseline_machines: dict[str, Decimal] = field(default_factory=dict)
+    """Machine → how many of it would run without caches and routing; against these, reports say
+    what was really saved."""
 
 
 class EngineSettings(_Table, frozen=True, kw_only=True):
@@ -169,15 +171,6 @@ class SpeculationSettings(_Table, frozen=True, kw_only=True):
     """A smaller model with the same tokenizer, for `draft` and `auto`."""
     num_tokens: Positive | None = None
     """Most tokens drafted ahead."""
-
-
-class PriceSettings(_Table, frozen=True, kw_only=True):
-    """[backends.price]: for servers not on a machine of ours."""
-
-    input_usd_per_mtok: Decimal = Decimal(0)
-    cached_input_usd_per_mtok: Decimal | None = None
-    """None: as other input."""
-    output_usd_per_mtok: Decimal = Decimal(0)
 
 
 class BackendSettings(_Table, frozen=True, kw_only=True):
@@ -216,6 +209,7 @@ class Settings(_Table, frozen=True, kw_only=True):
     cache: CacheSettings = field(default_factory=CacheSettings)
     routing: RoutingSettings = field(default_factory=RoutingSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
+    reports: ReportSettings = field(default_factory=ReportSettings)
     models: dict[str, str] = field(default_factory=dict)
     """Aliases: requested name → model."""
     machines: list[MachineSettings] = field(default_factory=list)
@@ -391,6 +385,7 @@ def _resolve(settings: Settings, base: Path, state_dir: Path, source: str) -> Se
             backend,
             model=path(backend.model) if local else backend.model,
             api_key_file=path(backend.api_key_file) if backend.api_key_file else None,
+            price=_listed_price(backend, path),
         )
 
     routing = settings.routing
@@ -404,6 +399,16 @@ def _resolve(settings: Settings, base: Path, state_dir: Path, source: str) -> Se
         state_dir=str(state_dir),
         source=source,
     )
+
+
+def _listed_price(backend: BackendSettings, path: Callable[[str], str]) -> PriceSettings | None:
+    """The price, its rates out of the list that it names."""
+    price = backend.price
+    if price is None or price.litellm_file is None:
+        return price
+    file = path(price.litellm_file)
+    rates = read_rates(Path(file), price.litellm_model or backend.model)
+    return msgspec.structs.replace(price, **msgspec.structs.asdict(rates), litellm_file=file)
 
 
 def check(settings: Settings, where: str) -> None:
@@ -432,8 +437,12 @@ def check(settings: Settings, where: str) -> None:
     for index, machine in enumerate(settings.machines):
         if machines.count(machine.name) > 1:
             refuse(f"machines[{index}].name", machine.name, "each name once")
-        if machine.usd_per_hour < 0:
-            refuse(f"machines[{index}].usd_per_hour", str(machine.usd_per_hour), "0 or more")
+        check_machine(machine, f"machines[{index}]", refuse)
+    for name, count in settings.reports.baseline_machines.items():
+        if name not in machines:
+            refuse("reports.baseline_machines", name, f"one of {machines}")
+        if not (count.is_finite() and count >= 0):
+            refuse(f"reports.baseline_machines.{name}", str(count), "0 or more")
     _check_backends(settings, machines, refuse)
 
 
@@ -456,10 +465,7 @@ def _check_backends(settings: Settings, machines: list[str], refuse: Any) -> Non
         if backend.machine not in (None, "local", *machines):
             refuse(f"{key}.machine", backend.machine, f"one of {['local', *machines]}")
         if backend.price is not None:
-            for name in ("input", "cached_input", "output"):
-                price = getattr(backend.price, f"{name}_usd_per_mtok")
-                if price is not None and price < 0:
-                    refuse(f"{key}.price.{name}_usd_per_mtok", str(price), "0 or more")
+            check_price(backend.price, f"{key}.price", refuse)
     encoder = settings.cache.semantic.encoder
     if encoder != "bundled:minilm" and encoder not in names:
         refuse("cache.semantic.encoder", encoder, f"bundled:minilm or a backend of {names}")

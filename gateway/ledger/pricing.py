@@ -1,22 +1,28 @@
 """From what a request used to what it cost: the only place where money is computed.
 
-A machine paid by the hour: machine_ns × usd_per_hour ÷ 3600e9. Our engine measures machine_ns step
-by step (`usage.headgate`: prefill and decode; rejected drafts, recomputed prompts and what was
+A machine paid by the hour: machine_ns × price of the hour ÷ 3600e9. Our engine measures machine_ns
+step by step (`usage.headgate`: prefill and decode; rejected drafts, recomputed prompts and what was
 decoded for a client that had left are lost work, a cost of the machine's). Where our engine never
-said what a request used, it died with it: its machine's meter counts that as lost. Of a foreign server on a machine of ours nothing is measured, so a
-request counts its wall time divided by the requests in flight there when it was settled: exact if
-the number did not change meanwhile, else off by the ratio of mean to final concurrency.
-A backend with prices of its own: tokens × price. Echo costs nothing unless it has a price.
+said what a request used, it died with it: its machine's meter counts that as lost. Of a foreign
+server on a machine of ours nothing is measured, so a request counts its wall time divided by the
+requests in flight there when it was settled: exact if the number did not change meanwhile, else off
+by the ratio of mean to final concurrency.
+A backend with prices of its own: tokens × price, cached, reasoning and batched tokens at their own
+rates, all as of that day. Echo costs nothing unless it has a price.
 Whatever was used is booked, also by requests that failed or were cancelled.
 """
 
+import time
+from collections.abc import Callable
 from decimal import ROUND_HALF_EVEN, Decimal
 from functools import lru_cache
 
 from backends.contract import EngineUsage, Usage
+from gateway.ledger.machine_prices import usd_per_hour
 from gateway.ledger.money import EXACT, MAX_NANO_USD, NANO
 from gateway.ledger.records import ChargeKind, ChargeRecord
-from gateway.settings import BackendSettings, PriceSettings, Settings
+from gateway.price_settings import PriceSettings, TokenRates
+from gateway.settings import BackendSettings, Settings
 
 _NS_PER_HOUR = 3_600_000_000_000
 _MTOK = 1_000_000
@@ -32,6 +38,7 @@ def price_usage(
     elapsed_s: float,
     in_flight: int,
     kind: ChargeKind = "answer",
+    batch: bool = False,
     at: float,
     request_id: str,
     seq: int,
@@ -42,6 +49,7 @@ def price_usage(
         usage: as the backend counted; None: it never said.
         elapsed_s: wall time of the call, for servers that measure nothing themselves.
         in_flight: requests under way at the backend, this one included.
+        batch: it was sent in a batch, at the upstream's rate for those.
         at: unix seconds.
     """
     used = usage or _NO_USAGE
@@ -49,15 +57,17 @@ def price_usage(
     machine = settings.machine(backend)
     machine_ns = 0
     if backend.price is not None and machine is None:
-        unit_prices = _token_prices(backend.price)
-        cost = _token_cost(backend.price, used)
+        rates = rates_at(backend.price, at)
+        unit_prices = _token_prices(rates)
+        cost = _token_cost(rates, used, batch=batch)
     elif machine is None or backend.kind == "echo":
         machine, unit_prices, cost = None, {}, 0
     else:
         ours = used.headgate is not None or backend.kind in ("engine", "encoder")
         machine_ns = engine.billable_ns if ours else _share(elapsed_s, in_flight)
-        unit_prices = {"usd_per_hour": _plain(machine.usd_per_hour)}
-        cost = machine_cost(machine_ns, machine.usd_per_hour)
+        price = usd_per_hour(machine, at)
+        unit_prices = {"usd_per_hour": _plain(price)}
+        cost = machine_cost(machine_ns, price)
     return ChargeRecord(
         request_id=request_id,
         seq=seq,
@@ -109,21 +119,39 @@ def machine_cost(machine_ns: int, usd_per_hour: Decimal) -> int:
     return _half_even(machine_ns * numerator * NANO, denominator * _NS_PER_HOUR)
 
 
-def _token_cost(price: PriceSettings, used: Usage) -> int:
-    cached_price = price.cached_input_usd_per_mtok
-    if cached_price is None:
-        cached_price = price.input_usd_per_mtok
+def rates_at(price: PriceSettings, at: float) -> TokenRates:
+    """What tokens cost at `at`, Unix seconds."""
+    found: TokenRates = price
+    for dated in price.history:
+        if dated.since.timestamp() > at:
+            break
+        found = dated
+    return found
+
+
+def _token_cost(rates: TokenRates, used: Usage, *, batch: bool = False) -> int:
+    input_, output = rates.input_usd_per_mtok, rates.output_usd_per_mtok
+    if batch:
+        input_ = _or(rates.batch_input_usd_per_mtok, input_)
+        output = _or(rates.batch_output_usd_per_mtok, output)
     cached = min(used.cached_tokens, used.prompt_tokens)
+    thought = min(used.reasoning_tokens, used.completion_tokens)
     total, common = 0, 1
     for tokens, usd in (
-        (used.prompt_tokens - cached, price.input_usd_per_mtok),
-        (cached, cached_price),
-        (used.completion_tokens, price.output_usd_per_mtok),
+        (used.prompt_tokens - cached, input_),
+        (cached, _or(rates.cached_input_usd_per_mtok, input_)),
+        (used.completion_tokens - thought, output),
+        (thought, _or(rates.reasoning_usd_per_mtok, output)),
     ):
-        numerator, denominator = _ratio(usd)
-        total = total * denominator + tokens * numerator * common
-        common *= denominator
+        if tokens:
+            numerator, denominator = _ratio(usd)
+            total = total * denominator + tokens * numerator * common
+            common *= denominator
     return _half_even(total * NANO, common * _MTOK)
+
+
+def _or(rate: Decimal | None, other: Decimal) -> Decimal:
+    return other if rate is None else rate
 
 
 @lru_cache(maxsize=1024)
@@ -142,14 +170,9 @@ def _half_even(numerator: int, denominator: int) -> int:
     return nano
 
 
-def _token_prices(price: PriceSettings) -> dict[str, str]:
-    prices = {
-        "input_usd_per_mtok": _plain(price.input_usd_per_mtok),
-        "output_usd_per_mtok": _plain(price.output_usd_per_mtok),
-    }
-    if price.cached_input_usd_per_mtok is not None:
-        prices["cached_input_usd_per_mtok"] = _plain(price.cached_input_usd_per_mtok)
-    return prices
+def _token_prices(rates: TokenRates) -> dict[str, str]:
+    given = ((name, getattr(rates, name)) for name in TokenRates.__struct_fields__)
+    return {name: _plain(rate) for name, rate in given if rate is not None}
 
 
 def _plain(usd: Decimal) -> str:
@@ -175,8 +198,10 @@ class CostEstimator:
     _FIRST_PREFILL_PS = 2_000_000_000
     _FIRST_DECODE_PS = 20_000_000_000
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+        """`clock`: Unix seconds; prices may change with time."""
         self._settings = settings
+        self._clock = clock
         self._backends = {backend.name: backend for backend in settings.backends}
         self._ps_per_token: dict[str, tuple[int, int]] = {}
 
@@ -209,11 +234,11 @@ class CostEstimator:
         if machine is None:
             assert found.price is not None
             tokens = Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
-            return _token_cost(found.price, tokens)
+            return _token_cost(rates_at(found.price, self._clock()), tokens)
         rates = self._ps_per_token.get(backend)
         prefill, decode = rates or (self._FIRST_PREFILL_PS, self._FIRST_DECODE_PS)
         machine_ns = (prompt_tokens * prefill + completion_tokens * decode) // 1000
-        return machine_cost(machine_ns, machine.usd_per_hour)
+        return machine_cost(machine_ns, usd_per_hour(machine, self._clock()))
 
     def estimate(self, backend: str, prompt_tokens: int, max_tokens: int) -> int:
         """What to reserve for an answer of at most `max_tokens`, nano-dollars."""

@@ -40,7 +40,8 @@ def paths_of(tree: Any, prefix: str = "") -> set[str]:
     """Every key path that a TOML document sets."""
     if isinstance(tree, list) and tree and isinstance(tree[0], dict):
         return set().union(*(paths_of(item, prefix) for item in tree))
-    if isinstance(tree, dict) and prefix != "models.":
+    free = ("models.", "reports.baseline_machines.")
+    if isinstance(tree, dict) and prefix not in free:
         return set().union(*(paths_of(value, f"{prefix}{key}.") for key, value in tree.items()))
     return {prefix.rstrip(".")}
 
@@ -149,6 +150,27 @@ ECHO = '[[backends]]\nname = "a"\nkind = "echo"\nmodel = "e"\n'
             ["price.output_usd_per_mtok", "-1"],
         ),
         ('[[machines]]\nname = "m"\nusd_per_hour = -1\n', ["machines[0].usd_per_hour", "-1"]),
+        ("[reports]\nbaseline_machines = { gone = 1 }\n", ["reports.baseline_machines", "gone"]),
+        ('[[machines]]\nname = "m"\ndevices = 0\n', ["machines[0].devices", "0"]),
+        (
+            '[[machines]]\nname = "m"\n[machines.owned]\npurchase_usd = 1\nyears = 0\n',
+            ["machines[0].owned.years", "more than 0"],
+        ),
+        (
+            '[[machines]]\nname = "m"\n[[machines.hours]]\nfrom = "24:00"\nto = "06:00"\n'
+            "usd_per_hour = 1\n",
+            ["machines[0].hours[0].from", "24:00"],
+        ),
+        (
+            '[[machines]]\nname = "m"\n[[machines.hours]]\nfrom = "22:00"\nto = "06:00"\n'
+            'tz = "Mars/Olympus"\nusd_per_hour = 1\n',
+            ["machines[0].hours[0].tz", "Mars/Olympus"],
+        ),
+        (
+            '[[machines]]\nname = "m"\n[[machines.spot]]\nsince = 2026-11-01T00:00:00\n'
+            "usd_per_hour = 1\n",
+            ["machines[0].spot[0].since", "with an offset"],
+        ),
         ('[cache.semantic]\nencoder = "x"\n', ["cache.semantic.encoder", "'x'"]),
         (ECHO + ECHO.replace('"a"', '"t"') + 'tier = "a"\n', ["backends[0].name", "tier"]),
         ("x = ", ["not valid TOML"]),

@@ -1,9 +1,12 @@
 """What work costs: exact decimals, nothing invented, money never in a float."""
 
 import ast
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,9 +14,10 @@ from hypothesis import strategies as st
 import gateway.ledger
 from backends.contract import EngineUsage, Usage
 from gateway.ledger.money import MAX_NANO_USD, parse_usd, to_nano, to_usd, usd_text
-from gateway.ledger.pricing import CostEstimator, machine_cost, price_usage, reverse
+from gateway.ledger.pricing import CostEstimator, machine_cost, price_usage, rates_at, reverse
 from gateway.ledger.records import ChargeRecord
-from gateway.settings import BackendSettings, MachineSettings, PriceSettings, Settings
+from gateway.price_settings import DatedRates, MachineSettings, PriceSettings
+from gateway.settings import BackendSettings, Settings
 
 ENGINE = BackendSettings(name="small", model="bundled:small", machine="box")
 FOREIGN = BackendSettings(
@@ -206,3 +210,34 @@ def test_float_check_finds_what_it_is_for() -> None:
         assert any(_mixes_money_and_float(node) for node in ast.walk(ast.parse(mistake))), mistake
     for fine in ("cost_nano_usd // 2", "float(Fraction(taken, limit_nano_usd))", "ns / 1e9"):
         assert not any(_mixes_money_and_float(node) for node in ast.walk(ast.parse(fine))), fine
+
+
+def test_thought_and_batched_tokens_have_rates_of_their_own() -> None:
+    """Reasoning is part of the output, at its rate; a batch has its rates, or the usual ones."""
+    price = PriceSettings(
+        input_usd_per_mtok=Decimal(2),
+        output_usd_per_mtok=Decimal(8),
+        reasoning_usd_per_mtok=Decimal(4),
+        batch_input_usd_per_mtok=Decimal(1),
+        batch_output_usd_per_mtok=Decimal("3.5"),
+    )
+    backend = msgspec.structs.replace(OUTSIDE, price=price)
+    usage = Usage(prompt_tokens=100, completion_tokens=50, reasoning_tokens=20)
+    asked: dict[str, Any] = {"elapsed_s": 1.0, "in_flight": 1, "at": 1.0, "request_id": "r"}
+    charge = price_usage(SETTINGS, backend, usage, seq=0, **asked)
+    assert charge.cost_nano_usd == 100 * 2000 + 30 * 8000 + 20 * 4000
+    assert charge.unit_prices["reasoning_usd_per_mtok"] == "4"
+    batched = price_usage(SETTINGS, backend, usage, seq=0, batch=True, **asked)
+    assert batched.cost_nano_usd == 100 * 1000 + 30 * 3500 + 20 * 4000
+
+
+def test_token_prices_are_those_of_the_day() -> None:
+    """The rates that held when the work was done, whenever that is booked."""
+    history = [
+        DatedRates(since=datetime(2026, month, 1, tzinfo=UTC), input_usd_per_mtok=Decimal(month))
+        for month in (3, 6)
+    ]
+    price = PriceSettings(input_usd_per_mtok=Decimal(1), history=history)
+    for month, expected in ((2, 1), (3, 3), (5, 3), (6, 6), (12, 6)):
+        at = datetime(2026, month, 1, tzinfo=UTC).timestamp()
+        assert rates_at(price, at).input_usd_per_mtok == expected
