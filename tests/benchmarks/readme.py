@@ -11,6 +11,7 @@ from tests.benchmarks.environment import RESULTS
 
 README = Path(__file__).parents[2] / "README.md"
 HEADING = "## Figures\n"
+PLOT = "(tests/benchmarks/results/family.png)"
 
 
 def load(name: str) -> dict[str, Any]:
@@ -33,6 +34,8 @@ def rows() -> list[tuple[str, str, str]]:
     handwritten = classifier["handwritten"]
     at_100 = next(x for x in classifier["latency"] if x["tokens"] == 100)
     worst = max(x["p50_ms"] for x in classifier["latency"])
+    family = load("family")
+    tiers, ideal = family["points"], family["oracle_over_best_tier"]
     return [
         (
             "32 concurrent requests over the same one after another, `small`",
@@ -89,6 +92,30 @@ def rows() -> list[tuple[str, str, str]]:
             f"{at_100['p50_ms']:.2f} ms; {worst:.2f} ms",
             "classifier",
         ),
+        (
+            "pass rate of the bundled tiers, mean over task functions",
+            ", ".join(
+                f"`{name}` {100 * point['pass_rate']:.1f} %"
+                for name, point in tiers.items()
+                if name != "oracle"
+            ),
+            "family",
+        ),
+        (
+            "neighbouring tiers, machine-seconds per output token, 16 at a time",
+            ", ".join(
+                f"{pair['output_token_ratio']:.1f}× (`{'` to `'.join(pair['tiers'])}`)"
+                for pair in family["neighbours"]
+            ),
+            "family",
+        ),
+        (
+            "the room that routing can win: for each question the cheapest tier that passes",
+            f"{100 * tiers['oracle']['pass_rate']:.1f} % at "
+            f"{100 * ideal['cost_share']:.0f} % of `{ideal['best_tier']}`'s cost "
+            f"({ideal['more_points']:+.1f} points)",
+            "family",
+        ),
     ]
 
 
@@ -104,6 +131,7 @@ def table() -> str:
     ]
     for what, figure, name in rows():
         lines.append(f"| {what} | {figure} | [{name}](tests/benchmarks/results/{name}.json) |")
+    lines.append("\n![cost and quality of every tier and of the oracle router]" + PLOT)
     return "\n".join(lines) + "\n"
 
 

@@ -5,7 +5,15 @@ import sys
 
 from tests.benchmarks.environment import RESULTS
 
-BENCHMARKS = ("startup", "batching", "engine_overhead", "gateway", "decision", "classifier")
+BENCHMARKS = (
+    "startup",
+    "batching",
+    "engine_overhead",
+    "gateway",
+    "decision",
+    "classifier",
+    "family",
+)
 
 
 def main() -> int:
