@@ -1,5 +1,6 @@
 """The built wheel, installed into an empty environment, serves from another folder."""
 
+import json
 import subprocess
 import sys
 import sysconfig
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from backends.bundled import bundled_path
 from tests.e2e.serving import Headgate
 
 ROOT = Path(__file__).parents[2]
@@ -47,15 +49,23 @@ def test_wheel_carries_its_data_and_no_tests(wheel: Path) -> None:
         "policies/cheapest.toml",
         "policies/quality_first.toml",
         "gateway/routing/head/card.json",
+        "backends/bundled/nano/evaluation.json",
+        "backends/bundled/outcomes.jsonl.gz",
+        "backends/evaluation/suites/tasks.jsonl.gz",
+        "backends/evaluation/suites/lm.jsonl.gz",
+        "backends/evaluation/suites/frozen.txt",
+        "backends/evaluation/suites/manifest.json",
+        "backends/evaluation/suites/NOTICE.md",
     ):
         assert wanted in names
     assert any(name.startswith("migrations/versions/") for name in names)
     assert not any(name.startswith("tests/") for name in names)
 
 
-def test_wheel_serves_from_another_folder(wheel: Path, tmp_path: Path) -> None:
-    """`pip install` of the wheel and `headgate serve` elsewhere answer a question."""
-    environment = tmp_path / "env"
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment with nothing of ours but the installed wheel."""
+    environment = tmp_path_factory.mktemp("installed") / "env"
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
     # The dependencies are those of this environment: torch alone would take minutes to install.
@@ -78,6 +88,12 @@ def test_wheel_serves_from_another_folder(wheel: Path, tmp_path: Path) -> None:
         ],
         check=True,
     )
+    return environment
+
+
+def test_wheel_serves_from_another_folder(environment: Path, tmp_path: Path) -> None:
+    """`pip install` of the wheel and `headgate serve` elsewhere answer a question."""
+    python = environment / "bin" / "python"
     script = "import gateway, transformers, kernels; print(gateway.__file__, kernels.__file__)"
     where = subprocess.run(
         [python, "-c", script],
@@ -93,3 +109,19 @@ def test_wheel_serves_from_another_folder(wheel: Path, tmp_path: Path) -> None:
         assert answer.choices[0].message.content
     finally:
         assert headgate.stop() == 0, headgate.tail()
+
+
+def test_wheel_measures_a_model_with_nothing_but_itself(environment: Path, tmp_path: Path) -> None:
+    """`headgate models eval` finds suites and weights in the wheel and gives its own figures."""
+    suites = ("--suite", "docs", "--suite", "chat", "--outcomes", "outcomes.jsonl")
+    done = subprocess.run(
+        [environment / "bin" / "headgate", "models", "eval", "nano", "--json", *suites],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)["models"]
+    shipped = json.loads((bundled_path("nano") / "evaluation.json").read_bytes())
+    assert found["by_part"] == {part: shipped["by_part"][part] for part in found["by_part"]}
+    assert found["suites"] == {name: shipped["suites"][name] for name in ("docs", "chat")}
+    rows = [json.loads(line) for line in (tmp_path / "outcomes.jsonl").read_text().splitlines()]
+    assert all(row["cost_usd"]["nano"] > 0 for row in rows)
