@@ -15,13 +15,13 @@ import msgspec
 from msgspec import Struct
 
 from policies.conditions import ANY, minutes, time_zone
-from policies.model import BackendRange, Hours, Policy, Range, Route, Rule, When
+from policies.model import BackendRange, Hours, Objective, Policy, Range, Route, Rule, When
+from policies.reachability import covered, impossible
 
-ACTIONS = ("route", "split", "deny")
+ACTIONS = ("route", "split", "objective", "deny")
 LATER = {
     "cascade": "cascades are not supported yet; use route with fallbacks",
     "accept": "belongs to cascade, which is not supported yet",
-    "objective": "objectives are not supported yet; use route with a difficulty range",
 }
 
 
@@ -153,6 +153,8 @@ def _check_keys(tree: dict[str, Any], lines: _Lines) -> Iterator[Problem]:
         if not isinstance(table, dict):
             continue
         yield from _unknown(table, kind, path, lines)
+        if isinstance(table.get("objective"), dict):
+            yield from _unknown(table["objective"], Objective, f"{path}.objective", lines)
         when = table.get("when") if kind is Rule else None
         if isinstance(when, dict):
             yield from _unknown(when, When, f"{path}.when", lines)
@@ -212,7 +214,7 @@ def _decode_problem(text: str, tree: dict[str, Any], lines: _Lines) -> Problem:
 def _allowed_words(path: str) -> str:
     """The words of a Literal at a key path: task, wants, days, cache."""
     name = re.sub(r"(\[(\d+|\.\.\.)\])+$", "", path).rsplit(".", 1)[-1]
-    for kind in (When, Route, Hours):
+    for kind in (When, Route, Hours, Objective):
         for field in msgspec.structs.fields(kind):
             if field.name == name:
                 return ", ".join(_literals(field.type))
@@ -250,6 +252,11 @@ def _check_values(policy: Policy, lines: _Lines) -> Iterator[Problem]:
             unconditional = rule.name
         for where, message in (*_action_problems(rule), *_when_problems(rule.when)):
             yield problem(f"{path}.{where}", message)
+        for where, message in impossible(rule.when):
+            yield problem(f"{path}.when.{where}", message, "warning")
+    for index, earlier in covered(policy):
+        text = f"never reached: rule {earlier!r} before it matches all that this one does"
+        yield problem(f"rules[{index}]", text, "warning")
     if unconditional is not None:
         text = f"never reached: rule {unconditional!r} has no conditions"
         yield problem("default", text, "warning")
@@ -268,6 +275,8 @@ def _action_problems(action: Route) -> Iterator[tuple[str, str]]:
         for target, weight in action.split.items():
             if not (weight > 0 and math.isfinite(weight)):
                 yield f"split.{target}", f"{weight!r}: a weight is more than 0"
+    if action.objective is not None:
+        yield from _objective_problems(action.objective)
     if action.deny is not None:
         if not action.deny.strip():
             yield "deny", f"{action.deny!r}: say why; the client reads it"
@@ -276,6 +285,29 @@ def _action_problems(action: Route) -> Iterator[tuple[str, str]]:
                 yield beside, "without effect beside deny; remove it"
     if action.max_tokens is not None and action.max_tokens < 1:
         yield "max_tokens", f"{action.max_tokens!r}: at least 1"
+
+
+def _objective_problems(goal: Objective) -> Iterator[tuple[str, str]]:
+    if (goal.minimise is None) == (goal.maximise is None):
+        both = "both" if goal.minimise else "neither"
+        yield "objective", f'exactly one of minimise = "cost", maximise = "quality"; has {both}'
+        return
+    if goal.minimise and goal.min_quality is None:
+        yield "objective.min_quality", "missing; the least quality that the cheapest must have"
+    if goal.maximise and goal.min_quality is not None:
+        yield "objective.min_quality", "without effect beside maximise; remove it"
+    if goal.min_quality is not None and not 0 <= goal.min_quality <= 1:
+        yield "objective.min_quality", f"{goal.min_quality!r}: a probability is 0 to 1"
+    for name in ("max_cost_usd", "lambda_cost_usd", "mu_latency_s"):
+        value = getattr(goal, name)
+        if value is not None and not (value >= 0 and math.isfinite(value)):
+            yield f"objective.{name}", f"{value!r}: 0 or more"
+        elif value and goal.minimise:
+            yield f"objective.{name}", "without effect beside minimise; remove it"
+    if goal.per == "day" and goal.max_cost_usd is None:
+        yield "objective.max_cost_usd", 'missing; per = "day" says what it is for'
+    if not goal.among:
+        yield "objective.among", "[]: name at least one tier or backend, or leave among out"
 
 
 def _when_problems(when: When) -> Iterator[tuple[str, str]]:
@@ -322,6 +354,14 @@ def _hours_problems(hours: Hours) -> Iterator[tuple[str, str]]:
         yield "when.hours.days", "[]: name at least one day, or leave days out"
 
 
+def _alone(action: Route, known: Collection[str]) -> bool:
+    """Whether one target stands alone although there are others."""
+    if action.deny is not None or action.fallbacks or action.objective is not None:
+        return False
+    targets = {action.route} if action.route is not None else set(action.split or {})
+    return len(targets) == 1 and ANY not in targets and len(known) > 1
+
+
 def _check_targets(policy: Policy, known: Collection[str], lines: _Lines) -> list[Problem]:
     """Targets that are no tier or backend: errors where they decide, warnings where they help."""
     problems: list[Problem] = []
@@ -343,6 +383,11 @@ def _check_targets(policy: Policy, known: Collection[str], lines: _Lines) -> lis
             look(f"{path}.route", target, safe)
         for target in action.split or {}:
             look(f"{path}.split.{target}", target, safe)
+        if _alone(action, known):
+            text = "no fallbacks: when the one backend behind it is down, requests fail"
+            problems.append(Problem(level="warning", path=path, message=text, line=lines(path)))
+        for target in action.objective.among if action.objective is not None else ():
+            look(f"{path}.objective.among", target, safe)
         for target in action.fallbacks:
             look(f"{path}.fallbacks", target, safe)
         if action.shadow is not None:

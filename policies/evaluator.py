@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from policies.candidates import Candidates
 from policies.conditions import ANY, Check, Situation, compile_when
 from policies.model import BackendCard, BudgetState, Decision, Facts, Policy, Reason, Route
+from policies.objective import rank
 
 Cards = Mapping[str, BackendCard] | Sequence[BackendCard]
 
@@ -46,6 +47,9 @@ class CompiledPolicy:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
+        actions = (*policy.rules, policy.default)
+        self.uses_estimates = any(action.objective is not None for action in actions)
+        """Whether decisions depend on `facts.estimates`."""
         self._rules: list[tuple[str, str, Route, list[Check]]] = [
             (rule.name, f"rule {rule.name}", rule, compile_when(rule.when)) for rule in policy.rules
         ]
@@ -87,8 +91,14 @@ def _act(
             rule=name, candidates=(), denied=action.deny, draw=draw, reasons=tuple(reasons)
         )
     candidates = Candidates(facts, cards, action.max_tokens)
-    target, probability, all_targets = _choose(action, candidates, draw, reasons)
-    targets = [target, *action.fallbacks]
+    if action.objective is not None:
+        ranking = rank(action.objective, candidates, situation)
+        reasons.append(ranking.reason)
+        probability, all_targets = 1.0, list(action.objective.among)
+        targets = [*(f"backend:{name}" for name in ranking.order), *action.fallbacks]
+    else:
+        target, probability, all_targets = _choose(action, candidates, draw, reasons)
+        targets = [target, *action.fallbacks]
     order = candidates.order(targets)
     if not order and facts.endpoint == "embeddings":
         # a policy that routes text only does not stand in the way of embeddings

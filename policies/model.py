@@ -83,6 +83,26 @@ class When(_Frozen, frozen=True, kw_only=True):
     hours: Hours | None = None
 
 
+class Objective(_Frozen, frozen=True, kw_only=True):
+    """What to aim at where predictions, not names, choose the backend."""
+
+    minimise: Literal["cost"] | None = None
+    """The cheapest backend whose predicted quality is at least `min_quality`."""
+    maximise: Literal["quality"] | None = None
+    """The greatest quality − lambda_cost_usd·cost − mu_latency_s·latency within `max_cost_usd`."""
+    min_quality: float | None = None
+    max_cost_usd: float | None = None
+    """The most that one answer may be expected to cost, or all answers of a day."""
+    per: Literal["request", "day"] = "request"
+    """What `max_cost_usd` is for; a day's money (UTC) is paced over the requests still expected."""
+    lambda_cost_usd: float = 0.0
+    """Quality that one dollar must buy."""
+    mu_latency_s: float = 0.0
+    """Quality that one second must buy."""
+    among: list[str] = field(default_factory=lambda: ["*"])
+    """Tiers or backends to choose from."""
+
+
 class Route(_Frozen, frozen=True, kw_only=True):
     """What a rule, or the default, does: exactly one action, and the fields beside it."""
 
@@ -90,6 +110,8 @@ class Route(_Frozen, frozen=True, kw_only=True):
     """A tier or a backend."""
     split: dict[str, float] | None = None
     """Weights by tier or backend, drawn by a hash of the sticky id."""
+    objective: Objective | None = None
+    """Chosen by predicted quality, cost and latency."""
     deny: str | None = None
     """The reason given to the client."""
     fallbacks: list[str] = field(default_factory=list)
@@ -136,6 +158,18 @@ class RequestFeatures(Struct, frozen=True, kw_only=True):
     """Version of the classifier's head."""
 
 
+class Estimate(Struct, frozen=True, kw_only=True):
+    """What one backend's answer to one request will probably take."""
+
+    cost_nano_usd: int | None = None
+    latency_s: float | None = None
+    """Until the last token, at the backend's load now."""
+    answer_tokens: float = 0.0
+    """The median; nine of ten answers lie between low and high."""
+    answer_tokens_low: float = 0.0
+    answer_tokens_high: float = 0.0
+
+
 class Facts(Struct, frozen=True, kw_only=True):
     """Everything a rule may ask about one request."""
 
@@ -158,6 +192,8 @@ class Facts(Struct, frozen=True, kw_only=True):
     """chat/completions, completions or embeddings."""
     allowed: frozenset[str] | None = None
     """Backends that the requested model names; None: all."""
+    estimates: dict[str, Estimate] = field(default_factory=dict)
+    """By backend; made only for policies with objectives."""
 
 
 class BackendCard(Struct, frozen=True, kw_only=True):
@@ -187,6 +223,10 @@ class BudgetState(Struct, frozen=True, kw_only=True):
     """Fraction left of the tightest budget; 1 without one."""
     policy: str | None = None
     """Decides in place of any other: a budget's threshold is passed."""
+    day_spent_usd: float = 0.0
+    """Expected costs of this policy's requests since midnight UTC."""
+    day_requests: int = 0
+    """How many those were."""
 
 
 class Reason(Struct, frozen=True, kw_only=True):

@@ -10,8 +10,10 @@ from policies.model import (
     BackendRange,
     BudgetState,
     Day,
+    Estimate,
     Facts,
     Hours,
+    Objective,
     Policy,
     Range,
     RequestFeatures,
@@ -81,12 +83,28 @@ splits = st.dictionaries(targets, weights, min_size=1, max_size=3)
 
 
 @st.composite
+def objectives(draw: st.DrawFn) -> Objective:
+    among = draw(st.lists(targets, min_size=1, max_size=3))
+    if draw(st.booleans()):
+        return Objective(minimise="cost", min_quality=draw(st.floats(0, 1)), among=among)
+    cap = draw(st.none() | st.floats(0, 0.01))
+    return Objective(
+        maximise="quality",
+        max_cost_usd=cap,
+        per="request" if cap is None else draw(st.sampled_from(("request", "day"))),
+        lambda_cost_usd=draw(st.sampled_from((0.0, 1.0, 1000.0))),
+        mu_latency_s=draw(st.sampled_from((0.0, 0.1))),
+        among=among,
+    )
+
+
+@st.composite
 def actions(draw: st.DrawFn) -> dict[str, object]:
-    kind = draw(st.sampled_from(("route", "split", "deny")))
+    kind = draw(st.sampled_from(("route", "split", "objective", "deny")))
     if kind == "deny":
         return {"deny": "because"}
     return {
-        kind: draw(targets if kind == "route" else splits),
+        kind: draw({"route": targets, "split": splits, "objective": objectives()}[kind]),
         "fallbacks": draw(st.lists(targets, max_size=3)),
         "max_tokens": draw(st.none() | st.integers(1, 50)),
         "cache": draw(st.sampled_from((None, "off", "exact", "semantic"))),
@@ -133,6 +151,11 @@ features = st.builds(
     wants=st.frozensets(wants),
     quality=st.dictionaries(names, st.floats(0, 1)),
 )
+estimates = st.builds(
+    Estimate,
+    cost_nano_usd=st.none() | st.integers(0, 10**7),
+    latency_s=st.none() | st.floats(0, 60),
+)
 facts = st.builds(
     Facts,
     features=features,
@@ -147,8 +170,14 @@ facts = st.builds(
     prompt_tokens_exact=st.dictionaries(names, st.integers(0, 5000), max_size=2),
     endpoint=st.sampled_from(("chat/completions", "completions", "embeddings")),
     allowed=st.none() | st.frozensets(names),
+    estimates=st.dictionaries(names, estimates),
 )
-budgets = st.builds(BudgetState, left=st.floats(0, 1))
+budgets = st.builds(
+    BudgetState,
+    left=st.floats(0, 1),
+    day_spent_usd=st.floats(0, 10),
+    day_requests=st.integers(0, 10**6),
+)
 moments = (
     st.datetimes(
         timezones=st.sampled_from((UTC, timezone(timedelta(hours=5, minutes=30)))),

@@ -1,13 +1,18 @@
 """Reading policy files: what is refused, where, and in which words."""
 # ruff: noqa: E501
 
+from datetime import datetime
+
 import jsonschema
 import msgspec
 import pytest
 from hypothesis import given, settings
+from msgspec.structs import replace
 
 from policies.checker import PolicyError, check, parse, schema
-from policies.model import Policy
+from policies.conditions import Situation, compile_when
+from policies.model import BackendCard, BudgetState, Facts, Policy, When
+from policies.reachability import covers
 from tests.policies import strategies as any_
 
 DEFAULT = '[default]\nroute = "small"\n'
@@ -28,8 +33,17 @@ def rule(body: str) -> str:
         (rule("route = 'nano'\nwhen = {turns = {minimum = 2}}"), "rules[0].when.turns.minimum", "allowed: min, max"),
         (rule("cascade = ['nano', 'small']"), "rules[0].cascade", "not supported yet"),
         (rule("route='nano'\naccept = {judge='small', min=0.5}"), "rules[0].accept", "not supported yet"),
-        (rule("objective = {minimise = 'cost', min_quality = 0.8}"), "rules[0].objective", "not supported yet"),
-        (rule("when = {task = ['code']}"), "rules[0].route", "exactly one of route, split, deny; has none"),
+        (rule("objective = {minimise = 'cost'}"), "rules[0].objective.min_quality", "missing"),
+        (rule("objective = {minimise = 'cost', min_quality = 8.0}"), "rules[0].objective.min_quality", "8.0: a probability"),
+        (rule("objective = {minimise = 'price', min_quality = 0.8}"), "rules[0].objective.minimise", "allowed: cost"),
+        (rule("objective = {minimise = 'cost', min_quality = 0.8, mu_latency_s = 1.0}"), "rules[0].objective.mu_latency_s", "without effect"),
+        (rule("objective = {maximise = 'quality', minimise = 'cost'}"), "rules[0].objective", "exactly one of minimise"),
+        (rule("objective = {maximise = 'quality', max_cost = 1}"), "rules[0].objective.max_cost", "did you mean 'max_cost_usd'?"),
+        (rule("objective = {maximise = 'quality', lambda_cost_usd = -1.0}"), "rules[0].objective.lambda_cost_usd", "0 or more"),
+        (rule("objective = {maximise = 'quality', min_quality = 0.5}"), "rules[0].objective.min_quality", "without effect"),
+        (rule("objective = {maximise = 'quality', per = 'day'}"), "rules[0].objective.max_cost_usd", "missing"),
+        (rule("objective = {maximise = 'quality', among = []}"), "rules[0].objective.among", "at least one"),
+        (rule("when = {task = ['code']}"), "rules[0].route", "exactly one of route, split, objective, deny; has none"),
         (rule("route = 'nano'\ndeny = 'no'"), "rules[0].deny", "has route and deny"),
         (rule("route = 'nano'\nwhen = {task = ['coding']}"), "rules[0].when.task[0]", "allowed: chat, knowledge"),
         (rule("route = 'nano'\ncache = 'all'"), "rules[0].cache", "allowed: off, exact, semantic"),
@@ -110,13 +124,91 @@ def test_check_knows_which_targets_exist() -> None:
     assert problem.message == (
         "'smal': no such tier or backend; did you mean 'small'? known: nano, small"
     )
+    goal = '[default]\nobjective = { maximise = "quality", among = ["nano", "bas"] }\n'
+    assert [(p.level, p.path) for p in check(goal, KNOWN)] == [("error", "default.objective.among")]
     covered = '[default]\nroute = "base"\nfallbacks = ["*"]\n'
     assert [p.level for p in check(covered, KNOWN)] == ["warning"]
     assert check(covered) == []
-    condition = rule("route = 'nano'\nwhen = {load = {backend = 'base', min = 1.0}}")
+    condition = rule(
+        "route = 'nano'\nfallbacks = ['*']\nwhen = {load = {backend = 'base', min = 1.0}}"
+    )
+    condition += 'fallbacks = ["nano"]\n'
     assert [(p.level, p.path) for p in check(condition, KNOWN)] == [
         ("warning", "rules[0].when.load.backend")
     ]
+
+
+def test_check_warns_of_a_target_that_stands_alone() -> None:
+    """Without fallbacks one backend that is down is the end; a fleet of one has no other."""
+    assert [
+        (p.level, p.path)
+        for p in check(rule("split = {nano = 1.0}\nwhen = {turns = {min = 1}}"), KNOWN)
+    ] == [
+        ("warning", "rules[0]"),
+        ("warning", "default"),
+    ]
+    assert check(DEFAULT, {"small"}) == []
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "difficulty = {min = 1.5}",
+        "quality = {backend = 'nano', max = 0.0}",
+        "budget_left = {min = 2}",
+        "turns = {max = 0}",
+        "load = {backend = 'nano', max = -1}",
+    ],
+)
+def test_check_warns_of_conditions_that_no_request_meets(condition: str) -> None:
+    """A range beyond the figure's own limits matches nothing."""
+    (problem,) = check(rule(f"route = 'nano'\nwhen = {{{condition}}}"))
+    assert problem.level == "warning"
+    assert problem.path == f"rules[0].when.{condition.split()[0]}"
+    assert "matches nothing" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "warned"),
+    [
+        ("task = ['code', 'maths']", "task = ['maths'], difficulty = {min = 0.5}", True),
+        ("task = ['code']", "task = ['maths']", False),
+        ("difficulty = {min = 0.3}", "difficulty = {min = 0.5, max = 0.7}", True),
+        ("difficulty = {min = 0.3, max = 0.6}", "difficulty = {min = 0.5}", False),
+        ("quality = {backend = 'a', min = 0.3}", "quality = {backend = 'b', min = 0.3}", False),
+        ("wants = ['json']", "wants = ['json', 'tools']", True),
+        ("wants = ['json', 'tools']", "wants = ['json']", False),
+        ("tags = {env = ['a', 'b']}", "tags = {env = ['a'], x = ['y']}", True),
+        ("team = ['a']", "key = ['a']", False),
+    ],
+)
+def test_check_warns_of_rules_that_an_earlier_one_covers(
+    first: str, second: str, warned: bool
+) -> None:
+    """Whatever the second matches, the first has matched: it never decides."""
+    text = "".join(
+        f"[[rules]]\nname = 'r{i}'\nroute = 'nano'\nwhen = {{{when}}}\n"
+        for i, when in enumerate((first, second))
+    )
+    found = [(p.level, p.path) for p in check(text + DEFAULT)]
+    assert found == ([("warning", "rules[1]")] if warned else [])
+
+
+@settings(max_examples=200, deadline=None)
+@given(any_.whens, any_.whens, any_.facts, any_.cards, any_.budgets, any_.moments)
+def test_what_covers_holds_wherever_the_covered_does(
+    wide: When,
+    narrow: When,
+    facts: Facts,
+    cards: dict[str, BackendCard],
+    budget: BudgetState,
+    now: datetime,
+) -> None:
+    """If the checker says that one condition covers another, no request tells otherwise."""
+    narrow = replace(narrow, **{f: getattr(wide, f) for f in wide.__struct_fields__[:9]})
+    situation = Situation(facts, cards, budget, now)
+    if covers(wide, narrow) and all(check(situation)[0] for check in compile_when(narrow)):
+        assert all(check(situation)[0] for check in compile_when(wide))
 
 
 @settings(max_examples=60, deadline=None)
