@@ -1,9 +1,14 @@
 """`headgate db`: the ledger's database."""
 
+import asyncio
+from typing import Any
+
 import click
 
 from gateway.cli.common import config_option, fail, json_option, print_json, settings_of
 from gateway.runtime import database_url
+
+_OLD_SCHEMA = "the schema is not the newest; run `headgate db upgrade`"
 
 
 @click.group()
@@ -35,11 +40,19 @@ def upgrade(ctx: click.Context, config: str | None, as_json: bool) -> None:
 
 
 @db.command()
+@click.option(
+    "--anchor",
+    metavar="N:SHA256",
+    help="A link of the audit chain as noted after an earlier check.",
+)
+@click.option("--rebuild", is_flag=True, help="First write the roll-ups again from the rows.")
 @config_option
 @json_option
 @click.pass_context
-def check(ctx: click.Context, config: str | None, as_json: bool) -> None:
-    """Compare the schema with what this version needs; exits 1 if it differs."""
+def check(
+    ctx: click.Context, anchor: str | None, rebuild: bool, config: str | None, as_json: bool
+) -> None:
+    """Compare schema, roll-ups, reversals and audit chain with what they should be; exits 1."""
     from alembic.util import CommandError
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -49,25 +62,53 @@ def check(ctx: click.Context, config: str | None, as_json: bool) -> None:
     url = database_url(settings_of(ctx, config))
     try:
         revision, head = runner.current(url), runner.head()
-        differences = runner.differences(url) if revision == head else []
+        problems = runner.differences(url) if revision == head else [_OLD_SCHEMA]
+        found = asyncio.run(_contents(url, _link(anchor), rebuild)) if not problems else {}
     except (SQLAlchemyError, OSError, CommandError) as error:
         fail(f"the database {without_password(url)} cannot be read: {error}")
-    good = revision == head and not differences
+    problems += found.pop("problems", [])
+    shown = {"url": without_password(url), "ok": not problems, "revision": revision, "head": head}
+    shown |= {"differences": problems, **found}
     if as_json:
-        print_json(
-            {
-                "url": without_password(url),
-                "ok": good,
-                "revision": revision,
-                "head": head,
-                "differences": differences,
-            }
-        )
-    else:
-        click.echo(f"{without_password(url)}: revision {revision or 'none'}, newest {head}")
-        for difference in differences:
-            click.echo(f"  {difference}")
-    if not good and not as_json:
-        fail("the schema differs; run `headgate db upgrade`")
-    if not good:
-        ctx.exit(1)
+        print_json(shown)
+        ctx.exit(1 if problems else 0)
+    click.echo(f"{shown['url']}: revision {revision or 'none'}, newest {head}")
+    for problem in problems:
+        click.echo(f"  {problem}")
+    if found.get("chain_links"):
+        click.echo(f"audit chain: {found['chain_links']} links, the last {found['chain_anchor']}")
+    if problems:
+        fail(f"not as it should be: {problems[0]}")
+
+
+def _link(anchor: str | None) -> tuple[int, str] | None:
+    if anchor is None:
+        return None
+    number, _, sha256 = anchor.partition(":")
+    if not number.isdecimal() or len(sha256) != 64:
+        fail(f"--anchor {anchor!r}: N:SHA256, as an earlier check printed it", code=2)
+    return int(number), sha256
+
+
+async def _contents(url: str, anchor: tuple[int, str] | None, rebuild: bool) -> dict[str, Any]:
+    """What the ledger's own check finds; problems, first of all."""
+    from gateway.ledger import check as ledger_check
+    from gateway.ledger.database import open_engine, writing
+    from gateway.ledger.reports import snapshot
+
+    engine = open_engine(url)
+    try:
+        if rebuild:
+            async with writing(engine) as connection:
+                await ledger_check.rebuild_rollups(connection)
+        async with snapshot(engine) as connection:
+            problems = await ledger_check.rollup_problems(connection)
+            problems += await ledger_check.row_problems(connection)
+            chain = await ledger_check.check_chain(connection, anchor=anchor)
+    finally:
+        await engine.dispose()
+    return {
+        "problems": [*problems, *([f"audit chain: {chain.problem}"] if chain.problem else [])],
+        "chain_links": chain.links,
+        "chain_anchor": f"{chain.links}:{chain.head}" if chain.head else None,
+    }

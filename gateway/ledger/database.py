@@ -1,12 +1,13 @@
 """Opening the ledger's database: one engine per process, SQLite tuned for one writer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Insert, Table
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 BUSY_TIMEOUT_MS = 10_000
 """How long SQLite waits for another process's transaction."""
@@ -50,6 +51,20 @@ def _private_folder(folder: Path) -> None:
     if not folder.exists():
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
+
+
+@asynccontextmanager
+async def writing(engine: "AsyncEngine") -> AsyncIterator["AsyncConnection"]:
+    """A transaction that writes to the ledger, committed at the end.
+
+    SQLite: it waits for other writers at once, not in its middle, and is on disk when it is over.
+    """
+    async with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            await connection.exec_driver_sql("PRAGMA synchronous=FULL")
+            await connection.exec_driver_sql("BEGIN IMMEDIATE")
+        yield connection
+        await connection.commit()
 
 
 def without_password(database_url: str) -> str:

@@ -97,7 +97,7 @@ async def costs_report(
         filters=filters,
         now=now or datetime.now(UTC),
     )
-    async with _snapshot(engine) as connection:
+    async with snapshot(engine) as connection:
         query = await _with_ids(connection, query)
         lines = await _lines(connection, query)
         totals = await _lines(connection, ReportQuery(until=query.until, since=query.since))
@@ -131,7 +131,7 @@ async def costs_report(
 
 
 @asynccontextmanager
-async def _snapshot(engine: "AsyncEngine") -> AsyncIterator["AsyncConnection"]:
+async def snapshot(engine: "AsyncEngine") -> AsyncIterator["AsyncConnection"]:
     """All queries of a report see the same rows, so its sums agree."""
     async with engine.connect() as connection:
         if engine.dialect.name == "postgresql":
@@ -190,6 +190,15 @@ async def _add(
         line.cost += cost
         if machine is not None:
             line.by_machine[machine] = line.by_machine.get(machine, 0) + cost
+
+
+async def sums_by(
+    connection: "AsyncConnection", query: ReportQuery, keys: tuple[str, ...]
+) -> list[tuple[Group, int]]:
+    """What was charged by these keys in the query's period, nano-dollars."""
+    query = await _with_ids(connection, replace(query, group_by=keys))
+    lines = await _lines(connection, query)
+    return [(group, line.cost) for group, line in await _named(connection, lines, query)]
 
 
 def _moment(at_us: int) -> datetime:

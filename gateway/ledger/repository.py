@@ -15,7 +15,7 @@ import msgspec
 from sqlalchemy import select, text
 
 from gateway.ledger import chain, state, subjects
-from gateway.ledger.database import insert_once, upsert_adding
+from gateway.ledger.database import insert_once, upsert_adding, writing
 from gateway.ledger.records import ChargeRecord, Settlement
 from gateway.ledger.rollups import SUMS, Bucket, Sums, add, by_span, key_id
 from gateway.ledger.rows import (
@@ -70,21 +70,13 @@ class Repository:
         """
         if self._postgresql:
             settlements = [without_nul(one) if _has_nul(one) else one for one in settlements]
-        async with self._engine.connect() as connection:
-            await self._begin(connection)
+        async with writing(self._engine) as connection:
             await self.write_on(connection, settlements)
-            await connection.commit()
-
-    async def _begin(self, connection: "AsyncConnection") -> None:
-        """SQLite: wait for the other writers now, and be on disk before the journal lets go."""
-        if not self._postgresql:
-            await connection.exec_driver_sql("PRAGMA synchronous=FULL")
-            await connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     async def write_on(
         self, connection: "AsyncConnection", settlements: Sequence[Settlement]
     ) -> None:
-        """The same inside the caller's transaction, which holds SQLite's write lock already."""
+        """The same inside the caller's transaction, begun by `writing`."""
         closed_until_us = await state.closed_until_us(connection)
         batch = await _pseudonymous(connection, _merged(settlements))
         batch = {name: _open_period(one, closed_until_us) for name, one in batch.items()}
@@ -133,7 +125,7 @@ class Repository:
         self, connection: "AsyncConnection", one: Settlement, totals: dict[Bucket, Sums]
     ) -> Settlement | None:
         """Charges that turn up after their request's row: a shadow's, a correction's."""
-        before = await find_rows(connection, one.request.request_id, lock=self._postgresql)
+        before = await find_rows(connection, one.request.request_id, lock=True)
         assert before is not None, "somebody else inserted it, so it is there"
         known = {charge.seq for charge in before.charges}
         fresh = tuple(charge for charge in one.charges if charge.seq not in known)
@@ -160,9 +152,11 @@ class Repository:
             return await find_settlement(connection, request_id)
 
 
-async def find_settlement(connection: "AsyncConnection", request_id: str) -> Settlement | None:
+async def find_settlement(
+    connection: "AsyncConnection", request_id: str, *, lock: bool = False
+) -> Settlement | None:
     """A request with its charges, under its team's and user's names, over an open connection."""
-    found = await find_rows(connection, request_id)
+    found = await find_rows(connection, request_id, lock=lock)
     if found is None:
         return None
     request = found.request
@@ -181,7 +175,9 @@ async def find_rows(
     wanted = select(*(requests.c[name] for name in REQUEST_COLUMNS)).where(
         requests.c.request_id == request_id
     )
-    found = (await connection.execute(wanted.with_for_update() if lock else wanted)).first()
+    if lock and connection.dialect.name == "postgresql":
+        wanted = wanted.with_for_update()
+    found = (await connection.execute(wanted)).first()
     if found is None:
         return None
     booked = await connection.execute(

@@ -309,8 +309,10 @@ adjustments = Table(
     Column("nano_usd", BigInteger, nullable=False),
     _text("note"),
     Column("posted_us", BigInteger, nullable=False),
+    Column("corrects", String(7)),
 )
-"""What an invoice says beside the charges: discounts and differences, each its own line."""
+"""What an invoice says beside the charges: discounts and differences, each its own line. corrects:
+the closed month that a line of an open one is about."""
 
 closings = Table(
     "closings",

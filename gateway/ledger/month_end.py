@@ -1,0 +1,263 @@
+"""The month's bill: who pays what, what nobody used, what the invoice says beside that.
+
+A bill's lines are the teams' charges, what the machines cost beside them by category (idle,
+start-up, loading, lost work, overrun, unattributed), and the adjustments posted for the month:
+discounts and differences. Once an invoice is reconciled they sum to it, to the last nano-dollar.
+
+Months are UTC's. Closing one freezes it: charges that turn up later are booked at the first moment
+of the open period, adjustments post to the open month, and both name what they correct.
+"""
+
+import re
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import Struct
+from sqlalchemy import insert, or_, select
+
+from gateway.ledger import state
+from gateway.ledger.database import writing
+from gateway.ledger.money import parse_usd, usd_text
+from gateway.ledger.report_query import ReportError
+from gateway.ledger.reports import costs_report
+from gateway.ledger.rows import to_us
+from gateway.ledger.tables import adjustments, closings
+from gateway.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+EVERYTHING = "all"
+_MONTH = re.compile(r"^(\d{4})-(\d{2})$")
+
+
+class Line(Struct, frozen=True, kw_only=True):
+    """One line of a bill."""
+
+    kind: str
+    """team, idle, startup, loading, lost_work, overrun, unattributed, discount or difference."""
+    name: str
+    """The team, or whose invoice an adjustment is about."""
+    nano_usd: int
+    note: str = ""
+
+
+class Bill(Struct, frozen=True, kw_only=True):
+    """A month as it is to be paid."""
+
+    month: str
+    lines: tuple[Line, ...]
+    closed_at: float | None = None
+    """Unix seconds; None: still open."""
+
+    @property
+    def total_nano_usd(self) -> int:
+        """Of all lines."""
+        return sum(line.nano_usd for line in self.lines)
+
+    def shown(self) -> dict[str, Any]:
+        """For JSON: amounts as decimal strings."""
+        return {
+            "month": self.month,
+            "closed_at": self.closed_at,
+            "lines": [
+                {
+                    "kind": line.kind,
+                    "name": line.name,
+                    "usd": usd_text(line.nano_usd),
+                    "note": line.note,
+                }
+                for line in self.lines
+            ],
+            "total_usd": usd_text(self.total_nano_usd),
+        }
+
+
+def bounds(month: str) -> tuple[datetime, datetime]:
+    """A month's begin and end. Raises ReportError for what is none."""
+    found = _MONTH.match(month)
+    year, number = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not (1970 <= year < 9998 and 1 <= number <= 12):
+        raise ReportError(f"month {month!r}; give YYYY-MM, such as 2026-11")
+    after = (year, number + 1) if number < 12 else (year + 1, 1)
+    return datetime(year, number, 1, tzinfo=UTC), datetime(*after, 1, tzinfo=UTC)
+
+
+async def bill(engine: "AsyncEngine", settings: Settings, month: str) -> Bill:
+    """The bill of a month: as it was closed, else as it stands now.
+
+    Raises:
+        ReportError: that is no month.
+    """
+    bounds(month)
+    async with engine.connect() as connection:
+        closed = await _closed(connection, month)
+        posted = await _adjustments(connection, month)
+    if closed is not None:
+        return closed
+    return Bill(month=month, lines=(*await _charged(engine, settings, month), *posted))
+
+
+async def close(engine: "AsyncEngine", settings: Settings, month: str, *, now: float) -> Bill:
+    """Freeze a month, and with it all before.
+
+    Raises:
+        ReportError: it is not over yet, or closed already.
+    """
+    _, end = bounds(month)
+    if now < end.timestamp():
+        raise ReportError(f"{month} is not over; it can be closed from {end.isoformat()} on")
+    async with writing(engine) as connection:
+        await state.hold_writers(connection)
+        until_us = await state.read(connection, "closed_until")
+        if to_us(end.timestamp()) <= until_us:
+            raise ReportError(f"{month} is closed already")
+        lines = await _charged(engine, settings, month)
+        frozen = Bill(
+            month=month, lines=(*lines, *await _adjustments(connection, month)), closed_at=now
+        )
+        await connection.execute(
+            insert(closings).values(
+                month=month, closed_us=to_us(now), bill=msgspec.to_builtins(frozen.lines)
+            )
+        )
+        await state.write(connection, "closed_until", to_us(end.timestamp()))
+    return frozen
+
+
+async def reconcile_invoice(
+    engine: "AsyncEngine",
+    settings: Settings,
+    month: str,
+    *,
+    invoice_nano_usd: int,
+    discount_nano_usd: int = 0,
+    payee: str = EVERYTHING,
+    note: str = "",
+    now: float,
+) -> dict[str, Any]:
+    """Post what an invoice says beyond the charges: its discount and the difference.
+
+    Said again with the same invoice it posts nothing new.
+
+    Args:
+        discount_nano_usd: what the invoice takes off, 0 or more.
+        payee: whose invoice: `upstream:BACKEND`, or `all` for everything.
+
+    Raises:
+        ReportError: no such month or payee, or a negative discount.
+    """
+    if discount_nano_usd < 0:
+        raise ReportError(f"discount ${usd_text(discount_nano_usd)}; allowed: 0 or more")
+    bounds(month)
+    expected = await _expected(engine, settings, month, payee)
+    async with writing(engine) as connection:
+        await state.hold_writers(connection)
+        open_month = await _open_month(connection, month)
+        before = await _adjustments(connection, month, payee=payee)
+        discounted = sum(line.nano_usd for line in before if line.kind == "discount")
+        differing = sum(line.nano_usd for line in before if line.kind == "difference")
+        amounts = {
+            "discount": -discount_nano_usd - discounted,
+            "difference": invoice_nano_usd + discount_nano_usd - expected - differing,
+        }
+        rows = [
+            {
+                "month": open_month,
+                "kind": kind,
+                "payee": payee,
+                "nano_usd": amount,
+                "note": note,
+                "posted_us": to_us(now),
+                "corrects": None if open_month == month else month,
+            }
+            for kind, amount in amounts.items()
+            if amount
+        ]
+        if rows:
+            await connection.execute(insert(adjustments), rows)
+    return {
+        "month": month,
+        "payee": payee,
+        "expected_usd": usd_text(expected),
+        "discount_usd": usd_text(-discount_nano_usd),
+        "difference_usd": usd_text(invoice_nano_usd + discount_nano_usd - expected),
+        "invoice_usd": usd_text(invoice_nano_usd),
+        "posted_to": open_month,
+        "posted": len(rows),
+    }
+
+
+async def _expected(engine: "AsyncEngine", settings: Settings, month: str, payee: str) -> int:
+    """What the ledger says that a payee will ask for."""
+    if payee == EVERYTHING:
+        return sum(line.nano_usd for line in await _charged(engine, settings, month))
+    kind, _, name = payee.partition(":")
+    if kind != "upstream" or not name:
+        raise ReportError(f"payee {payee!r}; allowed: {EVERYTHING}, upstream:BACKEND")
+    begin, end = bounds(month)
+    found = await costs_report(
+        engine,
+        settings,
+        group_by="machine",
+        since=begin.isoformat(),
+        until=end.isoformat(),
+        filters={"backend": [name]},
+    )
+    return sum(parse_usd(row["cost_usd"]) for row in found["rows"] if row["machine"] is None)
+
+
+async def _charged(engine: "AsyncEngine", settings: Settings, month: str) -> list[Line]:
+    """Teams' charges and what the machines cost beside them."""
+    begin, end = bounds(month)
+    found = await costs_report(
+        engine, settings, group_by="team", since=begin.isoformat(), until=end.isoformat()
+    )
+    lines = [
+        Line(kind="team", name=str(row["team"]), nano_usd=parse_usd(row["cost_usd"]))
+        for row in found["rows"]
+    ]
+    beside = {**found["idle_breakdown"], "unattributed": found["unattributed_cost_usd"]}
+    lines += [
+        Line(kind=kind, name="", nano_usd=parse_usd(amount)) for kind, amount in beside.items()
+    ]
+    return [line for line in lines if line.nano_usd]
+
+
+async def _closed(connection: "AsyncConnection", month: str) -> Bill | None:
+    wanted = select(closings).where(closings.c.month == month)
+    row = (await connection.execute(wanted)).first()
+    if row is None:
+        return None
+    lines = msgspec.convert(row.bill, tuple[Line, ...])
+    return Bill(month=month, lines=lines, closed_at=row.closed_us / 1_000_000)
+
+
+async def _adjustments(
+    connection: "AsyncConnection", month: str, *, payee: str | None = None
+) -> list[Line]:
+    """Lines posted to a month or, of one payee, posted about it."""
+    c = adjustments.c
+    wanted = select(adjustments).order_by(c.id)
+    if payee is None:
+        wanted = wanted.where(c.month == month)
+    else:
+        about = or_(c.corrects == month, (c.month == month) & c.corrects.is_(None))
+        wanted = wanted.where(c.payee == payee, about)
+    return [
+        Line(
+            kind=row.kind,
+            name=row.payee,
+            nano_usd=row.nano_usd,
+            note=f"corrects {row.corrects}. {row.note}".strip() if row.corrects else row.note,
+        )
+        for row in await connection.execute(wanted)
+    ]
+
+
+async def _open_month(connection: "AsyncConnection", month: str) -> str:
+    """The month itself, or the first open one."""
+    until_us = await state.read(connection, "closed_until")
+    first = datetime.fromtimestamp(until_us / 1_000_000, UTC).strftime("%Y-%m")
+    return max(month, first)

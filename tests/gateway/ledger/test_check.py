@@ -1,0 +1,126 @@
+"""The audit chain and the ledger's own check: the first broken row is named."""
+
+from typing import Any
+
+import pytest
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.ledger import check
+from gateway.ledger.check import ChainCheck
+from gateway.ledger.repository import Repository
+from gateway.ledger.tables import chain, charges, requests
+from tests.gateway.ledger.samples import charge, settlement
+
+
+async def _chained(engine: AsyncEngine, *batches: int) -> None:
+    """Rows in batches, each request with two charges, written by different processes."""
+    number = 0
+    for size in batches:
+        rows = [
+            settlement(f"r{n}", charges=(charge(f"r{n}"), charge(f"r{n}", 1, kind="judge")))
+            for n in range(number, number + size)
+        ]
+        await Repository(engine, chained=True).write(rows)
+        number += size
+
+
+async def _check(engine: AsyncEngine, **asked: Any) -> ChainCheck:
+    async with engine.connect() as connection:
+        return await check.check_chain(connection, **asked)
+
+
+async def test_chain_holds_over_batches_and_late_charges(engine: AsyncEngine) -> None:
+    """Every row is one link, whoever wrote it; writing a batch again adds none."""
+    await _chained(engine, 3, 1, 4)
+    repository = Repository(engine, chained=True)
+    await repository.write([settlement("r1")])
+    late = settlement("r2", charges=(charge("r2"), charge("r2", 1000, kind="shadow")))
+    await repository.write([late])
+    found = await _check(engine)
+    assert (found.problem, found.links) == (None, 8 * 3 + 1)
+    assert await _check(engine, anchor=(found.links, found.head)) == found
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (
+            update(charges).where(charges.c.request_id == "r2", charges.c.seq == 1),
+            "charge 1 of request 'r2' was changed",
+        ),
+        (update(requests).where(requests.c.request_id == "r1"), "request 'r1' was changed"),
+        (
+            delete(charges).where(charges.c.request_id == "r3", charges.c.seq == 0),
+            "charge 0 of request 'r3' is gone",
+        ),
+        (delete(chain).where(chain.c.n == 5), "link 5 is missing, before charge 1 of"),
+        (update(chain).where(chain.c.n == 2).values(sha256="f" * 64), "request 'r0' was changed"),
+    ],
+)
+async def test_first_broken_row_is_named(engine: AsyncEngine, change: Any, named: str) -> None:
+    """A changed or removed row, or a touched link: the first of them is said."""
+    await _chained(engine, 5)
+    if change.is_update and change.table is not chain:
+        change = change.values(cost_nano_usd=9)
+    async with engine.begin() as connection:
+        await connection.execute(change)
+    found = await _check(engine)
+    assert found.problem is not None
+    assert named in found.problem
+
+
+async def test_cut_off_or_rewritten_chain_is_seen_by_an_anchor(engine: AsyncEngine) -> None:
+    """Links removed from the end leave a valid chain; the number noted earlier tells."""
+    await _chained(engine, 4)
+    noted = await _check(engine)
+    async with engine.begin() as connection:
+        await connection.execute(delete(chain).where(chain.c.n > 6))
+    assert (await _check(engine)).problem is None
+    cut = await _check(engine, anchor=(noted.links, noted.head))
+    assert cut.problem == "links 7 to 12 were cut off"
+    other = await _check(engine, anchor=(3, "0" * 64))
+    assert other.problem == "link 3 is not the one that was noted"
+
+
+async def test_chain_holds_when_tags_and_reasons_are_erased(engine: AsyncEngine) -> None:
+    """What deleting a customer's data empties is not hashed."""
+    await _chained(engine, 3)
+    async with engine.begin() as connection:
+        await connection.execute(update(requests).values(tags={}, reasons=[], attempts=[]))
+    assert (await _check(engine)).problem is None
+
+
+async def test_odd_rows_are_named(engine: AsyncEngine) -> None:
+    """A charge without a request, a reversal of nothing, of too much, and a second one."""
+    rows = [
+        settlement(
+            name,
+            charges=(
+                charge(name),
+                *(
+                    charge(name, seq, kind="reversal", reverses_seq=of, cost_nano_usd=cost)
+                    for seq, (of, cost) in enumerate(reversals, start=1)
+                ),
+            ),
+        )
+        for name, reversals in (
+            ("good", [(0, -1_000)]),
+            ("nothing", [(7, -1_000)]),
+            ("much", [(0, -2_000)]),
+            ("twice", [(0, -1_000), (0, -1_000)]),
+        )
+    ]
+    await Repository(engine).write(rows)
+    async with engine.begin() as connection:
+        (row,) = await connection.execute(
+            select(charges).where(charges.c.request_id == "much").limit(1)
+        )
+        await connection.execute(insert(charges).values({**row._mapping, "request_id": "orphan"}))
+        problems = await check.row_problems(connection)
+    assert sorted(problems) == [
+        "charge 0 of request 'orphan' has no request",
+        "charge 0 of request 'twice' is reversed twice",
+        "charge 1 of request 'much' does not take back charge 0",
+        "charge 1 of request 'nothing' does not take back charge 7",
+    ]
