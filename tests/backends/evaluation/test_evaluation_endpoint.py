@@ -156,3 +156,32 @@ def test_single_failures_count_as_failed_questions() -> None:
     assert sorted(answer.error is None for answer in answers) == [False, True, True]
     assert all(isinstance(answer, Answer) for answer in answers)
     candidate.close()
+
+
+def test_server_gives_the_figures_of_the_model_in_process() -> None:
+    """Our own engine over HTTP answers word for word as in this process, and tells its time."""
+    from backends.evaluation.engine_candidate import EngineCandidate
+    from backends.evaluation.items import read_items
+    from backends.evaluation.targets import open_target, parse_target
+    from tests.backends.server_process import ServerProcess
+
+    asked = read_items("tasks")[:40]
+    here = EngineCandidate("nano", "bundled:nano").answer(asked, ignore)
+    server = ServerProcess("backends.server", "--model", "bundled:nano")
+    try:
+        server.wait_ready()
+        target = parse_target(f"{server.url}/v1#bundled:nano")
+        candidate = open_target(target, threads=None, device="auto")
+        there = candidate.answer(asked, ignore)
+        with pytest.raises(NoBits):
+            candidate.text_bits([Text(part="p", source="", text="Once upon a time")])
+        candidate.close()
+        unknown = open_target(parse_target(f"{server.url}/v1#x"), threads=None, device="auto")
+        with pytest.raises(BackendError, match="does not know"):
+            unknown.answer(asked, ignore)
+        unknown.close()
+    finally:
+        server.stop()
+    assert [answer.text for answer in there] == [answer.text for answer in here]
+    assert [answer.completion_tokens for answer in there] == [a.completion_tokens for a in here]
+    assert candidate.machine_time == "engine"
