@@ -1,5 +1,6 @@
 """Batches as a pure function of seed and step, so that a resumed run sees what it would have."""
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from typing import Final, NamedTuple
@@ -13,12 +14,27 @@ from backends.bundled.config import TrainPlan
 from backends.bundled.shelves import ANSWER, PROMPT, TEXT, Library
 from backends.bundled.tokenizer import EOS_ID, PAD_ID
 
-LONG_CHATS: Final = {"turns": 0.4, "essays": 0.25, "math": 0.2, "small_talk": 0.05, "tasks": 0.1}
-SHORT_CHATS: Final = {"tasks": 0.8, "facts": 0.1, "small_talk": 0.06, "trivia": 0.04}
+LONG_CHATS: Final = {
+    "turns": 0.3,
+    "essays": 0.2,
+    "math": 0.15,
+    "summaries": 0.15,
+    "extraction": 0.05,
+    "docs": 0.05,
+    "tasks": 0.1,
+}
+SHORT_CHATS: Final = {
+    "tasks": 0.76,
+    "facts": 0.1,
+    "docs": 0.04,
+    "extraction": 0.03,
+    "small_talk": 0.04,
+    "trivia": 0.03,
+}
 TEXT_SHARE: Final = {"learn": 0.75, "tune": 0.2}
 """Share of the long rows that are running text, by phase."""
-WEIGHTS: Final = {PROMPT: 0.0, ANSWER: 2.0, TEXT: 1.0}
-"""What a token of each class counts in the loss."""
+WEIGHTS: Final = {PROMPT: 0.0, ANSWER: 8.0, TEXT: 1.0}
+"""What a token of each class counts in the loss; those of an answer share its weight, below."""
 PICKED_SHARE: Final = 0.3
 """Room for answers in short rows, as a share of their tokens; the head looks at no others."""
 
@@ -56,9 +72,18 @@ class _Row:
         here = slice(self.used, self.used + size)
         self.ids[here] = tokens[:size]
         self.documents[here] = self.count
-        self.weights[here] = weights[kinds[:size]]
+        self.weights[here] = weights[kinds[:size]] / _answer_root(kinds)
         self.weights[self.used] = 0.0
         self.used, self.count = self.used + size, self.count + 1
+
+
+def _answer_root(kinds: NDArray[np.uint8]) -> float:
+    """Return the root of the number of answer tokens, at least one.
+
+    Divided by it, a long answer still counts more than a short one, but does not drown it: else
+    models learn the wording of word problems long before they learn to add.
+    """
+    return math.sqrt(max(1, int(np.count_nonzero(kinds == ANSWER))))
 
 
 class Batcher:

@@ -28,9 +28,9 @@ class TrainPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     tokens: int
     """Token budget of the whole run, padding included."""
-    long_tokens: int = 3072
+    long_tokens: int = 2048
     """Tokens of one step in long rows: running text and longer chats."""
-    short_tokens: int = 5120
+    short_tokens: int = 6144
     """Tokens of one step in short rows: single questions."""
     long_row: int = 256
     """Length of a long row while learning; attention costs its square."""

@@ -3,14 +3,14 @@
 from typing import Any, Final
 
 
-def _table(text: str) -> list[tuple[str, ...]]:
+def read_table(text: str) -> list[tuple[str, ...]]:
     """Read `a:b:c; d:e:f` as rows."""
     return [
         tuple(cell.strip() for cell in row.split(":")) for row in text.split(";") if row.strip()
     ]
 
 
-CAPITALS: Final = _table(
+CAPITALS: Final = read_table(
     """France:Paris:Europe; Germany:Berlin:Europe; Italy:Rome:Europe; Spain:Madrid:Europe;
     Portugal:Lisbon:Europe; Poland:Warsaw:Europe; Greece:Athens:Europe; Norway:Oslo:Europe;
     Sweden:Stockholm:Europe; Denmark:Copenhagen:Europe; Finland:Helsinki:Europe;
@@ -26,18 +26,18 @@ CAPITALS: Final = _table(
     Argentina:Buenos Aires:South America; Peru:Lima:South America; Chile:Santiago:South America;
     Colombia:Bogota:South America; Australia:Canberra:Oceania; New Zealand:Wellington:Oceania"""
 )
-COLOURS: Final = _table(
+COLOURS: Final = read_table(
     """the sky:blue; grass:green; snow:white; coal:black; a banana:yellow; a carrot:orange;
     blood:red; a lemon:yellow; milk:white; the sea:blue; a strawberry:red; a tomato:red;
     an orange:orange; a leaf:green; chocolate:brown; the night:black; a cloud:white; a frog:green;
     a cherry:red; a plum:purple; an elephant:gray; a polar bear:white; the sun:yellow; wood:brown;
     a flamingo:pink; a pea:green; a violet:purple; a crow:black; salt:white; a fire engine:red"""
 )
-SHAPES: Final = _table(
+SHAPES: Final = read_table(
     """a triangle:three; a square:four; a rectangle:four; a pentagon:five; a hexagon:six;
     an octagon:eight; a heptagon:seven; a decagon:ten"""
 )
-ANIMALS: Final = _table(
+ANIMALS: Final = read_table(
     """dog:woof:puppy:four; cat:meow:kitten:four; cow:moo:calf:four; sheep:baa:lamb:four;
     pig:oink:piglet:four; horse:neigh:foal:four; duck:quack:duckling:two; goat:meh:kid:four;
     lion:roar:cub:four; wolf:howl:pup:four; bear:growl:cub:four; frog:croak:tadpole:four;
@@ -53,7 +53,7 @@ WEEKDAYS: Final = (
     "Saturday",
     "Sunday",
 )
-MONTHS: Final = _table(
+MONTHS: Final = read_table(
     """January:31; February:28; March:31; April:30; May:31; June:30; July:31; August:31;
     September:30; October:31; November:30; December:31"""
 )
@@ -63,14 +63,14 @@ NAMES: Final = (
     "Sam Tina Victor Wendy Zoe Amir Bella Diego Elena Hugo Ines Jonas Kira Liam Mona Omar Priya "
     "Ravi Sofia Tom Uma Max Lily Lucy George Alice Oscar Ruby Ella Finn Nina Paul Sara"
 ).split()
-OPPOSITES: Final = _table(
+OPPOSITES: Final = read_table(
     """hot:cold; big:small; up:down; left:right; day:night; happy:sad; fast:slow; old:young;
     open:closed; bright:dark; high:low; hard:soft; wet:dry; full:empty; rich:poor; strong:weak;
     early:late; good:bad; clean:dirty; loud:quiet; near:far; long:short; wide:narrow; thick:thin;
     heavy:light; first:last; inside:outside; true:false; start:end; win:lose; buy:sell;
     push:pull; love:hate; always:never; front:back; easy:difficult; cheap:expensive; sweet:sour"""
 )
-PLURALS: Final = _table(
+PLURALS: Final = read_table(
     """mouse:mice; child:children; foot:feet; tooth:teeth; man:men; woman:women; goose:geese;
     sheep:sheep; fish:fish; leaf:leaves; wolf:wolves; knife:knives; box:boxes; city:cities;
     baby:babies; dog:dogs; house:houses; apple:apples; bus:buses; person:people; tomato:tomatoes;
@@ -78,7 +78,7 @@ PLURALS: Final = _table(
 )
 KINDS: Final = [
     (row[0], row[1].split())
-    for row in _table(
+    for row in read_table(
         """fruits:apples bananas oranges pears grapes cherries plums; colors:red blue green yellow
         purple white black; animals:dogs cats horses cows lions rabbits bears; vegetables:carrots
         potatoes onions peas beans tomatoes cabbages; countries:France Japan Brazil Egypt Canada
@@ -88,7 +88,7 @@ KINDS: Final = [
         tools:hammers saws drills axes pliers rakes shovels"""
     )
 ]
-DEFINITIONS: Final = _table(
+DEFINITIONS: Final = read_table(
     """a dog:A dog is an animal with four legs. Many people keep dogs as pets;
     a cat:A cat is a small animal with soft fur. Many people keep cats as pets;
     the sun:The sun is a star. It gives light and warmth to the Earth;

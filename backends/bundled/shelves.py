@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from backends.bundled import facts
 from backends.bundled.corpus import TEXT_FILES, Task, Turn, read_chat, read_texts
 from backends.bundled.facts_tables import HELP, WHO
+from backends.bundled.lessons import make_lessons
 from backends.bundled.tokenizer import EOS_ID, IM_END, IM_START
 from backends.evaluation.frozen import is_frozen
 
@@ -110,12 +111,20 @@ def build_library(
     turns = read_chat(corpus, "train")
     talk = _chats(turns, "personality-chat-friendly", "chatterbot-corpus")
     small_talk = [[(p, OURS.get(r, r))] for [(p, r)] in talk]
+    lessons = {
+        kind: [[pair] for pair in pairs]
+        for kind, pairs in make_lessons(seed=seed, split="train").items()
+    }
     known = [[turn] for turn in facts.make_facts(seed=seed, split="train")]
+    known += lessons.pop("science")
     single = [[(task.prompt, task.response)] for task in tasks]
-    pool = [chat[0] for chat in (*small_talk, *known, *single[: 2 * len(small_talk)])]
+    pool = [
+        chat[0] for chat in (*small_talk, *known, *lessons["docs"], *single[: 2 * len(small_talk)])
+    ]
     conversations: dict[str, Sequence[Conversation]] = {
         "tasks": single,
         "facts": known,
+        **lessons,
         "small_talk": small_talk,
         "trivia": _chats(turns, "opentriviaqa", "nq-open-dev"),
         "essays": _chats(turns, "dolly-15k-part"),

@@ -6,11 +6,37 @@ with any seed never cross into the corpus's test questions.
 
 import importlib.util
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Final
 
 from backends.bundled.corpus import Split, Task
 from backends.bundled.errors import CorpusError
+
+LESSONS: Final = {
+    "add": 8,
+    "sub": 8,
+    "div": 4,
+    "word1": 4,
+    "word2": 5,
+    "units": 7,
+    "string1": 11,
+    "reverse": 7,
+    "sortw": 6,
+    "extract1": 3,
+    "extract2": 5,
+    "compare": 7,
+    "dates": 7,
+    "seq": 5,
+    "numfmt": 7,
+    "lists": 8,
+    "classify": 4,
+    "code_write": 2,
+    "copying": 5,
+}
+"""How often each function's tasks are learned from; others as often as the corpus has them. What
+is learned early needs less, and every function counts the same when a model is judged."""
 
 
 def load_generator(corpus: Path) -> ModuleType:
@@ -40,7 +66,14 @@ def _dress(rng: random.Random, prompt: str, names: list[str]) -> str:
     return prompt
 
 
-def make_tasks(corpus: Path, *, count: int, split: Split, seed: int) -> list[Task]:
+def make_tasks(
+    corpus: Path,
+    *,
+    count: int,
+    split: Split,
+    seed: int,
+    shares: Mapping[str, int] | None = None,
+) -> list[Task]:
     """Make `count` different tasks of one split, the same ones for the same seed.
 
     Args:
@@ -48,13 +81,14 @@ def make_tasks(corpus: Path, *, count: int, split: Split, seed: int) -> list[Tas
         count: how many; a split too small for it yields fewer.
         split: the side of the content hash to keep.
         seed: of the generator.
+        shares: how often each function is drawn, where the corpus should not decide.
     """
     module = load_generator(corpus)
     rng = random.Random(seed)
     vars(module)["R"] = rng
     functions = [entry[0] for entry in module.TASKS]
     categories = {entry[0]: entry[1] for entry in module.TASKS}
-    weights = [entry[2] for entry in module.TASKS]
+    weights = [(shares or {}).get(entry[0].__name__, entry[2]) for entry in module.TASKS]
     tasks: list[Task] = []
     seen: set[str] = set()
     misses = 0

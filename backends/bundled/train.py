@@ -19,7 +19,7 @@ from backends.bundled.corpus import TEXT_FILES, read_chat, read_tasks, read_text
 from backends.bundled.errors import RecipeError
 from backends.bundled.export import export_model
 from backends.bundled.shelves import build_library
-from backends.bundled.synthetic import make_tasks
+from backends.bundled.synthetic import LESSONS, make_tasks
 from backends.bundled.tokenizer import load_tokenizer, train_tokenizer
 from backends.bundled.trainer import Trainer
 
@@ -73,7 +73,7 @@ def train(args: argparse.Namespace) -> None:
     out: Path = args.out or Path("runs") / args.model
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = get_tokenizer(args.corpus, out, args.tokenizer)
-    tasks = make_tasks(args.corpus, count=args.tasks, split="train", seed=args.seed)
+    tasks = make_tasks(args.corpus, count=args.tasks, split="train", seed=args.seed, shares=LESSONS)
     library = build_library(args.corpus, tokenizer, tasks, seed=args.seed)
     trainer = Trainer(
         spec,

@@ -1,10 +1,14 @@
 """The data: what is asked in a test is never trained on."""
 
+import json
+from collections import Counter
 from pathlib import Path
 
 from backends.bundled import facts
 from backends.bundled.corpus import TEXT_FILES, read_tasks, read_texts
-from backends.bundled.synthetic import make_tasks
+from backends.bundled.lessons import make_lessons
+from backends.bundled.synthetic import LESSONS, make_tasks
+from backends.evaluation.frozen import is_frozen
 
 
 def test_training_tasks_share_no_prompt_with_the_test(corpus: Path) -> None:
@@ -49,3 +53,49 @@ def test_facts_have_no_blank_left_open() -> None:
         turn for dialogue in facts.make_dialogues(pairs, count=200, seed=1) for turn in dialogue
     ]
     assert not [pair for pair in pairs if "{" in "".join(pair) or "}" in "".join(pair)]
+
+
+def test_lessons_share_no_question_between_the_sides() -> None:
+    """Of each kind of lesson both sides have questions, and none is on both."""
+    train, test = (make_lessons(seed=1, split=side) for side in ("train", "test"))
+    assert train.keys() == test.keys() == {"science", "docs", "extraction", "summaries"}
+    for kind in train:
+        learned = {prompt.lower() for prompt, _ in train[kind]}
+        asked = {prompt.lower() for prompt, _ in test[kind]}
+        assert not learned & asked
+        assert len(learned) > 1000
+        assert len(asked) > 50
+
+
+def test_lessons_stay_clear_of_the_frozen_questions() -> None:
+    """Hardly a lesson asks what the evaluation asks; the library leaves those few out."""
+    prompts = [p for pairs in make_lessons(seed=1, split="train").values() for p, _ in pairs]
+    assert sum(map(is_frozen, prompts)) < 0.001 * len(prompts)
+
+
+def test_extraction_lessons_answer_in_json_out_of_the_text() -> None:
+    """Every answer parses, has the keys asked for, in their order, and values of the text."""
+    for prompt, answer in make_lessons(seed=2, split="test")["extraction"]:
+        found = json.loads(answer)
+        assert len(found) > 1
+        for key, value in found.items():
+            assert key in prompt
+            assert str(value) in prompt
+
+
+def test_summary_lessons_are_one_sentence_about_the_text() -> None:
+    """A summary names who, where and when, and is much shorter than what it sums up."""
+    for prompt, answer in make_lessons(seed=2, split="test")["summaries"]:
+        names = [word.strip(".") for word in answer.split() if word[0].isupper() and word != "On"]
+        assert len(names) >= 2
+        assert all(name in prompt for name in names)
+        assert answer.count(".") == 1
+        assert len(answer) < len(prompt) / 2
+
+
+def test_tasks_follow_the_shares_asked_for(corpus: Path) -> None:
+    """A share changes how often a function is drawn, and only that."""
+    made = make_tasks(corpus, count=400, split="train", seed=3, shares={"add": 10_000})
+    functions = Counter(task.task.split(":")[0] for task in made)
+    assert functions["add"] > 300
+    assert all(share > 0 for share in LESSONS.values())
