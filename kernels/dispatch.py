@@ -40,10 +40,25 @@ _FOLDERS = {
     "rope": "rope",
     "silu_mul": "silu_mul",
     "quant_linear": "quant_linear",
+    "int4_linear": "int4_linear",
+    "scaled_linear": "scaled_linear",
     "sample": "sampling",
     "penalise": "sampling",
+    "route_experts": "moe",
+    "expert_mlp": "moe",
+    "lora_add": "lora",
 }
-_PLAIN_ON_CPU = frozenset({"sample", "penalise"})
+_PLAIN_ON_CPU = frozenset(
+    {
+        "int4_linear",
+        "scaled_linear",
+        "sample",
+        "penalise",
+        "route_experts",
+        "expert_mlp",
+        "lora_add",
+    }
+)
 """On a CPU these run their reference: eager torch has nothing faster to say it with."""
 _FILES: dict[Implementation, str] = {
     "reference": "reference",

@@ -3,9 +3,8 @@
 """Ragged paged attention in Triton, with an online softmax over tiles of keys.
 
 One program takes BLOCK_Q consecutive queries of one sequence and all query heads of one key head:
-BLOCK_M rows that read each key and value once. Grid rows are handed out without knowing the lengths
-on the host: sequence s owns the rows from query_start_lens[s] // BLOCK_Q + s on, enough for any
-split, and a program finds its sequence by bisection. So a launch never waits for the GPU.
+BLOCK_M rows that read each key and value once. Programs find their sequence themselves (see
+`kernels.ragged`), so a launch never waits for the GPU.
 
 Short queries over long contexts are split: a program takes SEGMENT positions, and `combine_kernel`
 joins the parts. A segment has one length for every context, so a sequence's result is the same in
@@ -19,24 +18,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LOG2_E = 1.4426950408889634
+from kernels.ragged import find_sequence
+
 SEGMENT = 256
 """Positions per program of a split context."""
 SPLIT_QUERIES = 16
 """Up to so many queries a sequence, contexts are split: decode steps and verifications."""
-
-
-@triton.jit
-def _find_sequence(query_start_lens, program, num_sequences, BLOCK_Q: tl.constexpr):
-    low = 0
-    high = num_sequences
-    while low < high:
-        middle = (low + high) // 2
-        if tl.load(query_start_lens + middle) // BLOCK_Q + middle <= program:
-            low = middle + 1
-        else:
-            high = middle
-    return low - 1
 
 
 @triton.jit
@@ -65,7 +52,7 @@ def paged_attention_kernel(
     program = tl.program_id(0)
     kv_head = tl.program_id(1)
     segment = tl.program_id(2)
-    sequence = _find_sequence(query_start_lens, program, num_sequences, BLOCK_Q)
+    sequence = find_sequence(query_start_lens, program, num_sequences, BLOCK_Q)
     first_row = tl.load(query_start_lens + sequence)
     queries = tl.load(query_start_lens + sequence + 1) - first_row
     first_query = (program - first_row // BLOCK_Q - sequence) * BLOCK_Q

@@ -67,7 +67,8 @@ def philox(seed: Tensor, counter: list[Tensor]) -> list[Tensor]:
             first & _WORD,
         )
         low, high = (low + 0x9E3779B9) & _WORD, (high + 0xBB67AE85) & _WORD
-    return list(torch.broadcast_tensors(c0, c1, c2, c3))
+    shape = (c0 + c1).shape
+    return [word.expand(shape) for word in (c0, c1, c2, c3)]
 
 
 def _kept(scaled: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:

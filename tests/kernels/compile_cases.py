@@ -21,6 +21,7 @@ POINTERS = {
     torch.int8: "*i8",
     torch.float8_e4m3fn: "*fp8e4nv",
 }
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 LAUNCH_OPTIONS = ("num_warps", "num_stages")
 
 
@@ -47,7 +48,17 @@ class Footprint(NamedTuple):
 
 def all_cases() -> list[Compilation]:
     """One list over all ops."""
-    return [*_paged_attention(), *_quant_linear(), *_elementwise(), *_sampling()]
+    return [
+        *_paged_attention(),
+        *_quant_linear(),
+        *_int4_linear(),
+        *_scaled_linear(),
+        *_split_k(),
+        *_moe(),
+        *_lora(),
+        *_elementwise(),
+        *_sampling(),
+    ]
 
 
 def _types(pointer: str, *names: str) -> dict[str, str]:
@@ -129,24 +140,160 @@ def _paged_attention() -> Iterator[Compilation]:
 def _quant_linear() -> Iterator[Compilation]:
     from kernels.quant_linear.kernel import gemm_kernel, gemm_options, gemv_kernel, gemv_options
 
-    sizes = _types("i32", "x_stride", "rows", "channels", "inputs")
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+    sizes = _types("i32", "x_stride", "rows", "channels", "inputs", "part")
+    few = _types("i32", "channels", "inputs", "part")
+    for dtype in FLOATS:
         pointer = POINTERS[dtype]
         tensors = {"x": pointer, "weight": "*i8", "scale": "*fp32", "bias": pointer, "out": pointer}
-        few = {name: kind for name, kind in sizes.items() if name != "rows"}
+        for split in (False, True):
+            if split:
+                tensors["out"] = "*fp32"
+            flags = {"HAS_BIAS": not split, "SPLIT": split}
+            mark = "-split" if split else ""
+            yield Compilation(
+                f"quant_linear_gemv-{_short(dtype)}{mark}",
+                gemv_kernel,
+                {**tensors, **few},
+                {**flags, **gemv_options()},
+            )
+            for rows in (8,) if split else (8, 32, 512):
+                yield Compilation(
+                    f"quant_linear_gemm-{_short(dtype)}-m{rows}{mark}",
+                    gemm_kernel,
+                    {**tensors, **sizes},
+                    {**flags, **gemm_options(rows, dtype)},
+                )
+
+
+def _int4_linear() -> Iterator[Compilation]:
+    from kernels.int4_linear.kernel import gemm_kernel, gemm_options, gemv_kernel, gemv_options
+
+    few = _types("i32", "channels", "inputs", "groups", "group_size", "part")
+    for dtype, group in ((torch.bfloat16, 128), (torch.bfloat16, 16), (torch.float32, 64)):
+        pointer = POINTERS[dtype]
+        tensors = {
+            **_types(pointer, "x", "scale", "bias", "out"),
+            **_types("*u8", "weight", "zero"),
+        }
+        flags = {"HAS_ZERO": group != 16, "HAS_BIAS": True, "SPLIT": False}
+        name = f"{_short(dtype)}-group{group}"
         yield Compilation(
-            f"quant_linear_gemv-{_short(dtype)}",
-            gemv_kernel,
-            {**tensors, **few},
-            {"HAS_BIAS": True, **gemv_options()},
-        )
+            f"int4_linear_gemv-{name}", gemv_kernel, {**tensors, **few},
+            {**flags, **gemv_options(group)},
+        )  # fmt: skip
         for rows in (8, 32, 512):
             yield Compilation(
-                f"quant_linear_gemm-{_short(dtype)}-m{rows}",
+                f"int4_linear_gemm-{name}-m{rows}",
                 gemm_kernel,
-                {**tensors, **sizes},
-                {"HAS_BIAS": False, **gemm_options(rows, dtype)},
+                {**tensors, **few, **_types("i32", "x_stride", "rows")},
+                {**flags, **gemm_options(rows, group, dtype)},
             )
+
+
+def _scaled_linear() -> Iterator[Compilation]:
+    from kernels.scaled_linear.kernel import (
+        encode_kernel,
+        encode_options,
+        gemm_kernel,
+        gemm_options,
+    )
+
+    for codes in (torch.int8, torch.float8_e4m3fn):
+        pointer, int8 = POINTERS[codes], codes == torch.int8
+        for inputs in (4096, 14336):
+            yield Compilation(
+                f"scaled_linear_encode-{_short(codes)}-k{inputs}",
+                encode_kernel,
+                {"x": "*bf16", "codes": pointer, "scales": "*fp32", "x_stride": "i32",
+                 "inputs": "i32"},
+                {"INT8": int8, **encode_options(inputs)},
+            )  # fmt: skip
+        for rows in (8, 32, 256, 4096):
+            yield Compilation(
+                f"scaled_linear_gemm-{_short(codes)}-m{rows}",
+                gemm_kernel,
+                {
+                    **_types(pointer, "codes", "weight"),
+                    **_types("*fp32", "row_scale", "scale"),
+                    **_types("*bf16", "bias", "out"),
+                    **_types("i32", "rows", "channels", "inputs"),
+                },
+                {"HAS_BIAS": True, "INT8": int8, **gemm_options(rows)},
+            )
+
+
+def _split_k() -> Iterator[Compilation]:
+    from kernels.split_k import sum_options, sum_splits_kernel
+
+    yield Compilation(
+        "sum_splits-bf16",
+        sum_splits_kernel,
+        {
+            **_types("*fp32", "partial", "scale"),
+            **_types("*bf16", "bias", "out"),
+            **_types("i32", "rows", "channels", "splits"),
+        },
+        {"HAS_SCALE": True, "HAS_BIAS": True, **sum_options()},
+    )
+
+
+def _moe() -> Iterator[Compilation]:
+    from kernels.moe.kernel import grouped_kernel, grouped_options, route_kernel, route_options
+
+    for count, top_k in ((8, 2), (128, 8)):
+        yield Compilation(
+            f"route_experts-e{count}-k{top_k}",
+            route_kernel,
+            {"logits": "*bf16", "weights": "*fp32", "experts": "*i32", "count": "i32"},
+            {"TOP_K": top_k, "RENORMALISE": True, **route_options(count, top_k)},
+        )
+    for dtype, rows in ((torch.bfloat16, 4), (torch.bfloat16, 512), (torch.float32, 4)):
+        pointer = POINTERS[dtype]
+        for weigh in (False, True):
+            yield Compilation(
+                f"expert_mlp-{_short(dtype)}-m{rows}{'-weigh' if weigh else ''}",
+                grouped_kernel,
+                {
+                    **_types(pointer, "x", "weight"),
+                    "out": "*fp32" if weigh else pointer,
+                    "slot_weights": "*fp32",
+                    **_types("*i32", "slots", "block_experts"),
+                    **_types(
+                        "i32", "x_stride", "num_slots", "count", "channels", "inputs",
+                        "slots_per_row",
+                    ),
+                },
+                {"WEIGH": weigh, **grouped_options(rows, dtype)},
+            )  # fmt: skip
+
+
+def _lora() -> Iterator[Compilation]:
+    from kernels.lora.kernel import expand_kernel, expand_options, shrink_kernel, shrink_options
+
+    for dtype, rank in ((torch.bfloat16, 16), (torch.bfloat16, 64), (torch.float32, 16)):
+        pointer = POINTERS[dtype]
+        shared = {"low": "*fp32", **_types("*i32", "starts", "adapters")}
+        yield Compilation(
+            f"lora_shrink-{_short(dtype)}-r{rank}",
+            shrink_kernel,
+            {
+                **shared,
+                **_types(pointer, "x", "a"),
+                **_types("i32", "num_sequences", "x_stride", "inputs", "rank"),
+            },
+            shrink_options(rank, dtype),
+        )
+        yield Compilation(
+            f"lora_expand-{_short(dtype)}-r{rank}",
+            expand_kernel,
+            {
+                **shared,
+                **_types(pointer, "b", "out"),
+                "scales": "*fp32",
+                **_types("i32", "num_sequences", "out_stride", "channels", "rank"),
+            },
+            expand_options(rank, dtype),
+        )
 
 
 def _elementwise() -> Iterator[Compilation]:
@@ -155,7 +302,7 @@ def _elementwise() -> Iterator[Compilation]:
     from kernels.silu_mul.kernel import silu_mul_kernel
     from kernels.store_kv.kernel import launch_options, store_kv_kernel
 
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+    for dtype in FLOATS:
         pointer = POINTERS[dtype]
         for hidden, block in ((256, 256), (4096, 4096), (5120, 8192)):
             yield Compilation(
