@@ -40,6 +40,7 @@ _FOLDERS = {
     "rope": "rope",
     "silu_mul": "silu_mul",
     "quant_linear": "quant_linear",
+    "packed_linear": "packed_linear",
     "int4_linear": "int4_linear",
     "scaled_linear": "scaled_linear",
     "sample": "sampling",

@@ -49,6 +49,7 @@ _TYPES: dict[str, Any] = {
 _SIGNATURES = {
     "decoder_forward": "pppp i",
     "decoder_scratch_bytes": "p i",
+    "packed_linear_f32": "pppp iiii",
     "paged_attention_f32": "ppppppp lii ll iiii f i",
     "quant_linear_f32": "ppppp iiii",
     "quant_linear_packed_f32": "pppppp iiii",
@@ -60,7 +61,13 @@ _SIGNATURES = {
     "store_kv_f32": "ppppp l ii ll",
 }
 _LONG_CALLS = frozenset(
-    {"decoder_forward", "paged_attention_f32", "quant_linear_f32", "quant_linear_packed_f32"}
+    {
+        "decoder_forward",
+        "packed_linear_f32",
+        "paged_attention_f32",
+        "quant_linear_f32",
+        "quant_linear_packed_f32",
+    }
 )
 
 logger = logging.getLogger("headgate.kernels")

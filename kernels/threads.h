@@ -1,12 +1,14 @@
-// Threads that stay: one team computes a whole step, and meets between its parts.
+// Threads that stay: one team computes a whole step, part by part.
 //
-// A forward pass has dozens of parallel parts of a few microseconds each. Members spin at a meeting,
-// because a sleep would cost more than the part; between passes they spin shortly, then sleep, so
-// that other processes get the cores.
+// A forward pass has dozens of parallel parts of a few microseconds each. A member that finds a part
+// at work spins, because a sleep would cost more than the part; between passes helpers spin shortly,
+// then sleep, so that other processes get the cores. Nobody waits for a member that has no task in
+// hand: on a busy machine it may have lost its core, and the others do its share.
 #pragma once
 
 #include <atomic>
 #include <climits>
+#include <memory>
 #include <mutex>
 #include <thread>
 
@@ -23,11 +25,11 @@ inline void pause_briefly() {
 #endif
 }
 
-// Spins, then lets others run: a member may have lost its core to another process.
+// Spins, then lets others run.
 template <class Done>
 inline void wait_until(const Done& done) {
     for (int spins = 0; !done(); ++spins) {
-        if (spins < 4000) {
+        if (spins < 2000) {
             pause_briefly();
         } else {
             sched_yield();
@@ -35,79 +37,89 @@ inline void wait_until(const Done& done) {
     }
 }
 
-// The threads that run one piece of work, each calling `each` for the same parts in the same order.
+struct alignas(64) Part {
+    std::atomic<int> next{0};
+    std::atomic<int> done{0};
+};
+
+// One member's view of a piece of work: every member walks through the same parts in their order.
 class Team {
   public:
-    explicit Team(int size) : size_(size) {}
+    Team(int size, Part* parts) : size_(size), parts_(parts) {}
 
-    // Runs body(task) once for every task in [0, tasks), then meets. Who runs a task is chance, so
-    // a result must depend on its task only.
+    // Runs body(task) once for every task in [0, tasks), and returns when all are done. Who runs a
+    // task is chance, so a result must depend on its task only.
     template <class Body>
     void each(int tasks, const Body& body) {
         if (size_ == 1) {
             for (int task = 0; task < tasks; ++task) body(task);
             return;
         }
-        for (int task; (task = next_.fetch_add(1, std::memory_order_relaxed)) < tasks;) body(task);
-        meet();
+        Part& part = *parts_++;
+        for (int task; (task = part.next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
+            body(task);
+            part.done.fetch_add(1, std::memory_order_release);
+        }
+        wait_until([&] { return part.done.load(std::memory_order_acquire) == tasks; });
     }
 
     int size() const { return size_; }
 
   private:
-    void meet() {
-        const unsigned meeting = meetings_.load(std::memory_order_relaxed);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-            arrived_.store(0, std::memory_order_relaxed);
-            next_.store(0, std::memory_order_relaxed);
-            meetings_.store(meeting + 1, std::memory_order_release);
-            return;
-        }
-        wait_until([&] { return meetings_.load(std::memory_order_acquire) != meeting; });
-    }
-
     const int size_;
-    alignas(64) std::atomic<int> next_{0};
-    alignas(64) std::atomic<int> arrived_{0};
-    alignas(64) std::atomic<unsigned> meetings_{0};
+    Part* parts_;
 };
 
 // The process's helper threads. They are never joined: a process that ends takes them with it.
 class Pool {
   public:
-    // Runs work(team) on the caller and threads - 1 helpers; alone if the helpers are busy.
+    // Runs work(team) on the caller and threads - 1 helpers; alone if the helpers are busy. The work
+    // calls `each` at most `parts` times.
     template <class Work>
-    void run(int threads, const Work& work) {
-        if (threads > 1 && busy_.try_lock()) {
-            const std::lock_guard<std::mutex> guard(busy_, std::adopt_lock);
-            hire(threads - 1);
-            Team team(threads);
-            call_ = [](const void* body, Team& members) {
-                (*static_cast<const Work*>(body))(members);
-            };
-            body_ = &work;
-            team_ = &team;
-            wanted_ = threads - 1;
-            working_.store(hired_, std::memory_order_relaxed);  // All answer, so none comes late.
-            calls_.fetch_add(1);
-            if (asleep_.load() > 0) futex(FUTEX_WAKE_PRIVATE, INT_MAX);
-            work(team);
-            wait_until([&] { return working_.load(std::memory_order_acquire) == 0; });
+    void run(int threads, int parts, const Work& work) {
+        if (threads == 1 || !busy_.try_lock()) {
+            Team alone(1, nullptr);
+            work(alone);
             return;
         }
-        Team alone(1);
-        work(alone);
+        const std::lock_guard<std::mutex> guard(busy_, std::adopt_lock);
+        hire(threads - 1);
+        prepare(parts);
+        call_ = [](const void* body, Team& team) { (*static_cast<const Work*>(body))(team); };
+        body_ = &work;
+        threads_ = threads;
+        inside_.fetch_and(~CLOSED, std::memory_order_release);
+        calls_.fetch_add(1);
+        if (asleep_.load() > 0) futex(FUTEX_WAKE_PRIVATE, INT_MAX);
+        Team team(threads, parts_.get());
+        work(team);
+        inside_.fetch_or(CLOSED, std::memory_order_acquire);
+        wait_until([&] { return inside_.load(std::memory_order_acquire) == CLOSED; });
     }
 
   private:
+    static constexpr int CLOSED = 1 << 30;
+
     void hire(int helpers) {
         if (owner_ != getpid()) {  // A fork copies no threads.
             owner_ = getpid();
             hired_ = 0;
             asleep_.store(0);
+            inside_.store(CLOSED);
         }
         for (; hired_ < helpers; ++hired_) {
             std::thread(&Pool::help, this, hired_, calls_.load()).detach();
+        }
+    }
+
+    void prepare(int parts) {
+        if (parts > capacity_) {
+            parts_.reset(new Part[parts]);
+            capacity_ = parts;
+        }
+        for (int part = 0; part < parts; ++part) {
+            parts_[part].next.store(0, std::memory_order_relaxed);
+            parts_[part].done.store(0, std::memory_order_relaxed);
         }
     }
 
@@ -123,8 +135,14 @@ class Pool {
                 asleep_.fetch_sub(1);
             }
             seen = calls_.load(std::memory_order_acquire);
-            if (index < wanted_) call_(body_, *team_);
-            working_.fetch_sub(1, std::memory_order_release);
+            // Whoever comes after the work was closed stays out; to come twice does no harm, since
+            // parts that are done have no tasks left.
+            const bool open = !(inside_.fetch_add(1, std::memory_order_acq_rel) & CLOSED);
+            if (open && index + 1 < threads_) {
+                Team team(threads_, parts_.get());
+                call_(body_, team);
+            }
+            inside_.fetch_sub(1, std::memory_order_release);
         }
     }
 
@@ -136,12 +154,13 @@ class Pool {
     std::mutex busy_;
     pid_t owner_ = 0;
     int hired_ = 0;
+    std::unique_ptr<Part[]> parts_;
+    int capacity_ = 0;
     void (*call_)(const void*, Team&) = nullptr;
     const void* body_ = nullptr;
-    Team* team_ = nullptr;
-    int wanted_ = 0;
+    int threads_ = 0;
     alignas(64) std::atomic<unsigned> calls_{0};
-    std::atomic<int> working_{0};
+    alignas(64) std::atomic<int> inside_{CLOSED};
     std::atomic<int> asleep_{0};
 };
 

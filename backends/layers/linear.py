@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.decoder import PackedWeight
+from kernels.packed_linear import is_faster_packed, pack, packed_linear, unpack
 from kernels.quant_linear import copies, quant_linear
 
 
@@ -14,23 +15,45 @@ class Linear:
     """A plain weight in the activations' dtype."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        """Keep weight [out, in] and bias [out]."""
-        self.weight = weight
+        """Keep weight [out, in] and bias [out], in the form that is fastest where they lie."""
+        self.channels, self.inputs = weight.shape
         self.bias = bias
+        packed = is_faster_packed(weight)
+        self._plain = None if packed else weight
+        self._packed = pack(weight) if packed else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map x [T, in] to [T, out]."""
-        return F.linear(x, self.weight, self.bias)
+        if self._packed is None:
+            return F.linear(x, self.weight, self.bias)
+        return packed_linear(x, self._packed, self.bias, channels=self.channels)
+
+    @property
+    def weight(self) -> Tensor:
+        """[out, in]."""
+        if self._plain is not None:
+            return self._plain
+        assert self._packed is not None
+        return unpack(self._packed, self.channels)
 
     @property
     def nbytes(self) -> int:
         """Bytes read to apply the layer once."""
-        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+        stored = self._plain if self._packed is None else self._packed
+        assert stored is not None
+        return stored.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
     @property
     def num_weights(self) -> int:
         """Entries of the weight."""
-        return self.weight.numel()
+        return self.channels * self.inputs
+
+    @property
+    def packed_weight(self) -> PackedWeight | None:
+        """The layer as the decoder in one call takes it; None where there is no packed form."""
+        if self._packed is None or not _is_fp32(self.bias):
+            return None
+        return PackedWeight(self._packed, None, self.bias, self.channels, self.inputs)
 
 
 class Int8Linear:
@@ -64,12 +87,16 @@ class Int8Linear:
     @property
     def packed_weight(self) -> PackedWeight | None:
         """The layer as the decoder in one call takes it; None where there is no packed form."""
-        if self.packed is None or (self.bias is not None and self.bias.dtype != torch.float32):
+        if self.packed is None or not _is_fp32(self.bias):
             return None
-        return PackedWeight(self.packed, self.scales, self.bias, self.codes.shape[1])
+        return PackedWeight(self.packed, self.scales, self.bias, *self.codes.shape)
 
 
 AnyLinear = Linear | Int8Linear
+
+
+def _is_fp32(bias: Tensor | None) -> bool:
+    return bias is None or bias.dtype == torch.float32
 
 
 def fuse_rows(parts: Sequence[Tensor]) -> Tensor:

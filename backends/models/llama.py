@@ -98,8 +98,8 @@ class Llama:
         layers = []
         for layer in self.layers:
             linears = (layer.qkv, layer.output, layer.gate_up, layer.down)
-            packed = [w.packed_weight for w in linears if isinstance(w, Int8Linear)]
-            if len(packed) < len(linears) or None in packed:
+            packed = [linear.packed_weight for linear in linears]
+            if None in packed:
                 return None
             qkv, output, gate_up, down = cast(list[PackedWeight], packed)
             layers.append(

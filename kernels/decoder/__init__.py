@@ -1,8 +1,8 @@
 """All layers of a Llama-shaped decoder as one call, where C++ runs them.
 
 Between small ops Python and the framework cost more than the arithmetic of a small model. The
-numbers are those of the ops one after another, bit for bit: `rms_norm`, `quant_linear`, `rope`,
-`store_kv`, `paged_attention`, `silu_mul`. They are its reference.
+numbers are those of the ops one after another, bit for bit; they are its reference: `rms_norm`,
+`quant_linear`, `packed_linear`, `rope`, `store_kv`, `paged_attention`, `silu_mul`.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,15 @@ HEAD_DIM_MULTIPLE = 16  # The widest vector.
 
 
 class PackedWeight(NamedTuple):
-    """An int8 linear layer; see `quant_linear.copies`."""
+    """A linear layer in the form that C++ reads."""
 
     packed: Tensor
-    scale: Tensor
-    """[N] fp32."""
+    """int8, see `quant_linear.copies`, or fp32, see `packed_linear.pack`."""
+    scale: Tensor | None
+    """[N] fp32 of an int8 weight; None: the weight is fp32."""
     bias: Tensor | None
     """[N] fp32."""
+    channels: int
     inputs: int
 
 

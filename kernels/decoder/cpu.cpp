@@ -1,17 +1,25 @@
 // All layers of a decoder in one call: the ops' own functions, in the order of the model.
 //
-// A team of threads computes each part together and meets after it. Rows go from one product to the
-// next as codes, so that nothing but the residual stream and a product's result is written out.
+// A team of threads computes each part together and meets after it.
 
 namespace {
 
 constexpr int ROWS_OF_TASK = 8;  // of work that goes row by row
+constexpr int PARTS_OF_LAYER = 10;
+
+// An int8 weight, or an fp32 one where there is no scale.
+struct Weight {
+    const void* packed;
+    const float* scale;
+    const float* bias;
+    int channels, inputs;
+};
 
 struct DecoderLayer {
     const float* input_norm;
-    Int8Weight qkv, output;
+    Weight qkv, output;
     const float* post_norm;
-    Int8Weight gate_up, down;
+    Weight gate_up, down;
     float* keys;
     float* values;
 };
@@ -40,7 +48,8 @@ struct Batch {
 struct Scratch {
     float* product;  // [tokens, the widest layer]
     float* mixed;    // [tokens, heads * dim]: queries, then what they attended to
-    uint8_t* codes;
+    float* inputs;   // [tokens, the widest input] of fp32 weights
+    uint8_t* codes;  // the same of int8 weights
 
     static int widest(const Decoder& d) {
         return std::max({(d.heads + 2 * d.kv_heads) * d.dim, 2 * d.middle, d.hidden});
@@ -49,13 +58,35 @@ struct Scratch {
         return std::max({d.hidden, d.middle, d.heads * d.dim});
     }
     static int64_t bytes(const Decoder& d, int tokens) {
-        return 4 * int64_t{tokens} * (widest(d) + d.heads * d.dim) +
+        return 4 * int64_t{tokens} * (widest(d) + d.heads * d.dim + most_inputs(d)) +
                Codes::bytes(tokens, most_inputs(d)) + 64;
     }
     static Scratch in(uint8_t* memory, const Decoder& d, int tokens) {
         uint8_t* codes = memory + (64 - reinterpret_cast<uintptr_t>(memory) % 64);
         float* product = reinterpret_cast<float*>(codes + Codes::bytes(tokens, most_inputs(d)));
-        return {product, product + int64_t{tokens} * widest(d), codes};
+        float* mixed = product + int64_t{tokens} * widest(d);
+        return {product, mixed, mixed + int64_t{tokens} * d.heads * d.dim, codes};
+    }
+
+    // Takes a row as the input of the next product.
+    void take(const Weight& weight, const float* row, int index, int tokens) const {
+        if (weight.scale) {
+            encode_row(row, weight.inputs, Codes::in(codes, tokens, weight.inputs), index);
+        } else {
+            std::copy_n(row, weight.inputs, inputs + int64_t{index} * weight.inputs);
+        }
+    }
+    // Multiplies the rows taken, into `product`.
+    void multiply_by(const Weight& w, Team& team, int tokens) const {
+        if (w.scale) {
+            multiply(team, Codes::in(codes, tokens, w.inputs), tokens,
+                     Int8Weight{static_cast<const int8_t*>(w.packed), w.scale, w.bias, w.channels,
+                                w.inputs}, product);
+        } else {
+            multiply(team, inputs, tokens,
+                     FloatWeight{static_cast<const float*>(w.packed), w.bias, w.channels, w.inputs},
+                     product);
+        }
     }
 };
 
@@ -95,12 +126,11 @@ void run_layers(Team& team, const Decoder& d, const Batch& batch, const std::vec
                 const Scratch& scratch, float* residual, std::atomic<int>& outcome) {
     const int tokens = batch.tokens, width = d.heads * d.dim;
     const int qkv_width = width + 2 * d.kv_heads * d.dim;
-    const auto codes_of = [&](int inputs) { return Codes::in(scratch.codes, tokens, inputs); };
     const auto row_of = [](float* rows, int row, int size) { return rows + int64_t{row} * size; };
     static thread_local std::vector<float> row_memory;
     row_memory.resize(std::max(d.hidden, d.middle));
-    // Adds the last product to the stream, unless it is the first, and encodes the normed sum.
-    const auto add_norm_encode = [&](const float* weight, bool first) {
+    // Adds the last product to the stream, which begins with the embedding, and norms the sum.
+    const auto add_and_norm = [&](const float* weight, const Weight& next, bool first) {
         each_row(team, tokens, [&](int row) {
             float* stream = row_of(residual, row, d.hidden);
             if (!first) {
@@ -110,13 +140,13 @@ void run_layers(Team& team, const Decoder& d, const Batch& batch, const std::vec
                 std::copy_n(from, d.hidden, stream);
             }
             norm_row(stream, weight, row_memory.data(), d.eps, d.hidden);
-            encode_row(row_memory.data(), d.hidden, codes_of(d.hidden), row);
+            scratch.take(next, row_memory.data(), row, tokens);
         });
     };
     for (int index = 0; index < d.num_layers; ++index) {
         const DecoderLayer& layer = d.layers[index];
-        add_norm_encode(layer.input_norm, index == 0);
-        multiply(team, codes_of(d.hidden), tokens, layer.qkv, scratch.product);
+        add_and_norm(layer.input_norm, layer.qkv, index == 0);
+        scratch.multiply_by(layer.qkv, team, tokens);
         each_row(team, tokens, [&](int row) {
             rotate_and_store(d, layer, batch, row, row_of(scratch.product, row, qkv_width),
                              row_of(scratch.mixed, row, width));
@@ -127,17 +157,17 @@ void run_layers(Team& team, const Decoder& d, const Batch& batch, const std::vec
         const Cache cache{layer.keys, layer.values, d.num_blocks, d.block_size, d.kv_heads, d.dim};
         attend_all(team, call, cache, tasks, outcome);
         each_row(team, tokens, [&](int row) {
-            encode_row(row_of(scratch.mixed, row, width), width, codes_of(width), row);
+            scratch.take(layer.output, row_of(scratch.mixed, row, width), row, tokens);
         });
-        multiply(team, codes_of(width), tokens, layer.output, scratch.product);
-        add_norm_encode(layer.post_norm, false);
-        multiply(team, codes_of(d.hidden), tokens, layer.gate_up, scratch.product);
+        scratch.multiply_by(layer.output, team, tokens);
+        add_and_norm(layer.post_norm, layer.gate_up, false);
+        scratch.multiply_by(layer.gate_up, team, tokens);
         each_row(team, tokens, [&](int row) {
             const float* gate = row_of(scratch.product, row, 2 * d.middle);
             silu_mul_row(gate, gate + d.middle, row_memory.data(), d.middle);
-            encode_row(row_memory.data(), d.middle, codes_of(d.middle), row);
+            scratch.take(layer.down, row_memory.data(), row, tokens);
         });
-        multiply(team, codes_of(d.middle), tokens, layer.down, scratch.product);
+        scratch.multiply_by(layer.down, team, tokens);
     }
     each_row(team, tokens, [&](int row) {
         float* stream = row_of(residual, row, d.hidden);
@@ -163,7 +193,7 @@ extern "C" int decoder_forward(const Decoder* decoder, const Batch* batch, float
     const Scratch scratch = Scratch::in(memory, d, batch->tokens);
     std::atomic<int> outcome{OK};
     const std::vector<Task>& listed = tasks;  // The caller's, not each helper's own.
-    pool().run(threads, [&](Team& team) {
+    pool().run(threads, PARTS_OF_LAYER * d.num_layers + 1, [&](Team& team) {
         run_layers(team, d, *batch, listed, scratch, residual, outcome);
     });
     return outcome;

@@ -99,9 +99,7 @@ class NativeDecoder:
         self._scratch_tokens = 0
         first = weights.layers[0]
         linears = (first.qkv, first.output, first.gate_up, first.down)
-        self._multiplications = len(weights.layers) * sum(
-            w.inputs * w.scale.shape[0] for w in linears
-        )
+        self._multiplications = len(weights.layers) * sum(w.inputs * w.channels for w in linears)
 
     def can_use(self, caches: KeysAndValues) -> bool:
         """Whether the caches are such as C++ reads, and from now on use them."""
@@ -180,8 +178,8 @@ def _layer(weights: LayerWeights) -> _Layer:
 def _weight(weight: PackedWeight) -> _Weight:
     return _Weight(
         packed=weight.packed.data_ptr(),
-        scale=weight.scale.data_ptr(),
+        scale=None if weight.scale is None else weight.scale.data_ptr(),
         bias=None if weight.bias is None else weight.bias.data_ptr(),
-        channels=weight.scale.shape[0],
+        channels=weight.channels,
         inputs=weight.inputs,
     )

@@ -13,7 +13,13 @@ struct Rows {
     std::vector<float> queries;  // [count, D], scaled
     std::vector<float> scores;   // [count, context], then weights
     std::vector<float> totals;   // [count, D]
+    std::vector<float> inverse;  // [count], of the weights' sums
 };
+
+// Grows only: a vector would clear what it grows by again and again.
+inline void make_room(std::vector<float>& memory, int64_t size) {
+    if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
+}
 
 // The sums of LANES vectors' lanes, as one vector: a tree of shuffles for all instead of one each.
 inline Vector sums(const Vector* v) {
@@ -56,19 +62,19 @@ inline Vector multiply(const float* a, const float* b, int dim_at_run_time) {
 template <int DIM, int ROWS>
 inline void score_rows(const float* queries, const float* keys, int count, int64_t slot_stride,
                        int dim, float* to, int64_t context) {
-    // Missing slots count as zeros, so that a score is added up alike in any tile.
-    Vector products[ROWS][LANES] = {};
+    Vector products[ROWS][LANES];
     if (count == LANES) {
 #pragma GCC unroll 16
         for (int slot = 0; slot < LANES; ++slot)
             for (int row = 0; row < ROWS; ++row)
                 products[row][slot] =
                     multiply<DIM>(queries + row * dim, keys + slot * slot_stride, dim);
-    } else {
-        for (int slot = 0; slot < count; ++slot)
+    } else {  // Missing slots count as zeros, so that a score is added up alike in any tile.
+        for (int slot = 0; slot < LANES; ++slot)
             for (int row = 0; row < ROWS; ++row)
                 products[row][slot] =
-                    multiply<DIM>(queries + row * dim, keys + slot * slot_stride, dim);
+                    slot < count ? multiply<DIM>(queries + row * dim, keys + slot * slot_stride, dim)
+                                 : Vector{};
     }
     for (int row = 0; row < ROWS; ++row) {
         const Vector totals = sums(products[row]);
@@ -154,14 +160,22 @@ void weigh(Rows& rows, int head, const float* values, int slots, int64_t slot_st
     }
 }
 
-// Softmax over the first `visible` scores; the others weigh nothing.
-void softmax(float* scores, int visible, int context) {
-    float maximum = -INFINITY;
-#pragma omp simd reduction(max : maximum)
-    for (int i = 0; i < visible; ++i) maximum = std::max(maximum, scores[i]);
-    Vector totals = {};
+// Weights over the first `visible` scores, not yet divided by their sum, whose inverse is returned;
+// the others weigh nothing.
+float softmax(float* scores, int visible, int context) {
+    std::fill(scores + visible, scores + context, 0.0f);
+    if (visible == 0) return 0.0f;
+    Vector most = Vector{} + scores[0];
     int i = 0;
     for (; i + LANES <= visible; i += LANES) {
+        const Vector some = load(scores + i);
+        most = some > most ? some : most;
+    }
+    float maximum = most[0];
+    for (int lane = 1; lane < LANES; ++lane) maximum = std::max(maximum, most[lane]);
+    for (; i < visible; ++i) maximum = std::max(maximum, scores[i]);
+    Vector totals = {};
+    for (i = 0; i + LANES <= visible; i += LANES) {
         const Vector weights = exponential(load(scores + i) - maximum);
         store(scores + i, weights);
         totals += weights;
@@ -172,10 +186,7 @@ void softmax(float* scores, int visible, int context) {
         store_some(scores + i, exponential(load_some(scores + i, rest, maximum) - maximum), rest);
         for (; i < visible; ++i) total += scores[i];
     }
-    const float inverse = 1.0f / total;
-#pragma omp simd
-    for (int j = 0; j < visible; ++j) scores[j] *= inverse;
-    std::fill(scores + std::min(visible, context), scores + context, 0.0f);
+    return 1.0f / total;
 }
 
 struct Cache {
@@ -217,7 +228,8 @@ int attend(Rows& rows, const Cache& cache, int first_head, int heads, const int3
     }
     for (int row = 0; row < rows.count * heads; ++row) {
         const int visible = std::max(0, context - queries + row % rows.count / group + 1);
-        softmax(rows.scores.data() + static_cast<int64_t>(row) * context, visible, context);
+        rows.inverse[row] =
+            softmax(rows.scores.data() + static_cast<int64_t>(row) * context, visible, context);
     }
     for (int first = 0, index = 0; first < context; first += cache.block_size, ++index) {
         const float* values = cache.values + table[index] * block_stride + head_offset;
@@ -273,8 +285,9 @@ int attend_task(const Attention& call, const Cache& cache, const Task& task, int
     const int group = call.query_heads / cache.heads, dim = cache.dim;
     rows.count = task.queries * group;
     const int all = rows.count * heads;
-    rows.queries.resize(static_cast<size_t>(all) * dim);
-    rows.scores.resize(static_cast<size_t>(all) * task.context);
+    make_room(rows.queries, int64_t{all} * dim);
+    make_room(rows.scores, int64_t{all} * task.context);
+    make_room(rows.inverse, all);
     rows.totals.assign(static_cast<size_t>(all) * dim, 0.0f);
     const auto token_of = [&](int row) -> int64_t {
         return task.first_row + row % rows.count / group;
@@ -292,8 +305,9 @@ int attend_task(const Attention& call, const Cache& cache, const Task& task, int
                    : dim == 128 ? attend<128> : attend<0>;
     const int outcome = run(rows, cache, first_head, heads, table, task.queries, task.context);
     for (int row = 0; row < all; ++row) {
-        std::copy_n(rows.totals.data() + static_cast<int64_t>(row) * dim, dim,
-                    call.out + (token_of(row) * call.query_heads + head_of(row)) * dim);
+        const float* total = rows.totals.data() + static_cast<int64_t>(row) * dim;
+        float* to = call.out + (token_of(row) * call.query_heads + head_of(row)) * dim;
+        for (int d = 0; d < dim; ++d) to[d] = total[d] * rows.inverse[row];
     }
     return outcome;
 }
@@ -330,6 +344,6 @@ extern "C" int paged_attention_f32(
                     tasks))
         return OUT_OF_RANGE;
     std::atomic<int> outcome{OK};
-    pool().run(threads, [&](Team& team) { attend_all(team, call, cache, tasks, outcome); });
+    pool().run(threads, 1, [&](Team& team) { attend_all(team, call, cache, tasks, outcome); });
     return outcome;
 }

@@ -313,7 +313,7 @@ extern "C" int quant_linear_packed_f32(const float* x, const int8_t* packed, con
                                        int channels, int inputs, int threads) {
     const Int8Weight weight{packed, scale, bias, channels, inputs};
     const Codes codes = Codes::in(scratch, rows, inputs);
-    pool().run(threads, [&](Team& team) {
+    pool().run(threads, 2, [&](Team& team) {
         team.each(rows, [&](int row) {
             encode_row(x + static_cast<int64_t>(row) * inputs, inputs, codes, row);
         });
@@ -422,7 +422,7 @@ extern "C" int quant_linear_f32(const float* x, const int8_t* weight, const floa
                                  bias ? bias + c : bias, out + c, channels, rows, inputs);
         }
     };
-    pool().run(threads, [&](Team& team) {
+    pool().run(threads, 1, [&](Team& team) {
         team.each(shares, [&](int share) {
             for (int block = static_cast<int>(int64_t{blocks} * share / shares);
                  block < int64_t{blocks} * (share + 1) / shares; ++block)

@@ -1,0 +1,28 @@
+"""Packed fp32 linear in C++."""
+
+import torch
+from torch import Tensor
+
+from kernels.native import function, threads_for
+
+
+def packed_linear(
+    x: Tensor, packed: Tensor, bias: Tensor | None = None, *, channels: int
+) -> Tensor:
+    inputs = packed.shape[1]
+    x = x.contiguous()
+    rows = x.numel() // max(inputs, 1)
+    if bias is not None:
+        bias = bias.float().contiguous()
+    out = torch.empty(*x.shape[:-1], channels)
+    function("packed_linear_f32")(
+        x.data_ptr(),
+        packed.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+        rows,
+        channels,
+        inputs,
+        threads_for(rows * channels * inputs),
+    )
+    return out

@@ -1,0 +1,59 @@
+"""packed_linear: every implementation against the reference, and no row against another."""
+
+import pytest
+import torch
+from kernel_cases import Runner, random, reference
+from tolerances import assert_close
+
+from kernels import native
+from kernels.errors import DTypeError, ShapeError
+from kernels.packed_linear import pack, packed_linear, unpack
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 9, 40, 150])
+@pytest.mark.parametrize(("channels", "inputs"), [(5, 7), (64, 32), (70, 129), (1, 1)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_packed_linear_equals_the_reference(
+    runner: Runner, rows: int, channels: int, inputs: int, biased: bool
+) -> None:
+    """Few rows and many, odd sizes too, with a bias and without."""
+    weight = random(channels, inputs, seed=1) / inputs**0.5
+    x, bias = random(rows, inputs), random(channels, seed=2).half() if biased else None
+    arguments = (x, pack(weight), bias)
+    actual = runner("packed_linear", *arguments, channels=channels)
+    assert actual.shape == (rows, channels)
+    assert_close(actual, reference("packed_linear", *arguments, channels=channels))
+
+
+def test_packed_linear_keeps_leading_dimensions(runner: Runner) -> None:
+    """Any number of leading dimensions passes through."""
+    x, packed = random(2, 3, 16), pack(random(10, 16, seed=1) / 4)
+    actual = runner("packed_linear", x, packed, None, channels=10)
+    assert_close(actual, reference("packed_linear", x, packed, None, channels=10))
+
+
+def test_unpack_gives_back_what_was_packed() -> None:
+    """Packing loses nothing."""
+    weight = random(70, 9)
+    assert torch.equal(unpack(pack(weight), 70), weight)
+
+
+@pytest.mark.skipif(not native.available(), reason="no C++ compiler here")
+@pytest.mark.parametrize("rows", [2, 7, 16, 23, 150])
+def test_packed_linear_answers_a_row_alike_in_any_batch(rows: int) -> None:
+    """A row's result is the same bit for bit, whatever is beside it."""
+    x, packed = random(rows, 200), pack(random(70, 200, seed=1))
+    together = packed_linear(x, packed, channels=70)
+    for row in range(rows):
+        assert torch.equal(packed_linear(x[row : row + 1], packed, channels=70)[0], together[row])
+
+
+def test_packed_linear_refuses_what_does_not_fit() -> None:
+    """Sizes and dtypes are checked before any implementation runs."""
+    packed = pack(random(40, 8))
+    with pytest.raises(ShapeError, match="packed is"):
+        packed_linear(random(1, 9), packed, channels=40)
+    with pytest.raises(ShapeError, match=r"bias is \[3\]"):
+        packed_linear(random(1, 8), packed, random(3), channels=40)
+    with pytest.raises(DTypeError, match=r"x is torch\.float16"):
+        packed_linear(random(1, 8).half(), packed, channels=40)
