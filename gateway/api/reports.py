@@ -11,7 +11,7 @@ from gateway.errors import InvalidRequest, Unavailable
 from gateway.ledger.reports import ReportError, costs_report
 from gateway.pipeline import Pipeline
 
-_KNOWN = frozenset({"group_by", "group-by", "since", "until", "tz"})
+_KNOWN = frozenset({"group_by", "group-by", "since", "until", "tz", "idle_by"})
 
 
 def report_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
@@ -24,7 +24,7 @@ def report_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
         unknown = sorted(set(asked) - _KNOWN)
         if unknown:
             raise InvalidRequest(
-                f"Unknown parameter {unknown[0]!r}; there are group_by, since, until and tz.",
+                f"Unknown parameter {unknown[0]!r}; there are group_by, since, until, tz, idle_by.",
                 param=unknown[0],
             )
         groups = asked.get("group_by") or asked.get("group-by") or ""
@@ -37,6 +37,7 @@ def report_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
                 since=asked.get("since"),
                 until=asked.get("until"),
                 tz=asked.get("tz") or "UTC",
+                idle_by=asked.get("idle_by") or "charges",
             )
         except ReportError as error:
             raise InvalidRequest(str(error)) from None

@@ -2,12 +2,11 @@
 
 import csv
 import sys
-from decimal import Decimal
 from typing import Any
 
 import click
 
-from gateway.cli.common import config_option, fail, json_option, print_json, settings_of
+from gateway.cli.common import config_option, fail, print_json, settings_of
 from gateway.cli.database import run_on_engine, table
 from gateway.cli.report_books import accounts, bill, close, correct
 from gateway.cli.report_reconcile import reconcile
@@ -92,65 +91,6 @@ def costs(
         _print_csv(found)
     else:
         _print_table(found)
-
-
-@report.command()
-@click.option("--since", metavar="T", help="RFC 3339 or a date; inclusive.")
-@click.option(
-    "--until", metavar="T", help="RFC 3339 or a date; exclusive. Default: the last full hour."
-)
-@click.option("--tz", default="UTC", show_default=True, help="Of dates and hours.")
-@click.option(
-    "--tolerance",
-    type=float,
-    default=0.01,
-    show_default=True,
-    help="Share of an hour's machine cost that may be unattributed.",
-)
-@json_option
-@config_option
-@click.pass_context
-def reconcile(
-    ctx: click.Context,
-    since: str | None,
-    until: str | None,
-    tz: str,
-    tolerance: float,
-    as_json: bool,
-    config: str | None,
-) -> None:
-    """Name the hours in which machine time, idle time and charges do not add up; then exit 1."""
-    from gateway.ledger.reconcile import reconcile_hours
-
-    settings = settings_of(ctx, config)
-    found = run_on_engine(
-        settings,
-        lambda engine: reconcile_hours(
-            engine, settings, since=since, until=until, tz=tz, tolerance=Decimal(str(tolerance))
-        ),
-    )
-    if as_json:
-        print_json(found)
-    else:
-        _print_hours(found)
-    ctx.exit(0 if found["ok"] else 1)
-
-
-def _print_hours(found: dict[str, Any]) -> None:
-    columns = ("hour", "machine", "cost_usd", "charged_usd", "idle_usd", "unattributed_usd")
-    rows = [[*(row[name] for name in columns), "" if row["ok"] else "!"] for row in found["hours"]]
-    if not rows:
-        click.echo(f"no machine ran in an hour that ended before {found['until']}")
-        return
-    table([*columns, ""], rows, right=columns[2:])
-    for row in found["hours"]:
-        if not row["ok"]:
-            engines = "; ".join(
-                f"{e['backend']} measured ${e['measured_usd']}, charged ${e['charged_usd']}"
-                for e in row["engines"]
-            )
-            click.echo(f"{row['hour']} {row['machine']}: ${row['unattributed_usd']} unattributed")
-            click.echo(f"  {engines or 'no engine reported and nothing was charged'}")
 
 
 def _filters(conditions: tuple[str, ...]) -> dict[str, list[str]]:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Literal, cast, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from msgspec import Struct
@@ -11,6 +12,8 @@ REQUEST_KEYS = ("team", "key", "user", "model", "policy", "rule", "task")
 CHARGE_KEYS = ("backend", "machine", "machine_type", "kind")
 TIME_KEYS = ("day", "hour")
 GROUP_KEYS = (*REQUEST_KEYS, *CHARGE_KEYS, *TIME_KEYS)
+IdleKey = Literal["charges", "tokens", "requests", "groups"]
+"""What the machines' idle cost is shared out by: what a row has of it; groups: evenly."""
 TAG = "tag:"
 _TAG_NAME = re.compile(r'^[^"\\\x00-\x1f]{1,64}$')
 
@@ -30,6 +33,7 @@ class ReportQuery(Struct, frozen=True, kw_only=True):
     tz: str = "UTC"
     filters: Mapping[str, Sequence[str]] = {}
     """Group key (no time) → allowed values."""
+    idle_by: IdleKey = "charges"
 
     @property
     def since_us(self) -> int:
@@ -49,6 +53,7 @@ def parse_query(
     until: str | None = None,
     tz: str = "UTC",
     filters: Mapping[str, Sequence[str]] | None = None,
+    idle_by: str = "charges",
     now: datetime,
 ) -> ReportQuery:
     """Check a question as it came from a command line or a URL.
@@ -67,6 +72,8 @@ def parse_query(
         _check_key(key)
     if len(set(keys)) != len(keys):
         raise ReportError(f"group by {', '.join(keys)}: each key once")
+    if idle_by not in get_args(IdleKey):
+        raise ReportError(f"idle by {idle_by!r}; allowed: {', '.join(get_args(IdleKey))}")
     zone = _zone(tz)
     begin = _moment("since", since, zone) if since else None
     end = _moment("until", until, zone) if until else now
@@ -76,7 +83,14 @@ def parse_query(
         _check_key(key)
         if key in TIME_KEYS:
             raise ReportError(f"filter {key!r}: use since and until")
-    return ReportQuery(group_by=keys, since=begin, until=end, tz=tz, filters=filters or {})
+    return ReportQuery(
+        group_by=keys,
+        since=begin,
+        until=end,
+        tz=tz,
+        filters=filters or {},
+        idle_by=cast(IdleKey, idle_by),
+    )
 
 
 def _check_key(key: str) -> None:

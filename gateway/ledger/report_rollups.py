@@ -140,7 +140,8 @@ class FromRollups:
         return self._grouped("charge", _TOKENS)
 
     def costs(self) -> Select[Any]:
-        return self._grouped("charge", ["cost_nano_usd"], beside=[_K.machine])
+        sums = ("cost_nano_usd", "requests", "prompt_tokens", "completion_tokens")
+        return self._grouped("charge", sums, beside=[_K.machine])
 
     def _grouped(
         self,

@@ -99,7 +99,10 @@ class FromRows:
 
     def costs(self) -> Select[Any]:
         keys = _keys(self.query, charges.c.at_us)
-        statement = _grouped([*keys, charges.c.machine], [func.sum(charges.c.cost_nano_usd)])
+        c = charges.c
+        sums = [func.sum(c.cost_nano_usd), func.count()]
+        sums += [func.sum(c.prompt_tokens), func.sum(c.completion_tokens)]
+        statement = _grouped([*keys, c.machine], sums)
         if any(
             key not in (*CHARGE_KEYS, *TIME_KEYS)
             for key in (*self.query.group_by, *self.query.filters)

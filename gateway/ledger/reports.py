@@ -10,10 +10,12 @@ rows; both give the same figures.
 
 Machines. `machine_cost_usd` is measured run time × price, `idle_cost_usd` what was measured as
 idle, start-up, loading and lost work (see machine_time), and `unattributed_cost_usd` = machine cost
-− idle cost − charges on those machines: the only subtraction here. Idle cost is shared out by the charges on each machine; what no
-charge used stays unshared.
+− idle cost − charges on those machines: the only subtraction here. Idle cost is shared out over the
+rows by what each has on that machine: charges, tokens or requests, or evenly; a machine that no row
+used stays unshared. `cost_usd` is what a request caused (marginal), `full_cost_usd` adds its share.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -28,18 +30,20 @@ from sqlalchemy import Select
 from gateway.ledger import report_rollups as rolled
 from gateway.ledger import report_sql as sql
 from gateway.ledger import state, subjects
-from gateway.ledger.machine_report import MachineHours, machine_hours
+from gateway.ledger.machine_costs import CATEGORIES, MachineCost, allocate, machine_costs
+from gateway.ledger.machine_report import machine_intervals
 from gateway.ledger.money import EXACT, to_usd, usd_text
-from gateway.ledger.pricing import machine_cost
 from gateway.ledger.report_query import (
     CHARGE_KEYS,
     TIME_KEYS,
+    IdleKey,
     ReportError,
     ReportQuery,
     parse_query,
 )
+from gateway.ledger.savings import Booked, savings
 from gateway.ledger.subjects import SUBJECT_KINDS
-from gateway.settings import MachineSettings, Settings
+from gateway.settings import Settings
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -49,6 +53,16 @@ __all__ = ["ReportError", "costs_report", "parse_query"]
 _MTOK = Decimal(1_000_000)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Group = tuple[str | None, ...]
+
+
+class _OnMachine(Struct):
+    """What was charged on one machine."""
+
+    charges: int = 0
+    """Nano-dollars."""
+    tokens: int = 0
+    requests: int = 0
+    """Counted once for each charge."""
 
 
 class _Line(Struct):
@@ -63,8 +77,8 @@ class _Line(Struct):
     cache_hits_exact: int = 0
     cache_hits_semantic: int = 0
     errors: int = 0
-    by_machine: dict[str, int] = field(default_factory=dict)
-    """Charges on machines paid by the hour."""
+    by_machine: dict[str, _OnMachine] = field(default_factory=dict)
+    """Of machines paid by the hour."""
     idle: int = 0
 
 
@@ -77,6 +91,7 @@ async def costs_report(
     until: str | None = None,
     tz: str = "UTC",
     filters: Mapping[str, Sequence[str]] | None = None,
+    idle_by: str = "charges",
     now: datetime | None = None,
 ) -> dict[str, Any]:
     """The contract's JSON object; amounts are decimal strings.
@@ -84,6 +99,7 @@ async def costs_report(
     Args:
         settings: prices of the machines.
         filters: only these rows; the machines' figures stay those of everybody.
+        idle_by: charges, tokens, requests or groups: what shares out the machines' idle cost.
 
     Raises:
         ReportError: a question that cannot be answered.
@@ -95,24 +111,36 @@ async def costs_report(
         until=until,
         tz=tz,
         filters=filters,
+        idle_by=idle_by,
         now=now or datetime.now(UTC),
     )
     async with snapshot(engine) as connection:
         query = await _with_ids(connection, query)
         lines = await _lines(connection, query)
-        totals = await _lines(connection, ReportQuery(until=query.until, since=query.since))
-        hours = await machine_hours(connection, query.since_us, query.until_us)
+        whole = ReportQuery(until=query.until, since=query.since)
+        totals = await _lines(connection, whole)
+        measured = await machine_intervals(connection, query.since_us, query.until_us)
+        by_kind = await _lines(connection, replace(whole, group_by=("kind",)))
         total = totals.get((), _Line())
         shown = total
         if query.filters:
-            whole = ReportQuery(until=query.until, since=query.since, filters=query.filters)
-            shown = (await _lines(connection, whole)).get((), _Line())
+            filtered = ReportQuery(until=query.until, since=query.since, filters=query.filters)
+            shown = (await _lines(connection, filtered)).get((), _Line())
         named = await _named(connection, lines, query)
-    machines = _Machines(settings, hours)
-    machines.share_idle(lines, total)
-    machines.share_idle({(): shown}, total)
-    shown.idle = sum(line.idle for line in lines.values()) if query.group_by else shown.idle
-    attributed = machines.cost - machines.idle_cost - sum(total.by_machine.values())
+    machines = await asyncio.to_thread(  # a long period is seconds of work
+        machine_costs, settings, measured, query.since_us, query.until_us
+    )
+    _share_unserved(machines, lines, total, query.idle_by)
+    if query.group_by:
+        shown.idle = sum(line.idle for line in lines.values())
+    else:
+        _share_unserved(machines, {(): shown}, total, query.idle_by)
+    charged = {name: on.charges for name, on in total.by_machine.items()}
+    breakdown = {
+        name: sum(machine.by_category[name] for machine in machines) for name in CATEGORIES
+    }
+    cost = sum(machine.cost for machine in machines)
+    unserved = sum(breakdown.values())
     return {
         "since": None if query.since is None else _rfc3339(query.since),
         "until": _rfc3339(query.until),
@@ -123,10 +151,27 @@ async def costs_report(
             for group, line in _sorted(named, query)
         ],
         "totals": _shown(shown),
-        "machine_cost_usd": usd_text(machines.cost),
-        "idle_cost_usd": usd_text(machines.idle_cost),
-        "idle_breakdown": {name: usd_text(nano) for name, nano in machines.breakdown.items()},
-        "unattributed_cost_usd": usd_text(attributed),
+        "machine_cost_usd": usd_text(cost),
+        "idle_cost_usd": usd_text(unserved),
+        "idle_breakdown": {
+            **{name: usd_text(nano) for name, nano in breakdown.items()},
+            "overrun": "0",  # part of the charges; `budgets list` says whose
+        },
+        "unattributed_cost_usd": usd_text(cost - unserved - sum(charged.values())),
+        "machines": [machine.shown(charged.get(machine.machine.name, 0)) for machine in machines],
+        "savings": savings(settings, query, machines, total.saved, _by_kind(by_kind)),
+    }
+
+
+def _by_kind(lines: Mapping[Group, _Line]) -> dict[str, Booked]:
+    """What was charged by kind, and of that to others than our machines."""
+    return {
+        kind: Booked(
+            cost=line.cost,
+            outside=line.cost - sum(on.charges for on in line.by_machine.values()),
+        )
+        for (kind,), line in lines.items()
+        if kind is not None
     }
 
 
@@ -186,10 +231,13 @@ async def _add(
         await add(source.by_request(), (*sql.COUNTS, *sql.TOKENS))
     for row in await connection.execute(source.costs()):
         line = lines.setdefault(fold(row[:width]), _Line())
-        machine, cost = row[width], int(row[width + 1] or 0)
+        cost, count, *tokens = (int(value or 0) for value in row[width + 1 :])
         line.cost += cost
-        if machine is not None:
-            line.by_machine[machine] = line.by_machine.get(machine, 0) + cost
+        if row[width] is not None:
+            on = line.by_machine.setdefault(row[width], _OnMachine())
+            on.charges += cost
+            on.requests += count
+            on.tokens += sum(tokens)
 
 
 async def sums_by(
@@ -253,52 +301,27 @@ def _folder(query: ReportQuery) -> Callable[[Sequence[Any]], Group]:
 # Machines
 
 
-class _Machines:
-    """What the machines cost in a period, and the idle part of it; nano-dollars."""
-
-    def __init__(self, settings: Settings, hours: Mapping[str, MachineHours]) -> None:
-        prices = {machine.name: machine.usd_per_hour for machine in settings.machines}
-        prices.setdefault("local", MachineSettings(name="local").usd_per_hour)
-        self.cost = 0
-        self.idle_by_machine: dict[str, int] = {}
-        self.breakdown = dict.fromkeys(("idle", "startup", "loading", "lost_work", "overrun"), 0)
-        for name, measured in hours.items():
-            price = prices.get(name)
-            if price is None:
-                continue
-            self.cost += machine_cost(measured.run_ns, price)
-            for kind in ("idle", "startup", "loading", "lost"):
-                nano = machine_cost(getattr(measured, f"{kind}_ns"), price)
-                self.breakdown["lost_work" if kind == "lost" else kind] += nano
-                self.idle_by_machine[name] = self.idle_by_machine.get(name, 0) + nano
-
-    @property
-    def idle_cost(self) -> int:
-        """All that served nobody."""
-        return sum(self.breakdown.values())
-
-    def share_idle(self, lines: Mapping[Group, _Line], total: _Line) -> None:
-        """Add to each line its share of every machine's idle cost, by charges there."""
-        for machine, idle in self.idle_by_machine.items():
-            weights = [max(line.by_machine.get(machine, 0), 0) for line in lines.values()]
-            rest = max(total.by_machine.get(machine, 0) - sum(weights), 0)
-            for line, share in zip(lines.values(), allocate(idle, [*weights, rest]), strict=False):
-                line.idle += share
+def _share_unserved(
+    machines: Sequence[MachineCost],
+    lines: Mapping[Group, _Line],
+    total: _Line,
+    by: IdleKey,
+) -> None:
+    """Add to each line its share of what every machine cost beside its charges."""
+    for machine in machines:
+        name = machine.machine.name
+        weights = [_weight(line, name, by) for line in lines.values()]
+        rest = max(_weight(total, name, by) - sum(weights), 0) if by != "groups" else 0
+        shares = allocate(machine.unserved, [*weights, rest])
+        for line, part in zip(lines.values(), shares, strict=False):
+            line.idle += part
 
 
-def allocate(amount: int, weights: Sequence[int]) -> list[int]:
-    """Split an amount in proportion to weights, to the last nano-dollar (largest remainders).
-
-    With all weights zero nobody gets anything.
-    """
-    whole = sum(weights)
-    if whole == 0:
-        return [0] * len(weights)
-    shares = [amount * weight // whole for weight in weights]
-    order = sorted(range(len(weights)), key=lambda i: -(amount * weights[i] % whole))
-    for index in order[: amount - sum(shares)]:
-        shares[index] += 1
-    return shares
+def _weight(line: _Line, machine: str, by: IdleKey) -> int:
+    on = line.by_machine.get(machine)
+    if on is None:
+        return 0
+    return 1 if by == "groups" else max(getattr(on, by), 0)
 
 
 # Printing
@@ -316,6 +339,7 @@ def _shown(line: _Line) -> dict[str, Any]:
         "full_cost_usd": usd_text(line.cost + line.idle),
         "saved_usd": usd_text(line.saved),
         "usd_per_million_tokens": _per_mtok(line.cost, tokens),
+        "full_usd_per_million_tokens": _per_mtok(line.cost + line.idle, tokens),
         "cache_hits_exact": line.cache_hits_exact,
         "cache_hits_semantic": line.cache_hits_semantic,
         "errors": line.errors,

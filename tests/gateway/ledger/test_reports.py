@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from backends.meter import MeterReading, SlotReading
+from gateway.ledger.machine_costs import allocate
 from gateway.ledger.machine_time import MachineClock
 from gateway.ledger.records import Settlement
-from gateway.ledger.reports import ReportError, allocate, costs_report
+from gateway.ledger.reports import ReportError, costs_report
 from gateway.ledger.repository import Repository
 from gateway.settings import MachineSettings, Settings
 from tests.gateway.ledger.samples import NOW, charge, settlement
@@ -86,6 +87,8 @@ async def test_report_has_the_promised_shape(engine: AsyncEngine) -> None:
         "idle_cost_usd",
         "idle_breakdown",
         "unattributed_cost_usd",
+        "machines",
+        "savings",
     }
     assert found["totals"] == {
         "requests": 0,
@@ -97,6 +100,7 @@ async def test_report_has_the_promised_shape(engine: AsyncEngine) -> None:
         "full_cost_usd": "0",
         "saved_usd": "0",
         "usd_per_million_tokens": None,
+        "full_usd_per_million_tokens": None,
         "cache_hits_exact": 0,
         "cache_hits_semantic": 0,
         "errors": 0,
@@ -313,6 +317,68 @@ async def test_idle_is_shared_by_charges_on_the_same_machine(engine: AsyncEngine
     assert found["totals"]["idle_share_usd"] == found["idle_cost_usd"] == "0.011"
     only_a = await _report(engine, group_by="team", filters={"team": ["a"]})
     assert Decimal(only_a["rows"][0]["idle_share_usd"]) == shares["a"]
+
+
+@pytest.mark.parametrize(
+    ("idle_by", "shares"),
+    [
+        ("charges", ("0.0025", "0.0075")),
+        ("tokens", ("0.008", "0.002")),
+        ("requests", ("0.0075", "0.0025")),
+        ("groups", ("0.005", "0.005")),
+    ],
+)
+async def test_idle_is_shared_by_the_chosen_key(
+    engine: AsyncEngine, idle_by: str, shares: tuple[str, str]
+) -> None:
+    """Marginal and full cost stand side by side; the key only moves what nobody caused."""
+    began = NOW_NS - 100 * SECOND
+    await MachineClock(engine).record("local", "", "idle", began, began + 10 * SECOND)
+    rows = [
+        settlement(
+            f"{team}{index}",
+            team=team,
+            charges=(
+                charge(
+                    f"{team}{index}",
+                    cost_nano_usd=cost,
+                    prompt_tokens=tokens - 10,
+                    completion_tokens=10,
+                ),
+            ),
+        )
+        for team, count, cost, tokens in (("a", 3, 1000, 80), ("b", 1, 9000, 60))
+        for index in range(count)
+    ]
+    found = await _report(engine, rows, group_by="team", idle_by=idle_by)
+    by_team = {row["team"]: row for row in found["rows"]}
+    assert tuple(by_team[team]["idle_share_usd"] for team in "ab") == shares
+    assert by_team["a"]["cost_usd"] == "0.000003"
+    full = Decimal(by_team["a"]["full_usd_per_million_tokens"])
+    assert full > Decimal(by_team["a"]["usd_per_million_tokens"]) == Decimal("0.008333")
+
+
+async def test_avoided_is_not_saved(engine: AsyncEngine) -> None:
+    """What hits avoided is net of what finding them took; machines that ran anyway save nothing."""
+    began = NOW_NS - 3600 * SECOND
+    await MachineClock(engine).record("local", "a", "run", began, NOW_NS)
+    rows = [
+        settlement(
+            "hit",
+            cache="semantic",
+            saved_nano_usd=1_000,
+            charges=(charge("hit", kind="encoder", cost_nano_usd=100),),
+        ),
+        settlement(
+            "outside",
+            charges=(charge("outside", machine=None, machine_type=None, cost_nano_usd=5 * 10**9),),
+        ),
+    ]
+    found = (await _report(engine, rows))["savings"]
+    assert found["avoided_usd"] == "0.000001"
+    assert found["spent_on_saving_usd"] == {"encoder": "0.0000001"}
+    assert found["net_avoided_usd"] == "0.0000009"
+    assert (found["outside_cost_usd"], found["really_saved_usd"]) == ("5", None)
 
 
 @given(st.integers(0, 10**15), st.lists(st.integers(0, 10**12), max_size=20))

@@ -1,0 +1,130 @@
+"""What the machines cost, and what of it served nobody; money in nano-dollars.
+
+Measured nanoseconds × the price that held meanwhile. Nothing here knows of charges: what is left
+when they are taken off is nobody's, and is printed as such.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from msgspec import Struct, field
+
+from gateway.ledger.machine_prices import changes_us, usd_per_hour
+from gateway.ledger.machine_report import Interval, MachineHours, add_up
+from gateway.ledger.money import usd_text
+from gateway.ledger.pricing import machine_cost
+from gateway.price_settings import MachineSettings
+from gateway.settings import Settings
+
+CATEGORIES = ("idle", "startup", "loading", "lost_work")
+"""What a machine costs beside its charges."""
+_MEASURED = ("idle_ns", "startup_ns", "loading_ns", "lost_ns")
+"""In the order of CATEGORIES."""
+_MS_PER_HOUR = 3_600_000
+
+
+class MachineCost(Struct, kw_only=True):
+    """One machine in one period."""
+
+    machine: MachineSettings
+    run_ns: int = 0
+    cost: int = 0
+    by_category: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CATEGORIES, 0))
+    busy_by_backend: dict[str, int] = field(default_factory=dict)
+    """What each engine measured while it had requests, lost work included: a second opinion on
+    the charges, part of no sum."""
+
+    @property
+    def unserved(self) -> int:
+        """All categories."""
+        return sum(self.by_category.values())
+
+    def add(self, hours: MachineHours, at_us: int) -> None:
+        """Add measured time, all at the price that holds at `at_us`."""
+        price = usd_per_hour(self.machine, at_us / 1_000_000)
+        self.run_ns += hours.run_ns
+        self.cost += machine_cost(hours.run_ns, price)
+        for category, name in zip(CATEGORIES, _MEASURED, strict=True):
+            self.by_category[category] += machine_cost(getattr(hours, name), price)
+        for backend, ns in hours.busy_ns.items():
+            known = self.busy_by_backend.get(backend, 0)
+            self.busy_by_backend[backend] = known + machine_cost(ns, price)
+
+    def shown(self, charged: int) -> dict[str, Any]:
+        """As JSON, beside what was charged there."""
+        machine = self.machine
+        return {
+            "machine": machine.name,
+            "machine_type": machine.type,
+            "devices": machine.devices,
+            "hours": _hours_text(self.run_ns),
+            "cost_usd": usd_text(self.cost),
+            "charged_usd": usd_text(charged),
+            **{f"{name}_usd": usd_text(nano) for name, nano in self.by_category.items()},
+            "unattributed_usd": usd_text(self.cost - self.unserved - charged),
+        }
+
+
+def machine_costs(
+    settings: Settings,
+    intervals: Mapping[str, Sequence[Interval]],
+    since_us: int,
+    until_us: int,
+) -> list[MachineCost]:
+    """Every configured machine that ran in [since, until)."""
+    return [
+        costs_between(machine, intervals[machine.name], [since_us, until_us])[0]
+        for machine in configured(settings)
+        if machine.name in intervals
+    ]
+
+
+def configured(settings: Settings) -> list[MachineSettings]:
+    """The machines of the configuration, the implicit one included."""
+    machines = list(settings.machines)
+    if all(machine.name != "local" for machine in machines):
+        machines.append(MachineSettings(name="local"))
+    return machines
+
+
+def costs_between(
+    machine: MachineSettings, intervals: Sequence[Interval], edges_us: Sequence[int]
+) -> list[MachineCost]:
+    """What a machine cost between each two of the edges, which ascend."""
+    found = [MachineCost(machine=machine) for _ in edges_us[1:]]
+    first, last = _extent(intervals)
+    inner = [at for at in edges_us[1:-1] if first < at < last]
+    cuts = [max(edges_us[0], first), *inner, min(edges_us[-1], last)]
+    if cuts[0] >= cuts[-1]:
+        return found
+    cuts = sorted({*cuts, *changes_us(machine, cuts[0], cuts[-1])})
+    for at_us, hours in zip(cuts, add_up(intervals, cuts), strict=False):
+        found[bisect_right(edges_us, at_us) - 1].add(hours, at_us)
+    return found
+
+
+def _extent(intervals: Iterable[Interval]) -> tuple[int, int]:
+    spans = [(i.started_us, i.ended_us) for i in intervals]
+    return min((s for s, _ in spans), default=0), max((e for _, e in spans), default=0)
+
+
+def _hours_text(ns: int) -> str:
+    """Hours with four decimals."""
+    ten_thousandths = ns // (_MS_PER_HOUR * 100)
+    return f"{ten_thousandths // 10_000}.{ten_thousandths % 10_000:04d}"
+
+
+def allocate(amount: int, weights: Sequence[int]) -> list[int]:
+    """Split an amount in proportion to weights, to the last nano-dollar (largest remainders).
+
+    With all weights zero nobody gets anything.
+    """
+    whole = sum(weights)
+    if whole == 0:
+        return [0] * len(weights)
+    shares = [amount * weight // whole for weight in weights]
+    order = sorted(range(len(weights)), key=lambda i: -(amount * weights[i] % whole))
+    for index in order[: amount - sum(shares)]:
+        shares[index] += 1
+    return shares
