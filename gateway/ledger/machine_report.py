@@ -5,7 +5,6 @@ other kinds are shares of the machine that its meter handed out once, so they ar
 interval measured is spread evenly over it where a period cuts it.
 """
 
-import asyncio
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -59,17 +58,6 @@ async def machine_intervals(
     for machine, *rest in rows:
         by_machine.setdefault(machine, []).append(Interval(*rest))
     return by_machine
-
-
-async def machine_hours(
-    connection: "AsyncConnection", since_us: int, until_us: int
-) -> dict[str, MachineHours]:
-    """By machine, what was measured in [since, until)."""
-    found = await machine_intervals(connection, since_us, until_us)
-    return {  # a long period is seconds of work: not on the event loop
-        machine: (await asyncio.to_thread(add_up, intervals, [since_us, until_us]))[0]
-        for machine, intervals in found.items()
-    }
 
 
 def add_up(intervals: Iterable[Interval], edges_us: Sequence[int]) -> list[MachineHours]:
