@@ -133,6 +133,8 @@ class RoutingSettings(_Table, frozen=True, kw_only=True):
     policy_dirs: list[str] = field(default_factory=lambda: ["policies"])
     head: str | None = None
     """Folder of a classifier head made by `policy fit`; None: the shipped one."""
+    explore: Annotated[float, Meta(ge=0, le=0.5)] = 0.0
+    """Share of requests for which chance, not the policy, picks among the candidates."""
 
 
 class ReportSettings(_Table, frozen=True, kw_only=True):
@@ -159,8 +161,12 @@ class EngineSettings(_Table, frozen=True, kw_only=True):
     """KV blocks; None: sized from memory."""
     block_size: Positive | None = None
     """Tokens in a KV block."""
+    deterministic: bool | None = None
+    """Answers with the same bits whatever else is in the batch, or no start."""
     threads: Positive | None = None
     """CPU threads of this engine; None: shared fairly among the machine's engines."""
+    generation_config: Literal["auto", "vllm"] | None = None
+    """Sampling defaults: the model's generation_config.json (auto, the default) or OpenAI's."""
 
 
 class SpeculationSettings(_Table, frozen=True, kw_only=True):

@@ -225,19 +225,30 @@ class CostEstimator:
         ]
         self._ps_per_token[charge.backend] = (now[0], now[1])
 
-    def expected(self, backend: str, prompt_tokens: int, completion_tokens: int) -> int:
-        """The likely marginal cost of an answer, nano-dollars."""
+    def expected(
+        self, backend: str, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0
+    ) -> int:
+        """The likely marginal cost of an answer, nano-dollars.
+
+        Args:
+            cached_tokens: of the prompt's, those that the backend will probably find cached.
+        """
         found = self._backends.get(backend)
         machine = self._settings.machine(found) if found else None
         if found is None or (found.kind == "echo" and machine is not None):
             return 0
         if machine is None:
             assert found.price is not None
-            tokens = Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+            tokens = Usage(
+                prompt_tokens=prompt_tokens,
+                completion_tokens=completion_tokens,
+                cached_tokens=cached_tokens,
+            )
             return _token_cost(rates_at(found.price, self._clock()), tokens)
         rates = self._ps_per_token.get(backend)
         prefill, decode = rates or (self._FIRST_PREFILL_PS, self._FIRST_DECODE_PS)
-        machine_ns = (prompt_tokens * prefill + completion_tokens * decode) // 1000
+        fresh = prompt_tokens - cached_tokens
+        machine_ns = (fresh * prefill + completion_tokens * decode) // 1000
         return machine_cost(machine_ns, usd_per_hour(machine, self._clock()))
 
     def estimate(self, backend: str, prompt_tokens: int, max_tokens: int) -> int:

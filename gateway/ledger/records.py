@@ -20,6 +20,26 @@ class CandidateRecord(Struct, frozen=True, kw_only=True):
     latency_ms: float | None = None
 
 
+class DecidedOn(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the policy was told of a request, beside the columns: with them it can decide again."""
+
+    needs: tuple[str, ...] = ()
+    wants: tuple[str, ...] = ()
+    max_tokens: int | None = None
+    """As requested."""
+    prompt_tokens_bound: int = 0
+    prompt_tokens_exact: dict[str, int] = field(default_factory=dict)
+    allowed: tuple[str, ...] | None = None
+    """Backends that the requested model named; None: all."""
+    budget_left: float = 1.0
+    quality: dict[str, float] = field(default_factory=dict)
+    """Predicted, by backend."""
+    loads: dict[str, float] = field(default_factory=dict)
+    """By backend; one that was not ready has −1."""
+    explored: str | None = None
+    """The rule that decided, where chance then took another backend."""
+
+
 class AttemptRecord(Struct, frozen=True, kw_only=True):
     """One try of one backend."""
 
@@ -71,6 +91,8 @@ class RequestRecord(Struct, frozen=True, kw_only=True):
     attempts: tuple[AttemptRecord, ...] = ()
     reasons: tuple[tuple[str, bool, str], ...] = ()
     """(subject, matched, why) of the decision, in order."""
+    decided_on: DecidedOn | None = None
+    """None: no policy was asked."""
     draw: float = 0.0
     probability: float = 1.0
     """With which the answering backend was chosen."""

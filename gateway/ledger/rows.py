@@ -9,6 +9,7 @@ from gateway.ledger.records import (
     AttemptRecord,
     CandidateRecord,
     ChargeRecord,
+    DecidedOn,
     RequestRecord,
     Settlement,
 )
@@ -26,6 +27,7 @@ _KINDS: dict[str, Any] = {
     "candidates": tuple[CandidateRecord, ...],
     "attempts": tuple[AttemptRecord, ...],
     "reasons": tuple[tuple[str, bool, str], ...],
+    "decided_on": DecidedOn | None,
     "unit_prices": dict[str, str],
 }
 
@@ -75,6 +77,7 @@ def request_row(r: RequestRecord) -> Row:
         _json(r.candidates),
         _json(r.attempts),
         _json(r.reasons),
+        None if r.decided_on is None else _encode(r.decided_on).decode(),
         r.draw,
         r.probability,
         r.cost_nano_usd,

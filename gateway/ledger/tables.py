@@ -76,6 +76,7 @@ requests = Table(
     Column("candidates", JSON, nullable=False),
     Column("attempts", JSON, nullable=False),
     Column("reasons", JSON, nullable=False),
+    Column("decided_on", JSON(none_as_null=True)),
     Column("draw", Float, nullable=False),
     Column("probability", Float, nullable=False),
     _count("cost_nano_usd"),
@@ -322,3 +323,24 @@ closings = Table(
     Column("bill", JSON, nullable=False),
 )
 """Frozen months, each with the bill as it was printed."""
+
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("id", _BIG_ID, primary_key=True, autoincrement=True),
+    Column("request_id", String(128), nullable=False, index=True),
+    Column("score", Float, nullable=False),
+    _text("comment"),
+    Column("at_us", BigInteger, nullable=False, index=True),
+)
+"""What callers say of answers, 0 (bad) to 1 (good); several for one request are averaged."""
+
+policy_versions = Table(
+    "policy_versions",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("sha256", String(64), primary_key=True),
+    Column("text", Text, nullable=False),
+    Column("first_us", BigInteger, nullable=False),
+)
+"""Every version of a policy that was ever loaded to decide, whole."""

@@ -39,6 +39,7 @@ class LoadedPolicy(Struct, frozen=True, kw_only=True):
     compiled: CompiledPolicy
     sha256: str
     """Of the file's bytes."""
+    text: str
     path: str
 
     @property
@@ -150,11 +151,12 @@ class PolicyBook:
         first = entry.loaded is None
         try:
             data = Path(path).read_bytes()
+            text = data.decode("utf-8")
             sha256 = hashlib.sha256(data).hexdigest()
             if entry.loaded is not None and entry.loaded.sha256 == sha256:
                 policy = entry.loaded.policy
             else:
-                policy = parse(data.decode("utf-8"), path)
+                policy = parse(text, path)
         except (PolicyError, UnicodeDecodeError, OSError) as error:
             if first:
                 if isinstance(error, PolicyError):
@@ -170,6 +172,7 @@ class PolicyBook:
                 policy=policy,
                 compiled=CompiledPolicy(policy),
                 sha256=sha256,
+                text=text,
                 path=path,
             )
         if changed:

@@ -26,16 +26,19 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.ledger.access import EVERYTHING, Only
+from gateway.ledger.pricing import CostEstimator
+from gateway.ledger.records import CandidateRecord, DecidedOn, RequestRecord
 from gateway.repeats import Asked
 from gateway.routing.classifier import Classifier
 from gateway.routing.features import Request, read
+from gateway.routing.forecasts import Forecasts
 from gateway.routing.health import BackendRegistry
 from gateway.routing.policy_book import LoadedPolicy, PolicyBook, UnknownPolicy
 from gateway.settings import Settings
 from policies.candidates import NO_FIT
 from policies.checker import PolicyError
 from policies.evaluator import decide as decide_policy
-from policies.model import BackendCard, BudgetState, Decision, Facts
+from policies.model import BackendCard, BudgetState, Decision, Estimate, Facts
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +48,8 @@ _ENDPOINTS: dict[type, str] = {
     EmbeddingRequest: "embeddings",
 }
 _MAX_ALIASES = 8
+EXPLORED = "explore"
+"""The rule of requests for which chance took the place of the policy: reports show them apart."""
 HOPELESS = 4
 """A prompt whose estimate is this many contexts long is not counted exactly."""
 
@@ -67,6 +72,8 @@ class Routed(Struct, frozen=True, kw_only=True):
     loaded_policy: LoadedPolicy
     facts: Facts
     """As decided on: with the backends that the model names and the exact counts."""
+    decided_on: DecidedOn
+    """For the ledger."""
     refusal: GatewayError | None = None
 
 
@@ -77,7 +84,12 @@ def sticky_draw(sticky_id: str) -> float:
 
 
 class Router:
-    """Decides, for each request, which backends may answer and in which order."""
+    """Decides, for each request, which backends may answer and in which order.
+
+    Args:
+        forecasts: what answers will take; fed by `observe`.
+        decides: told once of each version of a policy that decides.
+    """
 
     def __init__(
         self,
@@ -85,11 +97,17 @@ class Router:
         classifier: Classifier,
         book: PolicyBook,
         registry: BackendRegistry,
+        forecasts: Forecasts | None = None,
+        decides: Callable[[LoadedPolicy], None] | None = None,
     ) -> None:
         self._aliases = settings.models
         self._classifier = classifier
         self._book = book
         self._registry = registry
+        self._forecasts = forecasts or Forecasts(CostEstimator(settings))
+        self._explore = settings.routing.explore
+        self._decides = decides
+        self._decided: set[tuple[str, str]] = set()
 
     def facts(
         self,
@@ -118,6 +136,10 @@ class Router:
             prompt_tokens_bound=content.prompt_tokens_bound,
             endpoint=_ENDPOINTS[type(request)],
         )
+
+    def observe(self, record: RequestRecord) -> None:
+        """Learn from a settled request what answers take."""
+        self._forecasts.observe(record)
 
     def resolve(self, model: str) -> Resolved:
         """What a model's name stands for. Raises ModelNotFound."""
@@ -151,12 +173,15 @@ class Router:
         budget: BudgetState | None = None,
         now: datetime | None = None,
         draw: float = 0.0,
+        luck: float | None = None,
         asked: Asked | None = None,
         only: Only = EVERYTHING,
     ) -> Routed:
         """Run the policy on one request.
 
         Args:
+            luck: in [0, 1), new for each request: decides whether chance takes another backend
+                than the policy, as `[routing] explore` wants; None: never.
             policy_name: out of x-headgate-policy; None: what the model says, else the configured.
             only: what the caller's key is restricted to.
             asked: the request's body, for backends that are asked to count its tokens because the
@@ -174,8 +199,17 @@ class Router:
         loaded = self._policy(resolved, policy_name)
         if budget.policy is not None:
             loaded = self._downgraded(budget.policy, loaded)
+        if (loaded.name, loaded.sha256) not in self._decided:
+            self._decided.add((loaded.name, loaded.sha256))
+            if self._decides is not None:
+                self._decides(loaded)
         now = now or datetime.now(UTC)
         cards = self._registry.cards()
+        estimated = loaded.compiled.uses_estimates
+        if estimated:
+            spent_usd, requests = self._forecasts.day(loaded.name, now)
+            budget = replace(budget, day_spent_usd=spent_usd, day_requests=requests)
+            facts = replace(facts, estimates=self._forecasts.estimates(facts, cards))
         inputs = (facts, loaded, cards, budget, only, now.timestamp() // 60, draw)
         if asked is not None:
             known: Routed | None = asked.recall("routed", inputs)
@@ -197,8 +231,24 @@ class Router:
                 return bool(again.candidates)
 
             refusal = _refusal(facts, decision, loaded, cards, retry)
-        routed = Routed(decision=decision, loaded_policy=loaded, facts=facts, refusal=refusal)
-        if asked is None or unsure:  # a backend that could not count now may later
+        explored = None
+        if luck is not None and luck < self._explore and decision.candidates:
+            explored = decision.rule
+            decision = explore(decision, luck / self._explore, self._explore)
+        elif self._explore and decision.candidates:
+            decision = not_explored(decision, self._explore)
+        if estimated and decision.candidates:
+            expected = facts.estimates[decision.candidates[0]].cost_nano_usd or 0
+            self._forecasts.spend(loaded.name, now, expected)
+        routed = Routed(
+            decision=decision,
+            loaded_policy=loaded,
+            facts=facts,
+            decided_on=_decided_on(facts, cards, budget, explored),
+            refusal=refusal,
+        )
+        # a backend that could not count now may later; chance and forecasts change
+        if asked is None or unsure or estimated or explored:
             return routed
         return asked.remember("routed", inputs, routed)
 
@@ -355,6 +405,58 @@ def _left_out_by_bound(
         if limit is not None and facts.features.prompt_tokens <= HOPELESS * limit:
             found.append(name)
     return found
+
+
+def explore(decision: Decision, luck: float, share: float) -> Decision:
+    """One of the candidates by chance, each alike, in place of the policy's choice."""
+    names = decision.candidates
+    chosen = names[min(int(luck * len(names)), len(names) - 1)]
+    return replace(
+        decision,
+        rule=EXPLORED,
+        candidates=(chosen, *(name for name in names if name != chosen)),
+        probability=_probability(decision, chosen, share),
+    )
+
+
+def not_explored(decision: Decision, share: float) -> Decision:
+    """The policy's choice, with the probability that it had beside the explored ones."""
+    chosen = decision.candidates[0]
+    return replace(decision, probability=_probability(decision, chosen, share))
+
+
+def _probability(decision: Decision, chosen: str, share: float) -> float:
+    """With which `chosen` comes first, by the policy or by chance."""
+    own = decision.probability if chosen == decision.candidates[0] else 0.0
+    return (1 - share) * own + share / len(decision.candidates)
+
+
+def candidate_record(name: str, facts: Facts, estimate: Estimate) -> CandidateRecord:
+    """A backend that may answer, with what is expected of it."""
+    return CandidateRecord(
+        backend=name,
+        cost_nano_usd=estimate.cost_nano_usd,
+        quality=facts.features.quality.get(name),
+        latency_ms=None if estimate.latency_s is None else estimate.latency_s * 1e3,
+    )
+
+
+def _decided_on(
+    facts: Facts, cards: Mapping[str, BackendCard], budget: BudgetState, explored: str | None
+) -> DecidedOn:
+    """What the policy was told, beside the columns that a request's row has anyway."""
+    return DecidedOn(
+        needs=tuple(facts.needs),
+        wants=tuple(facts.features.wants),
+        max_tokens=facts.max_tokens,
+        prompt_tokens_bound=facts.prompt_tokens_bound,
+        prompt_tokens_exact=facts.prompt_tokens_exact,
+        allowed=None if facts.allowed is None else tuple(facts.allowed),
+        budget_left=budget.left,
+        quality=facts.features.quality,
+        loads={card.name: card.load if card.ready else -1.0 for card in cards.values()},
+        explored=explored,
+    )
 
 
 def _tiers(cards: Mapping[str, BackendCard]) -> list[str]:
