@@ -171,6 +171,11 @@ def _decode(kind: Any, content: bytes) -> Any:
 @click.option("--enable-chunked-prefill/--no-enable-chunked-prefill", default=None)
 @click.option("--tensor-parallel-size", type=int, help="1: one device per engine.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--deterministic/--no-deterministic",
+    default=None,
+    help="Same bits whatever else is in the batch, or refuse to start.",
+)
 @click.option("--threads", type=int, help="CPU threads of a forward pass.")
 @click.option("--block-size", type=int, help="Tokens in a KV block.")
 @click.option("--num-blocks", type=int, help="KV blocks; default: by memory.")

@@ -68,6 +68,8 @@ def build_engine(options: EngineOptions, *, meter: MeterSlot | None = None) -> E
         max_positions=length,
         config=model_config,
     )
+    if options.deterministic:
+        check_deterministic(model, kv_dtype)
     if device.type == "cpu":
         torch.set_num_threads(options.threads or pick_threads(model.step_bytes))
     config = _engine_config(options, model_config, device, kv_dtype)
@@ -110,6 +112,20 @@ def pick_dtype(option: DtypeOption, config: ModelConfig, device: torch.device) -
         return torch.bfloat16
     fits = 4 * _parameters(config) < max(free_cpu_memory() // 2, 2**30)
     return torch.float32 if fits else torch.bfloat16
+
+
+def check_deterministic(model: Model, kv_dtype: torch.dtype) -> None:
+    """Refuse kernels whose result for one row depends on how many stand beside it.
+
+    Raises:
+        ValueError: they do, in this dtype and on this device.
+    """
+    if not (model.is_batch_invariant and kv_dtype == torch.float32):
+        raise ValueError(
+            "deterministic is true, but only the C++ kernels can promise it: on a CPU, with a C++ "
+            "compiler installed, dtype and kv_cache_dtype float32 (weights may be int8), and a "
+            "head size that is a multiple of 16"
+        )
 
 
 def pick_threads(step_bytes: int) -> int:

@@ -44,6 +44,9 @@ class EngineOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     tensor_parallel_size: int = 1
+    deterministic: bool = False
+    """Promise that a request's answer does not depend, in a single bit, on what else is in the
+    batch; refused where the kernels at hand cannot promise it."""
     threads: int | None = None
     """CPU threads per forward pass. None: chosen by the model's size and the machine's cores."""
     speculation: SpeculationConfig = field(default_factory=SpeculationConfig)

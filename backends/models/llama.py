@@ -93,6 +93,11 @@ class Llama:
         """Whether the decoder's linear layers are int8."""
         return any(isinstance(layer.qkv, Int8Linear) for layer in self.layers)
 
+    @property
+    def is_batch_invariant(self) -> bool:
+        """Whether a sequence's logits have the same bits whatever else is in the batch."""
+        return self._in_one_call is not None and self.head.packed_weight is not None
+
     def _plan(self) -> "NativeDecoder | None":
         """All layers as one C++ call, where every linear layer has a packed form."""
         layers = []
