@@ -71,8 +71,12 @@ class EngineBackend:
         *,
         model_revision: str,
         max_waiting: int = 1024,
+        defaults: SamplingParams | None = None,
     ) -> None:
-        """Above `max_waiting` queued requests, further ones are refused as overload."""
+        """Above `max_waiting` queued requests, further ones are refused as overload.
+
+        `defaults` stand for sampling fields that a request leaves out.
+        """
         self.name = name
         self._engine = engine
         self._tokenizer = tokenizer
@@ -80,6 +84,7 @@ class EngineBackend:
         self._metrics = metrics
         self._revision = model_revision
         self._max_waiting = max_waiting
+        self._defaults = defaults or SamplingParams()
 
     async def generate(self, request: GenerateRequest) -> Completion:
         """Answer whole."""
@@ -202,7 +207,7 @@ class EngineBackend:
         kind: Any = ChatCompletionRequest if chat else CompletionRequest
         try:
             wire = msgspec.convert(request.body, kind)
-            params = sampling_params(wire)
+            params = sampling_params(wire, self._defaults)
         except msgspec.ValidationError as error:
             raise InvalidRequestError(str(error)) from None
         except WireError as error:

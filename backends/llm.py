@@ -14,6 +14,8 @@ from backends.contract import FinishReason, SamplingParams, TokenEvent, TokenLog
 from backends.engine.config import SpeculationConfig
 from backends.engine.factory import build_engine
 from backends.engine.options import read_options
+from backends.models.folder import model_folder
+from backends.models.generation import default_sampling
 from backends.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
@@ -80,6 +82,7 @@ class LLM:
             options["speculation"] = speculation
         asked = read_options({"model": str(model), **options})
         self.engine = build_engine(asked)
+        self._defaults = default_sampling(model_folder(asked.model), asked.generation_config)
         assert isinstance(self.engine.tokenizer, Tokenizer)
         self.tokenizer = self.engine.tokenizer
         self._ids = count()
@@ -93,7 +96,7 @@ class LLM:
 
         Args:
             prompts: One or many.
-            sampling_params: One for all, or one each.
+            sampling_params: One for all, or one each; None: the model's own defaults.
 
         Raises:
             InvalidRequestError: a prompt or its parameters can never be answered; nothing is.
@@ -125,6 +128,10 @@ class LLM:
         ]
         return self._run([(None, ids) for ids in encoded], sampling_params)
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """How the model's generation_config.json would sample, as in vLLM."""
+        return self._defaults
+
     def _encode(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, Mapping):
             ids = prompt.get("prompt_token_ids")
@@ -138,6 +145,8 @@ class LLM:
         prompts: Sequence[tuple[str | None, list[int]]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
     ) -> list[RequestOutput]:
+        if sampling_params is None:
+            sampling_params = self.get_default_sampling_params()
         params = _one_each(sampling_params, len(prompts))
         outputs: dict[str, RequestOutput] = {}
         try:
@@ -190,10 +199,10 @@ def _is_one(prompts: Any) -> bool:
 
 
 def _one_each(
-    params: SamplingParams | Sequence[SamplingParams] | None, prompts: int
+    params: SamplingParams | Sequence[SamplingParams], prompts: int
 ) -> list[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * prompts
+    if isinstance(params, SamplingParams):
+        return [params] * prompts
     if len(params) != prompts:
         raise ValueError(f"{len(params)} sampling_params for {prompts} prompts; give one each")
     return list(params)

@@ -15,6 +15,7 @@ import msgspec
 from litestar import Request, Response, get, post
 from litestar.types import ControllerRouterHandler
 
+from backends.contract import SamplingParams
 from backends.engine.async_engine import AsyncEngine
 from backends.engine.engine import Engine
 from backends.engine.factory import build_engine
@@ -25,6 +26,7 @@ from backends.errors import BackendError, InvalidRequestError, ModelLoadError
 from backends.http_host import App, run
 from backends.meter import MeterSlot
 from backends.models.folder import model_folder, revision
+from backends.models.generation import default_sampling
 from backends.openai_app import create_app, json_response
 from backends.tokenizer import Tokenizer
 
@@ -56,6 +58,7 @@ def make_app(
     *,
     model_revision: str,
     max_waiting: int = 1024,
+    defaults: SamplingParams | None = None,
     on_death: Callable[[], None] = lambda: None,
 ) -> App:
     """The ASGI app of an engine. Call it inside the event loop: it starts the engine's thread.
@@ -75,6 +78,7 @@ def make_app(
         metrics,
         model_revision=model_revision,
         max_waiting=max_waiting,
+        defaults=defaults,
     )
 
     def details() -> dict[str, Any]:
@@ -179,6 +183,11 @@ def _decode(kind: Any, content: bytes) -> Any:
 @click.option("--threads", type=int, help="CPU threads of a forward pass.")
 @click.option("--block-size", type=int, help="Tokens in a KV block.")
 @click.option("--num-blocks", type=int, help="KV blocks; default: by memory.")
+@click.option(
+    "--generation-config",
+    type=click.Choice(["auto", "vllm"]),
+    help="Sampling defaults: the model's generation_config.json (auto), or OpenAI's (vllm).",
+)
 @click.option("--speculation-method", type=click.Choice(["auto", "off", "ngram", "draft"]))
 @click.option("--draft-model", help="A smaller model of the same tokenizer, for speculation.")
 @click.option("--num-speculative-tokens", type=int, help="Most tokens guessed ahead.")
@@ -210,7 +219,11 @@ def main(
     try:
         options = msgspec.convert(_without_none(asked), EngineOptions)
         engine = build_engine(options, meter=MeterSlot.from_environment())
-        folder_revision = revision(model_folder(model), options.dtype, options.quantization or "")
+        folder = model_folder(model)
+        defaults = default_sampling(folder, options.generation_config)
+        folder_revision = revision(
+            folder, options.dtype, options.quantization or "", options.generation_config
+        )
     except (ValueError, ModelLoadError) as error:
         words = error.message if isinstance(error, BackendError) else str(error)
         click.echo(f"headgate backend: {words}", err=True)
@@ -231,6 +244,7 @@ def main(
                 names,
                 model_revision=folder_revision,
                 max_waiting=max_waiting,
+                defaults=defaults,
                 on_death=on_death,
             ),
             name=f"model {names[0]}",

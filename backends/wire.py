@@ -226,8 +226,13 @@ def split_inputs(value: str | list[Any], param: str) -> list[str | list[int]]:
     raise WireError(f"{param!r} {problem}; send one string, strings, or token ids.", param)
 
 
-def sampling_params(request: ChatCompletionRequest | CompletionRequest) -> SamplingParams:
-    """The request's sampling fields, with OpenAI's defaults, ranges checked.
+_OPENAI = SamplingParams()
+
+
+def sampling_params(
+    request: ChatCompletionRequest | CompletionRequest, defaults: SamplingParams = _OPENAI
+) -> SamplingParams:
+    """The request's sampling fields, ranges checked; `defaults` for those it leaves out.
 
     Raises:
         WireError: a value out of range; `param` names the field.
@@ -245,18 +250,18 @@ def sampling_params(request: ChatCompletionRequest | CompletionRequest) -> Sampl
     stop = request.stop
     params = SamplingParams(
         n=_or(request.n, 1),
-        max_tokens=max_tokens,
+        max_tokens=_or(max_tokens, defaults.max_tokens),
         min_tokens=_or(request.min_tokens, 0),
-        temperature=_or(request.temperature, 1.0),
-        top_p=_or(request.top_p, 1.0),
-        top_k=_or(request.top_k, 0),
-        min_p=_or(request.min_p, 0.0),
+        temperature=_or(request.temperature, defaults.temperature),
+        top_p=_or(request.top_p, defaults.top_p),
+        top_k=_or(request.top_k, defaults.top_k),
+        min_p=_or(request.min_p, defaults.min_p),
         seed=request.seed,
         stop=() if stop is None else (stop,) if isinstance(stop, str) else tuple(stop),
         stop_token_ids=tuple(request.stop_token_ids or ()),
         presence_penalty=_or(request.presence_penalty, 0.0),
         frequency_penalty=_or(request.frequency_penalty, 0.0),
-        repetition_penalty=_or(request.repetition_penalty, 1.0),
+        repetition_penalty=_or(request.repetition_penalty, defaults.repetition_penalty),
         logit_bias=_logit_bias(request.logit_bias),
         logprobs=logprobs,
         ignore_eos=bool(request.ignore_eos),

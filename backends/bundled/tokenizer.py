@@ -84,7 +84,8 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         "bos_token_id": BOS_ID,
         "eos_token_id": [IM_END_ID, EOS_ID],
         "pad_token_id": PAD_ID,
-        "do_sample": False,
+        "do_sample": True,
+        "temperature": 0.2,
     }
     write_json(folder / "tokenizer_config.json", tokenizer_config)
     write_json(folder / "generation_config.json", generation_config)

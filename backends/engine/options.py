@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Struct, field
 
 from backends.engine.config import KvCacheDtype, SpeculationConfig
+from backends.models.generation import GenerationConfig
 
 DtypeOption = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -49,6 +50,8 @@ class EngineOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     batch; refused where the kernels at hand cannot promise it."""
     threads: int | None = None
     """CPU threads per forward pass. None: chosen by the model's size and the machine's cores."""
+    generation_config: GenerationConfig = "auto"
+    """Sampling defaults. auto: the model's generation_config.json; vllm: OpenAI's."""
     speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
 
     def __post_init__(self) -> None:

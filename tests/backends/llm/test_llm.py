@@ -1,5 +1,6 @@
 """`LLM.generate`: exact against transformers; the same in any batch, guessing or not."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,22 @@ def plain(folder: Path) -> list[list[int]]:
     """Return the greedy answers of one prompt after another, without speculation."""
     llm = _llm(folder)
     return [llm.generate(prompt, GREEDY)[0].outputs[0].token_ids for prompt in PROMPTS]
+
+
+def test_models_own_defaults_hold_without_params(
+    make_checkpoint: Callable[..., Path], plain: list[list[int]]
+) -> None:
+    """generation_config.json decides how a bare `generate` samples, unless told otherwise."""
+    folder = save_folder(make_checkpoint(seed=3))
+    config = json.loads((folder / "generation_config.json").read_text())
+    own = {**config, "temperature": 0.0, "max_new_tokens": 9}
+    (folder / "generation_config.json").write_text(json.dumps(own))
+    llm = _llm(folder)
+    assert llm.get_default_sampling_params() == SamplingParams(temperature=0.0, max_tokens=9)
+    answer = llm.generate(PROMPTS[0])[0].outputs[0].token_ids
+    assert answer == plain[0][: len(answer)]
+    assert 1 <= len(answer) <= 9
+    assert _llm(folder, generation_config="vllm").get_default_sampling_params() == SamplingParams()
 
 
 def test_greedy_answers_equal_those_of_transformers(folder: Path, plain: list[list[int]]) -> None:
