@@ -4,6 +4,7 @@ from litestar.handlers import ASGIRouteHandler, HTTPRouteHandler
 
 from gateway.api.admin import admin_routes
 from gateway.api.chat import chat_routes
+from gateway.api.feedback import feedback_routes
 from gateway.api.health import health_routes, installed_version
 from gateway.api.landing import landing_routes
 from gateway.api.models import model_routes
@@ -20,6 +21,7 @@ def routes(pipeline: Pipeline) -> list[ASGIRouteHandler | HTTPRouteHandler]:
         *chat_routes(pipeline),
         *model_routes(pipeline),
         *request_routes(pipeline),
+        *feedback_routes(pipeline),
         *report_routes(pipeline),
         *tokenize_routes(pipeline),
         *admin_routes(pipeline),

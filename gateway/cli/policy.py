@@ -10,6 +10,7 @@ import click
 
 from gateway.cli.common import config_option, fail, json_option, print_json, settings_of
 from gateway.cli.policy_fit import fit
+from gateway.cli.policy_versions import history, rollback
 from gateway.settings import Settings
 
 
@@ -18,7 +19,8 @@ def policy() -> None:
     """Check, explain, replay and fit routing policies."""
 
 
-policy.add_command(fit)
+for command in (fit, history, rollback):
+    policy.add_command(command)
 
 
 @policy.command()
