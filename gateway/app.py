@@ -32,14 +32,18 @@ from gateway.ledger.database import open_engine
 from gateway.ledger.keys import KeyBook
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.pricing import CostEstimator
+from gateway.ledger.reservation_log import ReservationLog
 from gateway.limits.limiter import Limiter
 from gateway.limits.redis_store import RedisLimits
 from gateway.observability import Metrics
 from gateway.parts import Parts
 from gateway.pipeline import Pipeline
+from gateway.recovery import Recovery
 from gateway.routing.classifier import Classifier
+from gateway.routing.forecasts import Forecasts
 from gateway.routing.health import BackendRegistry
 from gateway.routing.policy_book import PolicyBook
+from gateway.routing.policy_history import PolicyHistory
 from gateway.routing.router import Router
 from gateway.runtime import Address, Runtime, database_url
 from gateway.settings import BackendSettings, Settings
@@ -92,7 +96,11 @@ def create_app(
     registry = BackendRegistry(settings, backends)
     book = PolicyBook(settings.routing)
     classifier = classifier or Classifier.load(settings.routing.head)
-    router = Router(settings, classifier, book, registry)
+    estimator = CostEstimator(settings)
+    history = PolicyHistory(engine, clock)
+    router = Router(
+        settings, classifier, book, registry, Forecasts(estimator), decides=history.note
+    )
     parts = Parts(
         settings=settings,
         backends=backends,
@@ -105,8 +113,10 @@ def create_app(
         router=router,
         caches=_caches(settings, store, backends),
         ledger=Ledger(settings, engine),
-        estimator=CostEstimator(settings),
+        estimator=estimator,
+        history=history,
         budgets=budgets,
+        reservations=ReservationLog(Path(runtime.state_dir) / "reservations"),
         keys=KeyBook(engine, settings, clock=clock, stamp=stamp),
         limiter=_limiter(settings, store),
         metrics=Metrics(),
@@ -151,8 +161,14 @@ async def running(parts: Parts) -> AsyncIterator[None]:
             stack.push_async_callback(backend.aclose)
         await parts.ledger.start()
         stack.push_async_callback(parts.ledger.aclose)
+        await parts.history.start()
+        stack.push_async_callback(parts.history.aclose)
         await parts.budgets.start()
         stack.push_async_callback(parts.budgets.aclose)
+        stack.callback(parts.reservations.close)
+        recovery = Recovery(parts)
+        await recovery.start()
+        stack.push_async_callback(recovery.aclose)
         if parts.caches is not None:
             stack.push_async_callback(parts.caches.aclose)
         await parts.limiter.start()

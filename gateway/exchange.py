@@ -63,7 +63,9 @@ class Exchange:
         "saved_nano_usd",
         "started_at",
         "status",
+        "stopped",
         "tags",
+        "token_cap",
         "tokens_seen",
         "usage",
     )
@@ -95,6 +97,10 @@ class Exchange:
         self.lookup: Lookup = OFF
         self.hit: Hit | None = None
         self.reservation: Reservation | None = None
+        self.token_cap: int | None = None
+        """Of an answer whose client named no length: what was reserved."""
+        self.stopped: str | None = None
+        """Why the answer ended early: budget."""
         self.admission: Admission | None = None
         """Under the caller's rate limits; None: he has none."""
         self.backend: str | None = None
@@ -167,6 +173,8 @@ class Exchange:
             shown["task"] = self.facts.features.task
             shown["difficulty"] = f"{self.facts.features.difficulty:.3f}"
         shown["cache"] = self.cache
+        if self.stopped is not None:
+            shown["stopped"] = self.stopped
         if self.hit is not None and self.hit.similarity is not None:
             shown["similarity"] = f"{self.hit.similarity:.4f}"
         if settled or self.hit is not None:
@@ -241,6 +249,7 @@ class Exchange:
             reasons=tuple((r.subject, r.matched, r.why) for r in decision.reasons)
             if decision
             else (),
+            decided_on=self.routed.decided_on if self.routed else None,
             draw=decision.draw if decision else 0.0,
             probability=decision.probability if decision else 1.0,
             cost_nano_usd=self.cost_nano_usd,

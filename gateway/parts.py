@@ -11,10 +11,12 @@ from gateway.ledger.budgets import Budgets
 from gateway.ledger.keys import KeyBook
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.pricing import CostEstimator
+from gateway.ledger.reservation_log import ReservationLog
 from gateway.limits.limiter import Limiter
 from gateway.observability import Metrics
 from gateway.routing.health import BackendRegistry
 from gateway.routing.policy_book import PolicyBook
+from gateway.routing.policy_history import PolicyHistory
 from gateway.routing.router import Router
 from gateway.settings import BackendSettings, Settings
 
@@ -32,7 +34,9 @@ class Parts(Struct, frozen=True, kw_only=True):
     caches: Caches | None
     ledger: Ledger
     estimator: CostEstimator
+    history: PolicyHistory
     budgets: Budgets
+    reservations: ReservationLog
     keys: KeyBook
     limiter: Limiter
     metrics: Metrics

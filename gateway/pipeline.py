@@ -46,15 +46,14 @@ from gateway.ledger.records import AttemptRecord, CandidateRecord, ChargeKind
 from gateway.parts import Parts
 from gateway.relay import last_events, relay
 from gateway.repeats import Asked, Repeats
-from gateway.routing.router import sticky_draw
+from gateway.routing.router import candidate_record, sticky_draw
 from gateway.settlement import Settler
 from gateway.shadow import Shadows
+from gateway.spending import Spending, answer_tokens, tightest
 from policies.model import CacheRule, Facts
 
 log = structlog.get_logger(__name__)
 
-DEFAULT_ANSWER_TOKENS = 1024
-"""Reserved for an answer without max_tokens."""
 EXPECTED_ANSWER_TOKENS = 256
 """Assumed when candidates' costs are compared."""
 _OTHER_BACKEND_MAY_HELP = (
@@ -77,7 +76,8 @@ class Pipeline:
         self.in_flight = 0
         self._ids: set[str] = set()
         self._repeats = Repeats()
-        self._settler = Settler(parts)
+        self._spending = Spending(parts)
+        self._settler = Settler(parts, self._spending)
         self.shadows = Shadows(parts)
 
     async def run(
@@ -184,13 +184,17 @@ class Pipeline:
             only=caller.only,
             now=datetime.fromtimestamp(x.started_at, UTC),
             draw=_draw(x.asked, caller.team),
+            luck=sticky_draw(x.request_id) if parts.settings.routing.explore else None,
             asked=x.asked,
         )
         x.facts = x.routed.facts
         decision = x.routed.decision
         prompt = facts.features.prompt_tokens
+        estimates = x.facts.estimates
         x.candidates = tuple(
-            CandidateRecord(
+            candidate_record(name, facts, estimates[name])
+            if name in estimates
+            else CandidateRecord(
                 backend=name,
                 cost_nano_usd=parts.estimator.expected(name, prompt, EXPECTED_ANSWER_TOKENS),
                 quality=facts.features.quality.get(name),
@@ -245,8 +249,8 @@ class Pipeline:
         assert x.facts is not None
         x.admission = self.parts.limiter.ask(
             x.caller,
-            tokens=x.facts.features.prompt_tokens + self._answer_tokens(x),
-            nano_usd=max(self._estimates(x).values()),
+            tokens=x.facts.features.prompt_tokens + answer_tokens(x),
+            nano_usd=max(self._spending.estimates(x).values()),
         )
 
     async def _admit(self, x: Exchange) -> None:
@@ -260,9 +264,11 @@ class Pipeline:
 
     async def _reserve(self, x: Exchange) -> None:
         """Hold what the dearest candidate may cost; over the request's own cap none is asked."""
-        estimates = self._estimates(x)
+        assert x.decision is not None
+        x.affordable = x.decision.candidates
         cap = x.options.max_cost_nano_usd
         if cap is not None:
+            estimates = self._spending.estimates(x)
             cheapest = min(estimates.values())
             if cheapest > cap:
                 raise MaxCostExceeded(
@@ -270,33 +276,8 @@ class Pipeline:
                     f"${usd_text(cap)}; a smaller max_tokens lowers it.",
                     param="x-headgate-max-cost-usd",
                 )
-            estimates = {name: cost for name, cost in estimates.items() if cost <= cap}
-        assert x.caller is not None
-        x.affordable = tuple(estimates)
-        x.reservation = await self.parts.budgets.reserve(
-            x.caller, max(estimates.values()), request_id=x.request_id, tags=x.tags
-        )
-
-    def _estimates(self, x: Exchange) -> dict[str, int]:
-        assert x.facts is not None
-        assert x.decision is not None
-        tokens = self._answer_tokens(x)
-        estimate, prompt = self.parts.estimator.estimate, x.facts.features.prompt_tokens
-        return {name: estimate(name, prompt, tokens) for name in x.decision.candidates}
-
-    @staticmethod
-    def _answer_tokens(x: Exchange) -> int:
-        """The most tokens of all answers together."""
-        assert x.facts is not None
-        assert x.decision is not None
-        facts = x.facts
-        if facts.endpoint == "embeddings":
-            return 0
-        tokens = min(
-            facts.max_tokens or DEFAULT_ANSWER_TOKENS,
-            x.decision.max_tokens or facts.max_tokens or DEFAULT_ANSWER_TOKENS,
-        )
-        return tokens * (getattr(x.request, "n", None) or 1)
+            x.affordable = tuple(name for name, cost in estimates.items() if cost <= cap)
+        await self._spending.reserve(x)
 
     async def _ask(self, x: Exchange, reply: Reply) -> None:
         """The backends in the policy's order, until one answers or the client has seen some."""
@@ -330,7 +311,7 @@ class Pipeline:
                 x.raw,
                 model=settings.model if settings.kind == "openai" else name,
                 needs=x.facts.needs,
-                max_tokens=x.decision.max_tokens,
+                max_tokens=tightest(x.decision.max_tokens, x.token_cap),
                 stream=x.stream,
             ),
             headers={"traceparent": x.options.traceparent} if x.options.traceparent else {},
@@ -343,7 +324,11 @@ class Pipeline:
         with parts.registry.running(name):
             try:
                 if x.stream:
-                    await relay(x, reply, backend.stream(request), name)
+                    await relay(
+                        x, reply, backend.stream(request), name, self._spending.meter(x, name)
+                    )
+                    if x.stopped is not None:
+                        await self._settler.learn_usage(x, name)
                 else:
                     completion = await backend.generate(request)
                     x.usage, x.answer = completion.usage, completion.body
@@ -371,14 +356,16 @@ class Pipeline:
             answer["id"] = x.answer_id
         if x.usage is not None and "usage" not in answer:
             answer["usage"] = usage_to_wire(x.usage)
+        reasons = {choice.get("finish_reason") for choice in answer.get("choices", ())}
+        if x.token_cap is not None and "length" in reasons:
+            x.stopped = "budget"
         caches, decision = self.parts.caches, x.decision
         assert decision is not None
         if caches is None or x.cache != "miss" or name != decision.candidates[0]:
             return
-        reasons = {choice.get("finish_reason") for choice in answer.get("choices", ())}
         if not reasons <= {"stop", "length", "tool_calls"} or not reasons:
             return
-        if "length" in reasons and _was_capped(x):
+        if x.stopped or ("length" in reasons and _was_capped(x)):
             return
         caches.store(
             x.lookup,

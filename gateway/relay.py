@@ -10,14 +10,22 @@ from backends.wire import usage_to_wire
 from gateway.api import sse
 from gateway.api.reply import Reply
 from gateway.exchange import Exchange
+from gateway.spending import Meter
 
 
-async def relay(x: Exchange, reply: Reply, chunks: AsyncGenerator[Chunk, None], model: str) -> None:
+async def relay(
+    x: Exchange,
+    reply: Reply,
+    chunks: AsyncGenerator[Chunk, None],
+    model: str,
+    meter: Meter | None = None,
+) -> None:
     """Send all but the last chunk of a stream; leaves `x.held`, `x.answer` and `x.usage`.
 
     Nothing is sent before the first chunk that carries a piece of the answer: until then another
     backend can still take over. The chunk with the last finish_reason stays back, because what
-    the request cost stands on it.
+    the request cost stands on it. Where `meter` finds no money for more, the stream ends here with
+    finish_reason "length".
 
     Raises:
         BackendError: the backend failed; `reply.started` says whether the client has seen some.
@@ -51,11 +59,32 @@ async def relay(x: Exchange, reply: Reply, chunks: AsyncGenerator[Chunk, None], 
             if waiting:
                 await reply.event(b"".join(waiting))
                 waiting.clear()
+            if (
+                meter is not None
+                and held is None
+                and x.tokens_seen >= meter.tokens
+                and not await meter.extend()
+            ):
+                x.stopped = "budget"
+                held = _ended(body, assembler, chat=x.chat)
+                break
     if x.usage is None:  # a server that does not say: what we saw is all we know
         prompt_tokens = x.facts.features.prompt_tokens if x.facts else 0
         x.usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=x.tokens_seen)
     x.held = held
     x.answer = {**assembler.body(chat=x.chat), "usage": usage_to_wire(x.usage)}
+
+
+def _ended(body: dict[str, Any], assembler: sse.Assembler, *, chat: bool) -> dict[str, Any]:
+    """The chunk that ends all choices for want of tokens."""
+    rest: dict[str, Any] = {"delta": {}} if chat else {"text": ""}
+    choices = [
+        {"index": index, **rest, "logprobs": None, "finish_reason": "length"}
+        for index in assembler.unfinished
+    ]
+    end = {**body, "choices": choices}
+    assembler.add(end)
+    return end
 
 
 def _renamed(x: Exchange, body: dict[str, Any], model: str) -> dict[str, Any]:

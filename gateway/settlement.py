@@ -11,13 +11,14 @@ import structlog
 
 from backends.contract import Usage
 from backends.errors import BackendError, BackendStreamError, BackendTimeoutError
-from backends.wire import usage_from_wire
+from backends.wire import usage_from_wire, usage_to_wire
 from gateway.cache.model import Hit
 from gateway.exchange import Exchange
 from gateway.ledger.money import NANO, usd_text
 from gateway.ledger.pricing import price_usage
 from gateway.ledger.records import ChargeKind, Settlement
 from gateway.parts import Parts
+from gateway.spending import Spending
 
 log = structlog.get_logger(__name__)
 
@@ -30,8 +31,9 @@ _MAX_WORTHS = 4096
 class Settler:
     """Books and closes exchanges."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, spending: Spending) -> None:
         self._parts = parts
+        self._spending = spending
         self._log = structlog.get_logger(__name__).bind()
         self._worth: dict[tuple[str, Usage], int] = {}
         """What reused usage would cost now, by backend: prices do not change while we run."""
@@ -101,6 +103,12 @@ class Settler:
             log.debug("usage_unknown", request_id=x.request_id, backend=backend, error=str(error))
         return None
 
+    async def learn_usage(self, x: Exchange, backend: str) -> None:
+        """After a stream was stopped here: as the backend counted, if it says."""
+        x.usage = await self._usage_of(x, backend) or x.usage
+        if x.answer is not None and x.usage is not None:
+            x.answer["usage"] = usage_to_wire(x.usage)
+
     def reuse(self, x: Exchange, hit: Hit) -> None:
         """Note a reused answer: what it was made of, and what making it would cost now."""
         x.hit = hit
@@ -139,15 +147,14 @@ class Settler:
             self._parts.ledger.settle(settlement)
         except Exception:
             log.exception("settlement_failed", request_id=x.request_id)
-        if x.reservation is not None:
-            x.reservation.settle(x.cost_nano_usd)
-            x.reservation = None
+        self._spending.settle(x)
         if x.admission is not None:
             used = x.usage if x.hit is None else None
             tokens = used.prompt_tokens + used.completion_tokens if used else 0
             x.admission.end(tokens=tokens, nano_usd=x.cost_nano_usd)
         self._measure(x, now)
         record = settlement.request
+        self._parts.router.observe(record)
         self._log.info(
             "request_settled",
             request_id=x.request_id,

@@ -38,6 +38,11 @@ class Assembler:
         return carried
 
     @property
+    def unfinished(self) -> list[int]:
+        """The choices that are still being answered."""
+        return sorted(i for i, choice in self._choices.items() if not choice.get("finish_reason"))
+
+    @property
     def finished(self) -> bool:
         """Whether every choice seen so far has its finish_reason."""
         return bool(self._choices) and all(c.get("finish_reason") for c in self._choices.values())

@@ -158,7 +158,33 @@ class Budgets:
         nano_usd = min(max(estimate_nano_usd, 0), store.MAX_LIMIT_NANO_USD)
         if not limits:
             return Reservation(nano_usd, ())
-        return Reservation(nano_usd, await self._hold(limits, nano_usd, request_id))
+        return Reservation(nano_usd, await self._hold(limits, nano_usd, request_id), limits)
+
+    async def concern(
+        self, caller: Caller, tags: Mapping[str, str], backends: Sequence[str]
+    ) -> bool:
+        """Whether any budget stands behind such a request; without budgets it costs nothing."""
+        if self._stamp.changed():
+            await self._guarded(self.refresh)
+        if not self._by_scope:
+            return False
+        return bool(self._limits(caller, tags)) or any(map(self.limits_model, backends))
+
+    async def extend(self, reservation: Reservation, nano_usd: int, backend: str) -> None:
+        """Hold more for a request under way, also in the budgets of its backend. Raises as above.
+
+        Args:
+            nano_usd: how much more.
+        """
+        of_model = reservation.models.get(backend)
+        more_of_model = 0
+        if of_model is not None:
+            more_of_model = max(reservation.nano_usd + nano_usd - of_model.nano_usd, 0)
+            await self._hold(of_model.limits, more_of_model, None)
+            of_model.nano_usd += more_of_model
+        if reservation.limits:
+            await self._hold(reservation.limits, nano_usd, None)
+        reservation.nano_usd += nano_usd
 
     async def reserve_models(
         self, estimates: Mapping[str, int], *, request_id: str | None = None
@@ -181,9 +207,11 @@ class Budgets:
             now = self.clock()
             limits = [(store.counter_of(budget, now), budget) for budget in budgets]
             try:
-                held[name] = Reservation(nano_usd, await self._hold(limits, nano_usd, request_id))
+                slices = await self._hold(limits, nano_usd, request_id)
             except GatewayError as error:
                 refusal = error
+            else:
+                held[name] = Reservation(nano_usd, slices, limits)
         return held, refusal
 
     def limits_model(self, name: str) -> bool:
@@ -348,6 +376,11 @@ class Budgets:
         if self._beats % _BEATS_PER_SWEEP == 0:
             async with self._engine.begin() as connection:
                 await lease_store.sweep(connection)
+
+    async def end_leases(self, dead: str) -> int:
+        """End the leases of a process that died and whose requests all stand in the ledger."""
+        async with self._engine.begin() as connection:
+            return await lease_store.reap(connection, dead=dead)
 
     async def _tell(self, counters: Mapping[Counter, Budget]) -> None:
         """Say once per window, whatever the number of processes, that a threshold is passed."""

@@ -101,8 +101,10 @@ class Ledger:
 
         Nothing that happens to the caller afterwards, a cancellation say, can lose the row.
         """
-        request = msgspec.structs.replace(settlement.request, worker=self._worker)
-        settlement = Settlement(request=request, charges=settlement.charges)
+        request = settlement.request
+        if not request.worker:  # else it is a dead process's, settled here
+            request = msgspec.structs.replace(request, worker=self._worker)
+            settlement = Settlement(request=request, charges=settlement.charges)
         try:
             payload = _encode(settlement)
         except UnicodeEncodeError:  # a lone surrogate in some header must not lose the row
@@ -239,7 +241,7 @@ class Ledger:
         while True:
             try:
                 if loop.time() >= next_take_over:
-                    await self._take_over()
+                    await self.take_over()
                     next_take_over = loop.time() + self._take_over_interval_s
                 await self._write_queue()
                 await self._replay_spilled()
@@ -310,7 +312,8 @@ class Ledger:
             self._replayed += await self._replay(segment.path)
             self._journal.replayed(segment)
 
-    async def _take_over(self) -> None:
+    async def take_over(self) -> None:
+        """Write what dead processes left in their journals. Raises SQLAlchemyError, OSError."""
         for orphan in journals.take_over(self._folder):
             try:
                 rows = await self._replay(orphan.path)

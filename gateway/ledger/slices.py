@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from gateway.ledger.budget_store import Budget, Counter
 from gateway.ledger.lease_store import LeaseState
 
 
@@ -55,25 +56,17 @@ class Slice:
 class Reservation:
     """Money held for one request. End it once; ending it again changes nothing."""
 
-    __slots__ = ("_slices", "models", "nano_usd")
+    __slots__ = ("_slices", "limits", "models", "nano_usd")
 
-    def __init__(self, nano_usd: int, slices: Sequence[Slice]) -> None:
+    def __init__(
+        self, nano_usd: int, slices: Sequence[Slice], limits: Sequence[tuple[Counter, Budget]] = ()
+    ) -> None:
         self.nano_usd = nano_usd
+        self.limits = limits
+        """Of the slices, in their order: the windows in which it began."""
         self.models: dict[str, Reservation] = {}
         """What is held of the budgets of single backends, by backend."""
         self._slices: Sequence[Slice] | None = slices
-
-    @property
-    def limited(self) -> bool:
-        """Whether any budget stands behind it."""
-        return bool(self._slices or self.models)
-
-    def extend(self, nano_usd: int) -> None:
-        """Hold more; the slices have room for it."""
-        self.nano_usd += nano_usd
-        for part in self._slices or ():
-            part.held += nano_usd
-            part.used = True
 
     def settle(self, actual_nano_usd: int, by_model: Mapping[str, int] | None = None) -> None:
         """Book what the request cost and give the rest back; what it cost beyond is overrun."""

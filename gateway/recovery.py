@@ -1,0 +1,154 @@
+"""After a gateway process died: its requests under way are booked, its slices return.
+
+What it answered stands in its journal, which the ledger takes over. What it was still answering
+stands in its reservation log: each such request is booked at what its backend says it used, else in
+full. Then nothing is unknown any more, and its leases end at once; on another host, which cannot
+read its files, they run out after LEASE_S.
+"""
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from backends.contract import Usage
+from backends.errors import BackendError
+from gateway.ledger import reservation_log
+from gateway.ledger.journal import SUFFIX as JOURNAL_SUFFIX
+from gateway.ledger.pricing import price_usage
+from gateway.ledger.records import ChargeRecord, RequestRecord, Settlement
+from gateway.ledger.reservation_log import Held, Orphan
+from gateway.parts import Parts
+
+log = structlog.get_logger(__name__)
+
+LOOK_S = 1.0
+_USAGE_TIMEOUT_S = 1.0
+_JOURNAL_TIMEOUT_S = 15.0
+"""How long the dead process's journal may take to be replayed before its leases end anyway."""
+
+
+class Recovery:
+    """One per gateway process; whichever locks a dead one's file first does the work."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._state = Path(parts.settings.state_dir)
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Look now and then on."""
+        self._task = asyncio.create_task(self._run(), name="recovery")
+
+    async def aclose(self) -> None:
+        """Stop looking; what is half done, somebody does again."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self.recover()
+            except (SQLAlchemyError, OSError) as error:
+                log.warning("recovery_postponed", error=str(error)[:300])
+            await asyncio.sleep(LOOK_S)
+
+    async def recover(self) -> int:
+        """Settle what dead processes left; how many there were."""
+        count = 0
+        for orphan in reservation_log.take_over(self._state / "reservations"):
+            try:
+                await self._settle(orphan)
+            except BaseException:
+                orphan.release()
+                raise
+            orphan.remove()
+            count += 1
+        return count
+
+    async def _settle(self, orphan: Orphan) -> None:
+        parts = self._parts
+        booked = 0
+        for held in orphan.open_reservations():
+            if await parts.ledger.find(held.request_id) is None:
+                parts.ledger.settle(await self._settlement(held, orphan.owner))
+                booked += 1
+        if not await parts.ledger.flush():
+            raise OSError("the ledger does not take the rows yet")
+        await self._wait_for_journal(orphan.pid)
+        ended = await parts.budgets.end_leases(orphan.owner)
+        log.warning("gateway_recovered", owner=orphan.owner, requests=booked, leases=ended)
+
+    async def _wait_for_journal(self, pid: str) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_JOURNAL_TIMEOUT_S):
+                folder = self._state / "journal"
+                while any(folder.glob(f"{pid}-*{JOURNAL_SUFFIX}")):
+                    await self._parts.ledger.take_over()
+                    await asyncio.sleep(0.05)
+
+    async def _settlement(self, held: Held, owner: str) -> Settlement:
+        charges: list[ChargeRecord] = []
+        for name in held.backends:
+            usage = await self._usage_of(name, held.request_id)
+            if usage is not None:
+                charges.append(self._charge(held, name, usage, len(charges)))
+        if not charges and held.backends:
+            charges.append(self._in_full(held))
+        record = RequestRecord(
+            request_id=held.request_id,
+            endpoint=held.endpoint,
+            model=held.model,
+            team=held.team,
+            key=held.key,
+            user=held.user,
+            tags=held.tags,
+            started_at=held.at,
+            duration_ms=max(self._parts.clock() - held.at, 0.0) * 1e3,
+            stream=held.stream,
+            outcome="error",
+            status=500,
+            error_code="gateway_died",
+            backend=charges[0].backend if charges else None,
+            cost_nano_usd=sum(charge.cost_nano_usd for charge in charges),
+            worker=owner,
+        )
+        return Settlement(request=record, charges=tuple(charges))
+
+    async def _usage_of(self, name: str, request_id: str) -> Usage | None:
+        backend, settings = self._parts.backends.get(name), self._parts.backend_settings.get(name)
+        if backend is None or settings is None or settings.price is not None:
+            return None  # gone, or somebody else's server: it knows no such question
+        try:
+            async with asyncio.timeout(_USAGE_TIMEOUT_S):
+                return await backend.usage_of(request_id)
+        except (BackendError, TimeoutError):
+            return None
+
+    def _charge(self, held: Held, name: str, usage: Usage, seq: int) -> ChargeRecord:
+        return price_usage(
+            self._parts.settings,
+            self._parts.backend_settings[name],
+            usage,
+            elapsed_s=0.0,
+            in_flight=1,
+            at=self._parts.clock(),
+            request_id=held.request_id,
+            seq=seq,
+        )
+
+    def _in_full(self, held: Held) -> ChargeRecord:
+        """All that was held: nobody knows what the request used, and it may have used that."""
+        return ChargeRecord(
+            request_id=held.request_id,
+            seq=0,
+            kind="answer",
+            backend=held.backends[0],
+            at=self._parts.clock(),
+            unit_prices={"booked": "reservation"},
+            cost_nano_usd=held.nano_usd,
+        )

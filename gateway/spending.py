@@ -1,0 +1,211 @@
+"""Money on its way through one request: estimated, held before anything runs, metered, settled.
+
+What is held covers the dearest backend that may be asked: twice the prompt's estimate and, for a
+stream, a slice of answer tokens at most, at a rate that is rarely too low. A stream that outgrows
+its slice gets another one, or ends with finish_reason "length" where the budget has no room. An
+answer that is not streamed is held in full, and capped there if the client named no length.
+"""
+
+from collections.abc import Mapping
+
+import structlog
+
+from gateway.errors import BudgetUnavailable, GatewayError
+from gateway.exchange import Exchange
+from gateway.ledger.pricing import price_usage
+from gateway.ledger.reservation_log import Held
+from gateway.ledger.slices import Reservation
+from gateway.parts import Parts
+
+log = structlog.get_logger(__name__)
+
+DEFAULT_ANSWER_TOKENS = 1024
+"""Assumed of an answer without max_tokens."""
+SLICE_TOKENS = 128
+"""Of a stream's answer, held at a time."""
+AHEAD_TOKENS = 16
+"""How far a backend may be ahead of what we have seen."""
+
+
+class Spending:
+    """Holds and settles; one per gateway process."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    def estimates(self, x: Exchange) -> dict[str, int]:
+        """What each candidate's whole answer should cost at most, nano-dollars."""
+        assert x.facts is not None
+        assert x.decision is not None
+        tokens, prompt = answer_tokens(x), x.facts.features.prompt_tokens
+        estimate = self._parts.estimator.estimate
+        return {name: estimate(name, prompt, tokens) for name in x.decision.candidates}
+
+    async def reserve(self, x: Exchange) -> None:
+        """Hold money for `x.affordable` in all budgets concerned; none: nothing is held.
+
+        Raises:
+            BudgetSpent, BudgetReserved, BudgetUnavailable: nothing is held, nothing may run.
+        """
+        assert x.caller is not None
+        budgets = self._parts.budgets
+        if not await budgets.concern(x.caller, x.tags, x.affordable):
+            return
+        tokens = answer_tokens(x)
+        if x.stream:
+            tokens = min(tokens, SLICE_TOKENS)
+        elif x.facts is not None and x.facts.max_tokens is None:
+            x.token_cap = DEFAULT_ANSWER_TOKENS
+        need = {name: self.ceiling(x, name, tokens) for name in x.affordable}
+        x.reservation = await budgets.reserve(
+            x.caller, max(need.values()), request_id=x.request_id, tags=x.tags
+        )
+        try:
+            await self._reserve_models(x, x.reservation, need)
+            self._write_down(x, x.reservation)
+        except BaseException:
+            x.reservation.release()
+            x.reservation = None
+            raise
+
+    async def _reserve_models(
+        self, x: Exchange, reservation: Reservation, need: Mapping[str, int]
+    ) -> None:
+        """Hold in the backends' own budgets; one without room is not asked."""
+        budgets = self._parts.budgets
+        if not any(budgets.limits_model(name) for name in need):
+            return
+        reservation.models, refusal = await budgets.reserve_models(need, request_id=x.request_id)
+        x.affordable = tuple(
+            name for name in need if name in reservation.models or not budgets.limits_model(name)
+        )
+        if not x.affordable:
+            assert refusal is not None, "somebody refused the last one"
+            raise refusal
+
+    def _write_down(self, x: Exchange, reservation: Reservation) -> None:
+        assert x.caller is not None
+        assert x.request is not None
+        held = Held(
+            request_id=x.request_id,
+            nano_usd=reservation.nano_usd,
+            at=x.started_at,
+            endpoint=x.endpoint,
+            model=x.request.model[:256],
+            team=x.caller.team,
+            key=x.caller.key_id,
+            user=x.caller.user,
+            tags=x.tags,
+            stream=x.stream,
+            backends=x.affordable,
+        )
+        try:
+            self._parts.reservations.hold(held)
+        except OSError as error:
+            log.error("reservation_not_written", error=str(error))
+            raise BudgetUnavailable("The disk refuses what budgets need; try again.") from None
+
+    def ceiling(self, x: Exchange, backend: str, tokens: int) -> int:
+        """What a prompt and `tokens` of its answer should cost at most, nano-dollars."""
+        assert x.facts is not None
+        facts = x.facts
+        prompt = facts.prompt_tokens_exact.get(backend)
+        if prompt is None:
+            prompt = min(facts.prompt_tokens_bound, 2 * facts.features.prompt_tokens)
+            prompt = max(prompt, facts.features.prompt_tokens)
+        return self._parts.estimator.estimate(backend, prompt, tokens)
+
+    def meter(self, x: Exchange, backend: str) -> "Meter | None":
+        """Keeps a stream within its reservation; None: nothing limits it."""
+        if not x.stream or x.reservation is None:
+            return None
+        return Meter(self._parts, self, x, x.reservation, backend)
+
+    def settle(self, x: Exchange) -> None:
+        """Book what the request cost, and let go of the rest."""
+        if x.reservation is None:
+            return
+        by_model: dict[str, int] = {}
+        for charge in x.charges:
+            cost = by_model.get(charge.backend, 0) + charge.cost_nano_usd
+            by_model[charge.backend] = cost
+        x.reservation.settle(x.cost_nano_usd, by_model)
+        x.reservation = None
+        self._parts.reservations.end(x.request_id)
+
+
+class Meter:
+    """One stream's money, slice by slice."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        spending: Spending,
+        x: Exchange,
+        reservation: Reservation,
+        backend: str,
+    ) -> None:
+        self._parts = parts
+        self._spending = spending
+        self._x = x
+        self._reservation = reservation
+        self._backend = backend
+        self.tokens = self._covered(min(answer_tokens(x), SLICE_TOKENS))
+        """Chunks up to which no look is needed."""
+
+    async def extend(self) -> bool:
+        """Hold another slice; False if there is no room for it."""
+        x = self._x
+        seen = x.tokens_seen
+        want = min(seen + SLICE_TOKENS, max(answer_tokens(x), seen + 1))
+        missing = self._cost_at(want) - self._reservation.nano_usd
+        if missing > 0:
+            try:
+                await self._parts.budgets.extend(self._reservation, missing, self._backend)
+                self._parts.reservations.more(x.request_id, self._reservation.nano_usd)
+            except (GatewayError, OSError) as error:
+                log.info("stream_stopped", request_id=x.request_id, why=str(error))
+                return False
+        self.tokens = self._covered(want)
+        return True
+
+    def _covered(self, tokens: int) -> int:
+        whole = answer_tokens(self._x)
+        return tokens if tokens >= whole else max(tokens - AHEAD_TOKENS, 1)
+
+    def _cost_at(self, tokens: int) -> int:
+        """What the answer will have cost at `tokens`; from what the backend has told, if it has."""
+        x, parts = self._x, self._parts
+        if x.usage is None or x.usage.completion_tokens <= 0:
+            return self._spending.ceiling(x, self._backend, tokens)
+        so_far = price_usage(
+            parts.settings,
+            parts.backend_settings[self._backend],
+            x.usage,
+            elapsed_s=0.0,
+            in_flight=1,
+            at=x.started_at,
+            request_id=x.request_id,
+            seq=0,
+        ).cost_nano_usd
+        ahead = max(tokens - x.usage.completion_tokens, 0)
+        return so_far + parts.estimator.estimate(self._backend, 0, ahead)
+
+
+def answer_tokens(x: Exchange) -> int:
+    """The most tokens of all answers together."""
+    assert x.facts is not None
+    assert x.decision is not None
+    facts = x.facts
+    if facts.endpoint == "embeddings":
+        return 0
+    tokens = min(
+        facts.max_tokens or DEFAULT_ANSWER_TOKENS,
+        x.decision.max_tokens or facts.max_tokens or DEFAULT_ANSWER_TOKENS,
+    )
+    return tokens * (getattr(x.request, "n", None) or 1)
+
+
+def tightest(*caps: int | None) -> int | None:
+    """The smallest of caps that are there."""
+    return min((cap for cap in caps if cap is not None), default=None)
