@@ -22,6 +22,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("models", "What can be served."),
     "bench": ("bench", "Measure speed."),
     "config": ("config", "Check, show and describe the configuration."),
+    "data": ("data", "Export or delete a customer's data, in every store."),
     "db": ("db", "Upgrade and check the database."),
     "doctor": ("doctor", "What is wrong with this machine."),
 }

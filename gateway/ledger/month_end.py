@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 from sqlalchemy import insert, or_, select
 
-from gateway.ledger import state
+from gateway.ledger import state, subjects
 from gateway.ledger.database import writing
 from gateway.ledger.money import parse_usd, usd_text
 from gateway.ledger.report_query import ReportError
 from gateway.ledger.reports import costs_report
 from gateway.ledger.rows import to_us
+from gateway.ledger.subjects import Subject
 from gateway.ledger.tables import adjustments, closings
 from gateway.settings import Settings
 
@@ -117,9 +119,10 @@ async def close(engine: "AsyncEngine", settings: Settings, month: str, *, now: f
         frozen = Bill(
             month=month, lines=(*lines, *await _adjustments(connection, month)), closed_at=now
         )
+        kept = await _with_ids(connection, frozen.lines)
         await connection.execute(
             insert(closings).values(
-                month=month, closed_us=to_us(now), bill=msgspec.to_builtins(frozen.lines)
+                month=month, closed_us=to_us(now), bill=msgspec.to_builtins(kept)
             )
         )
         await state.write(connection, "closed_until", to_us(end.timestamp()))
@@ -231,7 +234,25 @@ async def _closed(connection: "AsyncConnection", month: str) -> Bill | None:
     if row is None:
         return None
     lines = msgspec.convert(row.bill, tuple[Line, ...])
-    return Bill(month=month, lines=lines, closed_at=row.closed_us / 1_000_000)
+    names = await subjects.names_of(connection, (one.name for one in lines if one.kind == "team"))
+    return Bill(
+        month=month,
+        lines=tuple(
+            replace(one, name=subjects.shown(one.name, names)) if one.kind == "team" else one
+            for one in lines
+        ),
+        closed_at=row.closed_us / 1_000_000,
+    )
+
+
+async def _with_ids(connection: "AsyncConnection", lines: tuple[Line, ...]) -> tuple[Line, ...]:
+    """The lines with ids in place of teams' names, so that a closed bill forgets them too."""
+    teams: list[Subject] = [("team", line.name) for line in lines if line.kind == "team"]
+    ids = await subjects.find_ids(connection, teams)
+    return tuple(
+        replace(line, name=ids.get(("team", line.name), line.name)) if line.kind == "team" else line
+        for line in lines
+    )
 
 
 async def _adjustments(

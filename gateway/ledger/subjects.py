@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 SubjectKind = Literal["team", "user"]
+DELETED = "deleted:"
+"""Begins what is shown for an id that has no name any more."""
 SUBJECT_KINDS: tuple[SubjectKind, ...] = ("team", "user")
 Subject = tuple[SubjectKind, str]
 """(kind, name)"""
@@ -86,7 +88,7 @@ def shown(subject_id: str | None, names: Mapping[str, str]) -> str | None:
     """A row's `team` or `user` for people to read."""
     if subject_id is None:
         return None
-    return names.get(subject_id) or f"deleted:{subject_id[:8]}"
+    return names.get(subject_id) or f"{DELETED}{subject_id[:8]}"
 
 
 async def forget(connection: "AsyncConnection", kind: SubjectKind, name: str) -> str | None:

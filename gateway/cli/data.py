@@ -1,0 +1,121 @@
+"""`headgate data`: a customer's data, in every store."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gateway.cli.common import config_option, fail, json_option, print_json, settings_of
+from gateway.ledger.stamp import touch
+from gateway.runtime import database_url
+from gateway.settings import Settings
+
+if TYPE_CHECKING:
+    from gateway.privacy.model import Places, SubjectKind
+
+_team = click.option("--team", metavar="NAME", help="A team, its keys, and users of no other team.")
+_user = click.option("--user", metavar="NAME", help="A user, as requests name it.")
+_key = click.option("--key", metavar="ID", help="A key's id.")
+
+
+@click.group()
+def data() -> None:
+    """Export or delete all that is stored about a team, a user or a key; see docs/data.md."""
+
+
+@data.command()
+@_team
+@_user
+@_key
+@config_option
+@click.pass_context
+def export(
+    ctx: click.Context, team: str | None, user: str | None, key: str | None, config: str | None
+) -> None:
+    """Print everything as one JSON document."""
+    from gateway.privacy import stores
+
+    kind, name = _subject(team=team, user=user, key=key)
+    print_json(_run(settings_of(ctx, config), lambda where: stores.export(where, kind, name)))
+
+
+@data.command()
+@_team
+@_user
+@_key
+@click.option("--dry-run", is_flag=True, help="Say what is there; delete nothing.")
+@config_option
+@json_option
+@click.pass_context
+def delete(
+    ctx: click.Context,
+    team: str | None,
+    user: str | None,
+    key: str | None,
+    dry_run: bool,
+    config: str | None,
+    as_json: bool,
+) -> None:
+    """Remove it from every store. Sums and the audit chain stay; nobody can tell whose they are."""
+    from gateway.privacy import stores
+
+    kind, name = _subject(team=team, user=user, key=key)
+    settings = settings_of(ctx, config)
+    if dry_run:
+        found = _run(settings, lambda where: stores.export(where, kind, name))
+        counts = {store: len(records) for store, records in found["stores"].items()}
+    else:
+        counts = _run(settings, lambda where: stores.delete(where, kind, name))
+        touch(Path(settings.state_dir))
+    if as_json:
+        print_json({"kind": kind, "name": name, "dry_run": dry_run, "stores": counts})
+        return
+    for store, count in counts.items():
+        click.echo(f"{store:24} {count}")
+    click.echo("nothing was deleted" if dry_run else "deleted")
+
+
+def _subject(**asked: str | None) -> "tuple[SubjectKind, str]":
+    given = [(kind, name) for kind, name in asked.items() if name]
+    if len(given) != 1:
+        fail("give exactly one of --team, --user and --key", code=2)
+    return given[0]  # type: ignore[return-value]
+
+
+def _run(settings: Settings, work: "Callable[[Places], Awaitable[Any]]") -> Any:
+    from redis.exceptions import RedisError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from gateway.ledger.database import without_password
+    from gateway.privacy import stores
+    from gateway.privacy.model import DeletionError
+    from migrations import upgrade
+
+    async def run() -> Any:
+        async with stores.places(settings, _redis_url(settings)) as where:
+            return await work(where)
+
+    url = database_url(settings)
+    try:
+        upgrade(url)
+        return asyncio.run(run())
+    except DeletionError as error:
+        fail(str(error))
+    except (SQLAlchemyError, OSError) as error:
+        fail(f"the database {without_password(url)} refuses: {error}")
+    except RedisError as error:
+        fail(f"Redis refuses: {error}")
+
+
+def _redis_url(settings: Settings) -> str | None:
+    """Where the caches are, whether or not a gateway runs."""
+    from gateway.supervisor import run_folder_path
+
+    redis = settings.cache.redis
+    if redis == "memory":
+        return None
+    if redis != "auto":
+        return redis
+    return f"unix://{run_folder_path(Path(settings.state_dir)) / 'redis.sock'}"
