@@ -15,7 +15,7 @@ from backends.errors import BackendError
 from backends.evaluation.errors import EvaluationError, UsageError
 from backends.evaluation.items import SUITES
 from backends.evaluation.outcomes import outcomes, write_lines
-from backends.evaluation.run import Measured, Suites, measure, read_suites
+from backends.evaluation.run import Measured, Suites, differences, measure, read_suites
 from backends.evaluation.table import render
 from backends.evaluation.targets import open_target, parse_targets
 
@@ -72,11 +72,12 @@ def run(args: argparse.Namespace) -> None:
 
         for target, one in zip(targets, measured, strict=True):
             write_evaluation(model_folder(target.model), one.evaluation)
-    found = [one.evaluation for one in measured]
+    found, apart = [one.evaluation for one in measured], differences(measured)
     if args.json:
-        print(msgspec.json.format(msgspec.json.encode({"models": found}), indent=2).decode())
+        document = msgspec.json.encode({"models": found, "differences": apart})
+        print(msgspec.json.format(document, indent=2).decode())
     else:
-        print(render(found))
+        print(render(found, apart))
 
 
 def _outcomes(suites: Suites, measured: Sequence[Measured]) -> list[object]:

@@ -27,12 +27,15 @@ from backends.bundled.synthetic import make_tasks
 from backends.evaluation.frozen import SUITES_FOLDER, is_for_test, is_frozen, prompt_hash
 from backends.evaluation.items import Item, Manifest, Match, Text, write_suite
 from backends.evaluation.known import known_items
+from backends.evaluation.lessons import lesson_docs, lesson_tasks
 from backends.evaluation.questions import chat_items, docs_items
 from backends.evaluation.unseen import unseen_items
 
 SEED: Final = 20261121
 KNOWN_EACH: Final = 25
+LESSONS_EACH: Final = 40
 UNSEEN_EACH: Final = 40
+DOCS_LESSONS: Final = 60
 TEXT_BYTES: Final = 131_072
 """Of each kind of running text."""
 PIECE_BYTES: Final = 2048
@@ -91,17 +94,24 @@ def first_by_hash(items: Iterable[Item], count: int) -> list[Item]:
 
 
 def task_suite(corpus: Path) -> list[Item]:
-    """The corpus's test questions, then our own: known facts in new words, and unseen tasks."""
+    """The corpus's test questions, then our own: known facts, lessons' test side, unseen tasks."""
     tasks = {prompt_hash(task.prompt): task for task in reversed(read_tasks(corpus, "test"))}
     items = [
         synthetic_item(f"synthetic-{number}", task)
         for number, task in enumerate(reversed(tasks.values()), 1)
         if task.prompt not in DROPPED
     ]
-    known = list(known_items())
-    for function in dict.fromkeys(item.task for item in known):
-        items += first_by_hash((i for i in known if i.task == function), KNOWN_EACH)
+    items += _first_of_each(known_items(), KNOWN_EACH)
+    items += _first_of_each(lesson_tasks(), LESSONS_EACH)
     return [*items, *unseen_items(each=UNSEEN_EACH, seed=SEED)]
+
+
+def _first_of_each(items: Iterable[Item], count: int) -> list[Item]:
+    """`count` questions of every task function, none asked twice."""
+    by_task: dict[str, dict[str, Item]] = {}
+    for item in items:
+        by_task.setdefault(item.task, {}).setdefault(prompt_hash(item.prompt), item)
+    return [item for found in by_task.values() for item in first_by_hash(found.values(), count)]
 
 
 def chat_suite(corpus: Path) -> list[Item]:
@@ -194,7 +204,7 @@ def build(corpus: Path, folder: Path) -> Manifest:
     """Write every suite, the manifest and the frozen prompts' hashes."""
     folder.mkdir(parents=True, exist_ok=True)
     tasks, chat = _split(task_suite(corpus)), _split(chat_suite(corpus))
-    docs = _split(docs_items())
+    docs = _split([*docs_items(), *_first_of_each(lesson_docs(), DOCS_LESSONS)])
     manifest = {
         "lm": write_suite(folder, "lm", list(text_suite(corpus))),
         "tasks": write_suite(folder, "tasks", tasks),

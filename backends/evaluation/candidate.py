@@ -41,7 +41,8 @@ class ModelFacts(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """bundled:NAME, a folder's name, or a URL."""
     parameters: int | None = None
     weight_bytes: int | None = None
-    revision: str | None = None
+    weights: str | None = None
+    """Hash of the weights, as `backends.models.folder.revision` takes it."""
     quantization: str | None = None
     device: str | None = None
 

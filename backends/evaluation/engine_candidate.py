@@ -58,7 +58,7 @@ class EngineCandidate:
             source=model if ":" in model else folder.name,
             parameters=facts["parameters"],
             weight_bytes=facts["bytes_on_disk"],
-            revision=revision(folder),
+            weights=revision(folder, suffixes=(".safetensors",)),
             quantization="int8" if runner.model.is_int8 else None,
             device=runner.device.type,
         )

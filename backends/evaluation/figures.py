@@ -35,6 +35,10 @@ EXAMPLES: Final = (
 """Task functions of which one answer is shown."""
 
 
+AskedRow = tuple[Item, Answer, bool]
+"""A question, the answer to it, and whether that was right."""
+
+
 class Rate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A share with its 95 % interval."""
 
@@ -91,6 +95,16 @@ class Evaluation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     concurrent: int = CONCURRENT
 
 
+class Difference(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How far one model's pass rate lies above that of the one named before it."""
+
+    name: str
+    over: str
+    difference: float
+    low: float
+    high: float
+
+
 def wilson(passed: int, count: int) -> Rate:
     """A share with Wilson's interval (Wilson 1927), which also holds near 0 and 1."""
     if count == 0:
@@ -120,6 +134,28 @@ def macro_average(groups: Sequence[Sequence[bool]]) -> tuple[float, tuple[float,
     return round(float(np.mean(shares)), DECIMALS), interval
 
 
+def difference(
+    name: str, rows: Sequence[AskedRow], over: str, others: Sequence[AskedRow]
+) -> Difference:
+    """The difference of two macro averages on the same questions, resampled in pairs."""
+    gaps: dict[str, list[int]] = defaultdict(list)
+    for (item, _, ok), (_, _, other) in zip(rows, others, strict=True):
+        gaps[item.task].append(ok - other)
+    rng = np.random.default_rng(0)
+    drawn = []
+    for group in map(np.array, gaps.values()):
+        picked = rng.integers(len(group), size=(RESAMPLES, len(group)))
+        drawn.append(group[picked].mean(axis=1))
+    low, high = np.quantile(np.mean(drawn, axis=0), (0.025, 0.975))
+    return Difference(
+        name=name,
+        over=over,
+        difference=round(float(np.mean([np.mean(group) for group in gaps.values()])), DECIMALS),
+        low=round(float(low), DECIMALS),
+        high=round(float(high), DECIMALS),
+    )
+
+
 def rates_by(keys: Iterable[str], passed: Iterable[bool]) -> dict[str, Rate]:
     """Shares by key, in the keys' order of first appearance."""
     groups: dict[str, list[bool]] = defaultdict(list)
@@ -141,7 +177,7 @@ def judge(items: Sequence[Item], answers: Sequence[Answer]) -> list[bool]:
 def summarise(
     candidate: Candidate,
     suites: Mapping[str, str],
-    asked: Mapping[str, Sequence[tuple[Item, Answer, bool]]],
+    asked: Mapping[str, Sequence[AskedRow]],
     bits: Mapping[str, float] | str | None,
 ) -> Evaluation:
     """All figures of one model.
@@ -152,8 +188,7 @@ def summarise(
         bits: by part of text; a reason why there are none; None: not asked for.
     """
     everything = [row for rows in asked.values() for row in rows]
-    own = [row for suite, rows in asked.items() if suite not in SUITES for row in rows]
-    tasks = asked.get("tasks") or own
+    tasks = counted(asked)
     by_task: dict[str, list[bool]] = defaultdict(list)
     for item, _, ok in tasks:
         by_task[item.task].append(ok)
@@ -195,23 +230,29 @@ def summarise(
     )
 
 
+def counted(asked: Mapping[str, Sequence[AskedRow]]) -> Sequence[AskedRow]:
+    """The questions of the pass rate: `tasks`, or without it a user's own."""
+    own = [row for suite, rows in asked.items() if suite not in SUITES for row in rows]
+    return asked.get("tasks") or own
+
+
 def stable(evaluation: Evaluation) -> Evaluation:
     """What must be the same on every run: all but the time it took."""
     return msgspec.structs.replace(evaluation, machine_seconds_per_answer=None)
 
 
-def _examples(rows: Sequence[tuple[Item, Answer, bool]]) -> list[tuple[str, str]]:
+def _examples(rows: Sequence[AskedRow]) -> list[tuple[str, str]]:
     """The first question of each of a few task functions, right or wrong."""
     first = {item.task: (item.prompt, answer.text) for item, answer, _ in reversed(rows)}
     return [first[task] for task in EXAMPLES if task in first]
 
 
-def _part(rows: Sequence[tuple[Item, Answer, bool]]) -> PartRates:
+def _part(rows: Sequence[AskedRow]) -> PartRates:
     passed = [ok for _, _, ok in rows]
     return PartRates(pass_rate=wilson(sum(passed), len(passed)), by_difficulty=_by_difficulty(rows))
 
 
-def _by_difficulty(rows: Sequence[tuple[Item, Answer, bool]]) -> dict[str, Rate]:
+def _by_difficulty(rows: Sequence[AskedRow]) -> dict[str, Rate]:
     rated = sorted((item.difficulty, ok) for item, _, ok in rows if item.difficulty is not None)
     return rates_by((str(difficulty) for difficulty, _ in rated), (ok for _, ok in rated))
 

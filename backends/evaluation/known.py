@@ -13,6 +13,16 @@ from backends.bundled.facts_tables import (
     SHAPES,
     WEEKDAYS,
 )
+from backends.bundled.science_tables import (
+    COUNTS,
+    FOODS,
+    GROUPS,
+    HOMES,
+    JOBS,
+    ORGANS,
+    UNITS,
+    USES,
+)
 from backends.evaluation.items import Item
 
 Asked = Iterator[tuple[str, str]]
@@ -95,6 +105,48 @@ def plurals() -> Asked:
             yield from _ask(wordings, many, x=one)
 
 
+def bodies() -> Asked:
+    """What parts of a body are for, and how many of a part there are."""
+    for organ, use in ORGANS:
+        yield f"People have {organ}. What can they do with them?", use
+    for part, owner, count in COUNTS:
+        yield f"What is the number of {part} of {owner}?", count
+
+
+def nature() -> Asked:
+    """Where animals live and what they eat."""
+    for animals_, home in HOMES:
+        yield f"What place do {animals_} live in?", _bare(home)
+    for animals_, food in FOODS:
+        yield f"Which food do {animals_} eat?", food
+
+
+def groups() -> Asked:
+    """What kind of thing something is."""
+    for thing, group in GROUPS:
+        yield from _ask("Tell me what kind of thing {x} is.|Of what kind is {x}?", group, x=thing)
+
+
+def measures() -> Asked:
+    """How many of one unit make another."""
+    wordings = "What is the number of {x} in {y}?|How many {x} does {y} hold?"
+    for small, large, count in UNITS:
+        yield from _ask(wordings, count, x=small, y=large)
+
+
+def uses() -> Asked:
+    """What tools are for and what people do at work."""
+    for tool, use in USES:
+        yield f"What do people use {tool} for?", use
+    for job, work in JOBS:
+        yield f"What does {job} do at work?", work
+
+
+def _bare(words: str) -> str:
+    """Without the article."""
+    return words.removeprefix("a ").removeprefix("an ").removeprefix("the ")
+
+
 FUNCTIONS: Final = (
     capitals,
     continents,
@@ -104,6 +156,11 @@ FUNCTIONS: Final = (
     calendar,
     opposites,
     plurals,
+    bodies,
+    nature,
+    groups,
+    measures,
+    uses,
 )
 
 
@@ -112,6 +169,8 @@ def known_items() -> Iterator[Item]:
     for function in FUNCTIONS:
         for number, (prompt, answer) in enumerate(function(), 1):
             digits = (str(NUMBERS.index(answer)),) if answer in NUMBERS else ()
+            if answer.isdecimal() and int(answer) < len(NUMBERS):
+                digits = (NUMBERS[int(answer)],)
             yield Item(
                 id=f"{function.__name__}-{number:03}",
                 prompt=prompt,

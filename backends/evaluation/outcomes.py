@@ -9,13 +9,10 @@ import msgspec
 from msgspec import Struct
 
 from backends.bundled import bundled_path
-from backends.evaluation.candidate import Answer
-from backends.evaluation.figures import NEAR_TIE
-from backends.evaluation.items import Item
+from backends.evaluation.figures import NEAR_TIE, AskedRow
 
 OUTCOMES: Final = bundled_path("nano").parent / "outcomes.jsonl.gz"
 """The bundled family's, for every frozen question."""
-Asked = tuple[Item, Answer, bool]
 
 
 class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -41,7 +38,7 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Models whose answer another processor's rounding may change."""
 
 
-def outcomes(suite: str, asked: dict[str, Sequence[Asked]]) -> list[Outcome]:
+def outcomes(suite: str, asked: dict[str, Sequence[AskedRow]]) -> list[Outcome]:
     """Put the models' answers to the same questions side by side.
 
     Args:
@@ -51,7 +48,7 @@ def outcomes(suite: str, asked: dict[str, Sequence[Asked]]) -> list[Outcome]:
     return [_outcome(suite, names, rows) for rows in zip(*asked.values(), strict=True)]
 
 
-def _outcome(suite: str, names: list[str], rows: Sequence[Asked]) -> Outcome:
+def _outcome(suite: str, names: list[str], rows: Sequence[AskedRow]) -> Outcome:
     item = rows[0][0]
     answers = {name: answer for name, (_, answer, _) in zip(names, rows, strict=True)}
     return Outcome(

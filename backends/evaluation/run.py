@@ -2,14 +2,23 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
 
-from backends.evaluation.candidate import Answer, Candidate, NoBits
+from backends.evaluation.candidate import Candidate, NoBits
 from backends.evaluation.errors import UsageError
-from backends.evaluation.figures import Evaluation, judge, summarise
+from backends.evaluation.figures import (
+    AskedRow,
+    Difference,
+    Evaluation,
+    counted,
+    difference,
+    judge,
+    summarise,
+)
 from backends.evaluation.items import (
     SUITES,
     Item,
@@ -36,7 +45,7 @@ class Measured(Struct, frozen=True, kw_only=True):
     """A model's figures and answers."""
 
     evaluation: Evaluation
-    asked: Mapping[str, Sequence[tuple[Item, Answer, bool]]]
+    asked: Mapping[str, Sequence[AskedRow]]
 
     def outputs(self) -> Iterator[dict[str, Any]]:
         """Every answer, as `--outputs` writes it."""
@@ -103,6 +112,20 @@ def measure(candidate: Candidate, suites: Suites, *, quiet: bool = True) -> Meas
             bits = str(reason)
     progress.done()
     return Measured(evaluation=summarise(candidate, suites.sha256, asked, bits), asked=asked)
+
+
+def differences(measured: Sequence[Measured]) -> list[Difference]:
+    """Each model's pass rate over that of the one before it."""
+    return [
+        difference(
+            after.evaluation.name,
+            counted(after.asked),
+            before.evaluation.name,
+            counted(before.asked),
+        )
+        for before, after in pairwise(measured)
+        if counted(after.asked)
+    ]
 
 
 class _Progress:

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from backends.evaluation.figures import Evaluation, Rate
+from backends.evaluation.figures import Difference, Evaluation, Rate
 
 Line = tuple[str, list[str]]
 NONE = "-"
 
 
-def render(evaluations: Sequence[Evaluation]) -> str:
+def render(evaluations: Sequence[Evaluation], differences: Sequence[Difference] = ()) -> str:
     """All figures of all models, aligned; percentages carry their 95 % interval."""
     lines: list[Line] = [
         ("", [evaluation.name for evaluation in evaluations]),
@@ -24,6 +24,11 @@ def render(evaluations: Sequence[Evaluation]) -> str:
     ]
     notes = [
         "",
+        *(
+            f"{d.name} over {d.over}: {100 * d.difference:+.1f} points "
+            f"({100 * d.low:+.1f} to {100 * d.high:+.1f})"
+            for d in differences
+        ),
         "Shares in %, with 95 % intervals: bootstrap within task functions for the pass rate, "
         "Wilson's elsewhere.",
         *(f"{e.name}: no bits per byte: {e.bits_skipped}" for e in evaluations if e.bits_skipped),

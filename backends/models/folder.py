@@ -1,6 +1,7 @@
 """Where a model lies, and a short name for exactly what lies there. No torch."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -72,7 +73,7 @@ def _from_hub(name: str) -> Path:
     ) from reason
 
 
-def revision(folder: Path, *variant: str) -> str:
+def revision(folder: Path, *variant: str, suffixes: Sequence[str] = _SUFFIXES) -> str:
     """Name the contents: changes when weights, configuration, tokenizer or template change.
 
     A hash over names and contents of the folder's model files. Of a file over 256 MiB it reads
@@ -81,12 +82,13 @@ def revision(folder: Path, *variant: str) -> str:
 
     Args:
         variant: What else makes answers differ, such as the quantisation at load.
+        suffixes: Of the files that count; (".safetensors",) names the weights alone.
     """
     digest = hashlib.sha256()
     for word in variant:
         digest.update(word.encode() + b"\0")
     for file in sorted(folder.iterdir()):
-        if file.suffix in _SUFFIXES and file.name not in _RECORDS and file.is_file():
+        if file.suffix in suffixes and file.name not in _RECORDS and file.is_file():
             digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
             with file.open("rb") as stream:
                 _update(digest, stream, file.stat().st_size)

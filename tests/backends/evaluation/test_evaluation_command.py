@@ -105,9 +105,11 @@ def test_command_prints_json_and_writes_answers_and_outcomes(
 
 def test_table_lines_up_and_carries_intervals(capsys: pytest.CaptureFixture[str]) -> None:
     """A column a model, a line a figure, every share with its interval."""
-    assert main([ECHO, "--suite", "tasks", "--limit", "40"]) == 0
+    other = ECHO.replace('"name": "echo"', '"name": "other"')
+    assert main([ECHO, other, "--suite", "tasks", "--limit", "40"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["echo"]
+    assert lines[0].split() == ["echo", "other"]
+    assert any(line.startswith("other over echo: +0.0 points") for line in lines)
     assert any(line.startswith("pass rate") and "(" in line for line in lines)
     assert any(line.strip().startswith("difficulty 1") for line in lines)
     assert render([]).strip().startswith("pass rate")

@@ -130,7 +130,7 @@ def test_shipped_models_give_the_committed_answers_again(name: str) -> None:
     assert passed == expected
     tokens = [chosen[item.id].completion_tokens[name] for item in items]
     assert [answer.completion_tokens for answer in answers] == tokens
-    assert candidate.facts.revision == committed(name).model.revision
+    assert candidate.facts.weights == committed(name).model.weights
 
 
 def test_outcomes_cover_every_frozen_question() -> None:

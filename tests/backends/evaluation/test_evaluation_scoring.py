@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.evaluation.figures import macro_average, wilson
+from backends.evaluation.candidate import Answer
+from backends.evaluation.figures import difference, macro_average, wilson
 from backends.evaluation.items import Item, Match
 from backends.evaluation.scoring import parsed_json, passes, repeats
 
@@ -99,3 +100,17 @@ def test_macro_average_weighs_task_functions_alike() -> None:
     spread = math.sqrt(0.25 / 100) / 3
     assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.1)
     assert macro_average([[True, False]]) == macro_average([[False, True]])
+
+
+def test_difference_is_judged_in_pairs() -> None:
+    """Two models that fail the same questions differ surely, however hard the questions are."""
+    items = [
+        Item(id=str(n), prompt="", answers=("x",), part="p", task="ab"[n % 2]) for n in range(400)
+    ]
+    weak = [(item, Answer(), n % 10 == 0) for n, item in enumerate(items)]
+    strong = [(item, Answer(), n % 10 in (0, 1)) for n, item in enumerate(items)]
+    found = difference("strong", strong, "weak", weak)
+    assert (found.name, found.over, found.difference) == ("strong", "weak", 0.1)
+    assert 0.06 < found.low < 0.1 < found.high < 0.14
+    same = difference("a", weak, "b", weak)
+    assert (same.difference, same.low, same.high) == (0.0, 0.0, 0.0)
