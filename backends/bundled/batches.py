@@ -31,7 +31,7 @@ SHORT_CHATS: Final = {
     "small_talk": 0.04,
     "trivia": 0.03,
 }
-TEXT_SHARE: Final = {"learn": 0.75, "tune": 0.2}
+TEXT_SHARE: Final = {"learn": 0.75, "tune": 0.4}
 """Share of the long rows that are running text, by phase."""
 WEIGHTS: Final = {PROMPT: 0.0, ANSWER: 8.0, TEXT: 1.0}
 """What a token of each class counts in the loss; those of an answer share its weight, below."""
@@ -46,6 +46,7 @@ class Rows(NamedTuple):
     documents: Tensor
     weights: Tensor
     picked: Tensor | None
+    positions: Tensor
 
 
 _Document = tuple[NDArray[np.uint16], NDArray[np.uint8]]
@@ -103,12 +104,16 @@ class Batcher:
         table = np.array([WEIGHTS[kind] for kind in (PROMPT, ANSWER, TEXT)], dtype=np.float32)
         length = plan.long_row if phase == "learn" else plan.tune_long_row
         count = plan.long_tokens // length
-        texts = round(count * TEXT_SHARE[phase])
+        texts = int(count * TEXT_SHARE[phase] + rng.random())  # a share of few rows, in the mean
         long_rows = [self._text_row(rng, length, table) for _ in range(texts)]
         long_rows += self._chat_rows(rng, count - texts, length, LONG_CHATS, table)
         short_count = plan.short_tokens // plan.short_row
         short_rows = self._chat_rows(rng, short_count, plan.short_row, SHORT_CHATS, table)
-        return [_stack(long_rows, None), _stack(short_rows, PICKED_SHARE)]
+        places = _skipping(rng, length, plan.context) if phase == "tune" else np.arange(length)
+        return [
+            _stack(long_rows, None, places),
+            _stack(short_rows, PICKED_SHARE, np.arange(plan.short_row)),
+        ]
 
     def _text_row(self, rng: np.random.Generator, length: int, table: NDArray[np.float32]) -> _Row:
         streams = list(self.library.streams.values())
@@ -148,7 +153,19 @@ class Batcher:
         return rows
 
 
-def _stack(rows: list[_Row], picked_share: float | None) -> Rows:
+def _skipping(rng: np.random.Generator, length: int, context: int) -> NDArray[np.int64]:
+    """Return positions [length] that jump once, every other time, to somewhere in the context.
+
+    So a model meets all distances of a long context while it is trained on short rows.
+    Source: Zhu et al. 2023, "PoSE".
+    """
+    positions = np.arange(length)
+    if length < context and rng.random() < 0.5:
+        positions[rng.integers(1, length) :] += rng.integers(0, context - length + 1)
+    return positions
+
+
+def _stack(rows: list[_Row], picked_share: float | None, places: NDArray[np.int64]) -> Rows:
     """Join rows; with a share, pick that many targets, those that count first."""
     ids = torch.from_numpy(np.stack([row.ids for row in rows]))
     documents = torch.from_numpy(np.stack([row.documents[:-1] for row in rows]))
@@ -157,4 +174,4 @@ def _stack(rows: list[_Row], picked_share: float | None) -> Rows:
     if picked_share is not None:
         order = weights.reshape(-1).sort(descending=True, stable=True).indices
         picked = order[: int(weights.numel() * picked_share)]
-    return Rows(ids, documents, weights, picked)
+    return Rows(ids, documents, weights, picked, torch.from_numpy(places))

@@ -34,8 +34,10 @@ class TrainPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Tokens of one step in short rows: single questions."""
     long_row: int = 256
     """Length of a long row while learning; attention costs its square."""
-    tune_long_row: int = 512
-    """Length of a long row while tuning: the context the model ends up used to."""
+    tune_long_row: int = 1024
+    """Length of a long row while tuning."""
+    context: int = 2048
+    """How far positions reach while tuning, by leaps within a long row."""
     short_row: int = 128
     warmup_steps: int = 60
     decay_fraction: float = 0.47
@@ -91,3 +93,19 @@ PLANS: Final = {
     "small": TrainPlan(tokens=15_500_000),
     "base": TrainPlan(tokens=40_000_000, decay_fraction=0.35),
 }
+"""For a CPU, where a core makes some thousand tokens a second."""
+GPU_BUDGET: Final = 20
+"""How many times more tokens a run has on a GPU, in steps four times as large."""
+
+
+def plan_for(name: str, device: str) -> TrainPlan:
+    """Return the plan of a model, with a budget of which the device makes good use."""
+    plan = PLANS[name]
+    if not device.startswith("cuda"):
+        return plan
+    return msgspec.structs.replace(
+        plan,
+        tokens=GPU_BUDGET * plan.tokens,
+        long_tokens=4 * plan.long_tokens,
+        short_tokens=4 * plan.short_tokens,
+    )

@@ -98,26 +98,36 @@ class Llama(nn.Module):
         """Return logits [..., V] of hidden states; the head is the embedding, transposed."""
         return F.linear(hidden, self.embed_tokens.weight)
 
-    def hidden(self, ids: Tensor, documents: Tensor | None) -> Tensor:
+    def hidden(
+        self, ids: Tensor, documents: Tensor | None, positions: Tensor | None = None
+    ) -> Tensor:
         """Return the last hidden states [B, T, hidden], normed.
 
         Args:
             ids: [B, T] int64.
             documents: [B, T] int64, the same number for neighbours of one document; positions
                 see only their own. None: one a row.
+            positions: [T] int64, growing, the same for every row. None: from 0.
         """
-        length = ids.shape[1]
+        if positions is None:
+            positions = torch.arange(ids.shape[1], device=ids.device)
         if documents is None:
             documents = torch.zeros_like(ids)
+        cos, sin = self.cos[positions], self.sin[positions]
         x = self.embed_tokens(ids)
         for block in self.layers:
-            x = block(x, self.cos[:length], self.sin[:length], documents)
+            x = block(x, cos, sin, documents)
         out: Tensor = self.norm(x)
         return out
 
 
 def weighted_loss(
-    model: Llama, ids: Tensor, documents: Tensor, weights: Tensor, picked: Tensor | None
+    model: Llama,
+    ids: Tensor,
+    documents: Tensor,
+    weights: Tensor,
+    picked: Tensor | None,
+    positions: Tensor | None = None,
 ) -> Tensor:
     """Return the summed next-token loss, each target times its weight.
 
@@ -127,8 +137,9 @@ def weighted_loss(
         documents: [B, T], see `Llama.hidden`.
         weights: [B, T] of the targets ids[:, 1:].
         picked: [K] indices into B * T, the only targets to look at; None: all.
+        positions: [T], see `Llama.hidden`.
     """
-    hidden = model.hidden(ids[:, :-1], documents).flatten(0, 1)
+    hidden = model.hidden(ids[:, :-1], documents, positions).flatten(0, 1)
     targets, weights = ids[:, 1:].reshape(-1), weights.reshape(-1)
     if picked is not None:
         hidden, targets, weights = hidden[picked], targets[picked], weights[picked]

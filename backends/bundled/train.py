@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 
 from backends.bundled.batches import Batcher
-from backends.bundled.config import PLANS, SPECS
+from backends.bundled.config import SPECS, TrainPlan, plan_for
 from backends.bundled.corpus import TEXT_FILES, read_chat, read_tasks, read_texts
 from backends.bundled.errors import RecipeError
 from backends.bundled.export import export_model
@@ -23,7 +23,15 @@ from backends.bundled.synthetic import LESSONS, make_tasks
 from backends.bundled.tokenizer import load_tokenizer, train_tokenizer
 from backends.bundled.trainer import Trainer
 
-FRESH_TASKS = 400_000
+TASK_TOKENS = 100
+"""Tokens of a run for each fresh task: hardly any is seen twice."""
+MOST_TASKS = 2_000_000
+"""More would not fit into the memory of a small machine."""
+
+
+def fresh_tasks(plan: TrainPlan) -> int:
+    """Say how many tasks a run of this length should draw from."""
+    return min(MOST_TASKS, max(1, plan.tokens // TASK_TOKENS))
 
 
 def tokenizer_texts(corpus: Path) -> Iterator[str]:
@@ -53,11 +61,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="run folder (default: runs/MODEL)")
     parser.add_argument("--tokens", type=int, help="token budget (default: the model's plan)")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json (default: train one)")
-    parser.add_argument("--tasks", type=int, default=FRESH_TASKS, help="fresh tasks to make")
+    parser.add_argument("--tasks", type=int, help="fresh tasks to make (default: enough)")
     parser.add_argument("--resume", action="store_true", help="continue from OUT/checkpoint.pt")
     parser.add_argument("--grow-from", type=Path, help="checkpoint of a smaller model to grow")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--device", default="cpu", help="cpu, or cuda for one GPU")
+    parser.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="torch.compile the loss")
     parser.add_argument("--save-every", type=float, default=180.0, help="seconds", metavar="S")
@@ -67,7 +75,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def train(args: argparse.Namespace) -> None:
     """Run the whole recipe: tokenizer, library, steps, export to OUT/export."""
     torch.set_num_threads(args.threads)
-    spec, plan = SPECS[args.model], PLANS[args.model]
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    spec, plan = SPECS[args.model], plan_for(args.model, device)
     if args.tokens:
         plan = msgspec.structs.replace(plan, tokens=args.tokens)
     out: Path = args.out or Path("runs") / args.model
@@ -80,7 +89,7 @@ def train(args: argparse.Namespace) -> None:
         plan,
         Batcher(library, plan, seed=args.seed),
         seed=args.seed,
-        device=args.device,
+        device=device,
         compiled=args.compile,
     )
     checkpoint = out / "checkpoint.pt"

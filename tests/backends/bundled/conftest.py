@@ -107,6 +107,7 @@ def tiny_plan() -> TrainPlan:
         short_tokens=256,
         long_row=64,
         tune_long_row=128,
+        context=256,
         short_row=64,
         warmup_steps=2,
     )

@@ -9,12 +9,12 @@ import torch
 from tokenizers import Tokenizer, models
 
 from backends.bundled.batches import PICKED_SHARE, Batcher
-from backends.bundled.config import ModelSpec, TrainPlan
+from backends.bundled.config import SPECS, ModelSpec, TrainPlan, plan_for
 from backends.bundled.errors import CheckpointError
 from backends.bundled.model import Llama, init_weights
 from backends.bundled.optim import lr_factor, orthogonalize
 from backends.bundled.shelves import Library
-from backends.bundled.train import main
+from backends.bundled.train import fresh_tasks, main
 from backends.bundled.trainer import Trainer
 
 
@@ -105,6 +105,48 @@ def test_long_rows_grow_in_the_tuning_phase(tiny_library: Library, tiny_plan: Tr
     learn, tune = batcher.batch(0)[0].ids, batcher.batch(tiny_plan.steps - 1)[0].ids
     assert learn.shape == (4, tiny_plan.long_row + 1)
     assert tune.shape == (2, tiny_plan.tune_long_row + 1)
+
+
+def test_tuning_reaches_the_whole_context_by_leaps(
+    tiny_library: Library, tiny_plan: TrainPlan
+) -> None:
+    """While learning, positions count up; while tuning, some rows leap, none past the context."""
+    batcher = Batcher(tiny_library, tiny_plan, seed=1)
+    counted = torch.arange(tiny_plan.long_row)
+    assert torch.equal(batcher.batch(0)[0].positions, counted)
+    last = tiny_plan.steps - 1
+    ends = []
+    for seed in range(40):
+        positions = Batcher(tiny_library, tiny_plan, seed=seed).batch(last)[0].positions
+        assert (positions.diff() > 0).all()
+        assert int((positions.diff() > 1).sum()) <= 1
+        ends.append(int(positions[-1]))
+    assert min(ends) == tiny_plan.tune_long_row - 1
+    assert tiny_plan.tune_long_row + 64 < max(ends) < tiny_plan.context
+
+
+def test_only_distances_between_positions_matter(tiny_spec: ModelSpec) -> None:
+    """Positions moved together leave the logits alone; a leap between two tokens does not."""
+    model = Llama(tiny_spec)
+    init_weights(model, 1)
+    for name, weight in model.named_parameters():
+        if name.endswith("o_proj.weight"):
+            torch.nn.init.normal_(weight)
+    ids, counted = torch.randint(5, 200, (1, 12)), torch.arange(12)
+    plain = model.hidden(ids, None)
+    torch.testing.assert_close(model.hidden(ids, None, counted + 50), plain, rtol=1e-3, atol=1e-4)
+    leap = counted + 50 * (counted > 6)
+    assert not torch.allclose(model.hidden(ids, None, leap), plain, atol=1e-2)
+
+
+def test_a_gpu_gets_a_larger_budget() -> None:
+    """The plan of a model depends on the device: many more tokens, in larger steps."""
+    for name in SPECS:
+        cpu, gpu = plan_for(name, "cpu"), plan_for(name, "cuda:0")
+        assert gpu.tokens > 10 * cpu.tokens
+        assert gpu.tokens_per_step > cpu.tokens_per_step
+        assert gpu.steps > cpu.steps
+        assert fresh_tasks(gpu) > fresh_tasks(cpu)
 
 
 def test_documents_in_a_row_do_not_see_each_other(tiny_spec: ModelSpec) -> None:
