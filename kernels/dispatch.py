@@ -51,7 +51,6 @@ _FOLDERS = {
 }
 _PLAIN_ON_CPU = frozenset(
     {
-        "int4_linear",
         "scaled_linear",
         "sample",
         "penalise",

@@ -23,6 +23,7 @@ constexpr int OUT_OF_RANGE = 1;
 
 #include "paged_attention/cpu.cpp"
 #include "quant_linear/cpu.cpp"
+#include "int4_linear/cpu.cpp"
 #include "packed_linear/cpu.cpp"
 #include "rms_norm/cpu.cpp"
 #include "rope/cpu.cpp"

@@ -54,6 +54,7 @@ _SIGNATURES = {
     "quant_linear_f32": "ppppp iiii",
     "quant_linear_packed_f32": "pppppp iiii",
     "quant_linear_scratch_bytes": "ii",
+    "int4_linear_f32": "ppppp iiiii",
     "measure_tiles": "",
     "rms_norm_f32": "ppppp f ii",
     "rope_f32": "pppppp l iiii llll",
@@ -63,6 +64,7 @@ _SIGNATURES = {
 _LONG_CALLS = frozenset(
     {
         "decoder_forward",
+        "int4_linear_f32",
         "packed_linear_f32",
         "paged_attention_f32",
         "quant_linear_f32",

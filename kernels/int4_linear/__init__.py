@@ -2,12 +2,15 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from kernels.checks import require_dtype, require_float
 from kernels.dispatch import choose
 from kernels.errors import ShapeError
 
 GROUP_MULTIPLE = 16
+CHANNELS_OF_BLOCK = 32
+"""Channels that lie side by side in a packed weight."""
 SYMMETRIC_ZERO = 8
 """The zero point of weights that are stored without one."""
 
@@ -32,8 +35,8 @@ def int4_linear(
         scale: [N, G] bf16 | fp16 | fp32. The weight is (code - zero) * scale of its group.
         zero: [N, G] uint8, 0..15; None: 8 everywhere.
         bias: [N] bf16 | fp16 | fp32, added in fp32.
-        packed: the same codes as `pack` lays them out. An implementation may read these where that
-            is faster, and may ignore them.
+        packed: [ceil(N / 32), bytes] uint8, the same weight as `pack` lays it out for C++. With it,
+            rows of fp32 are rounded to 16-bit integers, as in `quant_linear`.
 
     Returns:
         [..., N], x.dtype, accumulated in fp32.
@@ -52,10 +55,45 @@ def int4_linear(
     if bias is not None:
         require_float(bias, "bias")
     _check_shapes(x, weight_int4, scale, zero, bias)
+    if packed is not None:
+        _check_packed(weight_int4, scale, packed)
     result: Tensor = choose("int4_linear", x.device.type)(
         x, weight_int4, scale, zero, bias, packed=packed
     )
     return result
+
+
+def pack(weight_int4: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+    """Lay 32 channels side by side and what belongs to a group behind its codes.
+
+    Each block of 32 channels holds for each group: codes [group / 8, 32, 4], inputs 8i to 8i + 3 in
+    the low four bits and 8i + 4 to 8i + 7 in the high ones; 32 scales, fp32; 32 int32: the sum of
+    the codes times 256, plus the zero point.
+    """
+    channels, groups = scale.shape
+    group = 2 * weight_int4.shape[1] // groups
+    blocks = -(-channels // CHANNELS_OF_BLOCK)
+    codes = torch.stack((weight_int4 & 15, weight_int4 >> 4), dim=-1).view(channels, groups, group)
+    if zero is None:
+        zero = torch.full_like(scale, SYMMETRIC_ZERO, dtype=torch.uint8)
+    codes, scale, zero = (
+        functional.pad(t, (0, 0) * (t.dim() - 1) + (0, blocks * CHANNELS_OF_BLOCK - channels))
+        for t in (codes, scale.float(), zero)
+    )
+    shape = (blocks, CHANNELS_OF_BLOCK, groups)
+    eights = codes.view(*shape, group // 8, 2, 4).permute(0, 2, 3, 1, 4, 5)
+    nibbles = (eights[..., 0, :] | eights[..., 1, :] << 4).reshape(blocks, groups, -1)
+    sums = codes.sum(dim=-1, dtype=torch.int32) * 256 + zero.int()
+    tails = [t.view(shape).transpose(1, 2).contiguous().view(torch.uint8) for t in (scale, sums)]
+    return torch.cat((nibbles, *tails), dim=-1).flatten(1)
+
+
+def _check_packed(weight_int4: Tensor, scale: Tensor, packed: Tensor) -> None:
+    require_dtype(packed, "packed", torch.uint8)
+    (channels, groups), half = scale.shape, weight_int4.shape[1]
+    wanted = [-(-channels // CHANNELS_OF_BLOCK), CHANNELS_OF_BLOCK * (half + 8 * groups)]
+    if list(packed.shape) != wanted or not packed.is_contiguous():
+        raise ShapeError(f"packed is {list(packed.shape)}; need {wanted}, contiguous")
 
 
 def _check_shapes(

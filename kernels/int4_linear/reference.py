@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from kernels.quant_linear.reference import round_rows
+
 
 def int4_linear(
     x: Tensor,
@@ -13,8 +15,10 @@ def int4_linear(
     *,
     packed: Tensor | None = None,
 ) -> Tensor:
-    del packed  # The stored weight is the truth.
-    result = x.float() @ dequantise(weight_int4, scale, zero).t()
+    values = x.float()
+    if packed is not None and x.dtype == torch.float32:
+        values = round_rows(values)
+    result = values @ dequantise(weight_int4, scale, zero).t()
     if bias is not None:
         result = result + bias.float()
     return result.to(x.dtype)

@@ -6,8 +6,9 @@ from kernel_cases import Runner, random, reference
 from tolerances import assert_close
 from torch import Tensor
 
+from kernels import native
 from kernels.errors import KernelError
-from kernels.int4_linear import int4_linear
+from kernels.int4_linear import int4_linear, pack
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -73,3 +74,37 @@ def test_int4_linear_refuses_what_does_not_fit() -> None:
     ):
         with pytest.raises(KernelError, match=says):
             call()
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3, 20, 150])
+@pytest.mark.parametrize(
+    ("channels", "inputs", "group"), [(5, 16, 16), (70, 96, 48), (33, 256, 128), (8, 1120, 32)]
+)
+@pytest.mark.parametrize("zeros", [False, True], ids=["symmetric", "zeros"])
+def test_int4_linear_gives_the_same_with_a_packed_weight(
+    runner: Runner, rows: int, channels: int, inputs: int, group: int, zeros: bool
+) -> None:
+    """The packed weight is the same weight; rows are rounded as the reference rounds them."""
+    codes, scale, zero = _weight(channels, inputs, group)
+    arguments = (random(rows, inputs), codes, scale, zero if zeros else None, random(channels))
+    packed = pack(*arguments[1:4])
+    actual = runner("int4_linear", *arguments, packed=packed)
+    assert_close(actual, reference("int4_linear", *arguments, packed=packed))
+
+
+@pytest.mark.skipif(not native.available(), reason="no C++ compiler here")
+def test_int4_linear_answers_a_row_alike_in_any_batch() -> None:
+    """With a packed weight a row's result is the same bit for bit, whatever is beside it."""
+    x, (codes, scale, zero) = random(23, 256), _weight(70, 256, 64)
+    packed = pack(codes, scale, zero)
+    together = int4_linear(x, codes, scale, zero, packed=packed)
+    for row in range(23):
+        alone = int4_linear(x[row : row + 1], codes, scale, zero, packed=packed)
+        assert torch.equal(alone[0], together[row])
+
+
+def test_int4_linear_refuses_a_packed_weight_of_another_shape() -> None:
+    """A packed weight belongs to its codes."""
+    codes, scale, _ = _weight(40, 32, 16)
+    with pytest.raises(KernelError, match="packed is"):
+        int4_linear(random(1, 32), codes, scale, packed=torch.zeros(1, 8, dtype=torch.uint8))

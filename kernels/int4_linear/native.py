@@ -1,0 +1,41 @@
+"""Int4 linear in C++ for fp32 rows and a packed weight; the rest runs the reference."""
+
+import torch
+from torch import Tensor
+
+from kernels.int4_linear import reference
+from kernels.native import function, threads_for
+
+
+def int4_linear(
+    x: Tensor,
+    weight_int4: Tensor,
+    scale: Tensor,
+    zero: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    packed: Tensor | None = None,
+) -> Tensor:
+    channels, inputs = weight_int4.shape[0], x.shape[-1]
+    rows, groups = x.numel() // inputs, scale.shape[1]
+    if packed is None or x.dtype != torch.float32:
+        return reference.int4_linear(x, weight_int4, scale, zero, bias, packed=packed)
+    x = x.contiguous()
+    if bias is not None:
+        bias = bias.float().contiguous()
+    out = torch.empty(*x.shape[:-1], channels)
+    codes_bytes = function("quant_linear_scratch_bytes")(rows, inputs)
+    scratch = torch.empty(codes_bytes + 4 * rows * groups, dtype=torch.uint8)
+    function("int4_linear_f32")(
+        x.data_ptr(),
+        packed.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+        scratch.data_ptr(),
+        rows,
+        channels,
+        inputs,
+        inputs // groups,
+        threads_for(rows * channels * inputs),
+    )
+    return out
