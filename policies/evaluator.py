@@ -69,6 +69,18 @@ class CompiledPolicy:
         reasons.append(Reason(subject="default", matched=True, why="no rule before it matched"))
         return _act("default", self.policy.default, situation, draw, reasons)
 
+    def verdicts(
+        self, facts: Facts, cards: Cards, budget: BudgetState, now: datetime
+    ) -> list[Reason]:
+        """What every rule says of a request, also those behind the one that decides."""
+        by_name = cards if isinstance(cards, Mapping) else {card.name: card for card in cards}
+        situation = Situation(facts, by_name, budget, now)
+        found = []
+        for _, subject, _, checks in self._rules:
+            holds, why = _ask(checks, situation)
+            found.append(Reason(subject=subject, matched=holds, why=why))
+        return found
+
 
 def _ask(checks: Sequence[Check], situation: Situation) -> tuple[bool, str]:
     """Whether all hold; the words of those that fail, or of all when none does."""

@@ -14,6 +14,7 @@ from gateway.api.translate import decode_body
 from gateway.errors import NotFound, Unavailable
 from gateway.pipeline import Pipeline, sticky_id
 from gateway.repeats import Asked
+from gateway.routing.features import read
 from gateway.routing.router import sticky_draw
 
 
@@ -64,6 +65,7 @@ def request_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
         )
         return await parts.router.explain(
             facts,
+            text=read(asked.request).text,
             policy_name=options.policy,
             budget=parts.budgets.state(caller, tags),
             only=caller.only,

@@ -189,7 +189,10 @@ async def _explain(settings: Settings, prompt: str, options: dict[str, Any]) -> 
     facts = router.facts(request, team=options["team"], tags=_tags(options["tags"]))
     try:
         return await router.explain(
-            facts, budget=BudgetState(left=options["budget_left"]), now=_time(options["at"])
+            facts,
+            budget=BudgetState(left=options["budget_left"]),
+            now=_time(options["at"]),
+            text=prompt,
         )
     except GatewayError as error:
         return fail(error.message)
@@ -224,6 +227,12 @@ def _print_story(story: dict[str, Any]) -> None:
     )
     for rule in (*story["rules"], *story["targets"]):
         click.echo(f"  {'✓' if rule['matched'] else '·'} {rule['subject']}: {rule['why']}")
+    for rule in story["not_reached"]:
+        click.echo(f"  - {rule['subject']}: not reached; {rule['why']}")
+    for what, moved in story["moved_by"].items():
+        words = ", ".join(f"{word!r} {by:+.2f}" for word, by in moved["words"])
+        about = what + (f" ({moved['label']})" if "label" in moved else "")
+        click.echo(f"moved     {about}: {words or 'by no word'}")
     for name in ("denied", "max_tokens", "cache", "shadow"):
         if story[name] is not None:
             click.echo(f"{name:<9} {story[name]}")
@@ -231,11 +240,15 @@ def _print_story(story: dict[str, Any]) -> None:
         refusal = story["refusal"]
         click.echo(f"refused   {refusal['status']} {refusal['code']}: {refusal['message']}")
         return
-    table = Table("try", "backend", "tier", "model", "quality")
+    table = Table("try", "backend", "tier", "model", "quality", "cost", "latency", "answer tokens")
     for place, candidate in enumerate(story["candidates"], start=1):
         quality = candidate["quality"]
         shown = "-" if quality is None else f"{quality:.2f}"
+        tokens, seconds = candidate["answer_tokens"], candidate["latency_s"]
         table.add_row(
-            str(place), candidate["backend"], candidate["tier"], candidate["model"], shown
+            *(str(place), candidate["backend"], candidate["tier"], candidate["model"], shown),
+            f"${candidate['cost_usd']}",
+            "-" if seconds is None else f"{seconds:.2f} s",
+            "-" if tokens is None else f"{tokens['median']} ({tokens['low']}–{tokens['high']})",
         )
     Console().print(table)

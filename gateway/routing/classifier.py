@@ -117,6 +117,8 @@ class Classifier:
         )
         self._memory = memory
         self._readings: OrderedDict[bytes, Reading] = OrderedDict()
+        self.head = head
+        self.vectoriser = self._vectoriser
         self.version: str = card["version"]
         self.card: dict[str, Any] = card
 

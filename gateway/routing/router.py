@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 from msgspec import Struct
-from msgspec.structs import asdict, replace
+from msgspec.structs import replace
 
 from backends.errors import BackendError
 from backends.wire import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
@@ -30,9 +30,12 @@ from gateway.ledger.pricing import CostEstimator
 from gateway.ledger.records import CandidateRecord, DecidedOn, RequestRecord
 from gateway.repeats import Asked
 from gateway.routing.classifier import Classifier
+from gateway.routing.explanation import Routed as Routed
+from gateway.routing.explanation import expectation, explanation
 from gateway.routing.features import Request, read
 from gateway.routing.forecasts import Forecasts
 from gateway.routing.health import BackendRegistry
+from gateway.routing.moved import moved
 from gateway.routing.policy_book import LoadedPolicy, PolicyBook, UnknownPolicy
 from gateway.settings import Settings
 from policies.candidates import NO_FIT
@@ -63,18 +66,6 @@ class Resolved(Struct, frozen=True, kw_only=True):
     """None: the configured policy."""
     allowed: frozenset[str] | None = None
     """Backends it names; None: all."""
-
-
-class Routed(Struct, frozen=True, kw_only=True):
-    """A decision, the policy that took it, and the error to raise if nobody may answer."""
-
-    decision: Decision
-    loaded_policy: LoadedPolicy
-    facts: Facts
-    """As decided on: with the backends that the model names and the exact counts."""
-    decided_on: DecidedOn
-    """For the ledger."""
-    refusal: GatewayError | None = None
 
 
 def sticky_draw(sticky_id: str) -> float:
@@ -176,6 +167,7 @@ class Router:
         luck: float | None = None,
         asked: Asked | None = None,
         only: Only = EVERYTHING,
+        dry: bool = False,
     ) -> Routed:
         """Run the policy on one request.
 
@@ -184,6 +176,7 @@ class Router:
                 than the policy, as `[routing] explore` wants; None: never.
             policy_name: out of x-headgate-policy; None: what the model says, else the configured.
             only: what the caller's key is restricted to.
+            dry: leave no trace: the decision is looked at, not followed.
             asked: the request's body, for backends that are asked to count its tokens because the
                 upper bound does not fit; it also remembers the decision.
 
@@ -199,7 +192,7 @@ class Router:
         loaded = self._policy(resolved, policy_name)
         if budget.policy is not None:
             loaded = self._downgraded(budget.policy, loaded)
-        if (loaded.name, loaded.sha256) not in self._decided:
+        if not dry and (loaded.name, loaded.sha256) not in self._decided:
             self._decided.add((loaded.name, loaded.sha256))
             if self._decides is not None:
                 self._decides(loaded)
@@ -237,7 +230,7 @@ class Router:
             decision = explore(decision, luck / self._explore, self._explore)
         elif self._explore and decision.candidates:
             decision = not_explored(decision, self._explore)
-        if estimated and decision.candidates:
+        if estimated and decision.candidates and not dry:
             expected = facts.estimates[decision.candidates[0]].cost_nano_usd or 0
             self._forecasts.spend(loaded.name, now, expected)
         routed = Routed(
@@ -262,8 +255,14 @@ class Router:
         draw: float = 0.0,
         asked: Asked | None = None,
         only: Only = EVERYTHING,
+        text: str = "",
     ) -> dict[str, Any]:
-        """The decision in full, for /route/explain; nothing is generated or spent."""
+        """The decision in full, for /route/explain; nothing is generated, spent or noted.
+
+        Args:
+            text: what the classifier read; its words are weighed.
+        """
+        now = now or datetime.now(UTC)
         routed = await self.decide(
             facts,
             policy_name=policy_name,
@@ -272,8 +271,14 @@ class Router:
             draw=draw,
             asked=asked,
             only=only,
+            dry=True,
         )
-        return explanation(routed, self._registry.cards(), budget or BudgetState())
+        cards = self._registry.cards()
+        story = explanation(routed, cards, budget or BudgetState(), now)
+        estimates = self._forecasts.estimates(routed.facts, cards)
+        for candidate in story["candidates"]:
+            candidate |= expectation(estimates.get(candidate["backend"]))
+        return story | {"moved_by": moved(self._classifier, text)}
 
     def models(self, created: int = 0, only: Only = EVERYTHING) -> list[dict[str, Any]]:
         """Entries of /v1/models that a key may use: auto, aliases, tiers, backends, policies."""
@@ -507,63 +512,3 @@ def _missing(facts: Facts, cards: Mapping[str, BackendCard]) -> str:
     ]
     fewest = min(lacking, key=lambda fields: len(fields), default=facts.needs)
     return min(fewest or facts.needs)
-
-
-def explanation(
-    routed: Routed, cards: Mapping[str, BackendCard], budget: BudgetState
-) -> dict[str, Any]:
-    """A decision as plain data: every rule's verdict, features, candidates, winner."""
-    decision, facts, loaded = routed.decision, routed.facts, routed.loaded_policy
-    features = asdict(facts.features)
-    features["wants"] = sorted(facts.features.wants)
-    rules: list[dict[str, Any]] = []
-    others: list[dict[str, Any]] = []
-    for reason in decision.reasons:
-        entry = {"subject": reason.subject, "matched": reason.matched, "why": reason.why}
-        (rules if reason.subject.startswith(("rule ", "default")) else others).append(entry)
-    return {
-        "model": facts.model,
-        "policy": loaded.ref,
-        "policy_sha256": loaded.sha256,
-        "rule": decision.rule,
-        "winner": decision.candidates[0] if decision.candidates else None,
-        "candidates": [_candidate(cards[name], facts) for name in decision.candidates],
-        "denied": decision.denied,
-        "refusal": None
-        if routed.refusal is None
-        else {"status": routed.refusal.status, **routed.refusal.body()["error"]},
-        "max_tokens": decision.max_tokens,
-        "cache": decision.cache,
-        "shadow": decision.shadow,
-        "probability": decision.probability,
-        "draw": decision.draw,
-        "budget_left": budget.left,
-        "features": features,
-        "facts": {
-            "team": facts.team,
-            "key": facts.key,
-            "user": facts.user,
-            "tags": facts.tags,
-            "needs": sorted(facts.needs),
-            "max_tokens": facts.max_tokens,
-            "prompt_tokens_bound": facts.prompt_tokens_bound,
-            "prompt_tokens_exact": facts.prompt_tokens_exact,
-            "allowed": None if facts.allowed is None else sorted(facts.allowed),
-            "endpoint": facts.endpoint,
-        },
-        "rules": rules,
-        "targets": others,
-    }
-
-
-def _candidate(card: BackendCard, facts: Facts) -> dict[str, Any]:
-    return {
-        "backend": card.name,
-        "tier": card.tier,
-        "model": card.model,
-        "machine": card.machine,
-        "ready": card.ready,
-        "load": card.load,
-        "usd_per_mtok": card.usd_per_mtok,
-        "quality": facts.features.quality.get(card.name),
-    }

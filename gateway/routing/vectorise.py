@@ -90,6 +90,16 @@ class Vectoriser:
         np.not_equal(hashed[1:], hashed[:-1], out=keep[1:])
         return hashed[keep].astype(np.int64)
 
+    def places(self, tokens: Sequence[str]) -> tuple[Rows, Rows]:
+        """The buckets of each token, and of each pair of neighbours; the ends count as tokens."""
+        ids = np.frombuffer(
+            b"".join((_START, *[(self._words.get(t) or self._learn(t))[0] for t in tokens], _END)),
+            dtype=np.uint32,
+        )
+        pairs = (ids[:-1] * _SHIFTS["left"]) ^ (ids[1:] * _SHIFTS["right"])
+        single = (ids[1:-1] * _SHIFTS["uni"]) >> self._shift
+        return single.astype(np.int64), (pairs * _SHIFTS["uni"] >> self._shift).astype(np.int64)
+
     def _learn(self, token: str) -> tuple[bytes, bytes]:
         word = "0" * min(len(token), 6) if token[0].isdigit() else token[:WORD_CHARS]
         inner: set[int] = set()
@@ -124,6 +134,14 @@ class WordVectors:
         self._place = {word: index for index, word in enumerate(words)}
         # the weight stands in a last column, so that one gather gives both sums
         self._table = np.concatenate([vectors * weights[:, None], weights[:, None]], axis=1)
+
+    def shares(self, tokens: Sequence[str]) -> NDArray[np.float32]:
+        """[tokens, E]: what each token adds to the mean; zeros for unknown ones."""
+        found = np.zeros((len(tokens), self._table.shape[1]), dtype=np.float32)
+        for index, token in enumerate(tokens):
+            if token in self._place:
+                found[index] = self._table[self._place[token]]
+        return np.asarray(found[:, :-1] / (found[:, -1].sum() or 1.0), dtype=np.float32)
 
     def mean(self, tokens: Sequence[str]) -> NDArray[np.float32]:
         """[E] float32; zeros when no word is known."""
