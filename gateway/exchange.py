@@ -21,7 +21,7 @@ from gateway.ledger.records import (
 from gateway.ledger.slices import Reservation
 from gateway.limits.limiter import Admission
 from gateway.repeats import Asked
-from gateway.routing.router import Routed
+from gateway.routing.explanation import Routed
 from policies.model import BackendCard, Decision, Facts
 
 RawHeaders = list[tuple[bytes, bytes]]

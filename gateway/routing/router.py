@@ -30,8 +30,7 @@ from gateway.ledger.pricing import CostEstimator
 from gateway.ledger.records import CandidateRecord, DecidedOn, RequestRecord
 from gateway.repeats import Asked
 from gateway.routing.classifier import Classifier
-from gateway.routing.explanation import Routed as Routed
-from gateway.routing.explanation import expectation, explanation
+from gateway.routing.explanation import Routed, expectation, explanation
 from gateway.routing.features import Request, read
 from gateway.routing.forecasts import Forecasts
 from gateway.routing.health import BackendRegistry
