@@ -1,0 +1,74 @@
+"""A linear model with no negative coefficient, fitted as observations come in."""
+
+from collections.abc import Sequence
+from typing import Final
+
+_FORGET: Final = 0.999
+_EARLY: Final = 64
+_REFIT: Final = 64
+_SWEEPS: Final = 12
+
+
+class LinearFit:
+    """Least squares of the relative error with exponential forgetting, held near a prior.
+
+    The prior counts where the observations tell two terms not apart; it says only how the
+    coefficients relate, their scale comes from the first observation.
+    """
+
+    def __init__(self, prior: Sequence[float], *, prior_observations: float = 0.01) -> None:
+        """Args:
+        prior: one positive number per term, up to a common factor.
+        prior_observations: how many observations it is worth.
+        """
+        self.changes = 0
+        """Counts up when the coefficients have changed."""
+        self._prior = tuple(prior)
+        self._worth = prior_observations
+        self._scale = 0.0
+        """Of the prior's unit; 0: nothing observed yet."""
+        self._factors = [1.0] * len(self._prior)
+        """Coefficients over the prior's."""
+        self._products = [[0.0] * len(self._prior) for _ in self._prior]
+        self._targets = [0.0] * len(self._prior)
+        self._seen = 0
+
+    @property
+    def fitted(self) -> bool:
+        """Whether anything was observed."""
+        return self._scale > 0
+
+    def coefficients(self) -> tuple[float, ...]:
+        """The present fit; before the first observation, the prior."""
+        scale = self._scale or 1.0
+        return tuple(
+            scale * prior * factor for prior, factor in zip(self._prior, self._factors, strict=True)
+        )
+
+    def observe(self, terms: Sequence[float], total: float) -> None:
+        """`total` was found where the terms had these sizes."""
+        parts = [prior * term for prior, term in zip(self._prior, terms, strict=True)]
+        if total <= 0 or not any(parts):
+            return
+        if not self._scale:
+            self._scale = total / sum(parts)
+        ratio = self._scale / total
+        x = [part * ratio for part in parts]
+        for row, own in zip(self._products, x, strict=True):
+            for place, other in enumerate(x):
+                row[place] = row[place] * _FORGET + own * other
+        self._targets = [was * _FORGET + own for was, own in zip(self._targets, x, strict=True)]
+        self._seen += 1
+        if self._seen < _EARLY or self._seen % _REFIT == 0:
+            self._fit()
+
+    def _fit(self) -> None:
+        """Coordinate descent on the normal equations, no factor below zero."""
+        factors, everywhere = self._factors, range(len(self._factors))
+        for _ in range(_SWEEPS):
+            for place, row in enumerate(self._products):
+                others = sum(row[other] * factors[other] for other in everywhere if other != place)
+                # The prior's observations say: a factor of 1.
+                target = self._targets[place] + self._worth - others
+                factors[place] = max(0.0, target / (row[place] + self._worth))
+        self.changes += 1

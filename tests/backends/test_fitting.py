@@ -1,0 +1,55 @@
+"""Coefficients are found from noisy observations, and never below zero."""
+
+import random
+
+import pytest
+
+from backends.fitting import LinearFit
+
+
+def test_coefficients_are_found_whatever_their_scale() -> None:
+    """From a prior that is wrong by far: each term as it was, give or take the noise."""
+    rng = random.Random(1)
+    truth = (300e3, 20e3, 90e3, 40.0)
+    fit = LinearFit((8.0, 1.0, 1.2, 0.0005))
+    assert not fit.fitted
+    for _ in range(2000):
+        terms = (
+            1,
+            rng.choice([0, 0, rng.randrange(600)]),
+            rng.randrange(1, 32),
+            rng.randrange(9000),
+        )
+        exact = sum(a * b for a, b in zip(truth, terms, strict=True))
+        fit.observe(terms, exact * rng.uniform(0.9, 1.1))
+    for found, true in zip(fit.coefficients(), truth, strict=True):
+        assert found == pytest.approx(true, rel=0.1)
+
+
+def test_prior_holds_where_nothing_can_be_told_apart() -> None:
+    """One kind of step only: the total is right, its parts are as the prior says."""
+    fit = LinearFit((8.0, 1.0))
+    for _ in range(500):
+        fit.observe((1, 2), 50.0)
+    first, second = fit.coefficients()
+    assert first + 2 * second == pytest.approx(50.0, rel=0.01)
+    assert first == pytest.approx(8 * second, rel=0.01)
+
+
+def test_no_coefficient_falls_below_zero() -> None:
+    """A term that seems to speed things up is worth nothing."""
+    rng = random.Random(2)
+    fit = LinearFit((1.0, 1.0))
+    for _ in range(500):
+        size = rng.random()
+        fit.observe((1, size), 2.0 - size)
+    assert min(fit.coefficients()) >= 0
+
+
+def test_nonsense_is_no_observation() -> None:
+    """Nothing done, or no time: nothing learnt."""
+    fit = LinearFit((1.0, 1.0))
+    fit.observe((0, 0), 5.0)
+    fit.observe((1, 1), 0.0)
+    fit.observe((1, 1), -1.0)
+    assert not fit.fitted
