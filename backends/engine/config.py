@@ -59,6 +59,9 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """auto: the dtype the model computes in."""
     kv_bytes_per_token: int = 0
     """KV bytes of one token over all layers: turns blocks held into `kv_byte_seconds`."""
+    run_ahead: bool = False
+    """Whether the runner starts a step before it is scheduled: a sequence then holds the block of
+    its next token a step early."""
     speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
 
     def __post_init__(self) -> None:
@@ -110,6 +113,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         enable_chunked_prefill: bool = True,
         kv_cache_dtype: KvCacheDtype = "auto",
         speculation: SpeculationConfig | None = None,
+        run_ahead: bool = False,
     ) -> "EngineConfig":
         """A consistent configuration from a model's numbers and what the operator set.
 
@@ -149,6 +153,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             kv_cache_dtype=kv_cache_dtype,
             kv_bytes_per_token=kv_bytes_per_token,
             speculation=speculation or SpeculationConfig(),
+            run_ahead=run_ahead,
         )
 
 

@@ -8,8 +8,10 @@ from typing import Final
 import torch
 
 from backends.engine.config import DEFAULT_KV_MEMORY_BYTES, EngineConfig, KvCacheDtype
+from backends.engine.decode_graphs import CudaCapture
 from backends.engine.draft_runner import DraftRunner
 from backends.engine.engine import Engine
+from backends.engine.graph_runner import GraphModelRunner
 from backends.engine.kv_cache import free_cpu_memory, kv_bytes_per_token, kv_memory_bytes
 from backends.engine.model_runner import ModelRunner
 from backends.engine.options import DtypeOption, EngineOptions
@@ -73,7 +75,7 @@ def build_engine(options: EngineOptions, *, meter: MeterSlot | None = None) -> E
     if device.type == "cpu":
         torch.set_num_threads(options.threads or pick_threads(model.step_bytes))
     config = _engine_config(options, model_config, device, kv_dtype)
-    runner = ModelRunner(model, config, device=device, kv_dtype=kv_dtype)
+    runner = _runner(model, config, device, kv_dtype)
     draft = _draft_runner(options, config, folder, device, dtype, kv_dtype)
     speculator = Speculator.from_config(
         config.speculation, draft_model=draft, now_ns=time.perf_counter_ns
@@ -81,6 +83,19 @@ def build_engine(options: EngineOptions, *, meter: MeterSlot | None = None) -> E
     return Engine(
         config, runner, tokenizer, speculator=speculator, started_ns=started_ns, meter=meter
     )
+
+
+def _runner(
+    model: Model, config: EngineConfig, device: torch.device, kv_dtype: torch.dtype
+) -> ModelRunner:
+    """On a GPU steps are recorded beforehand and run ahead; on a CPU neither would gain."""
+    if device.type != "cuda":
+        return ModelRunner(model, config, device=device, kv_dtype=kv_dtype)
+    runner = GraphModelRunner(
+        model, config, device=device, kv_dtype=kv_dtype, capture=CudaCapture()
+    )
+    runner.graphs.prepare()
+    return runner
 
 
 def pick_device(name: str) -> torch.device:
@@ -166,6 +181,7 @@ def _engine_config(
         enable_chunked_prefill=options.enable_chunked_prefill,
         kv_cache_dtype=options.kv_cache_dtype,
         speculation=options.speculation,
+        run_ahead=device.type == "cuda",
     )
 
 

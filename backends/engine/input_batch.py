@@ -64,7 +64,7 @@ class InputBatch:
         self._block_size = block_size
         self._device = device
         columns = -(-max_model_len // block_size) + 1
-        self._tables = BlockTables(rows=max_num_seqs, columns=columns)
+        self.tables = BlockTables(rows=max_num_seqs, columns=columns)
 
     def build(self, sequences: Sequence[ScheduledSequence]) -> tuple[ForwardBatch, Tensor | None]:
         """Pack the sequences in their order.
@@ -99,13 +99,13 @@ class InputBatch:
             if sequence.samples:
                 logit_rows += range(len(tokens) - sequence.num_drafts - 1, len(tokens))
         longest = max(ends)
-        rows = [self._tables.row(sequence.request) for sequence in sequences]
+        rows = [self.tables.row(sequence.request) for sequence in sequences]
         per_token = self._tensor(np.array((tokens, positions, slots), dtype=np.int64))
         batch = ForwardBatch(
             token_ids=per_token[0],
             positions=per_token[1],
             slot_mapping=per_token[2],
-            block_tables=self._tensor(self._tables.table[rows, : -(-longest // size)]),
+            block_tables=self._tensor(self.tables.table[rows, : -(-longest // size)]),
             query_start_lens=self._tensor(np.array(query_starts, dtype=np.int32)),
             context_lens=self._tensor(np.array(ends, dtype=np.int32)),
             max_query_len=longest_query,

@@ -46,7 +46,7 @@ class ModelRunner:
             max_model_len=config.max_model_len + config.speculation.num_tokens,
             device=device,
         )
-        self._sampler = Sampler()
+        self._sampler = Sampler(on_device=device.type != "cpu")
         self._states: dict[Request, SamplingState] = {}
         self._max_states = 2 * config.max_num_seqs + 64
 
@@ -69,11 +69,12 @@ class ModelRunner:
 
     def _rows_of(self, sequence: ScheduledSequence) -> SequenceRows:
         request = sequence.request
-        state = self._states.get(request)
-        if state is None:
-            state = self._new_state(request)
         drafts = request.draft_token_ids[: sequence.num_drafts] if sequence.num_drafts else ()
-        return SequenceRows(state, request.output_token_ids, drafts)
+        return SequenceRows(self._state_of(request), request.output_token_ids, drafts)
+
+    def _state_of(self, request: Request) -> SamplingState:
+        state = self._states.get(request)
+        return self._new_state(request) if state is None else state
 
     def _new_state(self, request: Request) -> SamplingState:
         if len(self._states) >= self._max_states:

@@ -162,7 +162,14 @@ class Scheduler:
             elif start < len(request.block_ids) * size or self._make_room(request, start + 1):
                 scheduled[request] = ScheduledSequence(request, start, 1)
                 self._budget -= 1
+                if self.config.run_ahead and start + 1 >= len(request.block_ids) * size:
+                    self._reserve_next(request)
         return prefilling
+
+    def _reserve_next(self, request: Request) -> None:
+        """Give a sequence the block of its next token a step early; nobody is preempted for it."""
+        if request.num_remaining_tokens > 1 and self.block_pool.num_free:
+            request.block_ids.extend(self.block_pool.allocate(1))
 
     def _schedule_prefills(self, requests: list[Request]) -> None:
         for request in requests:

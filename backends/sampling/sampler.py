@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backends.contract import TokenLogprob
+from backends.sampling.device import draw
 from backends.sampling.logits import edit_logits
 from backends.sampling.random import uniforms
 from backends.sampling.state import SamplingState, SequenceRows
@@ -45,7 +46,9 @@ class _Draws(NamedTuple):
 class Sampler:
     """Stateless but for the parameter tensors of the last batch, kept while it stays the same."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, on_device: bool = False) -> None:
+        """Draw with one number per row; `on_device`, with noise made beside the logits."""
+        self._on_device = on_device
         self._states: list[SamplingState] = []
         self._draws: _Draws | None = None
 
@@ -60,8 +63,11 @@ class Sampler:
             return SampledRows(_likeliest(logits).tolist(), [])
         raw = _RawLogprobs(logits, sequences)
         edit_logits(logits, sequences)
-        draws = self._prepare(sequences, logits)
-        if draws is not None:
+        draws = None if self._on_device else self._prepare(sequences, logits)
+        if self._on_device:
+            states = [s.state for s in sequences for _ in range(len(s.drafts) + 1)]
+            tokens = draw(logits, states, _places(sequences))
+        elif draws is not None:
             tokens = _draw(logits, draws, _places(sequences))
         else:
             tokens = _likeliest(logits)

@@ -238,3 +238,28 @@ def test_sampler_notices_when_the_batch_changes() -> None:
     first = sampler.sample(logits.clone(), [hot, cold]).token_ids
     swapped = sampler.sample(logits.flip(0).clone(), [cold, hot]).token_ids
     assert swapped == first[::-1]
+
+
+def test_sampler_on_device_draws_alike_in_any_batch_and_obeys_every_parameter() -> None:
+    """Noise made beside the logits: bans, penalties and greedy rows hold, and a seed its answer."""
+    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(1)) * 2
+    kinds = (
+        SamplingParams(temperature=0.0, logit_bias={7: 100.0}, logprobs=1),
+        SamplingParams(temperature=1.0, seed=4),
+        SamplingParams(temperature=1.0, top_k=1, seed=5),
+        SamplingParams(temperature=0.0, repetition_penalty=50.0),
+    )
+    best = int(logits[3].argmax())
+    prompts: list[list[int]] = [[], [], [], [best]]
+    rows = [
+        SequenceRows(SamplingState(params, prompt, seed=params.seed or 0), [1, 2])
+        for params, prompt in zip(kinds, prompts, strict=True)
+    ]
+    sampler = Sampler(on_device=True)
+    tokens, logprobs = sampler.sample(logits.clone(), rows)
+    assert tokens[0] == 7
+    assert logprobs[0] is not None
+    assert tokens[2] == int(logits[2].argmax())
+    assert tokens[3] != best
+    for index, row in enumerate(rows):
+        assert sampler.sample(logits[index : index + 1].clone(), [row])[0] == [tokens[index]]
