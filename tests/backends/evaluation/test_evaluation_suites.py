@@ -11,6 +11,7 @@ import pytest
 
 from backends.bundled import facts
 from backends.bundled.corpus import TEXT_FILES, read_chat, read_tasks, read_texts
+from backends.bundled.lessons import make_lessons
 from backends.bundled.shelves import allowed
 from backends.bundled.synthetic import make_tasks
 from backends.evaluation import build
@@ -89,7 +90,9 @@ def test_no_frozen_prompt_is_in_the_lessons(corpus: Path) -> None:
     for seed in (1, 2):
         made = make_tasks(corpus, count=20_000, split="train", seed=seed)
         lessons += [task.prompt for task in made]
-    lessons += [prompt for prompt, _ in facts.make_facts(seed=1, split="train")]
+        lessons += [prompt for prompt, _ in facts.make_facts(seed=seed, split="train")]
+        own = make_lessons(seed=seed, split="train")
+        lessons += [prompt for pairs in own.values() for prompt, _ in pairs]
     assert not frozen & {sha256(prompt.encode()).digest() for prompt in lessons}
 
 
@@ -102,9 +105,21 @@ def test_lessons_leave_out_frozen_prompts_whoever_wrote_them() -> None:
 
 
 def test_no_held_out_text_is_in_the_lessons(corpus: Path) -> None:
-    """Every piece of the `lm` suite comes out of a text that training never reads."""
-    lessons = "\n".join(t for name in TEXT_FILES for t in read_texts(corpus, name, held_out=False))
-    assert [text.source for text in read_pieces() if text.text[:400] in lessons] == []
+    """No whole paragraph of the `lm` suite stands in a text that training reads."""
+    lessons = {
+        paragraph
+        for name in TEXT_FILES
+        for text in read_texts(corpus, name, held_out=False)
+        for paragraph in text.split("\n")
+    }
+    long = [
+        paragraph
+        for piece in read_pieces()
+        for paragraph in piece.text.split("\n")[1:-1]
+        if len(paragraph) > 100
+    ]
+    assert len(long) > 200
+    assert [paragraph for paragraph in long if paragraph in lessons] == []
 
 
 def test_frozen_prompts_are_known_in_any_case_and_spacing() -> None:
