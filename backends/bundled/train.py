@@ -4,6 +4,8 @@ Exit codes: 0 done, 2 something given cannot be used (the message says what to d
 """
 
 import argparse
+import contextlib
+import ctypes
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +25,8 @@ from backends.bundled.synthetic import LESSONS, make_tasks
 from backends.bundled.tokenizer import load_tokenizer, train_tokenizer
 from backends.bundled.trainer import Trainer
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Options of glibc's `mallopt`."""
 TASK_TOKENS = 100
 """Tokens of a run for each fresh task: hardly any is seen twice."""
 MOST_TASKS = 2_000_000
@@ -72,8 +76,21 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def keep_memory() -> None:
+    """Ask glibc to keep what a step frees for the next one.
+
+    Else every large tensor is mapped afresh, and a sixth of a step goes into page faults.
+    """
+    largest = 2**31 - 1
+    with contextlib.suppress(OSError, AttributeError):  # another C library: slower, no more
+        libc = ctypes.CDLL("libc.so.6")
+        for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+            libc.mallopt(option, largest)
+
+
 def train(args: argparse.Namespace) -> None:
     """Run the whole recipe: tokenizer, library, steps, export to OUT/export."""
+    keep_memory()
     torch.set_num_threads(args.threads)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     spec, plan = SPECS[args.model], plan_for(args.model, device)
