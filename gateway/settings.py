@@ -63,9 +63,9 @@ class DatabaseSettings(_Table, frozen=True, kw_only=True):
 
     url: str = "sqlite"
     """sqlite (a file in the state folder), sqlite+aiosqlite:///path or postgresql+asyncpg://…"""
-    batch_size: Positive = 512
+    batch_size: Positive = 2048
     """Most settlements written in one transaction."""
-    flush_interval_s: Seconds = 0.2
+    flush_interval_s: Seconds = 0.5
     """Longest a settlement waits for its batch (it is in the journal meanwhile)."""
     on_ledger_outage: Literal["serve", "refuse"] = "serve"
     """With the database away: serve and keep rows in the journal, or answer 503."""

@@ -6,7 +6,7 @@ Slices shrink as the limit comes near, and return when they are not used.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ _NEAR = 8
 """… and at most this part of what is left."""
 _TRIES = 3
 _BEATS_PER_SWEEP = 60
+_MAX_KNOWN_LIMITS = 4096
 _NO_BUDGET = BudgetState()
 
 
@@ -74,6 +75,8 @@ class Budgets:
         self._owner = owner or worker_id()
         self._poll_s, self._sync_s, self._lease_s = poll_s, sync_s, lease_s
         self._by_scope: dict[str, list[Budget]] = {}
+        self._known_limits: dict[tuple[Any, ...], list[tuple[Counter, Budget]]] = {}
+        """Since the last refresh."""
         self._spend: dict[Counter, Spend] = {}
         self._slices: dict[Counter, Slice] = {}
         self._stamp = Stamp(stamp or beside(engine))
@@ -241,13 +244,25 @@ class Budgets:
     def _limits(
         self, caller: Caller, tags: Mapping[str, str] | None = None
     ) -> list[tuple[Counter, Budget]]:
+        """Counters and budgets that a request falls under, in the order in which to lock them."""
+        now = self.clock()  # windows begin with a minute, so for all of it the answer is the same
+        tagged = tuple(tags.items()) if tags and self._tagged else ()
+        key = (caller.key_id, caller.team, caller.user, tagged, now // 60)
+        known = self._known_limits.get(key)
+        if known is None:
+            if len(self._known_limits) >= _MAX_KNOWN_LIMITS:
+                self._known_limits.clear()
+            known = self._known_limits[key] = self._find_limits(caller, tagged, now)
+        return known
+
+    def _find_limits(
+        self, caller: Caller, tags: Iterable[tuple[str, str]], now: float
+    ) -> list[tuple[Counter, Budget]]:
         scopes = [f"key:{caller.key_id}", f"team:{caller.team}", store.EVERYBODY]
         if caller.user is not None:
             scopes.append(f"user:{caller.user}")
-        if tags and self._tagged:
-            scopes += [f"tag:{name}={value}" for name, value in tags.items()]
+        scopes += [f"tag:{name}={value}" for name, value in tags]
         found = [budget for scope in scopes for budget in self._by_scope.get(scope, ())]
-        now = self.clock() if found else 0.0
         limits = [(store.counter_of(budget, now), budget) for budget in found]
         if len(limits) > 1:
             limits.sort(key=lambda pair: _order(pair[0]))
@@ -361,6 +376,7 @@ class Budgets:
         for budget in found:
             by_scope.setdefault(budget.scope, []).append(budget)
         self._by_scope, self._spend = by_scope, spend
+        self._known_limits.clear()
         self._tagged = any(scope.startswith("tag:") for scope in by_scope)
         await self._tell(counters)
 

@@ -4,6 +4,7 @@ No float: a nano-dollar lost per request is a wrong bill at the end of the month
 """
 
 from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
+from functools import lru_cache
 
 NANO = 1_000_000_000
 """Nano-dollars in a dollar."""
@@ -33,6 +34,7 @@ def to_usd(nano_usd: int) -> Decimal:
     return EXACT.divide(Decimal(nano_usd), Decimal(NANO))
 
 
+@lru_cache(maxsize=1024)
 def usd_text(nano_usd: int) -> str:
     """Nano-dollars as a plain decimal string of dollars: no exponent, no trailing zeros."""
     sign = "-" if nano_usd < 0 else ""

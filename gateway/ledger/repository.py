@@ -6,7 +6,7 @@ its rows in sorted order and the tables in the same order, so writers cannot dea
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain as chained
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,12 @@ _OURS = text(
     "AND xmin = pg_current_xact_id()::xid"
 )
 """Rows that this very transaction inserted; another may have been quicker with the same id."""
+_KNOWN_POSTGRESQL = text("SELECT request_id FROM requests WHERE request_id = ANY(:ids)")
+_KNOWN_SQLITE = text(
+    "SELECT request_id FROM requests WHERE request_id IN (SELECT value FROM json_each(:ids))"
+)
+_SLICE = 256
+"""Rows that are prepared in one go; the event loop waits meanwhile."""
 _ROWS_AT_ONCE = 64
 """SQLite's driver takes and drops the interpreter's lock for each row of an executemany. Beside a
 busy event loop that costs more than the insert itself, so a full batch goes in statements of many
@@ -61,6 +67,7 @@ class Repository:
         self._insert_key = _insert_once(engine, rollup_keys, tuple(rollup_keys.c.keys()))
         self._add_rollup = upsert_adding(engine, rollups, SUMS)
         self._postgresql = engine.dialect.name == "postgresql"
+        self._known = _KNOWN_POSTGRESQL if self._postgresql else _KNOWN_SQLITE
 
     async def write(self, settlements: Sequence[Settlement]) -> None:
         """Write all in one transaction; rows that are already there stay as they are.
@@ -78,19 +85,28 @@ class Repository:
     ) -> None:
         """The same inside the caller's transaction, begun by `writing`."""
         closed_until_us = await state.closed_until_us(connection)
-        batch = await _pseudonymous(connection, _merged(settlements))
-        batch = {name: _open_period(one, closed_until_us) for name, one in batch.items()}
-        mine = await self._insert_requests(connection, batch)
-        written = [one for name, one in batch.items() if name in mine]
+        merged = _merged(settlements)
+        ids = await subjects.ids_of(connection, _names(merged))
         totals: dict[Bucket, Sums] = {}
-        for one in written:
-            add(totals, one)
-        for name, one in batch.items():
-            late = None if name in mine else await self._late(connection, one, totals)
-            if late is not None:
-                written.append(late)
-        charge_rows = [charge_row(charge) for one in written for charge in one.charges]
-        await self._insert(connection, self._insert_charge, charge_rows)
+        mine: set[str] = set()
+        written: list[Settlement] = []
+        for start in range(0, len(merged), _SLICE):  # between two, requests are answered
+            batch = {
+                one.request.request_id: _open_period(_pseudonymous(one, ids), closed_until_us)
+                for one in merged[start : start + _SLICE]
+            }
+            inserted = await self._insert_requests(connection, batch)
+            mine |= inserted
+            fresh = [one for name, one in batch.items() if name in inserted]
+            for one in fresh:
+                add(totals, one)
+            for name, one in batch.items():
+                late = None if name in inserted else await self._late(connection, one, totals)
+                if late is not None:
+                    fresh.append(late)
+            charge_rows = [charge_row(charge) for one in fresh for charge in one.charges]
+            await self._insert(connection, self._insert_charge, charge_rows)
+            written += fresh
         await self._roll_up(connection, totals)
         if self._chained and written:
             await chain.extend(connection, written, requests=mine)
@@ -99,9 +115,8 @@ class Repository:
         self, connection: "AsyncConnection", batch: dict[str, Settlement]
     ) -> set[str]:
         """Insert what is missing; the ids of the rows that are now ours."""
-        known = await connection.execute(
-            select(requests.c.request_id).where(requests.c.request_id.in_(batch))
-        )
+        ids: Any = list(batch) if self._postgresql else msgspec.json.encode(list(batch)).decode()
+        known = await connection.execute(self._known, {"ids": ids})
         missing = batch.keys() - set(known.scalars())
         if not missing:
             return missing
@@ -188,8 +203,8 @@ async def find_rows(
     return settlement_of(found, booked.all())
 
 
-def _merged(settlements: Iterable[Settlement]) -> dict[str, Settlement]:
-    """By request id, sorted: the first row of each, and every charge once."""
+def _merged(settlements: Iterable[Settlement]) -> list[Settlement]:
+    """Sorted by request id: the first row of each, and every charge once."""
     merged: dict[str, Settlement] = {}
     for one in settlements:
         name = one.request.request_id
@@ -200,33 +215,33 @@ def _merged(settlements: Iterable[Settlement]) -> dict[str, Settlement]:
         known = {charge.seq for charge in first.charges}
         fresh = tuple(charge for charge in one.charges if charge.seq not in known)
         merged[name] = Settlement(request=first.request, charges=first.charges + fresh)
-    return dict(sorted(merged.items()))
+    return [merged[name] for name in sorted(merged)]
 
 
-async def _pseudonymous(
-    connection: "AsyncConnection", batch: dict[str, Settlement]
-) -> dict[str, Settlement]:
-    """The batch with subject ids in place of names."""
-    wanted: set[Subject] = {("team", one.request.team) for one in batch.values()}
-    wanted |= {("user", one.request.user) for one in batch.values() if one.request.user is not None}
-    ids = await subjects.ids_of(connection, wanted)
-    return {
-        name: Settlement(
-            request=_replace(
-                one.request,
-                team=ids["team", one.request.team],
-                user=None if one.request.user is None else ids["user", one.request.user],
-            ),
-            charges=one.charges,
-        )
-        for name, one in batch.items()
-    }
+def _names(settlements: Iterable[Settlement]) -> set[Subject]:
+    names: set[Subject] = set()
+    for one in settlements:
+        names.add(("team", one.request.team))
+        if one.request.user is not None:
+            names.add(("user", one.request.user))
+    return names
+
+
+def _pseudonymous(one: Settlement, ids: Mapping[Subject, str]) -> Settlement:
+    """With subject ids in place of names."""
+    team, user = one.request.team, one.request.user
+    request = _replace(
+        one.request,
+        team=ids["team", team],
+        user=None if user is None else ids["user", user],
+    )
+    return Settlement(request=request, charges=one.charges)
 
 
 def _open_period(one: Settlement, closed_until_us: int) -> Settlement:
     """Charges of a closed month post to the first moment after it."""
     first = closed_until_us / 1_000_000
-    if all(charge.at >= first for charge in one.charges):
+    if not first or all(charge.at >= first for charge in one.charges):
         return one
     moved: tuple[ChargeRecord, ...] = tuple(
         charge if charge.at >= first else _replace(charge, at=first) for charge in one.charges

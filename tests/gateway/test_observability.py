@@ -2,9 +2,11 @@
 
 import asyncio
 import io
+import json
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime
 
 from gateway.observability import LineLogger
 
@@ -75,3 +77,32 @@ def test_last_words_are_written_when_the_loop_stops() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert b'"event":"goodbye"' in ended.stderr
+
+
+def test_json_line_tells_event_level_time_and_exception() -> None:
+    """A line holds what a log pipeline filters by, and the traceback of what went wrong."""
+    code = (
+        "import structlog\n"
+        "from gateway.observability import configure_logging\n"
+        "configure_logging()\n"
+        "structlog.contextvars.bind_contextvars(request_id='r1')\n"
+        "log = structlog.get_logger()\n"
+        "log.debug('unseen')\n"
+        "log.warning('disk_full', free_bytes=7)\n"
+        "try:\n"
+        "    1 / 0\n"
+        "except ZeroDivisionError:\n"
+        "    log.exception('sum_failed', path=__import__('pathlib').Path('/x'))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    warned, failed = [json.loads(line) for line in ended.stderr.splitlines()]
+    at = datetime.fromisoformat(warned.pop("at"))
+    assert abs((datetime.now(UTC) - at).total_seconds()) < 60
+    assert warned == {
+        "event": "disk_full",
+        "level": "warning",
+        "request_id": "r1",
+        "free_bytes": 7,
+    }
+    assert (failed["level"], failed["path"]) == ("error", "/x")
+    assert "ZeroDivisionError: division by zero" in failed["exception"]
