@@ -8,10 +8,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.api.guards import guard
 from gateway.errors import InvalidRequest, Unavailable
+from gateway.ledger.compare import compared_report
 from gateway.ledger.reports import ReportError, costs_report
 from gateway.pipeline import Pipeline
 
-_KNOWN = frozenset({"group_by", "group-by", "since", "until", "tz", "idle_by"})
+_KNOWN = frozenset({"group_by", "group-by", "since", "until", "tz", "idle_by", "compare"})
 
 
 def report_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
@@ -24,21 +25,24 @@ def report_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
         unknown = sorted(set(asked) - _KNOWN)
         if unknown:
             raise InvalidRequest(
-                f"Unknown parameter {unknown[0]!r}; there are group_by, since, until, tz, idle_by.",
+                f"Unknown parameter {unknown[0]!r}; there are group_by, since, until, tz, idle_by, "
+                "compare.",
                 param=unknown[0],
             )
         groups = asked.get("group_by") or asked.get("group-by") or ""
         await parts.ledger.flush(timeout_s=2.0)
         try:
-            return await costs_report(
-                parts.engine,
-                parts.settings,
-                group_by=[group.strip() for group in groups.split(",") if group.strip()],
-                since=asked.get("since"),
-                until=asked.get("until"),
-                tz=asked.get("tz") or "UTC",
-                idle_by=asked.get("idle_by") or "charges",
-            )
+            report: dict[str, Any] = {
+                "group_by": [group.strip() for group in groups.split(",") if group.strip()],
+                "since": asked.get("since"),
+                "until": asked.get("until"),
+                "tz": asked.get("tz") or "UTC",
+                "idle_by": asked.get("idle_by") or "charges",
+            }
+            if asked.get("compare"):
+                report["compare"] = asked["compare"]
+                return await compared_report(parts.engine, parts.settings, **report)
+            return await costs_report(parts.engine, parts.settings, **report)
         except ReportError as error:
             raise InvalidRequest(str(error)) from None
         except SQLAlchemyError as error:

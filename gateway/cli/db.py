@@ -1,6 +1,7 @@
 """`headgate db`: the ledger's database."""
 
 import asyncio
+import time
 from typing import Any
 
 import click
@@ -79,6 +80,29 @@ def check(
         click.echo(f"audit chain: {found['chain_links']} links, the last {found['chain_anchor']}")
     if problems:
         fail(f"not as it should be: {problems[0]}")
+
+
+@db.command()
+@click.option("--days", type=click.IntRange(1), help="Default: [database] retention_days.")
+@config_option
+@json_option
+@click.pass_context
+def prune(ctx: click.Context, days: int | None, config: str | None, as_json: bool) -> None:
+    """Remove requests and charges that are older; their sums stay. A gateway does it every hour."""
+    from gateway.cli.database import run_on_engine
+    from gateway.ledger import retention
+
+    settings = settings_of(ctx, config)
+    kept = days or settings.database.retention_days
+    if kept is None:
+        fail("how many days are to be kept? --days N, or [database] retention_days", code=2)
+    gone = run_on_engine(
+        settings, lambda engine: retention.prune(engine, retention_days=kept, now=time.time())
+    )
+    if as_json:
+        print_json({"retention_days": kept, "requests": gone})
+    else:
+        click.echo(f"{gone} requests older than {kept} days are gone; their sums stay.")
 
 
 def _link(anchor: str | None) -> tuple[int, str] | None:

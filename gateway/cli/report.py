@@ -9,9 +9,10 @@ import click
 from gateway.cli.common import config_option, fail, print_json, settings_of
 from gateway.cli.database import run_on_engine, table
 from gateway.cli.report_books import accounts, bill, close, correct
+from gateway.cli.report_export import export
 from gateway.cli.report_reconcile import reconcile
+from gateway.ledger.csv_text import safe_cell
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _LEFT_OUT = ("cached_prompt_tokens", "usd_per_million_tokens", "full_usd_per_million_tokens")
 """Of the table, to fit a screen; JSON and CSV have them."""
 
@@ -21,7 +22,7 @@ def report() -> None:
     """Cost reports out of the ledger."""
 
 
-for _command in (accounts, correct, bill, close, reconcile):
+for _command in (accounts, correct, bill, close, reconcile, export):
     report.add_command(_command)
 
 
@@ -44,6 +45,9 @@ for _command in (accounts, correct, bill, close, reconcile):
     help="What shares out the machines' idle cost: what a row has of it; groups: evenly.",
 )
 @click.option(
+    "--compare", metavar="PERIOD", help="Beside another period: previous, or SINCE..UNTIL."
+)
+@click.option(
     "--where", "conditions", multiple=True, metavar="KEY=VALUE", help="Only these rows; repeatable."
 )
 @click.option(
@@ -63,28 +67,32 @@ def costs(
     until: str | None,
     tz: str,
     idle_by: str,
+    compare: str | None,
     conditions: tuple[str, ...],
     format_: str,
     as_json: bool,
     config: str | None,
 ) -> None:
     """What was spent, by whom, on what; what idle machines cost beside it."""
+    from gateway.ledger.compare import compared_report
     from gateway.ledger.reports import costs_report
 
     settings = settings_of(ctx, config)
-    found = run_on_engine(
-        settings,
-        lambda engine: costs_report(
-            engine,
-            settings,
-            group_by=group_by,
-            since=since,
-            until=until,
-            tz=tz,
-            filters=_filters(conditions),
-            idle_by=idle_by,
-        ),
-    )
+    asked: dict[str, Any] = {
+        "group_by": group_by,
+        "since": since,
+        "until": until,
+        "tz": tz,
+        "filters": _filters(conditions),
+        "idle_by": idle_by,
+    }
+
+    async def read(engine: Any) -> dict[str, Any]:
+        if compare is None:
+            return await costs_report(engine, settings, **asked)
+        return await compared_report(engine, settings, compare=compare, **asked)
+
+    found = run_on_engine(settings, read)
     if as_json or format_ == "json":
         print_json(found)
     elif format_ == "csv":
@@ -103,31 +111,34 @@ def _filters(conditions: tuple[str, ...]) -> dict[str, list[str]]:
     return filters
 
 
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with the compared period's cost as a figure of its own."""
+    if "previous" not in row:
+        return row
+    flat = {name: value for name, value in row.items() if name != "previous"}
+    return {**flat, "previous_cost_usd": row["previous"]["cost_usd"]}
+
+
 def _print_csv(found: dict[str, Any]) -> None:
     """One line per row. A cell that a spreadsheet would run as a formula gets an apostrophe."""
     groups = found["group_by"]
-    columns = [*groups, *found["totals"]]
+    figures = list(_flat(found["totals"]))
+    columns = [*groups, *figures]
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow([safe_cell(column) for column in columns])
-    for row in found["rows"]:
+    for row in map(_flat, found["rows"]):
         cells = [safe_cell(row[key]) for key in groups]
-        writer.writerow([*cells, *("" if row[c] is None else row[c] for c in found["totals"])])
-
-
-def safe_cell(value: str | None) -> str:
-    """A text as a CSV cell that no spreadsheet takes for a formula."""
-    if value is None:
-        return ""
-    return f"'{value}" if value.startswith(_FORMULA) else value
+        writer.writerow([*cells, *("" if row[c] is None else row[c] for c in figures)])
 
 
 def _print_table(found: dict[str, Any]) -> None:
     groups = found["group_by"]
-    figures = [name for name in found["totals"] if name not in _LEFT_OUT]
-    rows = [[*(_cell(row[c]) for c in (*groups, *figures))] for row in found["rows"]]
+    totals = _flat(found["totals"])
+    figures = [name for name in totals if name not in _LEFT_OUT]
+    rows = [[*(_cell(row[c]) for c in (*groups, *figures))] for row in map(_flat, found["rows"])]
     total = ["total", *[""] * (len(groups) - 1)] if groups else []
     if groups:
-        rows.append([*total, *(_cell(found["totals"][c]) for c in figures)])
+        rows.append([*total, *(_cell(totals[c]) for c in figures)])
     table([*groups, *figures], rows, right=figures)
     breakdown = ", ".join(
         f"{name.replace('_', ' ')} ${usd}" for name, usd in found["idle_breakdown"].items()

@@ -9,17 +9,13 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
-from sqlalchemy import select
 
-from gateway.ledger import subjects
+from gateway.ledger.book import booked
 from gateway.ledger.report_query import ReportQuery
 from gateway.ledger.reports import sums_by
-from gateway.ledger.tables import charges, requests
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
-
-_PAGE = 1_000
 
 
 class Entry(Struct, frozen=True, kw_only=True):
@@ -80,41 +76,20 @@ async def entries(
     connection: "AsyncConnection", *, since_us: int, until_us: int
 ) -> AsyncIterator[Entry]:
     """Both sides of every charge booked in a period, in the order of booking."""
-    c, r = charges.c, requests.c
-    at: tuple[int, str, int] = (since_us, "", -1)
-    while True:
-        after = (c.at_us > at[0]) | (
-            (c.at_us == at[0])
-            & ((c.request_id > at[1]) | ((c.request_id == at[1]) & (c.seq > at[2])))
-        )
-        page = (
-            await connection.execute(
-                select(c.at_us, c.request_id, c.seq, c.kind, c.machine, c.backend, r.team, r.key)
-                .add_columns(c.cost_nano_usd, c.reverses_seq)
-                .join_from(charges, requests, r.request_id == c.request_id)
-                .where(after, c.at_us < until_us)
-                .order_by(c.at_us, c.request_id, c.seq)
-                .limit(_PAGE)
-            )
-        ).all()
-        if not page:
-            return
-        names = await subjects.names_of(connection, {row.team for row in page})
+    async for page in booked(connection, since_us=since_us, until_us=until_us):
         for row in page:
-            cost = row.cost_nano_usd
-            team = subjects.shown(row.team, names)
+            cost: int = row["cost_nano_usd"]
             for account, amount in (
-                (payer(team, row.key), cost),
-                (payee(row.machine, row.backend), -cost),
+                (payer(row["team"], row["key"]), cost),
+                (payee(row["machine"], row["backend"]), -cost),
             ):
                 yield Entry(
-                    at_us=row.at_us,
-                    request_id=row.request_id,
-                    seq=row.seq,
-                    kind=row.kind,
+                    at_us=row["at_us"],
+                    request_id=row["request_id"],
+                    seq=row["seq"],
+                    kind=row["kind"],
                     account=account,
                     debit_nano_usd=max(amount, 0),
                     credit_nano_usd=max(-amount, 0),
-                    reverses_seq=row.reverses_seq,
+                    reverses_seq=row["reverses_seq"],
                 )
-        at = (page[-1].at_us, page[-1].request_id, page[-1].seq)

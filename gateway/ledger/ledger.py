@@ -9,6 +9,7 @@ did arrive changes nothing.
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -22,7 +23,9 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 from gateway.ledger import journal as journals
 from gateway.ledger.journal import Journal, Segment
 from gateway.ledger.records import Settlement
+from gateway.ledger.report_query import ReportError
 from gateway.ledger.repository import Repository
+from gateway.ledger.retention import prune
 from gateway.ledger.worker_id import worker_id
 
 if TYPE_CHECKING:
@@ -35,6 +38,7 @@ log = structlog.get_logger(__name__)
 MAX_PENDING = 20_000
 """Settlements kept in memory; with more waiting, the rest stay in the journal only."""
 TAKE_OVER_INTERVAL_S = 10.0
+PRUNE_INTERVAL_S = 3_600.0
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.1, 5.0
 
 _encode = msgspec.json.Encoder().encode
@@ -61,6 +65,7 @@ class Ledger:
         take_over_interval_s: float = TAKE_OVER_INTERVAL_S,
     ) -> None:
         self._database = settings.database
+        self._engine = engine
         self._repository = Repository(engine, chained=settings.database.audit_chain)
         self._worker = worker or worker_id()
         self._folder = Path(settings.state_dir) / "journal"
@@ -76,6 +81,7 @@ class Ledger:
         self._idle = asyncio.Event()
         self._closing = False
         self._task: asyncio.Task[None] | None = None
+        self._pruning: asyncio.Task[None] | None = None
         self._written = 0
         self._replayed = 0
         self._lost = 0
@@ -86,6 +92,9 @@ class Ledger:
     async def start(self) -> None:
         """Start the writer; it first takes over what dead processes left in their journals."""
         self._task = asyncio.create_task(self._run(), name="ledger-writer")
+        if self._database.retention_days is not None:
+            pruning = self._prune(self._database.retention_days)
+            self._pruning = asyncio.create_task(pruning, name="ledger-retention")
 
     @property
     def refusal(self) -> str | None:
@@ -161,6 +170,9 @@ class Ledger:
         self._write_journal()
         self._closing = True
         self._wake.set()
+        if self._pruning is not None:
+            self._pruning.cancel()
+            await asyncio.wait({self._pruning})
         if self._task is not None:
             _, late = await asyncio.wait({self._task}, timeout=timeout_s)
             for task in late:
@@ -337,6 +349,17 @@ class Ledger:
                 rows += await self._write(batch)
                 batch = []
         return rows + (await self._write(batch) if batch else 0)
+
+    async def _prune(self, retention_days: int) -> None:
+        """Remove old rows now and every hour."""
+        while True:
+            try:
+                gone = await prune(self._engine, retention_days=retention_days, now=time.time())
+                if gone:
+                    log.info("requests_pruned", requests=gone, retention_days=retention_days)
+            except (SQLAlchemyError, OSError, ReportError) as error:
+                log.warning("pruning_failed", error=str(error)[:500])
+            await asyncio.sleep(PRUNE_INTERVAL_S)
 
     def _note(self, error: Exception) -> None:
         self._write_errors += 1

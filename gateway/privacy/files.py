@@ -9,10 +9,8 @@ import msgspec
 
 from gateway.ledger import journal
 from gateway.ledger.ledger import Ledger
-from gateway.privacy.model import DeletionError, Places, Subject, matches
+from gateway.privacy.model import EXPORTS, DeletionError, Places, Subject, matches
 
-EXPORTS = "exports"
-"""Folder of `headgate report export` in the state folder."""
 _PATIENCE_S = 10.0
 
 

@@ -11,6 +11,8 @@ from gateway.settings import Settings
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+EXPORTS = "exports"
+"""Folder of `headgate report export` in the state folder."""
 SubjectKind = Literal["team", "user", "key"]
 
 

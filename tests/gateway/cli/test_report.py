@@ -10,7 +10,7 @@ from decimal import Decimal
 
 import pytest
 
-from gateway.cli.report import safe_cell
+from gateway.ledger.csv_text import safe_cell
 from gateway.ledger.database import open_engine
 from gateway.ledger.records import Settlement
 from gateway.ledger.repository import Repository
@@ -121,3 +121,74 @@ def test_help_starts_without_heavy_imports() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert json.loads(found.stdout.replace("'", '"')) == []
+
+
+def test_books_at_the_month_s_end(spent: Headgate) -> None:
+    """Accounts, a correction, a closed month, an invoice and exports, each by its command."""
+    accounts = spent.json("report", "accounts", "--json")
+    assert accounts["balance_usd"] == "0"
+    assert {line["account"] for line in accounts["accounts"]} >= {"machine:local"}
+    corrected = spent.json("report", "correct", "r1", "--cost-usd", "0.02", "--json")
+    assert [line["cost_usd"] for line in corrected["booked"]] == ["-0.01", "0.02"]
+    again = spent.run("report", "correct", "r1")
+    assert (again.exit_code, "reversed already" in again.stderr) == (2, True)
+    assert spent.run("report", "correct", "nobody").exit_code == 1
+    invoice = ("report", "reconcile", "--invoice", "1.5", "--month", "2001-09", "--discount", "0.5")
+    assert spent.json(*invoice, "--json")["difference_usd"] == "2"
+    assert spent.json("report", "bill", "2001-09", "--json")["total_usd"] == "1.5"
+    assert "closed" in spent.run("report", "close", "2001-09").stdout
+    assert spent.run("report", "close", "2001-09").exit_code == 2
+    assert spent.run("report", "bill", "2001-13").exit_code == 2
+    assert spent.run("report", "reconcile", "--invoice", "1").exit_code == 2
+
+
+def test_exports_land_where_deleting_finds_them(spent: Headgate) -> None:
+    """CSV, Parquet and FOCUS into the state folder; CSV also to stdout."""
+    for kind in ("csv", "parquet", "focus"):
+        done = spent.run("report", "export", "--format", kind, "--month", "2001-09")
+        assert done.exit_code == 0, done.output
+    files = sorted(path.name for path in (spent.state_dir / "exports").iterdir())
+    assert files == [
+        "charges-2001-09.csv",
+        "charges-2001-09.focus.csv",
+        "charges-2001-09.parquet",
+    ]
+    rows = list(csv.DictReader(io.StringIO(spent.run("report", "export", "--out", "-").stdout)))
+    assert [row["cost_usd"] for row in rows] == ["0.01", "0.000000005"]
+    assert spent.run("report", "export", "--format", "focus").exit_code == 2
+    deleted = spent.json("data", "delete", "--user", "ann", "--json")["stores"]
+    assert (deleted["exports"], deleted["requests and charges"]) == (2, 2)
+
+
+def test_compared_report_in_all_formats(spent: Headgate) -> None:
+    """`--compare` adds the other period's cost to every format."""
+    ask = ("report", "costs", "--group-by", "team", "--since", "2001-09-01", "--until",
+           "2001-10-01", "--compare", "previous")  # fmt: skip
+    found = spent.json(*ask, "--json")
+    assert found["compare"]["since"] == "2001-08-01T00:00:00Z"
+    assert found["rows"][0]["previous"]["requests"] == 0
+    rows = list(csv.DictReader(io.StringIO(spent.run(*ask, "--format", "csv").stdout)))
+    assert rows[0]["previous_cost_usd"] == "0"
+    assert "previous" in spent.run(*ask).stdout
+
+
+def test_data_commands_say_what_is_there(spent: Headgate) -> None:
+    """A dry run deletes nothing; exactly one subject; the export names every store."""
+    dry = spent.json("data", "delete", "--user", "ann", "--dry-run", "--json")
+    assert dry["stores"]["requests and charges"] == 2
+    exported = spent.json("data", "export", "--user", "ann")
+    assert exported["stores"]["requests and charges"][0]["user"] == "ann"
+    assert spent.run("data", "export").exit_code == 2
+    assert spent.run("data", "delete", "--user", "a", "--team", "b").exit_code == 2
+    assert "deleted" in spent.run("data", "delete", "--user", "ann").stdout
+    assert spent.json("data", "delete", "--user", "ann", "--json")["stores"]["keys"] == 0
+
+
+def test_db_prune_and_check_after_it(spent: Headgate) -> None:
+    """Rows of 2001 go; the check still finds everything in order."""
+    assert spent.run("db", "prune").exit_code == 2
+    assert spent.json("db", "prune", "--days", "30", "--json")["requests"] == 2
+    checked = spent.json("db", "check", "--json")
+    assert (checked["ok"], checked["differences"]) == (True, [])
+    assert spent.run("db", "check", "--anchor", "x").exit_code == 2
+    assert spent.run("db", "check", "--rebuild").exit_code == 0

@@ -17,8 +17,7 @@ from gateway.ledger.journal import Journal
 from gateway.ledger.reports import costs_report
 from gateway.ledger.repository import Repository
 from gateway.privacy import stores
-from gateway.privacy.files import EXPORTS
-from gateway.privacy.model import DeletionError, Places
+from gateway.privacy.model import EXPORTS, DeletionError, Places
 from gateway.settings import (
     BackendSettings,
     CacheSettings,

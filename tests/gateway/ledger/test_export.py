@@ -1,0 +1,171 @@
+"""What other programs read: the same sums, nothing that runs as a formula, no float."""
+
+import csv
+import io
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow import parquet
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.ledger import export, month_end
+from gateway.ledger.compare import compared_report
+from gateway.ledger.machine_time import MachineClock
+from gateway.ledger.report_query import ReportError
+from gateway.ledger.repository import Repository
+from gateway.settings import MachineSettings, Settings
+from tests.gateway.ledger.samples import NOW, charge, settlement
+
+SETTINGS = Settings(machines=[MachineSettings(name="local", usd_per_hour=Decimal("3.60"))])
+EVERYTHING = {"since_us": 0, "until_us": 2**62}
+HOSTILE = '=HYPERLINK("http://x","y")'
+
+
+async def _some(engine: AsyncEngine) -> None:
+    upstream = {"backend": "outside", "machine": None, "machine_type": None}
+    rows = [
+        settlement("a", team=HOSTILE, tags={"note": "@SUM(A1)", "big": "x" * 10_000}),
+        settlement("b", charges=(charge("b", cost_nano_usd=3), charge("b", 1, **upstream))),
+        settlement("c", charges=(charge("c", cost_nano_usd=-7, kind="reversal", reverses_seq=0),)),
+    ]
+    await Repository(engine).write(rows)
+    began = round(NOW * 1e6) * 1000
+    clock = MachineClock(engine)
+    await clock.record("local", "small", "run", began, began + 10**10)
+    await clock.aclose()
+
+
+async def test_csv_and_parquet_have_every_charge_exactly(
+    engine: AsyncEngine, tmp_path: Path
+) -> None:
+    """Both hold the same rows; amounts are decimal strings or decimals, formulas are text."""
+    await _some(engine)
+    text = io.StringIO()
+    async with engine.connect() as connection:
+        assert await export.charges_csv(connection, text, **EVERYTHING) == 4
+        file = tmp_path / "x.parquet"
+        assert await export.charges_parquet(connection, file, **EVERYTHING) == 4
+        assert await export.charges_csv(connection, io.StringIO(), since_us=0, until_us=5) == 0
+    rows = list(csv.DictReader(io.StringIO(text.getvalue())))
+    assert list(rows[0]) == list(export.COLUMNS)
+    assert [row["cost_usd"] for row in rows] == [
+        "0.000001",
+        "0.000000003",
+        "0.000001",
+        "-0.000000007",
+    ]
+    assert rows[0]["team"] == f"'{HOSTILE}"
+    assert rows[0]["at"] == "2026-11-21T12:00:00.250000Z"
+    table = parquet.read_table(file)
+    assert str(table.schema.field("cost_usd").type) == "decimal128(38, 9)"
+    found = table.to_pylist()
+    assert [row["cost_usd"] for row in found] == [Decimal(row["cost_usd"]) for row in rows]
+    assert [row["team"] for row in found][:2] == [HOSTILE, "search"]
+
+
+async def test_focus_sums_to_the_bill(engine: AsyncEngine) -> None:
+    """Usage by day, idle and unattributed time, discount and difference: BilledCost is the bill."""
+    await _some(engine)
+    await month_end.reconcile_invoice(
+        engine,
+        SETTINGS,
+        "2026-11",
+        invoice_nano_usd=10**9,
+        discount_nano_usd=10**8,
+        now=NOW + 864_000,
+    )
+    text = io.StringIO()
+    count = await export.focus_csv(engine, SETTINGS, text, "2026-11")
+    rows = list(csv.DictReader(io.StringIO(text.getvalue())))
+    assert len(rows) == count
+    assert sum(Decimal(row["BilledCost"]) for row in rows) == 1
+    kinds = {row["ChargeCategory"] for row in rows}
+    assert kinds == {"Usage", "Credit", "Adjustment"}
+    assert {row["SubAccountId"] for row in rows} == {"", f"'{HOSTILE}", "search"}
+    for row in rows:
+        assert row["BillingCurrency"] == "USD"
+        assert row["BillingPeriodStart"] == "2026-11-01T00:00:00Z"
+        assert row["BillingPeriodEnd"] == "2026-12-01T00:00:00Z"
+        assert row["ChargePeriodStart"] < row["ChargePeriodEnd"]
+    corrections = [row for row in rows if row["ChargeClass"] == "Correction"]
+    assert [row["BilledCost"] for row in corrections] == ["-0.000000007"]
+
+
+async def _compared(engine: AsyncEngine, **asked: Any) -> Any:
+    now = datetime(2026, 11, 22, tzinfo=UTC)
+    return await compared_report(engine, SETTINGS, now=now, **asked)
+
+
+async def test_compared_report_shows_both_periods(engine: AsyncEngine) -> None:
+    """A team of only one of them has zeros in the other; changes sum to the totals' change."""
+    day = 86_400
+    rows = [
+        settlement(name, team=team, started_at=at, charges=(charge(name, at=at, cost_nano_usd=c),))
+        for name, team, at, c in (
+            ("a", "old", NOW - day, 10**9),
+            ("b", "both", NOW - day, 2 * 10**9),
+            ("c", "both", NOW, 5 * 10**9),
+            ("d", "new", NOW, 10**9),
+        )
+    ]
+    await Repository(engine).write(rows)
+    found = await _compared(
+        engine, group_by="team", since="2026-11-21", until="2026-11-22", compare="previous"
+    )
+    assert found["compare"] == {"since": "2026-11-20T00:00:00Z", "until": "2026-11-21T00:00:00Z"}
+    shown = {
+        row["team"]: (row["cost_usd"], row["previous"]["cost_usd"], row["cost_change_usd"])
+        for row in found["rows"]
+    }
+    assert shown == {"both": ("5", "2", "3"), "new": ("1", "0", "1"), "old": ("0", "1", "-1")}
+    assert found["totals"]["cost_change_usd"] == "3"
+    explicit = await _compared(
+        engine, since="2026-11-21", until="2026-11-22", compare="2026-11-20..2026-11-21"
+    )
+    assert explicit["totals"] == found["totals"]
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "tz", "before"),
+    [
+        ("2026-03-01", "2026-04-01", "UTC", "2026-02-01T00:00:00Z"),
+        ("2026-01-01", "2026-04-01", "UTC", "2025-10-01T00:00:00Z"),
+        ("2026-03-30", "2026-03-31", "Europe/Berlin", "2026-03-29T00:00:00+01:00"),
+        ("2026-11-21T10:00", "2026-11-21T12:30", "UTC", "2026-11-21T07:30:00Z"),
+    ],
+)
+async def test_previous_period_is_as_long(
+    sqlite_url: str, since: str, until: str, tz: str, before: str
+) -> None:
+    """Whole months by months, whole days by local days (also when clocks change), else to the s."""
+    from gateway.ledger.database import open_engine
+
+    engine = open_engine(sqlite_url)
+    found = await _compared(engine, since=since, until=until, tz=tz, compare="previous")
+    assert found["compare"]["since"] == before
+    await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"compare": "previous"}, "--since"),
+        ({"compare": "last"}, "SINCE..UNTIL"),
+        ({"compare": "2026-02-30..2026-03-01"}, "2026-02-30"),
+        ({"compare": "2026-02-03..2026-02-01"}, "not before"),
+        ({"compare": "2026-02-01..2026-02-03", "group_by": "day"}, "counterpart"),
+    ],
+)
+async def test_impossible_comparisons_are_refused(
+    sqlite_url: str, asked: dict[str, Any], named: str
+) -> None:
+    """The error says what would do."""
+    from gateway.ledger.database import open_engine
+
+    engine = open_engine(sqlite_url)
+    with pytest.raises(ReportError, match=named):
+        await _compared(engine, **asked)
+    await engine.dispose()
