@@ -33,6 +33,7 @@ from gateway.ledger.keys import KeyBook
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.pricing import CostEstimator
 from gateway.ledger.reservation_log import ReservationLog
+from gateway.limits.fair_queue import FairQueues
 from gateway.limits.limiter import Limiter
 from gateway.limits.redis_store import RedisLimits
 from gateway.observability import Metrics
@@ -119,6 +120,11 @@ def create_app(
         reservations=ReservationLog(Path(runtime.state_dir) / "reservations"),
         keys=KeyBook(engine, settings, clock=clock, stamp=stamp),
         limiter=_limiter(settings, store),
+        queues=FairQueues(
+            backends,
+            lambda name: registry.room(name, settings.server.workers),
+            settings.limits.queue_timeout_s,
+        ),
         metrics=Metrics(),
         engine=engine,
         started_at=runtime.started_at,

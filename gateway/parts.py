@@ -12,6 +12,7 @@ from gateway.ledger.keys import KeyBook
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.pricing import CostEstimator
 from gateway.ledger.reservation_log import ReservationLog
+from gateway.limits.fair_queue import FairQueues
 from gateway.limits.limiter import Limiter
 from gateway.observability import Metrics
 from gateway.routing.health import BackendRegistry
@@ -39,6 +40,7 @@ class Parts(Struct, frozen=True, kw_only=True):
     reservations: ReservationLog
     keys: KeyBook
     limiter: Limiter
+    queues: FairQueues
     metrics: Metrics
     engine: AsyncEngine
     """Of the ledger's database."""

@@ -43,6 +43,7 @@ from gateway.ledger.access import EVERYTHING
 from gateway.ledger.keys import Caller
 from gateway.ledger.money import usd_text
 from gateway.ledger.records import AttemptRecord, CandidateRecord, ChargeKind
+from gateway.limits.fair_queue import QueueTimeoutError
 from gateway.parts import Parts
 from gateway.relay import last_events, relay
 from gateway.repeats import Asked, Repeats
@@ -281,12 +282,19 @@ class Pipeline:
 
     async def _ask(self, x: Exchange, reply: Reply) -> None:
         """The backends in the policy's order, until one answers or the client has seen some."""
+        assert x.caller is not None
         last = x.affordable[-1]
         for name in x.affordable:
+            queue = self.parts.queues.of(name)
             try:
-                await self._attempt(x, reply, name, last=name == last)
+                await queue.enter(x.caller.team, x.caller.weight)
+                try:
+                    await self._attempt(x, reply, name, last=name == last)
+                finally:
+                    queue.leave()
             except _OTHER_BACKEND_MAY_HELP as error:
-                self.parts.registry.mark_failure(name, error.message)
+                if not isinstance(error, QueueTimeoutError):
+                    self.parts.registry.mark_failure(name, error.message)
                 self.parts.metrics.count_failed_attempt(name, type(error).__name__)
                 log.warning(
                     "attempt_failed", request_id=x.request_id, backend=name, error=error.message

@@ -8,6 +8,7 @@ read its files, they run out after LEASE_S.
 
 import asyncio
 import contextlib
+import time
 from pathlib import Path
 
 import structlog
@@ -26,8 +27,8 @@ log = structlog.get_logger(__name__)
 
 LOOK_S = 1.0
 _USAGE_TIMEOUT_S = 1.0
-_JOURNAL_TIMEOUT_S = 15.0
-"""How long the dead process's journal may take to be replayed before its leases end anyway."""
+_JOURNAL_TIMEOUT_S = 5.0
+"""How long to wait for the dead process's journal before looking again."""
 
 
 class Recovery:
@@ -84,12 +85,14 @@ class Recovery:
         log.warning("gateway_recovered", owner=orphan.owner, requests=booked, leases=ended)
 
     async def _wait_for_journal(self, pid: str) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_JOURNAL_TIMEOUT_S):
-                folder = self._state / "journal"
-                while any(folder.glob(f"{pid}-*{JOURNAL_SUFFIX}")):
-                    await self._parts.ledger.take_over()
-                    await asyncio.sleep(0.05)
+        """Until its rows are in the database. Raises OSError: they are not yet."""
+        folder, pattern = self._state / "journal", f"{pid}-*{JOURNAL_SUFFIX}"
+        deadline = time.monotonic() + _JOURNAL_TIMEOUT_S
+        while any(folder.glob(pattern)):
+            await self._parts.ledger.take_over()
+            if time.monotonic() > deadline:
+                raise OSError(f"the journal {pattern} is still being replayed")
+            await asyncio.sleep(0.05)
 
     async def _settlement(self, held: Held, owner: str) -> Settlement:
         charges: list[ChargeRecord] = []

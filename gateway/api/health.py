@@ -58,6 +58,7 @@ async def describe(pipeline: Pipeline) -> dict[str, Any]:
     problems += [f"ledger: {ledger['database_error']}"] if ledger["database_error"] else []
     problems += [f"journal: {ledger['journal_error']}"] if ledger["journal_error"] else []
     problems += [f"budgets: {budgets['error']}"] if budgets["error"] else []
+    problems += ["limits: Redis is away"] if parts.limiter.report()["away"] else []
     for about in backends:
         settings = parts.backend_settings[str(about["name"])]
         machine = parts.settings.machine(settings)
@@ -74,6 +75,7 @@ async def describe(pipeline: Pipeline) -> dict[str, Any]:
         "cache": caches,
         "ledger": ledger,
         "budgets": budgets,
+        "limits": {**parts.limiter.report(), "waiting": parts.queues.waiting()},
         "problems": problems,
     }
 

