@@ -15,8 +15,8 @@ from policies.conditions import Situation, local_time
 from policies.model import BackendCard, BudgetState, Objective, Reason
 
 NANO = 1_000_000_000
-DIGITS = 9
-"""Merits that agree to so many digits are equal: then the price decides."""
+STEPS = 1e9
+"""Of merit: what falls on the same billionth is equal, and then the price decides."""
 _DAY_S = 86_400
 _LEAST_EXPECTED = 1.0
 
@@ -50,11 +50,8 @@ class _Rated(Struct, frozen=True):
 
 def rank(goal: Objective, candidates: Candidates, situation: Situation) -> Ranking:
     """The usable backends in the order of the objective."""
-    cards: dict[str, BackendCard] = {}
-    for target in goal.among:
-        for card in candidates.of(target):
-            cards[card.name] = card
-    rated = [_rate(card, situation) for card in cards.values()]
+    among = {card.name for target in goal.among for card in candidates.of(target)}
+    rated = [_rate(card, situation) for card in situation.cards.values() if card.name in among]
     if goal.minimise is not None:
         what = f"cheapest with quality >= {goal.min_quality or 0:g}"
         rated.sort(key=lambda r: _cheapness(r, goal.min_quality or 0.0))
@@ -82,7 +79,7 @@ def _cheapness(rated: _Rated, least: float) -> tuple[object, ...]:
     quality = -1.0 if rated.quality is None else rated.quality
     if quality >= least:
         return (not rated.card.ready, 0, rated.price, -quality, rated.card.load)
-    return (not rated.card.ready, 1, -round(quality, DIGITS), rated.price, rated.card.load)
+    return (not rated.card.ready, 1, -_level(quality), rated.price, rated.card.load)
 
 
 def _worth(rated: _Rated, goal: Objective, limit: int | None) -> tuple[object, ...]:
@@ -90,8 +87,14 @@ def _worth(rated: _Rated, goal: Objective, limit: int | None) -> tuple[object, .
     within = limit is None or rated.price <= limit
     if not within:
         return (not rated.card.ready, 1, rated.price, 0.0, rated.card.load)
-    merit = -round(merit_of(rated.quality, rated.cost_nano_usd, rated.latency_s, goal), DIGITS)
-    return (not rated.card.ready, 0, merit, rated.price, rated.card.load)
+    merit = merit_of(rated.quality, rated.cost_nano_usd, rated.latency_s, goal)
+    return (not rated.card.ready, 0, -_level(merit), rated.price, rated.card.load)
+
+
+def _level(merit: float) -> float:
+    """Merit in steps, rounded half to even."""
+    steps = merit * STEPS
+    return float(round(steps)) if isfinite(steps) else steps
 
 
 def merit_of(

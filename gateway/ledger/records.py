@@ -35,7 +35,9 @@ class DecidedOn(Struct, frozen=True, kw_only=True, omit_defaults=True):
     quality: dict[str, float] = field(default_factory=dict)
     """Predicted, by backend."""
     loads: dict[str, float] = field(default_factory=dict)
-    """By backend; one that was not ready has −1."""
+    """Of every backend that there was."""
+    down: tuple[str, ...] = ()
+    """Backends that were not ready."""
     explored: str | None = None
     """The rule that decided, where chance then took another backend."""
 

@@ -112,7 +112,7 @@ class Forecasts:
         if tokens > 1:
             speed.tpot_s.add(max(0.0, seconds - first) / (tokens - 1 if first else tokens))
         loads = record.decided_on.loads if record.decided_on is not None else {}
-        speed.load.add(max(0.0, loads.get(record.backend, 0.0)))
+        speed.load.add(loads.get(record.backend, 0.0))
 
     def estimates(self, facts: Facts, cards: Mapping[str, BackendCard]) -> dict[str, Estimate]:
         """One for each backend that generates."""

@@ -458,7 +458,8 @@ def _decided_on(
         allowed=None if facts.allowed is None else tuple(facts.allowed),
         budget_left=budget.left,
         quality=facts.features.quality,
-        loads={card.name: card.load if card.ready else -1.0 for card in cards.values()},
+        loads={card.name: card.load for card in cards.values()},
+        down=tuple(card.name for card in cards.values() if not card.ready),
         explored=explored,
     )
 
