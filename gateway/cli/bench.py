@@ -19,3 +19,13 @@ def bench() -> None:
 def engine(flags: tuple[str, ...]) -> None:
     """Prefill and decode speed of one model (see `headgate bench engine --help`)."""
     os.execv(sys.executable, [sys.executable, "-P", "-m", "backends.bench_engine", *flags])
+
+
+@bench.command(
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+@click.argument("flags", nargs=-1, type=click.UNPROCESSED)
+def kernels(flags: tuple[str, ...]) -> None:
+    """Speed of every op by implementation and shape (see `headgate bench kernels --help`)."""
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "backends.bench_kernels", *flags])

@@ -7,6 +7,8 @@ even inputs of x and the high halves the odd ones. Codes less their zero points 
 and fp16; a tile lies in one group, whose scale multiplies the tile's fp32 sum.
 """
 
+from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
@@ -14,7 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.quant_linear.reference import round_rows
 from kernels.split_k import partial_sums, splits_for, sum_splits
+from kernels.tuning import linear_class, tuned
 
 MOST_TILE = 128
 """Inputs of a tile; a group may be longer, not shorter."""
@@ -113,7 +117,8 @@ def int4_linear(
     *,
     packed: Tensor | None = None,
 ) -> Tensor:
-    del packed  # Laid out for C++.
+    if packed is not None and x.dtype == torch.float32:
+        x = round_rows(x)
     channels, inputs = weight_int4.shape[0], x.shape[-1]
     out = torch.empty((*x.shape[:-1], channels), dtype=x.dtype, device=x.device)
     if out.numel() == 0:
@@ -123,7 +128,12 @@ def int4_linear(
         rows = rows.contiguous()
     count, groups = rows.shape[0], scale.shape[1]
     size = inputs // groups
-    options = gemv_options(size) if count == 1 else gemm_options(count, size, x.dtype)
+    options = tuned(
+        "int4_linear",
+        f"{linear_class(count, channels, inputs, x.dtype)}-g{size}",
+        x.device,
+        gemv_options(size) if count == 1 else gemm_options(count, size, x.dtype),
+    )
     tiles = triton.cdiv(channels, options["BLOCK_N"])
     if count > 1:
         tiles *= triton.cdiv(count, options["BLOCK_M"])
@@ -155,6 +165,23 @@ def int4_linear(
     return out
 
 
+def candidates(rows: int, group_size: int) -> Iterator[dict[str, Any]]:
+    """Options worth measuring, all of which compute the same; tiles lie in one group."""
+    longest = tile_bytes(group_size)
+    tiles = [size for size in (16, 32, 64) if size <= longest] or [longest]
+    if rows == 1:
+        for block_n, block_j, warps in product((4, 8, 16, 32, 64), tiles, (1, 2, 4, 8)):
+            yield {"BLOCK_N": block_n, "BLOCK_J": block_j, "num_warps": warps}
+        return
+    blocks = (16, 32) if rows <= 32 else (32, 64, 128)
+    for block_m, block_n, block_j in product(blocks, (32, 64, 128), tiles):
+        for warps, stages in ((4, 3), (4, 4), (8, 3)):
+            yield {
+                "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_J": block_j,
+                "num_warps": warps, "num_stages": stages,
+            }  # fmt: skip
+
+
 def tile_bytes(group_size: int) -> int:
     """Bytes of a channel in a tile: the largest power of two of inputs that divides a group."""
     return min(MOST_TILE, group_size & -group_size) // 2
@@ -176,6 +203,7 @@ def gemm_options(rows: int, group_size: int, dtype: torch.dtype) -> dict[str, An
     dot_dtype = tl.float16 if dtype == torch.float16 else tl.bfloat16
     block_m = 16 if rows <= 16 else 32 if rows <= 32 else 64
     return {
-        "DOT_DTYPE": dot_dtype, "BLOCK_M": block_m, "BLOCK_N": 64, "BLOCK_J": min(16 if block_m == 64 else 32, block_j),
+        "DOT_DTYPE": dot_dtype, "BLOCK_M": block_m, "BLOCK_N": 64,
+        "BLOCK_J": min(16 if block_m == 64 else 32, block_j),
         "num_warps": 8 if block_m == 64 else 4, "num_stages": 3,
     }  # fmt: skip

@@ -11,6 +11,8 @@ joins the parts. A segment has one length for every context, so a sequence's res
 any batch. Scales of an 8-bit cache multiply scores and weights, never the tiles.
 """
 
+from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.ragged import find_sequence
+from kernels.tuning import tuned
 
 SEGMENT = 256
 """Positions per program of a split context."""
@@ -206,13 +209,19 @@ def paged_attention(
         return out
     if q.stride(2) != 1:
         q = q.contiguous()
-    options = launch_options(
-        q.dtype,
-        k_cache.dtype,
-        group=query_heads // kv_heads,
-        head_dim=head_dim,
-        max_query_len=max_query_len,
-        max_context_len=max_context_len,
+    group = query_heads // kv_heads
+    options = tuned(
+        "paged_attention",
+        shape_class(k_cache.dtype, group, head_dim, max_query_len),
+        q.device,
+        launch_options(
+            q.dtype,
+            k_cache.dtype,
+            group=group,
+            head_dim=head_dim,
+            max_query_len=max_query_len,
+            max_context_len=max_context_len,
+        ),
     )
     segments = triton.cdiv(max_context_len, SEGMENT) if options["SEGMENT"] else 1
     partial, stats = out, out  # Not touched where contexts are not split.
@@ -242,7 +251,7 @@ def paged_attention(
         q.stride(1),
         block_tables.shape[1],
         0 if tree_mask is None else tree_mask.shape[1],
-        GROUP=query_heads // kv_heads,
+        GROUP=group,
         KV_HEADS=kv_heads,
         HEAD_DIM=head_dim,
         BLOCK_SIZE=block_size,
@@ -267,6 +276,27 @@ def paged_attention(
             **combine_options(),
         )
     return out
+
+
+def shape_class(cache_dtype: torch.dtype, group: int, head_dim: int, max_query_len: int) -> str:
+    """What a measured choice of tiles is kept under."""
+    kind = (
+        "decode" if max_query_len == 1 else "verify" if max_query_len <= SPLIT_QUERIES else "fill"
+    )
+    return f"{kind}-g{group}-d{head_dim}-{str(cache_dtype).removeprefix('torch.')}"
+
+
+def candidates(group: int, max_query_len: int) -> Iterator[dict[str, Any]]:
+    """Options worth measuring, all of which compute the same."""
+    least = max(16, triton.next_power_of_2(group))
+    blocks = (least,) if max_query_len == 1 else (least, 32, 64, 128)
+    for block_m, block_n, stages in product(sorted(set(blocks)), (16, 32, 64, 128), (1, 2, 3)):
+        for warps in (2, 4, 8):
+            if block_m >= least:
+                yield {
+                    "BLOCK_M": block_m, "BLOCK_Q": block_m // group, "BLOCK_N": block_n,
+                    "num_warps": warps, "num_stages": stages,
+                }  # fmt: skip
 
 
 def launch_options(

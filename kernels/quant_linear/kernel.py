@@ -6,6 +6,8 @@ int8 is exact in bf16 and fp16, so the weight is multiplied as integers and the 
 applied once, to the fp32 sum.
 """
 
+from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from kernels.quant_linear.reference import round_rows
 from kernels.split_k import partial_sums, splits_for, sum_splits
+from kernels.tuning import linear_class, tuned
 
 
 @triton.jit
@@ -104,7 +107,12 @@ def quant_linear(
     if rows.stride(1) != 1:
         rows = rows.contiguous()
     count = rows.shape[0]
-    options = gemv_options() if count == 1 else gemm_options(count, x.dtype)
+    options = tuned(
+        "quant_linear",
+        linear_class(count, channels, inputs, x.dtype),
+        x.device,
+        gemv_options() if count == 1 else gemm_options(count, x.dtype),
+    )
     tiles = triton.cdiv(channels, options["BLOCK_N"])
     if count > 1:
         tiles *= triton.cdiv(count, options["BLOCK_M"])
@@ -127,6 +135,22 @@ def quant_linear(
     if splits > 1:
         sum_splits(target, scale, bias, out)
     return out
+
+
+def candidates(rows: int) -> Iterator[dict[str, Any]]:
+    """Options worth measuring, all of which compute the same."""
+    if rows == 1:
+        for block_n, block_k, warps in product((4, 8, 16, 32), (256, 512, 1024), (2, 4, 8)):
+            if block_n * block_k <= 1024 * 4 * warps:
+                yield {"BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": warps}
+        return
+    blocks = (16, 32) if rows <= 32 else (32, 64, 128)
+    for block_m, block_n, block_k in product(blocks, (32, 64, 128), (64, 128)):
+        for warps, stages in ((4, 3), (4, 4), (8, 3)):
+            yield {
+                "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k,
+                "num_warps": warps, "num_stages": stages,
+            }  # fmt: skip
 
 
 def gemv_options() -> dict[str, Any]:

@@ -2,6 +2,8 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 """8-bit linear in Triton: one kernel rounds the rows, one multiplies on 8-bit tensor cores."""
 
+from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from kernels.errors import KernelUnavailableError
 from kernels.rounding import encode, scale_of
+from kernels.tuning import linear_class, tuned
 
 
 @triton.jit
@@ -81,13 +84,25 @@ def scaled_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None 
     encode_kernel[(count,)](
         rows, codes, row_scale, rows.stride(0), inputs, INT8=int8, **encode_options(inputs)
     )
-    options = gemm_options(count)
+    shape = linear_class(count, channels, inputs, weight.dtype)
+    options = tuned("scaled_linear", shape, x.device, gemm_options(count))
     grid = (triton.cdiv(count, options["BLOCK_M"]), triton.cdiv(channels, options["BLOCK_N"]))
     gemm_kernel[grid](
         codes, row_scale, weight, scale, out if bias is None else bias, out,
         count, channels, inputs, HAS_BIAS=bias is not None, INT8=int8, **options,
     )  # fmt: skip
     return out
+
+
+def candidates(rows: int) -> Iterator[dict[str, Any]]:
+    """Options worth measuring, all of which compute the same."""
+    blocks = (16, 32) if rows <= 32 else (64, 128)
+    for block_m, block_n, block_k in product(blocks, (64, 128, 256), (64, 128)):
+        for warps, stages in ((4, 3), (4, 4), (8, 3), (8, 4)):
+            yield {
+                "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k,
+                "num_warps": warps, "num_stages": stages,
+            }  # fmt: skip
 
 
 def encode_options(inputs: int) -> dict[str, Any]:
