@@ -13,6 +13,8 @@ BENCHMARKS = (
     "decision",
     "classifier",
     "family",
+    "reports",
+    "ledger_crash",
 )
 
 
