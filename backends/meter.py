@@ -4,7 +4,8 @@ A machine costs the same whether one of its engines is busy or three, so busy en
 its time, not each be charged all of it. At every *event* (a step ends, work begins or ends) the
 time since the last event, whoever made it, is split among the processes that were working, in
 proportion to the CPU time that each of them took meanwhile (an engine on a GPU weighs as if it
-kept the whole device busy: that is how a GPU divides its time). The split is of integers and
+kept the whole device busy: that is how a GPU divides its time; a process that only asks a server
+there weighs what it says). The split is of integers and
 exact, so all shares together are the time during which anybody worked, never more.
 
 Idle time is not what the shares leave over. It has stamps of its own: it begins when the last
@@ -36,7 +37,7 @@ _HEAD: Final = 8
 _SLOT: Final = 16
 _AT, _IDLE_SINCE, _IDLE_NS, _COUNT = 1, 2, 3, 4
 _PID, _STATE, _CPU_SEEN, _ON_GPU = 0, 1, 2, 3
-_STARTUP, _LOADING, _WORKING, _REPORTED, _LOST = 4, 5, 6, 7, 8
+_STARTUP, _LOADING, _WORKING, _REPORTED, _LOST, _WEIGHT = 4, 5, 6, 7, 8, 9
 
 ABSENT: Final = 0
 IDLE: Final = 1
@@ -118,7 +119,7 @@ class Meter:
         with self._event() as now_ns:
             words, slot = self._words, self._slots[place]
             words[slot + _PID], words[slot + _REPORTED] = pid, words[slot + _WORKING]
-            words[slot + _ON_GPU] = 0
+            words[slot + _ON_GPU] = words[slot + _WEIGHT] = 0
             self._change(slot, STARTING, now_ns)
 
     def leave(self, place: int) -> None:
@@ -135,6 +136,28 @@ class Meter:
             slot = self._slots[place]
             self._change(slot, state, now_ns)
             return self._words[slot + _WORKING]
+
+    def claim(self, first: int = 0) -> "MeterSlot":
+        """A place for this process, idle: the first from `first` on that nobody alive has.
+
+        Raises:
+            ValueError: all are taken.
+        """
+        for place in range(first, len(self._slots)):
+            slot = self._slots[place]
+            pid = self._words[slot + _PID]
+            if self._words[slot + _STATE] == ABSENT or not _alive(pid) or pid == os.getpid():
+                self.leave(place)
+                self.enter(place, os.getpid())
+                own = MeterSlot(self, place)
+                own._taken_ns = self.change(place, IDLE)
+                return own
+        raise ValueError(f"{self.path} has no place left for another process")
+
+    def weigh(self, place: int, weight: int) -> None:
+        """From the next event on a process counts so much against others that weigh themselves."""
+        with self._event():
+            self._words[self._slots[place] + _WEIGHT] = weight
 
     def working_ns(self, place: int) -> int:
         """A process's working nanoseconds until now."""
@@ -204,6 +227,8 @@ class Meter:
     def _worked(self, slot: int, elapsed_ns: int) -> int:
         """What a process's share of the last stretch is in proportion to."""
         words = self._words
+        if words[slot + _WEIGHT]:
+            return elapsed_ns * words[slot + _WEIGHT]
         if words[slot + _ON_GPU]:
             return elapsed_ns * _CPUS
         cpu_ns = self._cpu_ns(words[slot + _PID])
@@ -253,8 +278,10 @@ class MeterSlot:
         """This process computes on a GPU."""
         self._meter.use_gpu(self._place)
 
-    def begin(self) -> None:
-        """There is a request to work on."""
+    def begin(self, *, weight: int = 0) -> None:
+        """There is a request to work on. `weight`: for a process that does not work here itself."""
+        if weight:
+            self._meter.weigh(self._place, weight)
         self._meter.change(self._place, WORKING)
 
     def take(self, *, ends: bool) -> int:
@@ -271,6 +298,16 @@ class MeterSlot:
     def lose(self, ns: int) -> None:
         """So much of what was taken brought nobody anything."""
         self._meter.lose(self._place, ns)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def process_cpu_ns(pid: int) -> int | None:

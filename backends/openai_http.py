@@ -192,6 +192,16 @@ class OpenAIHTTPBackend:
                     found.append(answer)
         return found
 
+    async def metrics_text(self) -> str:
+        """What the answering replicas say at `/metrics`, one after another."""
+        found = []
+        for replica in self._replicas:
+            with contextlib.suppress(BackendError):
+                status, body = await self._ask_raw("GET", "/metrics", replica=replica)
+                if status == 200:
+                    found.append(body.decode("utf-8", "replace"))
+        return "\n".join(found)
+
     async def aclose(self) -> None:
         """Close all connections."""
         for replica in self._replicas:
@@ -335,6 +345,17 @@ class OpenAIHTTPBackend:
         self, method: str, path: str, content: bytes = b"", replica: "Replica | None" = None
     ) -> tuple[int, dict[str, Any]]:
         """A small question beside the API: status and JSON object ({} if the answer is none)."""
+        status, body = await self._ask_raw(method, path, content, replica)
+        try:
+            answer = msgspec.json.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            answer = {}
+        return status, answer if isinstance(answer, dict) else {}
+
+    async def _ask_raw(
+        self, method: str, path: str, content: bytes = b"", replica: "Replica | None" = None
+    ) -> tuple[int, bytes]:
+        """The same, with the answer as it came."""
         replica = replica or self._in_order()[0]
         url = replica.root.copy_with(raw_path=path.encode())
         if path.startswith("/v1/"):
@@ -350,11 +371,7 @@ class OpenAIHTTPBackend:
             raise self._timed_out(_PROBE_TIMEOUT_S) from error
         except TRANSPORT_ERRORS as error:
             raise transport_error(self.name, error) from error
-        try:
-            answer = msgspec.json.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            answer = {}
-        return response.status_code, answer if isinstance(answer, dict) else {}
+        return response.status_code, body
 
     async def _probe(self, replica: "Replica") -> BackendHealth:
         try:

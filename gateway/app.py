@@ -18,6 +18,7 @@ from litestar.datastructures import State
 
 from backends.contract import Backend
 from backends.echo import EchoBackend
+from backends.meter import Meter, MeterSlot
 from backends.openai_http import OpenAIHTTPBackend
 from gateway.api.errors import error_handlers
 from gateway.api.routes import routes
@@ -29,6 +30,7 @@ from gateway.errors import SettingsError
 from gateway.ledger import stamp as stamp_file
 from gateway.ledger.budgets import Budgets
 from gateway.ledger.database import open_engine
+from gateway.ledger.foreign_time import ForeignTime, listen
 from gateway.ledger.keys import KeyBook
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.pricing import CostEstimator
@@ -115,6 +117,7 @@ def create_app(
         caches=_caches(settings, store, backends),
         ledger=Ledger(settings, engine),
         estimator=estimator,
+        foreign=ForeignTime(settings, _foreign_slots(runtime)),
         history=history,
         budgets=budgets,
         reservations=ReservationLog(Path(runtime.state_dir) / "reservations"),
@@ -152,6 +155,14 @@ def create_app(
     )
 
 
+def _foreign_slots(runtime: Runtime) -> dict[str, MeterSlot]:
+    """This process's place at the meter of every machine behind somebody else's server."""
+    return {
+        machine: Meter(Path(path)).claim(first)
+        for machine, (path, first) in runtime.foreign_meters.items()
+    }
+
+
 def _id_maker(clock: Callable[[], float]) -> Callable[[], str]:
     """Ids that sort by time: milliseconds, then 64 random bits (not secret, only unique)."""
     draw = random.Random(os.urandom(16)).getrandbits
@@ -172,6 +183,8 @@ async def running(parts: Parts) -> AsyncIterator[None]:
         await parts.budgets.start()
         stack.push_async_callback(parts.budgets.aclose)
         stack.callback(parts.reservations.close)
+        listening = asyncio.create_task(listen(parts.foreign, parts.backends), name="foreign")
+        stack.callback(listening.cancel)
         recovery = Recovery(parts)
         await recovery.start()
         stack.push_async_callback(recovery.aclose)

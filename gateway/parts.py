@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from backends.contract import Backend
 from gateway.cache.caches import Caches
 from gateway.ledger.budgets import Budgets
+from gateway.ledger.foreign_time import ForeignTime
 from gateway.ledger.keys import KeyBook
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.pricing import CostEstimator
@@ -35,6 +36,7 @@ class Parts(Struct, frozen=True, kw_only=True):
     caches: Caches | None
     ledger: Ledger
     estimator: CostEstimator
+    foreign: ForeignTime
     history: PolicyHistory
     budgets: Budgets
     reservations: ReservationLog

@@ -329,7 +329,8 @@ class Pipeline:
         x.usage, x.tokens_seen = None, 0
         began = x.asked_at = time.perf_counter()
         failure: str | None = None
-        with parts.registry.running(name):
+        prompt_tokens = x.facts.features.prompt_tokens
+        with parts.registry.running(name), parts.foreign.flight(x, name, prompt_tokens):
             try:
                 if x.stream:
                     await relay(

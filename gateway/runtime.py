@@ -36,6 +36,9 @@ class Runtime(Struct, frozen=True, kw_only=True):
     """Short folder for sockets."""
     started_at: float
     """Unix seconds."""
+    foreign_meters: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """Machines behind other people's servers → their meter's file, and the first place there that
+    is for gateway processes."""
 
     def save(self, path: Path) -> None:
         """Write as JSON, readable by this user only (it may hold a database password)."""

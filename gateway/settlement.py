@@ -55,6 +55,7 @@ class Settler:
             usage,
             elapsed_s=elapsed_s,
             in_flight=max(1, parts.registry.in_flight(backend)),
+            machine_ns=parts.foreign.end(x, backend, usage),
             kind=kind,
             at=parts.clock(),
             request_id=x.request_id,

@@ -13,6 +13,7 @@ from backends.contract import GenerateRequest
 from backends.errors import BackendError
 from gateway.api.translate import backend_body
 from gateway.exchange import Exchange
+from gateway.ledger.foreign_time import Unwatched
 from gateway.ledger.pricing import price_usage
 from gateway.ledger.records import Settlement
 from gateway.parts import Parts
@@ -75,9 +76,11 @@ class Shadows:
         )
         began = time.perf_counter()
         try:
-            with parts.registry.running(name):
+            watched, prompt_tokens = Unwatched(), x.facts.features.prompt_tokens
+            with parts.registry.running(name), parts.foreign.flight(watched, name, prompt_tokens):
                 completion = await parts.backends[name].generate(request)
                 in_flight = parts.registry.in_flight(name)
+                machine_ns = parts.foreign.end(watched, name, completion.usage)
         except BackendError as error:
             log.warning("shadow_failed", request_id=x.request_id, backend=name, error=error.message)
             return
@@ -87,6 +90,7 @@ class Shadows:
             completion.usage,
             elapsed_s=time.perf_counter() - began,
             in_flight=max(1, in_flight),
+            machine_ns=machine_ns,
             kind="shadow",
             at=parts.clock(),
             request_id=x.request_id,

@@ -25,6 +25,7 @@ import structlog
 
 from backends.meter import METER_ENV, Meter
 from gateway.errors import SettingsError
+from gateway.ledger.foreign_time import foreign_machine
 from gateway.ledger.machine_time import MachineClock
 from gateway.process import Child, Spec
 from gateway.runtime import RUNTIME_ENV, Address, Runtime, database_url
@@ -133,6 +134,8 @@ class Supervisor:
         """Backend → (machine, socket) of every process that computes."""
         self._meters: dict[str, Meter] = {}
         """By machine."""
+        self._foreign: dict[str, int] = {}
+        """Machines behind other people's servers → the gateway's first place at their meter."""
         self._stop = asyncio.Event()
         self._refused: str | None = None
         """The process that said that it can never start as configured."""
@@ -189,6 +192,10 @@ class Supervisor:
             state_dir=str(self.state_dir),
             run_dir=str(self.run_dir),
             started_at=time.time(),
+            foreign_meters={
+                machine: (str(self._meters[machine].path), first)
+                for machine, first in self._foreign.items()
+            },
         )
 
     async def _start_redis(self) -> str | None:
@@ -237,6 +244,7 @@ class Supervisor:
     def _make_meters(self, local: list[BackendSettings]) -> dict[str, Meter]:
         """A file for each machine, through which its processes share its time."""
         names: dict[str, list[str]] = {}
+        foreign = {foreign_machine(self.settings, backend) for backend in self.settings.backends}
         semantic = self.settings.cache.semantic
         if semantic.enabled and semantic.encoder not in [backend.name for backend in local]:
             local = [*local, _own_encoder(semantic.encoder)]
@@ -244,6 +252,10 @@ class Supervisor:
             machine = self.settings.machine(backend)
             if machine is not None:
                 names.setdefault(machine.name, []).append(backend.name)
+        workers = [f"gateway-{index}" for index in range(self.settings.server.workers)]
+        for name in sorted(name for name in foreign if name is not None):
+            self._foreign[name] = len(names.setdefault(name, []))
+            names[name] += workers
         return {
             machine: Meter(self.run_dir / f"{index}.meter", found)
             for index, (machine, found) in enumerate(names.items())
@@ -290,9 +302,24 @@ class Supervisor:
                 env={RUNTIME_ENV: str(path), **_ONE_BLAS_THREAD},
                 stop_timeout_s=self.settings.server.drain_timeout_s + 5.0,
             ),
+            on_started=self._meter_gateway,
+            on_stopped=self._record_gateway,
             on_refused=self._refuse,
         )
         await self.gateway.start()
+
+    def _meter_gateway(self, _child: Child, pid: int) -> None:
+        for machine, first in self._foreign.items():
+            self._meters[machine].enter(first, pid)
+
+    async def _record_gateway(self, child: Child, started: float, ended: float) -> None:
+        """Nobody tells when a machine behind somebody else's server runs: it is paid for as long
+        as the gateway is there to ask it."""
+        for machine, first in self._foreign.items():
+            meter = self._meters[machine]
+            for place in range(first, len(meter.names)):
+                meter.leave(place)
+            await self._note_run(machine, child.spec.name, started, ended)
 
     def _refuse(self, child: Child) -> None:
         self._refused = child.spec.name
@@ -343,15 +370,16 @@ class Supervisor:
         if metered is not None:
             metered[0].leave(metered[1])
         known = self._sockets.get(child.spec.name)
-        if known is None or self._clock is None:
+        if known is not None:
+            await self._note_run(known[0], child.spec.name, started, ended)
+
+    async def _note_run(self, machine: str, name: str, started: float, ended: float) -> None:
+        if self._clock is None:
             return
-        machine, _ = known
         try:
-            await self._clock.record_run(
-                machine, child.spec.name, int(started * 1e9), int(ended * 1e9)
-            )
+            await self._clock.record_run(machine, name, int(started * 1e9), int(ended * 1e9))
         except Exception as error:
-            log.error("machine_time_lost", name=child.spec.name, error=str(error))
+            log.error("machine_time_lost", name=name, error=str(error))
 
     async def _read_clocks(self) -> None:
         while True:
@@ -371,6 +399,10 @@ class Supervisor:
                 if known is not None and child.pid is not None:
                     started_ns = int(child.started_at * 1e9)
                     await clock.record_run(known[0], child.spec.name, started_ns, now_ns)
+            if self.gateway is not None and self.gateway.pid is not None:
+                started_ns = int(self.gateway.started_at * 1e9)
+                for machine in self._foreign:
+                    await clock.record_run(machine, self.gateway.spec.name, started_ns, now_ns)
             for machine, meter in self._meters.items():
                 await clock.record_meter(machine, meter.read(), now_ns)
         except Exception as error:

@@ -4,9 +4,9 @@ A machine paid by the hour: machine_ns × price of the hour ÷ 3600e9. Our engin
 step by step (`usage.headgate`: prefill and decode; rejected drafts, recomputed prompts and what was
 decoded for a client that had left are lost work, a cost of the machine's). Where our engine never
 said what a request used, it died with it: its machine's meter counts that as lost. Of a foreign
-server on a machine of ours nothing is measured, so a request counts its wall time divided by the
-requests in flight there when it was settled: exact if the number did not change meanwhile, else off
-by the ratio of mean to final concurrency.
+server on a machine of ours nothing is measured: the machine's time is shared among the requests in
+flight there (see `foreign_time`); where nobody followed them, a request counts its wall time ÷ the
+requests in flight when it was settled.
 A backend with prices of its own: tokens × price, cached, reasoning and batched tokens at their own
 rates, all as of that day. Echo costs nothing unless it has a price.
 Whatever was used is booked, also by requests that failed or were cancelled.
@@ -37,6 +37,7 @@ def price_usage(
     *,
     elapsed_s: float,
     in_flight: int,
+    machine_ns: int | None = None,
     kind: ChargeKind = "answer",
     batch: bool = False,
     at: float,
@@ -49,13 +50,14 @@ def price_usage(
         usage: as the backend counted; None: it never said.
         elapsed_s: wall time of the call, for servers that measure nothing themselves.
         in_flight: requests under way at the backend, this one included.
+        machine_ns: its share of a foreign server's machine, if that was followed.
         batch: it was sent in a batch, at the upstream's rate for those.
         at: unix seconds.
     """
     used = usage or _NO_USAGE
     engine = used.headgate or _NO_ENGINE_USAGE
     machine = settings.machine(backend)
-    machine_ns = 0
+    worked_ns = 0
     if backend.price is not None and machine is None:
         rates = rates_at(backend.price, at)
         unit_prices = _token_prices(rates)
@@ -64,10 +66,13 @@ def price_usage(
         machine, unit_prices, cost = None, {}, 0
     else:
         ours = used.headgate is not None or backend.kind in ("engine", "encoder")
-        machine_ns = engine.billable_ns if ours else _share(elapsed_s, in_flight)
+        if ours:
+            worked_ns = engine.billable_ns
+        else:
+            worked_ns = _share(elapsed_s, in_flight) if machine_ns is None else machine_ns
         price = usd_per_hour(machine, at)
         unit_prices = {"usd_per_hour": _plain(price)}
-        cost = machine_cost(machine_ns, price)
+        cost = machine_cost(worked_ns, price)
     return ChargeRecord(
         request_id=request_id,
         seq=seq,
@@ -83,7 +88,7 @@ def price_usage(
         decode_ns=engine.decode_ns,
         speculation_ns=engine.speculation_ns,
         recompute_ns=engine.recompute_ns,
-        machine_ns=machine_ns,
+        machine_ns=worked_ns,
         unit_prices=unit_prices,
         cost_nano_usd=cost,
     )

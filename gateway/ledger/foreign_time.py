@@ -1,0 +1,279 @@
+"""The time of machines behind other people's engines, shared among the requests that used it.
+
+vLLM, SGLang, TGI or llama.cpp on a machine paid by the hour measure nothing for us. So the time
+during which requests of ours are in flight on such a machine is collected, and each request that
+ends takes its part of what has been collected so far: its own estimated work over its own and what
+the others in flight have had done meanwhile. When nobody is left, nothing is: over every busy
+stretch the charges sum to the time that passed, to the nanosecond, whatever the estimates are
+worth. They only say who pays how much of it.
+
+Work is estimated as in `backends.engine.step_costs`, from outside: prompt tokens that were not
+cached x prefill + answer tokens x (decode + fixed / requests beside it). The coefficients are
+fitted per backend to what can be seen there: the time to the first token, the time of the others
+with so many requests beside them, and the sums that the server's own /metrics adds up. Requests
+that wait in the server's queue are in no step; where /metrics tells how many run, that counts.
+
+The machine's meter (`backends.meter`) divides its time among gateway processes, by how many
+requests each has there, and measures when none has any: that is its idle time.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, Protocol
+
+from msgspec import Struct
+
+from backends.contract import Usage
+from backends.fitting import LinearFit
+from backends.meter import MeterSlot
+from gateway.ledger.server_metrics import ServerMetrics
+from gateway.settings import BackendSettings, Settings
+
+_PRIOR: Final = (8.0, 1.0, 8.0, 1.2)
+"""Nanoseconds per: request, fresh prompt token, step that gave it a token, token in that step."""
+_PS: Final = 1_000
+_UNKNOWN_ANSWER_TOKENS: Final = 64
+
+
+class Watched(Protocol):
+    """What is seen of a request on its way; the gateway's Exchange."""
+
+    tokens_seen: int
+    first_token_at: float | None
+    """Of the performance counter, seconds."""
+
+
+class Unwatched(Struct):
+    """Of a request of which nothing is seen until it ends."""
+
+    tokens_seen: int = 0
+    first_token_at: float | None = None
+
+
+class _Flight(Struct, eq=False):
+    """One request at a foreign server."""
+
+    server: "_Server"
+    watched: Watched
+    prompt_tokens: int
+    began_ns: int
+    beside_ns: int
+    """What the machine's integral of (requests in flight) stood at when it began."""
+
+
+class _Machine(Struct, eq=False):
+    """Time collected and not yet taken by anybody."""
+
+    slot: MeterSlot | None
+    at_ns: int = 0
+    pool_ns: int = 0
+    beside_ns: int = 0
+    """Integral of the number of requests in flight over time."""
+    flights: dict[int, _Flight] = {}
+
+    def advance(self, now_ns: int, running: int | None) -> None:
+        """Collect the time since the last event."""
+        count = len(self.flights)
+        passed_ns, self.at_ns = now_ns - self.at_ns, now_ns
+        if count:
+            self.pool_ns += passed_ns if self.slot is None else self.slot.take(ends=False)
+            here = count if running is None else min(count, running)
+            self.beside_ns += passed_ns * max(1, here)
+
+    def changed(self) -> None:
+        """A request has come or gone."""
+        if self.slot is not None and self.flights:
+            self.slot.begin(weight=len(self.flights))
+
+    def taken(self, ns: int) -> None:
+        """A request has gone, with so much of what was collected. What remains when none is left
+        was for requests that cannot say what they used: lost work."""
+        self.pool_ns -= ns
+        if self.slot is not None:
+            self.slot.report(ns)
+            if not self.flights:
+                self.pool_ns += self.slot.take(ends=True)
+                self.slot.lose(self.pool_ns)
+        if not self.flights:
+            self.pool_ns = 0
+        self.changed()
+
+
+class _Server(Struct, eq=False):
+    """One backend: what is known of its speed, and the machine it is on."""
+
+    machine: _Machine
+    fit: LinearFit
+    metrics: ServerMetrics | None = None
+
+
+class ForeignTime:
+    """Shares the time of every hourly machine that hosts a foreign server. One per process."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        slots: "dict[str, MeterSlot] | None" = None,
+        *,
+        now_ns: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
+        """Args:
+        slots: by machine, this process's place at its meter.
+        now_ns: the clock of `Watched.first_token_at`.
+        """
+        machines: dict[str, _Machine] = {}
+        self._now_ns = now_ns
+        self._servers: dict[str, _Server] = {}
+        for backend in settings.backends:
+            name = foreign_machine(settings, backend)
+            if name is not None:
+                slot = (slots or {}).get(name)
+                machine = machines.setdefault(name, _Machine(slot=slot, flights={}))
+                self._servers[backend.name] = _Server(machine, LinearFit(_PRIOR))
+
+    @property
+    def backends(self) -> list[str]:
+        """The foreign servers whose machine's time is shared."""
+        return list(self._servers)
+
+    def flight(
+        self, watched: Watched, backend: str, prompt_tokens: int
+    ) -> contextlib.AbstractContextManager[None]:
+        """A request is at a backend while inside; `end` it there to know its share.
+
+        Left without that, what was collected for it is the others'.
+        """
+        server = self._servers.get(backend)
+        return _NOTHING if server is None else self._inside(server, watched, prompt_tokens)
+
+    @contextlib.contextmanager
+    def _inside(self, server: _Server, watched: Watched, prompt_tokens: int) -> Iterator[None]:
+        machine, now_ns = server.machine, self._now_ns()
+        machine.advance(now_ns, _running(server))
+        machine.flights[id(watched)] = _Flight(
+            server, watched, prompt_tokens, now_ns, machine.beside_ns
+        )
+        machine.changed()
+        try:
+            yield
+        finally:
+            self._land(machine, watched, None)
+
+    def end(self, watched: Watched, backend: str, usage: Usage | None) -> int | None:
+        """The request's share of the machine's time, nanoseconds; None where that is not ours
+        to say. Call it once, inside `flight`."""
+        server = self._servers.get(backend)
+        return None if server is None else self._land(server.machine, watched, usage)
+
+    def heard(self, backend: str, metrics: ServerMetrics) -> None:
+        """What the server's /metrics said, now and then."""
+        server = self._servers[backend]
+        before, server.metrics = server.metrics, metrics
+        if before is None:
+            return
+        for terms, seconds in metrics.since(before):
+            server.fit.observe(terms, seconds * 1e9)
+
+    def _land(self, machine: _Machine, watched: Watched, usage: Usage | None) -> int:
+        flight = machine.flights.get(id(watched))
+        if flight is None:
+            return 0
+        now_ns = self._now_ns()
+        machine.advance(now_ns, _running(flight.server))
+        del machine.flights[id(watched)]
+        taken_ns = 0
+        if usage is not None:
+            own = self._work(flight, usage, now_ns)
+            others = sum(self._so_far(other, now_ns) for other in machine.flights.values())
+            taken_ns = machine.pool_ns * own // (own + others) if own + others else 0
+            self._learn(flight, usage, now_ns)
+        if not machine.flights and usage is not None:
+            taken_ns = machine.pool_ns
+        machine.taken(taken_ns)
+        return taken_ns
+
+    def _work(self, flight: _Flight, usage: Usage, now_ns: int) -> int:
+        """Estimated work of a request that has ended, picoseconds."""
+        fresh = max(0, usage.prompt_tokens - usage.cached_tokens)
+        return self._estimate(flight, fresh, usage.completion_tokens, now_ns)
+
+    def _so_far(self, flight: _Flight, now_ns: int) -> int:
+        """The same of one in flight, of what has probably been done of it."""
+        seen = flight.watched.tokens_seen
+        if seen or flight.watched.first_token_at is not None:
+            return self._estimate(flight, flight.prompt_tokens, max(seen, 1), now_ns)
+        # Nothing is seen of it: as far as its time will have taken it.
+        per_request, prefill, step, token = flight.server.fit.coefficients()
+        left_ns = now_ns - flight.began_ns - per_request
+        beside = _beside(flight, now_ns)
+        prompt_ns = prefill * flight.prompt_tokens
+        if left_ns <= prompt_ns:
+            part = max(left_ns, 0.0) / max(prompt_ns, 1.0)
+            return self._estimate(flight, round(flight.prompt_tokens * part), 0, now_ns)
+        answer = (left_ns - prompt_ns) / max(step + token * beside, 1.0)
+        answer = min(answer, 4 * _UNKNOWN_ANSWER_TOKENS)
+        return self._estimate(flight, flight.prompt_tokens, round(answer), now_ns)
+
+    def _estimate(self, flight: _Flight, fresh: int, answer: int, now_ns: int) -> int:
+        _, prefill, step, token = flight.server.fit.coefficients()
+        # The first token comes of the prompt's own step.
+        per_token = token + step / _beside(flight, now_ns)
+        return round(_PS * (prefill * fresh + step / 8 + per_token * max(answer - 1, 0))) + 1
+
+    def _learn(self, flight: _Flight, usage: Usage, now_ns: int) -> None:
+        """From one answer: when its first token came, and how fast the others followed."""
+        fresh = max(0, usage.prompt_tokens - usage.cached_tokens)
+        beside = _beside(flight, now_ns)
+        later = max(usage.completion_tokens - 1, 0)
+        first_at, fit = flight.watched.first_token_at, flight.server.fit
+        if first_at is None:
+            fit.observe((1, fresh, later, later * beside), now_ns - flight.began_ns)
+            return
+        first_ns = round(first_at * 1e9)
+        fit.observe((1, fresh, 0, 0), first_ns - flight.began_ns)
+        fit.observe((0, 0, later, later * beside), now_ns - first_ns)
+
+
+class _Told(Protocol):
+    """A backend that can be asked for its /metrics."""
+
+    async def metrics_text(self) -> str: ...
+
+
+async def listen(
+    foreign: ForeignTime, backends: Mapping[str, Any], interval_s: float = 5.0
+) -> None:
+    """Ask the foreign servers for their /metrics, for ever; those without any are left alone."""
+    asked: dict[str, _Told] = {
+        name: backends[name] for name in foreign.backends if hasattr(backends[name], "metrics_text")
+    }
+    while asked:
+        for name, backend in list(asked.items()):
+            found = ServerMetrics.parse(await backend.metrics_text())
+            if found != ServerMetrics():
+                foreign.heard(name, found)
+        await asyncio.sleep(interval_s)
+
+
+def foreign_machine(settings: Settings, backend: BackendSettings) -> str | None:
+    """The hourly machine of somebody else's server; None for everything else."""
+    machine = settings.machine(backend)
+    return machine.name if backend.kind == "openai" and machine is not None else None
+
+
+def _running(server: _Server) -> int | None:
+    running = server.metrics.running if server.metrics is not None else None
+    return None if running is None else round(running)
+
+
+def _beside(flight: _Flight, now_ns: int) -> float:
+    """How many requests were in flight while this one was, itself included, on average."""
+    passed_ns = now_ns - flight.began_ns
+    if passed_ns <= 0:
+        return 1.0
+    return max(1.0, (flight.server.machine.beside_ns - flight.beside_ns) / passed_ns)
+
+
+_NOTHING: Final = contextlib.nullcontext()

@@ -1,0 +1,178 @@
+"""The time behind other people's engines is shared once, by what each request had done."""
+
+import os
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backends.contract import Usage
+from backends.meter import Meter
+from gateway.ledger.foreign_time import ForeignTime, Unwatched, foreign_machine
+from gateway.ledger.server_metrics import ServerMetrics
+from gateway.price_settings import MachineSettings, PriceSettings
+from gateway.settings import BackendSettings, Settings
+
+MS = 1_000_000
+VLLM = BackendSettings(
+    name="vllm", kind="openai", model="m", machine="gpu", base_urls=["http://x/v1"]
+)
+OUTSIDE = BackendSettings(
+    name="outside", kind="openai", model="m", base_urls=["http://x/v1"], price=PriceSettings()
+)
+OURS = BackendSettings(name="small", model="bundled:small", machine="gpu")
+SETTINGS = Settings(machines=[MachineSettings(name="gpu")], backends=[VLLM, OUTSIDE, OURS])
+
+
+class Clock:
+    """Moved on by the test."""
+
+    def __init__(self) -> None:
+        self.now = 10**9
+
+    def __call__(self) -> int:
+        return self.now
+
+
+def test_only_foreign_servers_on_our_machines_are_followed() -> None:
+    """Ours measure themselves; others' own machines are paid by the token."""
+    foreign = ForeignTime(SETTINGS)
+    assert foreign.backends == ["vllm"]
+    assert foreign_machine(SETTINGS, OURS) is None
+    watched = Unwatched()
+    with foreign.flight(watched, "outside", 5):
+        assert foreign.end(watched, "outside", Usage()) is None
+
+
+def test_lone_request_is_charged_its_time() -> None:
+    """All of it, also what it took to hear of the end."""
+    clock = Clock()
+    foreign = ForeignTime(SETTINGS, now_ns=clock)
+    watched = Unwatched()
+    with foreign.flight(watched, "vllm", 100):
+        clock.now += 70 * MS
+        assert (
+            foreign.end(watched, "vllm", Usage(prompt_tokens=100, completion_tokens=9)) == 70 * MS
+        )
+
+
+def _serve(foreign: ForeignTime, clock: Clock, jobs: dict[str, tuple[int, int]]) -> dict[str, int]:
+    """A server of 10 ms steps of which each takes 20 µs per prompt token and 1 ms per answer token
+    more; all jobs at once, streamed. name → (prompt, answer) tokens; what each is charged."""
+    watched = {name: Unwatched() for name in jobs}
+    flights = {name: foreign.flight(watched[name], "vllm", jobs[name][0]) for name in jobs}
+    for flight in flights.values():
+        flight.__enter__()
+    charged = {}
+    clock.now += 10 * MS + sum(prompt for prompt, _ in jobs.values()) * MS // 50
+    while flights:
+        for name in list(flights):
+            one, (prompt, answer) = watched[name], jobs[name]
+            one.tokens_seen += 1
+            one.first_token_at = one.first_token_at or clock.now / 1e9
+            if one.tokens_seen == answer:
+                usage = Usage(prompt_tokens=prompt, completion_tokens=answer)
+                charged[name] = foreign.end(one, "vllm", usage) or 0
+                flights.pop(name).__exit__(None, None, None)
+        clock.now += (10 + len(flights)) * MS
+    return charged
+
+
+def test_shares_follow_the_work_once_the_server_is_known() -> None:
+    """Twice the answer costs twice, a long prompt costs what its step took. Sums are exact."""
+    clock = Clock()
+    foreign = ForeignTime(SETTINGS, now_ns=clock)
+    for turn in range(60):
+        _serve(foreign, clock, {"a": (50 + turn * 20, 20), "b": (10, 40 - turn % 30)})
+        _serve(foreign, clock, {"a": (50 + turn * 20, 20)})
+    began = clock.now
+    charged = _serve(foreign, clock, {"long": (2000, 20), "answer": (10, 40), "half": (10, 20)})
+    assert sum(charged.values()) == clock.now - began - 10 * MS  # the last step's, of nobody
+    half = 20 * (10 / 3 + 1) * MS
+    assert charged["half"] == pytest.approx(half, rel=0.2)
+    assert charged["long"] == pytest.approx(half + 40 * MS, rel=0.2)
+    assert charged["answer"] == pytest.approx(half + 20 * 11 * MS, rel=0.2)
+
+
+_steps = st.lists(
+    st.tuples(st.sampled_from(["come", "go", "fail"]), st.integers(0, 4), st.integers(0, 50)),
+    max_size=50,
+)
+
+
+@given(_steps)
+@settings(max_examples=100, deadline=None)
+def test_charges_idle_and_lost_are_all_of_the_time(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int, int]]
+) -> None:
+    """Through the machine's meter, whatever comes and goes: nothing twice, nothing left out."""
+    clock = Clock()
+    path = tmp_path_factory.mktemp("meter") / "m"
+    meter = Meter(path, ["gateway-0"], now_ns=clock)
+    meter.enter(0, os.getpid())
+    began = clock.now
+    slot = Meter(path, now_ns=clock).claim()
+    foreign = ForeignTime(SETTINGS, {"gpu": slot}, now_ns=clock)
+    flights: dict[int, Any] = {}
+    charged = 0
+    for act, number, ms in [*steps, *(("go", number, 1) for number in range(5))]:
+        clock.now += ms * MS
+        if act == "come" and number not in flights:
+            watched = Unwatched()
+            flights[number] = (watched, foreign.flight(watched, "vllm", 10))
+            flights[number][1].__enter__()
+        elif act != "come" and number in flights:
+            watched, flight = flights.pop(number)
+            if act == "go":
+                usage = Usage(prompt_tokens=10, completion_tokens=1 + number)
+                charged += foreign.end(watched, "vllm", usage) or 0
+            flight.__exit__(None, None, None)
+    found = meter.read()
+    lost = found.slots["gateway-0"].lost_ns
+    assert charged + found.idle_ns + lost == clock.now - began
+    assert charged >= 0
+    assert lost >= 0
+
+
+def test_metrics_are_understood_under_everybody_s_names() -> None:
+    """vLLM, SGLang, TGI and llama.cpp; models and labels are added up; junk is skipped."""
+    vllm = """
+# HELP vllm:num_requests_running Number of requests
+vllm:num_requests_running{engine="0",model_name="m"} 3.0
+vllm:num_requests_running{engine="1",model_name="m"} 1.0
+vllm:num_requests_waiting{model_name="m"} 2.0
+vllm:prompt_tokens_total{model_name="m"} 1.0e+06
+vllm:request_decode_time_seconds_sum{model_name="m"} 12.5
+vllm:something_else 5
+not a metric at all
+vllm:generation_tokens_total{model_name="m"} NaN
+"""
+    assert ServerMetrics.parse(vllm) == ServerMetrics(
+        running=4, waiting=2, prompt_tokens=1e6, decode_seconds=12.5
+    )
+    assert (
+        ServerMetrics.parse("sglang:num_running_reqs{} 7\nsglang:num_queue_reqs{} 1").running == 7
+    )
+    tgi = ServerMetrics.parse('tgi_batch_inference_duration_sum{method="prefill"} 3.5')
+    assert tgi.prefill_seconds == 3.5
+    llama = ServerMetrics.parse("llamacpp:requests_processing 2\nllamacpp:prompt_seconds_total 1.5")
+    assert (llama.running, llama.prefill_seconds) == (2, 1.5)
+    assert ServerMetrics.parse("") == ServerMetrics()
+
+
+def test_metrics_teach_what_tokens_cost() -> None:
+    """From two readings: so many prompt tokens took so long; a restart teaches nothing."""
+    before = ServerMetrics(
+        running=2, prompt_tokens=1000, cached_tokens=100, generated_tokens=50, requests=5,
+        prefill_seconds=1.0, decode_seconds=2.0,
+    )  # fmt: skip
+    after = ServerMetrics(
+        running=4, prompt_tokens=3000, cached_tokens=600, generated_tokens=150, requests=9,
+        prefill_seconds=4.0, decode_seconds=7.0,
+    )  # fmt: skip
+    assert list(after.since(before)) == [
+        ((4, 1500, 0, 0), 3.0),
+        ((0, 0, 100, 300), 5.0),
+    ]
+    assert list(before.since(after)) == []
