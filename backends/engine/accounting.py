@@ -186,14 +186,14 @@ class StepBill:
         """Count tokens [start, end) of a sequence; `weight` stands beside their own."""
         costs, work, count = self._costs, self.work, end - start
         attended = count * start + count * (count + 1) // 2
-        work.attended_tokens += attended
-        weight += attended * costs.attend_weight
         if kind == "decode_ns" or kind == "speculation_ns":
             work.decode_tokens += count
-            weight += count * costs.decode_weight
+            work.decode_attended += attended
+            weight += count * costs.decode_weight + attended * costs.decode_attend_weight
         else:
             work.prefill_tokens += count
-            weight += count * costs.prefill_weight
+            work.prefill_attended += attended
+            weight += count * costs.prefill_weight + attended * costs.prefill_attend_weight
         self._owners.append((spent, kind))
         self._weights.append(weight + 1)
 

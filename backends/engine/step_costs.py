@@ -3,9 +3,10 @@
 A step reads the weights once and does some work of its own (fixed), multiplies each token with
 them (prompt tokens and decoded ones apart: a prompt's rows fill the arithmetic units, a single
 decoded row is bound by memory), and reads the KV of every earlier token of each sequence (attended:
-the bytes held, once per step in which they are held). So
+the bytes held, once per step in which they are held; a prompt's rows share each read). So
 
-    step_ns = fixed + prefill x prompt tokens + decode x decoded tokens + attend x attended tokens
+    step_ns = fixed + prefill x prompt tokens + prefill_attend x what those attend to
+                    + decode x decoded tokens + decode_attend x what those attend to
 
 with coefficients that are not negative (see `backends.fitting`). The form is that of the roofline's
 two lines added up, as in Agrawal et al. 2024, "Vidur: A Large-Scale Simulation Framework for LLM
@@ -24,8 +25,8 @@ from msgspec import Struct
 
 from backends.fitting import LinearFit
 
-_PRIOR: Final = (8.0, 1.0, 1.2, 0.0005)
-"""Relative: fixed, one prompt token, one decoded token, one attended token."""
+_PRIOR: Final = (8.0, 1.0, 0.0002, 1.2, 0.0005)
+"""Relative, in the order of StepCoefficients."""
 _UNIT: Final = 64
 """Weights are whole 64ths of a nanosecond."""
 
@@ -36,8 +37,9 @@ class StepWork(Struct):
     prefill_tokens: int = 0
     decode_tokens: int = 0
     """Drafts to verify included."""
-    attended_tokens: int = 0
-    """Summed over the tokens: how many earlier ones each attends to."""
+    prefill_attended: int = 0
+    """Summed over the prompt tokens: how many tokens each attends to."""
+    decode_attended: int = 0
 
 
 class StepCoefficients(Struct, frozen=True, kw_only=True):
@@ -45,8 +47,9 @@ class StepCoefficients(Struct, frozen=True, kw_only=True):
 
     fixed_ns: float
     prefill_ns: float
+    prefill_attend_ns: float
     decode_ns: float
-    attend_ns: float
+    decode_attend_ns: float
 
 
 class StepCosts:
@@ -58,15 +61,13 @@ class StepCosts:
 
     def read(self) -> StepCoefficients:
         """The present fit."""
-        fixed, prefill, decode, attend = self._fit.coefficients()
-        return StepCoefficients(
-            fixed_ns=fixed, prefill_ns=prefill, decode_ns=decode, attend_ns=attend
-        )
+        names = StepCoefficients.__struct_fields__
+        return StepCoefficients(**dict(zip(names, self._fit.coefficients(), strict=True)))
 
     def observe(self, work: StepWork, took_ns: int) -> None:
         """A step that computed `work` took so long."""
-        terms = (1, work.prefill_tokens, work.decode_tokens, work.attended_tokens)
-        self._fit.observe(terms, took_ns)
+        prefill = (work.prefill_tokens, work.prefill_attended)
+        self._fit.observe((1, *prefill, work.decode_tokens, work.decode_attended), took_ns)
         if self._fit.changes != self._weighed:
             self._weigh()
 
@@ -76,9 +77,8 @@ class StepCosts:
 
     def _weigh(self) -> None:
         unit = _UNIT if self._fit.fitted else _UNIT * 1_000
-        fixed, prefill, decode, attend = (round(ns * unit) for ns in self._fit.coefficients())
-        self.fixed_weight = fixed
-        self.prefill_weight = prefill
-        self.decode_weight = decode
-        self.attend_weight = attend
+        weights = [round(ns * unit) for ns in self._fit.coefficients()]
+        self.fixed_weight = weights[0]
+        self.prefill_weight, self.prefill_attend_weight = weights[1:3]
+        self.decode_weight, self.decode_attend_weight = weights[3:]
         self._weighed = self._fit.changes
