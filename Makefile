@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help serve test check bench migrate clean
+.PHONY: help serve test test-gpu check bench migrate clean
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -34,6 +34,9 @@ check: $(VENV)/.installed-test ## Format, lint, types, layers
 
 test: $(VENV)/.installed-test ## All tests, with a real Redis and PostgreSQL, without root
 	$(BIN)/python -m pytest
+
+test-gpu: $(VENV)/.installed-test ## Kernels and decode graphs on this machine's GPU; writes a report with its name
+	$(BIN)/python -m tests.benchmarks.run_gpu
 
 bench: $(VENV)/.installed-test ## The figures that the README quotes, as JSON
 	$(BIN)/python -m tests.benchmarks.run

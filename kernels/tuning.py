@@ -1,6 +1,6 @@
 """Launch options that were measured on one kind of GPU, found by the shape's class.
 
-A file per GPU: `kernels/tuned/<gpu>.json` ships where somebody measured it, and the user's own in
+A file per GPU: `kernels/tuned_<gpu>.json` ships where somebody measured it, and the user's own in
 the cache folder, written by `headgate bench kernels --tune`, goes before it. Where neither says
 anything, a kernel's own choice stands: it is known to fit every GPU, not to be the fastest.
 """
@@ -20,7 +20,6 @@ Options = dict[str, Any]
 Table = dict[str, dict[str, Options]]
 """Kernel -> shape class -> options."""
 
-_SHIPPED = Path(__file__).parent / "tuned"
 _ROWS = (1, 4, 16, 32, 64, 128, 256, 1024)
 
 
@@ -87,7 +86,7 @@ def save(name: str, head: Mapping[str, Any], measured: Table) -> Path:
 
 @cache
 def _table(name: str) -> Table:
-    table = _read(_SHIPPED / f"{name}.json")
+    table = _read(Path(__file__).parent / f"tuned_{name}.json")
     for kernel, shapes in _read(user_file(name)).items():
         table.setdefault(kernel, {}).update(shapes)
     return table

@@ -16,9 +16,7 @@ def scaled_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None 
 
 def encode_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """[..., K] fp32 -> codes [..., K] of `dtype` and scales [..., 1] fp32."""
-    largest = (
-        x.abs().amax(dim=-1, keepdim=True) if x.shape[-1] else x.new_zeros((*x.shape[:-1], 1))
-    )
+    largest = x.abs().amax(dim=-1, keepdim=True) if x.shape[-1] else x.new_zeros((*x.shape[:-1], 1))
     scales = largest / LARGEST_CODE[dtype]
     scales = torch.where(scales > 0, scales, 1.0)
     codes = x / scales

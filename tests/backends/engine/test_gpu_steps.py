@@ -1,0 +1,77 @@
+"""Decode steps on a real GPU: recorded, and in the steady state never waited for but by events."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_tokenizers import save_folder
+
+from backends.contract import SamplingParams
+from backends.engine.engine import Engine
+from backends.engine.factory import build_engine
+from backends.engine.graph_runner import GraphModelRunner
+from backends.engine.options import read_options
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
+
+@pytest.fixture(scope="module")
+def folder(make_checkpoint: Callable[..., Path]) -> Path:
+    """Return a random Llama with a byte-level tokenizer."""
+    return save_folder(make_checkpoint(seed=5))
+
+
+@pytest.fixture
+def engine(folder: Path) -> Engine:
+    """Return an engine as the factory builds it for a GPU, in bf16."""
+    options = {"model": str(folder), "device": "cuda", "max_num_seqs": 8, "num_blocks": 64}
+    return build_engine(read_options(options))
+
+
+@pytest.fixture
+def _no_waiting() -> Iterator[None]:
+    """Make every call that waits for the GPU, other than for an event, an error."""
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def _decode(engine: Engine, count: int, tokens: int = 30) -> None:
+    for index in range(count):
+        params = SamplingParams(
+            temperature=0.8 * (index % 2), top_p=0.9, seed=index, max_tokens=tokens, ignore_eos=True
+        )
+        engine.add_request(str(index), [7, 8, 9 + index], params)
+
+
+@pytest.mark.usefixtures("_no_waiting")
+def test_steady_decode_never_synchronises(engine: Engine) -> None:
+    """Once everyone decodes, no step makes the host wait for the device's queue to drain."""
+    _decode(engine, 5)
+    for _ in range(3):
+        engine.step()
+    torch.cuda.set_sync_debug_mode("error")
+    for _ in range(20):
+        engine.step()
+    torch.cuda.set_sync_debug_mode("default")
+    while engine.has_unfinished:
+        engine.step()
+
+
+def test_factory_records_every_shape_before_serving(engine: Engine) -> None:
+    """The first request of a GPU engine waits for no recording."""
+    runner = engine.runner
+    assert isinstance(runner, GraphModelRunner)
+    assert len(runner.graphs._replays) == len(runner.graphs.buckets) * len(runner.graphs.tiers)
+    assert engine.config.run_ahead
+
+
+def test_steady_decode_allocates_nothing(engine: Engine) -> None:
+    """Steps live in the memory that the graphs were recorded with."""
+    _decode(engine, 4)
+    for _ in range(4):
+        engine.step()
+    before = torch.cuda.memory_allocated()
+    for _ in range(10):
+        engine.step()
+    assert torch.cuda.memory_allocated() == before
