@@ -1,7 +1,8 @@
 """Prefill and decode speed of one model: `python -m backends.bench_engine --model M --json`.
 
 Runs the engine in this process, without HTTP: random prompts, greedy, no prefix reuse, no
-speculation unless asked for. tokens/s are totals over the batch; times are wall times.
+speculation. tokens/s are totals over the batch; times are wall times. With --traces also a mixed
+load: recorded lengths and moments, scaled to the model and the machine.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from msgspec import Struct
 
+from backends.bench_traces import read_trace, run_trace
 from backends.contract import SamplingParams
 from backends.engine.engine import Engine
 from backends.engine.factory import build_engine
@@ -115,6 +117,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Load the model and measure every batch size."""
     batches = [int(word) for word in arguments.batch.split(",")]
     length = arguments.prompt_tokens + arguments.output_tokens
+    traces = arguments.traces
+    trace = read_trace(traces, arguments.trace_requests) if traces else []
     options = read_options(
         {
             "model": arguments.model,
@@ -123,7 +127,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "device": arguments.device,
             "threads": arguments.threads,
             "max_num_seqs": max(batches),
-            "num_blocks": max(batches) * -(-length // 16) + 1,
+            "num_blocks": None if trace else max(batches) * -(-length // 16) + 1,
             "enable_prefix_caching": False,
             "speculation": {"method": "off"},
         }
@@ -131,22 +135,25 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     engine = build_engine(options)
     runner = engine.runner
     assert isinstance(runner, ModelRunner)
-    machine = measure_machine(runner.device, runner.model.embedding.dtype)
+    model = runner.model
+    machine = measure_machine(runner.device, model.embedding.dtype, int8=model.is_int8)
     results = [
         bench(engine, runner, machine, batch, arguments.prompt_tokens, arguments.output_tokens)
         for batch in batches
     ]
+    mixed = {"mixed": {"traces": traces.name, **run_trace(engine, trace)}} if trace else {}
     return {
         "commit": commit(),
         "device": machine.name,
         "model": arguments.model,
-        "quantization": "int8" if runner.model.is_int8 else None,
-        "dtype": str(runner.model.embedding.dtype).removeprefix("torch."),
+        "quantization": "int8" if model.is_int8 else None,
+        "dtype": str(model.embedding.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "memory_bytes_per_s": _round(machine.bytes_per_s),
         "flops_per_s": _round(machine.flops_per_s),
         "workload": "random prompts, greedy, no prefix reuse, no speculation",
         "results": results,
+        **mixed,
     }
 
 
@@ -181,6 +188,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quantization", choices=["int8"], help="round linear weights at load")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
+    parser.add_argument(
+        "--traces", type=Path, help="also answer this recorded traffic (CSV, JSONL)"
+    )
+    parser.add_argument("--trace-requests", type=int, default=128, help="so many of its requests")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args(argv)
     try:
@@ -200,7 +211,7 @@ def _check(arguments: argparse.Namespace) -> None:
     words = arguments.batch.split(",")
     if not all(word.strip().isdigit() and int(word) > 0 for word in words):
         raise ValueError(f"--batch is {arguments.batch!r}; allowed: sizes such as 1,16")
-    for name in ("prompt_tokens", "output_tokens"):
+    for name in ("prompt_tokens", "output_tokens", "trace_requests"):
         value = getattr(arguments, name)
         if value < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; allowed: at least 1")
@@ -213,7 +224,8 @@ def _table(figures: dict[str, Any]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(keys))]
     lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
     head = f"{figures['model']} on {figures['device']}, {figures['threads']} threads"
-    return "\n".join([head, *lines])
+    mixed = figures.get("mixed", {})
+    return "\n".join([head, *lines, *(f"mixed: {key} {value}" for key, value in mixed.items())])
 
 
 def _peak_memory_bytes(device: torch.device) -> int:

@@ -14,6 +14,9 @@ from typing import Final
 import torch
 from msgspec import Struct
 
+from backends.layers.linear import Int8Linear, Linear
+from backends.quantization.int8 import quantize_int8
+
 _READ_BYTES: Final = 256 * 2**20
 _MATRIX_SIDE: Final = 1024
 _REPEATS: Final = 5
@@ -26,14 +29,20 @@ class Machine(Struct, frozen=True, kw_only=True):
     bytes_per_s: float
     """Reading memory, with as many threads as torch uses."""
     flops_per_s: float
-    """Multiplying square matrices of 1024 in the model's dtype."""
+    """Multiplying square matrices of 1024 as the model's layers do."""
 
 
-def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
-    """Measure a device; takes about a second on a CPU."""
+def measure_machine(device: torch.device, dtype: torch.dtype, *, int8: bool = False) -> Machine:
+    """Measure a device; takes about a second on a CPU.
+
+    Args:
+        dtype: of activations, and of the weights unless `int8`.
+        int8: the model's layers multiply by int8 weights.
+    """
     read_s = _read_s(device)
     left, right = torch.randn(2, _MATRIX_SIDE, _MATRIX_SIDE, device=device).to(dtype)
-    multiply_s = _median_s(lambda: left @ right, device)
+    layer = Int8Linear(*quantize_int8(right), None, dtype=dtype) if int8 else Linear(right)
+    multiply_s = _median_s(lambda: layer(left), device)
     return Machine(
         name=_device_name(device),
         bytes_per_s=_READ_BYTES / read_s,

@@ -1,5 +1,6 @@
 """`headgate bench engine` prints the contract's keys, and refuses nonsense."""
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,36 @@ def test_bench_engine_prints_the_contracts_json(
         assert row["decode_tokens_per_s"] <= 1.5 * row["batch"] / row["tpot_p50_s"]
 
 
+@pytest.mark.parametrize("kind", ["csv.gz", "jsonl"])
+def test_bench_engine_answers_a_recorded_load(
+    make_checkpoint: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    """Lengths shrink until the longest request fits; rates and latencies are of the same run."""
+    folder = save_folder(make_checkpoint())
+    trace = tmp_path / f"trace.{kind}"
+    if kind == "jsonl":
+        row = '{"timestamp": %d, "input_length": 900, "output_length": 40}\n'
+        trace.write_text("".join(row % (1000 * index) for index in range(9)))
+    else:
+        rows = "".join(f"2023-11-16 18:15:{index + 10}.5000000,900,40\n" for index in range(9))
+        with gzip.open(trace, "wt") as file:
+            file.write("TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows)
+    flags = ["--batch", "4", "--prompt-tokens", "4", "--output-tokens", "2", "--threads", "1"]
+    traces = ["--traces", str(trace), "--trace-requests", "6"]
+    assert main(["--model", str(folder), "--json", *flags, *traces]) == 0
+    mixed = json.loads(capsys.readouterr().out)["mixed"]
+    assert mixed["requests"] == 6
+    assert mixed["lengths_divided_by"] == 4  # 940 tokens into a context of 256
+    assert mixed["prompt_tokens"] == 6 * (900 // 4)
+    assert mixed["output_tokens"] == 6 * 10
+    assert 0 < mixed["ttft_p50_s"] <= mixed["ttft_p99_s"]
+    assert 0 < mixed["tpot_p50_s"] <= mixed["tpot_p99_s"]
+    assert mixed["paced_tokens_per_s"] < 1.1 * mixed["at_once_tokens_per_s"]
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [
@@ -51,6 +82,7 @@ def test_bench_engine_prints_the_contracts_json(
         (["--model", "bundled:nano", "--batch", "1,x"], 2, "--batch is '1,x'"),
         (["--model", "bundled:nano", "--output-tokens", "0"], 2, "--output-tokens is 0"),
         (["--model", "bundled:nano", "--dtype", "int3"], 2, "allowed: 'auto', 'float32'"),
+        (["--model", "bundled:nano", "--traces", "/nowhere"], 2, "--traces '/nowhere' cannot"),
     ],
 )
 def test_bench_engine_refuses_nonsense(
