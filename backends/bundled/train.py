@@ -1,12 +1,15 @@
 """Train one of the bundled models: `python -m backends.bundled.train --model nano --corpus DIR`.
 
-Exit codes: 0 done, 2 something given cannot be used (the message says what to do).
+Exit codes: 0 done, 2 something given cannot be used (the message says what to do), 130 stopped by
+Ctrl-C or SIGTERM and saved.
 """
 
 import argparse
 import contextlib
 import ctypes
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,6 +28,8 @@ from backends.bundled.synthetic import LESSONS, make_tasks
 from backends.bundled.tokenizer import load_tokenizer, train_tokenizer
 from backends.bundled.trainer import Trainer
 
+CHECKPOINT = "checkpoint.pt"
+STOPPED = 130
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Options of glibc's `mallopt`."""
 TASK_TOKENS = 100
@@ -88,18 +93,19 @@ def keep_memory() -> None:
             libc.mallopt(option, largest)
 
 
-def train(args: argparse.Namespace) -> None:
-    """Run the whole recipe: tokenizer, library, steps, export to OUT/export."""
-    keep_memory()
-    torch.set_num_threads(args.threads)
+def prepare(args: argparse.Namespace, out: Path, tokenizer: Tokenizer) -> Trainer:
+    """Read everything that is learned from, and set up the run: fresh, resumed or grown."""
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     spec, plan = SPECS[args.model], plan_for(args.model, device)
     if args.tokens:
         plan = msgspec.structs.replace(plan, tokens=args.tokens)
-    out: Path = args.out or Path("runs") / args.model
-    out.mkdir(parents=True, exist_ok=True)
-    tokenizer = get_tokenizer(args.corpus, out, args.tokenizer)
-    tasks = make_tasks(args.corpus, count=args.tasks, split="train", seed=args.seed, shares=LESSONS)
+    tasks = make_tasks(
+        args.corpus,
+        count=args.tasks or fresh_tasks(plan),
+        split="train",
+        seed=args.seed,
+        shares=LESSONS,
+    )
     library = build_library(args.corpus, tokenizer, tasks, seed=args.seed)
     trainer = Trainer(
         spec,
@@ -109,11 +115,30 @@ def train(args: argparse.Namespace) -> None:
         device=device,
         compiled=args.compile,
     )
-    checkpoint = out / "checkpoint.pt"
     if args.resume:
-        trainer.resume(checkpoint)
+        trainer.resume(out / CHECKPOINT)
     elif args.grow_from:
         trainer.grow_from(args.grow_from)
+    return trainer
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """Yield an event that Ctrl-C and SIGTERM set, instead of ending the process in mid-step."""
+    asked = threading.Event()
+    before = {
+        number: signal.signal(number, lambda *_: asked.set())
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run(trainer: Trainer, checkpoint: Path, *, save_every: float) -> bool:
+    """Train, saving every `save_every` seconds and at the end; say whether it got to the end."""
     saved_at = time.monotonic()
 
     def after_step(loss: float) -> bool:
@@ -121,28 +146,45 @@ def train(args: argparse.Namespace) -> None:
         progress = trainer.progress
         if progress.step % 50 == 0:
             print(
-                f"step {progress.step}/{plan.steps} tokens {progress.tokens} loss {loss:.4f} "
-                f"{progress.tokens / max(progress.seconds, 1e-9):.0f} tokens/s",
+                f"step {progress.step}/{trainer.plan.steps} tokens {progress.tokens} "
+                f"loss {loss:.4f} {progress.tokens / max(progress.seconds, 1e-9):.0f} tokens/s",
                 flush=True,
             )
-        if time.monotonic() - saved_at >= args.save_every:
+        if time.monotonic() - saved_at >= save_every:
             trainer.save(checkpoint)
             saved_at = time.monotonic()
-        return False
+        return asked.is_set()
 
-    trainer.run(plan.steps, after_step=after_step)
+    with stop_signals() as asked:
+        trainer.run(trainer.plan.steps, after_step=after_step)
     trainer.save(checkpoint)
+    return trainer.progress.step >= trainer.plan.steps
+
+
+def train(args: argparse.Namespace) -> int:
+    """Run the whole recipe: tokenizer, library, steps, export to OUT/export."""
+    keep_memory()
+    torch.set_num_threads(args.threads)
+    out: Path = args.out or Path("runs") / args.model
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = get_tokenizer(args.corpus, out, args.tokenizer)
+    trainer = prepare(args, out, tokenizer)
+    checkpoint = out / CHECKPOINT
+    if not run(trainer, checkpoint, save_every=args.save_every):
+        step = trainer.progress.step
+        print(f"stopped and saved at step {step}; go on with --resume", file=sys.stderr)
+        return STOPPED
     export_model(checkpoint, tokenizer, out / "export")
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     try:
-        train(parse_args(argv))
+        return train(parse_args(argv))
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

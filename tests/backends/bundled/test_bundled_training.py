@@ -2,6 +2,7 @@
 
 import gzip
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from backends.bundled.errors import CheckpointError
 from backends.bundled.model import Llama, init_weights
 from backends.bundled.optim import lr_factor, orthogonalize
 from backends.bundled.shelves import Library
-from backends.bundled.train import fresh_tasks, main
+from backends.bundled.train import fresh_tasks, main, run
 from backends.bundled.trainer import Trainer
 
 
@@ -221,6 +222,29 @@ def test_training_refuses_a_foreign_tokenizer(
     args = ["--model", "nano", "--corpus", str(tiny_corpus), "--out", str(tmp_path / "run")]
     assert main([*args, "--tokenizer", str(path)]) == 2
     assert "another family" in capsys.readouterr().err
+
+
+def test_a_stop_signal_saves_and_loses_no_step(trainer: Trainer, tmp_path: Path) -> None:
+    """SIGTERM in mid-run ends it after the step under way, with everything saved."""
+    path = tmp_path / "checkpoint.pt"
+    backward, steps = trainer.loss, 0
+
+    def loss_with_a_signal(*args: object) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return backward(*args)
+
+    trainer.loss = loss_with_a_signal
+    handler = signal.getsignal(signal.SIGTERM)
+    assert not run(trainer, path, save_every=1e9)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert trainer.progress.step == 2
+    again = Trainer(trainer.spec, trainer.plan, trainer.batcher, seed=3)
+    again.resume(path)
+    assert run(again, path, save_every=1e9)
+    assert again.progress.step == trainer.plan.steps
 
 
 def test_recipe_runs_from_corpus_to_folder(tiny_corpus: Path, tmp_path: Path) -> None:
