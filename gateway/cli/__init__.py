@@ -20,6 +20,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("report", "Cost reports out of the ledger."),
     "policy": ("policy", "Check and explain routing policies."),
     "models": ("models", "What can be served."),
+    "plan": ("plan", "Capacity and cost on paper."),
     "bench": ("bench", "Measure speed."),
     "config": ("config", "Check, show and describe the configuration."),
     "data": ("data", "Export or delete a customer's data, in every store."),

@@ -1,0 +1,185 @@
+"""Loads, the virtual clock, and what is rented in the end."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from backends.engine.config import EngineConfig
+from gateway.cli import cli
+from gateway.planner.capacity import Technique, place, plan
+from gateway.planner.compare import compare, savings
+from gateway.planner.errors import PlanError
+from gateway.planner.hardware import read_catalogue
+from gateway.planner.shapes import shape_of
+from gateway.planner.simulate import simulate
+from gateway.planner.steps import Roofline
+from gateway.planner.workload import Arrival, Slo, fixed, from_trace, spread
+
+CATALOGUE = read_catalogue()
+EIGHT = shape_of("8B")
+CONFIG = EngineConfig(
+    num_blocks=2000,
+    max_model_len=4096,
+    max_num_seqs=64,
+    max_num_batched_tokens=2048,
+    enable_prefix_caching=False,
+)
+STEP = Roofline(shape=EIGHT, hardware=CATALOGUE["h100"])
+
+
+def test_load_has_its_rate_and_repeats() -> None:
+    """Poisson arrivals at the asked rate; one seed, one load."""
+    work = spread(5.0, 300, 100)
+    load = work.arrivals(5.0, 400.0, seed=1)
+    assert len(load) == pytest.approx(2000, rel=0.1)
+    assert load == work.arrivals(5.0, 400.0, seed=1) != work.arrivals(5.0, 400.0, seed=2)
+    assert work.mean_prompt_tokens == pytest.approx(300, rel=0.15)
+    assert work.mean_output_tokens == pytest.approx(100, rel=0.15)
+
+
+def test_trace_keeps_its_rate_lengths_and_gaps(tmp_path: Path) -> None:
+    """Both recorded forms are read; another file is refused by name."""
+    azure = tmp_path / "trace.csv.gz"
+    rows = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(
+        f"2023-11-16 18:15:{second:02d}.0000000,{100 + second},{10 + second}\n"
+        for second in range(0, 40, 2)
+    )
+    azure.write_bytes(gzip.compress(rows.encode()))
+    work = from_trace(azure)
+    assert work.requests_per_s == pytest.approx(20 / 38)
+    assert work.lengths[0] == (100, 10)
+    assert from_trace(azure, 4.0, scale=0.5).lengths[0] == (50, 5)
+    mooncake = tmp_path / "trace.jsonl"
+    mooncake.write_text(
+        "\n".join(
+            json.dumps({"timestamp": 500 * n, "input_length": 900, "output_length": 30})
+            for n in range(5)
+        )
+    )
+    assert from_trace(mooncake).requests_per_s == pytest.approx(2.5)
+    mooncake.write_text("nothing")
+    with pytest.raises(PlanError, match=r"trace\.jsonl"):
+        from_trace(mooncake)
+
+
+def test_lone_request_takes_its_steps() -> None:
+    """One prompt step, then a step a token, each as long as the step model says."""
+    ran = simulate([Arrival(1.0, 100, 5)], STEP, CONFIG)
+    assert (ran.requests, ran.finished, ran.preemptions) == (1, 1, 0)
+    assert ran.ttft_p50_s == pytest.approx(STEP.seconds(100, 1, 100))
+    decodes = [STEP.seconds(1, 1, 101 + n) for n in range(4)]
+    assert ran.tpot_p50_s == pytest.approx(sum(decodes) / 4)
+    assert ran.seconds == pytest.approx(1.0 + ran.busy_s)
+
+
+def test_every_request_is_answered_whatever_the_load() -> None:
+    """Under overload and a small cache answers come late, and preempted, but they all come."""
+    tight = EngineConfig(
+        num_blocks=120,
+        max_model_len=1024,
+        max_num_seqs=16,
+        max_num_batched_tokens=512,
+        enable_prefix_caching=False,
+    )
+    load = [Arrival(0.001 * n, 50 + 7 * n % 300, 100) for n in range(60)]
+    ran = simulate(load, STEP, tight)
+    assert ran.finished == 60
+    assert ran.preemptions > 0
+    assert ran.busy_share == pytest.approx(1.0, abs=0.01)
+    calm = simulate([Arrival(a.at_s * 100, a.prompt_tokens, 100) for a in load], STEP, CONFIG)
+    assert calm.ttft_p99_s < ran.ttft_p99_s
+
+
+def test_batching_makes_tokens_cheaper_and_slower() -> None:
+    """In steady state a larger batch serves more a second, each token later."""
+    work = fixed(1.0, 500, 200)
+    setup = place(EIGHT, CATALOGUE["a10g"], "int8", 1, work)
+    rates = [setup.steady_state(work, batch) for batch in (1, 4, 16, 64)]
+    assert [r for r, _ in rates] == sorted(r for r, _ in rates)
+    assert [t for _, t in rates] == sorted(t for _, t in rates)
+    assert setup.best_batch(work, Slo(tpot_p99_s=rates[2][1])) == 16
+    assert setup.best_batch(work, Slo(tpot_p99_s=1e-9)) == 0
+
+
+def test_plan_keeps_the_promise_cheapest_first() -> None:
+    """Each answer holds the promised times on the virtual clock, and prices rise down the list."""
+    slo = Slo(ttft_p99_s=2.0, tpot_p99_s=0.05)
+    work = spread(10.0, 600, 150)
+    found = plan(EIGHT, CATALOGUE.values(), work, slo, keep=3)
+    assert len(found) == 3
+    for one in found:
+        assert one.holds
+        assert one.simulated is not None
+        assert one.simulated.ttft_p99_s <= 2.0
+        assert one.simulated.tpot_p99_s <= 0.05
+        assert one.busy_share < 1
+        tokens = 10.0 * (work.mean_prompt_tokens + work.mean_output_tokens) * 3600
+        assert one.usd_per_million_tokens == pytest.approx(one.usd_per_hour / tokens * 1e6)
+    assert [p.usd_per_hour for p in found] == sorted(p.usd_per_hour for p in found)
+    twice = plan(EIGHT, CATALOGUE.values(), work.scaled(rate=4.0), slo, keep=1)
+    assert twice[0].usd_per_hour > found[0].usd_per_hour
+
+
+@pytest.mark.parametrize(
+    ("model", "slo", "words"),
+    [
+        ("405B", Slo(), "fits nowhere.*smaller precision"),
+        ("8B", Slo(tpot_p99_s=1e-5), "no set-up makes a token.*nearest is"),
+    ],
+)
+def test_impossible_wish_says_what_would_help(model: str, slo: Slo, words: str) -> None:
+    """What cannot hold is named, with what came nearest."""
+    with pytest.raises(PlanError, match=words):
+        plan(shape_of(model), [CATALOGUE["a10g"]], fixed(1.0, 100, 100), slo)
+
+
+def test_quoted_prices_are_met_at_some_load_or_never() -> None:
+    """Beside each quoted price stands the batch from which it holds on paper; batch 1 is dearer."""
+    rows = compare(CATALOGUE)
+    assert len(rows) == 5
+    for row in rows:
+        assert row["usd_per_million_tokens_batch_1"] > row["usd_per_million_tokens_full"]
+        if row.get("published_holds_from_batch"):
+            assert row["usd_per_million_tokens_full"] <= row["published_usd_per_million_tokens"]
+
+
+def test_techniques_are_compared_with_the_chosen_machine() -> None:
+    """Without batching it is dearer; a cached half of the prompts is cheaper."""
+    work = spread(5.0, 800, 200)
+    chosen = plan(EIGHT, [CATALOGUE["h100"]], work, Slo(), keep=1)[0]
+    usd = {
+        row["technique"]: row.get("usd_per_million_tokens") for row in savings(EIGHT, chosen, Slo())
+    }
+    assert usd["no batching"] > 5 * usd["as planned"]
+    assert usd["half of the prompts from the prefix cache"] < usd["as planned"]
+    assert Technique().max_batch > 1
+
+
+def test_command_prints_json_and_names_what_is_wrong(tmp_path: Path) -> None:
+    """`headgate plan 8B …` answers as JSON; bad input exits 2 with the reason."""
+    run = CliRunner().invoke
+    done = run(cli, ["plan", "8B", "--rate", "2", "--hardware", "h100", "--keep", "1", "--json"])
+    assert done.exit_code == 0, done.output
+    answer = json.loads(done.output)
+    assert answer["plans"][0]["hardware"] == "h100"
+    assert answer["plans"][0]["step_times"] == "assumed"
+    assert {row["if"] for row in answer["sensitivity"]} >= {"load × 2"}
+    shown = run(cli, ["plan", "8B", "--rate", "2", "--hardware", "h100", "--keep", "1"])
+    assert "Assumed: datasheet rates" in shown.output
+    for arguments, words in (
+        (["plan", "8B"], "--rate"),
+        (["plan", "8B", "--rate", "0"], "above 0"),
+        (["plan", "8B", "--rate", "1", "--hardware", "abacus"], "abacus"),
+        (["plan", "8B", "--rate", "1", "--precision", "int3"], "int3"),
+        (["plan", "8B", "--rate", "1", "--tpot-p99", "-1"], "tpot-p99"),
+        (
+            ["plan", "routing", "--large", "8B", "--small", "1B", "--share", "2", "--rate", "1"],
+            "share",
+        ),
+    ):
+        failed = run(cli, arguments)
+        assert failed.exit_code == 2, failed.output
+        assert words in failed.output
