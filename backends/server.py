@@ -170,7 +170,10 @@ def _decode(kind: Any, content: bytes) -> Any:
 @click.option("--gpu-memory-utilization", type=float, help="Share of the GPU's memory to use.")
 @click.option("--quantization", type=click.Choice(["int8"]))
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]))
-@click.option("--kv-cache-dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]))
+@click.option(
+    "--kv-cache-dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16", "int8", "fp8"]),
+)
 @click.option("--enable-prefix-caching/--no-enable-prefix-caching", default=None)
 @click.option("--enable-chunked-prefill/--no-enable-chunked-prefill", default=None)
 @click.option("--tensor-parallel-size", type=int, help="1: one device per engine.")

@@ -153,7 +153,7 @@ class EngineSettings(_Table, frozen=True, kw_only=True):
     max_num_batched_tokens: Positive | None = None
     gpu_memory_utilization: Fraction | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
-    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"] | None = None
     enable_prefix_caching: bool | None = None
     enable_chunked_prefill: bool | None = None
     tensor_parallel_size: Positive | None = None

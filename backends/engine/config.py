@@ -4,7 +4,7 @@ from typing import Final, Literal
 
 from msgspec import Struct, field
 
-KvCacheDtype = Literal["auto", "float32", "bfloat16", "float16"]
+KvCacheDtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"]
 SpeculationMethod = Literal["auto", "off", "ngram", "draft"]
 
 DEFAULT_KV_MEMORY_BYTES: Final = 256 * 2**20

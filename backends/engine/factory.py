@@ -27,7 +27,11 @@ _DTYPES: Final = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
+    "int8": torch.int8,
+    "fp8": torch.float8_e4m3fn,
 }
+_FP8_CAPABILITY: Final = (8, 9)
+"""Ada's."""
 _SMALL_STEP_BYTES: Final = 32 * 2**20
 """A forward pass that reads less than this has little to share out."""
 _SMALL_STEP_THREADS: Final = 4
@@ -157,9 +161,18 @@ def pick_threads(step_bytes: int) -> int:
 
 
 def _kv_dtype(option: KvCacheDtype, dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    if option != "auto":
-        return _DTYPES[option]
-    return torch.float32 if device.type == "cpu" else dtype
+    if option == "auto":
+        return torch.float32 if device.type == "cpu" else dtype
+    if (
+        option == "fp8"
+        and device.type == "cuda"
+        and torch.cuda.get_device_capability(device) < _FP8_CAPABILITY
+    ):
+        raise ValueError(
+            f"kv_cache_dtype is 'fp8', but {torch.cuda.get_device_name(device)} cannot read fp8; "
+            "use int8, which takes as little"
+        )
+    return _DTYPES[option]
 
 
 def _engine_config(

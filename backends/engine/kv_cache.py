@@ -10,6 +10,7 @@ import torch
 from backends.engine.config import DEFAULT_KV_MEMORY_BYTES
 from backends.layers.attention import LayerCache
 from backends.models.config import ModelConfig
+from kernels.checks import CODE_DTYPES
 
 _SHARE_OF_CPU_MEMORY: Final = 0.1
 """Of what is free: a laptop has other things to do, and small models need little."""
@@ -17,8 +18,10 @@ _SHARE_OF_CPU_MEMORY: Final = 0.1
 
 def kv_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
     """Return the cache bytes of one token over all layers."""
-    per_layer = 2 * config.num_key_value_heads * config.head_dim * dtype.itemsize
-    return config.num_hidden_layers * per_layer
+    per_head = config.head_dim * dtype.itemsize
+    if dtype in CODE_DTYPES:
+        per_head += torch.float32.itemsize  # its scale
+    return config.num_hidden_layers * 2 * config.num_key_value_heads * per_head
 
 
 def kv_memory_bytes(device: torch.device, gpu_memory_utilization: float) -> int:
@@ -44,13 +47,18 @@ def allocate(
 ) -> list[LayerCache]:
     """Return one cache per layer: keys and values, [num_blocks, block_size, Hkv, D] each.
 
-    Zeroed, because attention kernels may read unused slots and multiply them by 0.
+    Zeroed, because attention kernels may read unused slots and multiply them by 0. 8-bit codes
+    have their scales beside them.
     """
     shape = (num_blocks, block_size, config.num_key_value_heads, config.head_dim)
-    return [
-        LayerCache(_zeros(shape, dtype, device), _zeros(shape, dtype, device))
-        for _ in range(config.num_hidden_layers)
-    ]
+
+    def layer() -> LayerCache:
+        halves = [_zeros(shape, dtype, device) for _ in range(2)]
+        if dtype in CODE_DTYPES:
+            halves += [_zeros(shape[:3], torch.float32, device) for _ in range(2)]
+        return LayerCache(*halves)
+
+    return [layer() for _ in range(config.num_hidden_layers)]
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -30,7 +30,8 @@ class EngineOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     quantization: Literal["int8"] | None = None
     """int8: round linear weights at load, if the folder's are not int8 already."""
     kv_cache_dtype: KvCacheDtype = "auto"
-    """auto: float32 on the CPU, else `dtype`."""
+    """auto: float32 on the CPU, else `dtype`. int8 and fp8 take half of bfloat16, with a scale per
+    token and head; on the CPU eager torch reads them, slowly."""
     max_model_len: int | None = None
     """None: what the model was made for."""
     max_num_seqs: int = 64

@@ -30,10 +30,14 @@ class ForwardBatch(NamedTuple):
 
 
 class LayerCache(NamedTuple):
-    """One layer's share of the paged cache: [num_blocks, block_size, Hkv, D] each."""
+    """One layer's share of the paged cache."""
 
     keys: Tensor
+    """[num_blocks, block_size, Hkv, D], of a float dtype, or 8-bit codes."""
     values: Tensor
+    key_scales: Tensor | None = None
+    """[num_blocks, block_size, Hkv] fp32, beside codes only."""
+    value_scales: Tensor | None = None
 
 
 class Attention:
@@ -60,7 +64,15 @@ class Attention:
         packed = qkv.view(-1, self.heads + 2 * self.kv_heads, self.head_dim)
         q, k, v = torch.split(packed, [self.heads, self.kv_heads, self.kv_heads], dim=1)
         q, k = rope(q, k, cos_sin_cache, batch.positions)
-        store_kv(k, v, cache.keys, cache.values, batch.slot_mapping)
+        store_kv(
+            k,
+            v,
+            cache.keys,
+            cache.values,
+            batch.slot_mapping,
+            k_scale=cache.key_scales,
+            v_scale=cache.value_scales,
+        )
         mixed = paged_attention(
             q,
             cache.keys,
@@ -71,5 +83,7 @@ class Attention:
             scale=self.scale,
             max_query_len=batch.max_query_len,
             max_context_len=batch.max_context_len,
+            k_scale=cache.key_scales,
+            v_scale=cache.value_scales,
         )
         return mixed.view(-1, self.heads * self.head_dim)

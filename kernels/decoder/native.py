@@ -10,8 +10,9 @@ from torch import Tensor
 from kernels.decoder import DecoderWeights, LayerWeights, PackedWeight
 from kernels.native import function, require_ok, threads_for
 
-KeysAndValues = Sequence[tuple[Tensor, Tensor]]
-"""Each layer's caches, [num_blocks, block_size, Hkv, D] fp32, contiguous."""
+KeysAndValues = Sequence[tuple[Tensor, Tensor, *tuple[Tensor | None, ...]]]
+"""Each layer's caches, [num_blocks, block_size, Hkv, D] fp32, contiguous; what follows is for
+caches that C++ does not read."""
 
 
 class _Weight(Structure):
@@ -106,10 +107,10 @@ class NativeDecoder:
         if caches is self._caches:
             return True
         if not caches or any(
-            t.dtype != torch.float32 or not t.is_contiguous() for pair in caches for t in pair
+            t.dtype != torch.float32 or not t.is_contiguous() for cache in caches for t in cache[:2]
         ):
             return False
-        for layer, (keys, values) in zip(self._layers, caches, strict=True):
+        for layer, (keys, values, *_) in zip(self._layers, caches, strict=True):
             layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
         self._decoder.num_blocks, self._decoder.block_size = caches[0][0].shape[:2]
         self._caches = caches

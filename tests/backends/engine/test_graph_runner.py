@@ -198,13 +198,13 @@ def test_padding_rows_do_no_harm(model: Model) -> None:
     for request, state in zip(requests, states, strict=True):
         alone += graphs.launch([DecodeRow(request, 0)], [state]).tokens()
     for cache in caches:
-        for half in cache:
+        for half in cache[:2]:
             half.fill_(torch.nan)
     graphs.launch([DecodeRow(r, 0) for r in requests], states).tokens()  # fills the bucket of 6
     together = graphs.launch([DecodeRow(r, 0) for r in requests[:3]], states[:3]).tokens()
     assert together == alone[:3]
     for cache in caches:
-        for half in cache:
+        for half in cache[:2]:
             written = ~half.isnan().all(dim=-1).all(dim=-1)
             assert written.nonzero().tolist() == [[index, 0] for index in range(5)]
 
