@@ -9,7 +9,9 @@ from typing import Any
 import click
 
 from gateway.cli.common import config_option, fail, json_option, print_json, settings_of
+from gateway.cli.policy_files import find_policy, log_to_stderr, offline_router
 from gateway.cli.policy_fit import fit
+from gateway.cli.policy_replay import replay, simulate
 from gateway.cli.policy_versions import history, rollback
 from gateway.settings import Settings
 
@@ -19,7 +21,7 @@ def policy() -> None:
     """Check, explain, replay and fit routing policies."""
 
 
-for command in (fit, history, rollback):
+for command in (fit, history, replay, rollback, simulate):
     policy.add_command(command)
 
 
@@ -34,7 +36,7 @@ def check(ctx: click.Context, policies: tuple[str, ...], config: str | None, as_
     Exit code 0: all can be used (there may be warnings). 1: one cannot. 2: there is no such file.
     """
     settings = settings_of(ctx, config)
-    files = [_find(settings, name) for name in policies or (settings.routing.policy,)]
+    files = [find_policy(settings, name) for name in policies or (settings.routing.policy,)]
     found = [_check(file, _targets(settings)) for file in files]
     if as_json:
         print_json({"policies": found})
@@ -79,7 +81,7 @@ def explain(**options: Any) -> None:
 
     Every backend counts as ready and idle; ask POST /route/explain for the state of now.
     """
-    _log_to_stderr()
+    log_to_stderr()
     prompt = options["prompt"]
     if prompt == "-":
         prompt = sys.stdin.read()
@@ -89,35 +91,6 @@ def explain(**options: Any) -> None:
         print_json(story)
     else:
         _print_story(story)
-
-
-def _log_to_stderr() -> None:
-    """Warnings only, and not between the lines of the answer."""
-    import logging
-
-    import structlog
-
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-
-
-def _find(settings: Settings, name: str) -> Path:
-    """The file of a policy, by path or by name; exits 2 if there is none."""
-    from gateway.routing.policy_book import SHIPPED
-
-    direct = Path(name)
-    if direct.suffix == ".toml" or "/" in name:
-        if direct.is_file():
-            return direct
-        fail(f"{name}: no such file", code=2)
-    folders = [*settings.routing.policy_dirs, str(SHIPPED)]
-    for folder in folders:
-        file = Path(folder) / f"{name}.toml"
-        if file.is_file():
-            return file
-    return fail(f"no policy {name!r} in {', '.join(folders)}", code=2)
 
 
 def _targets(settings: Settings) -> set[str]:
@@ -157,29 +130,17 @@ def _check(file: Path, targets: set[str]) -> dict[str, Any]:
 async def _explain(settings: Settings, prompt: str, options: dict[str, Any]) -> dict[str, Any]:
     from msgspec.structs import replace
 
-    from backends.echo import EchoBackend
     from backends.wire import ChatCompletionRequest, Message
     from gateway.errors import GatewayError
-    from gateway.routing.classifier import Classifier
-    from gateway.routing.health import BackendRegistry
-    from gateway.routing.policy_book import PolicyBook
-    from gateway.routing.router import Router
     from policies.model import BudgetState
 
     name = options["policy_name"]
     if name is not None:
-        file = _find(settings, name)
+        file = find_policy(settings, name)
         folders = [str(file.parent), *settings.routing.policy_dirs]
         routing = replace(settings.routing, policy=file.stem, policy_dirs=folders)
         settings = replace(settings, routing=routing)
-    # stand-ins that are always ready and idle; none of them is ever asked to answer
-    backends = {backend.name: EchoBackend(backend.name) for backend in settings.backends}
-    registry = BackendRegistry(settings, backends)
-    for backend in backends:
-        await registry.probe(backend)
-    router = Router(
-        settings, Classifier.load(settings.routing.head), PolicyBook(settings.routing), registry
-    )
+    router, _ = await offline_router(settings)
     request = ChatCompletionRequest(
         model=options["model"],
         messages=[Message(role="user", content=prompt)],

@@ -86,35 +86,56 @@ class Table(Struct, frozen=True, kw_only=True):
     def __len__(self) -> int:
         return len(self.started_us)
 
+    def rows(self, part: slice) -> "Table":
+        """Some of the rows."""
+        return Table(
+            cards=self.cards,
+            words={n: Words(column.codes[part], column.values) for n, column in self.words.items()},
+            numbers={name: column[part] for name, column in self.numbers.items()},
+            started_us=self.started_us[part],
+            quality=self.quality[part],
+            load=self.load[part],
+            ready=self.ready[part],
+            exact=self.exact[part],
+            costs=self.costs[part],
+            latencies=self.latencies[part],
+        )
+
     @classmethod
     def of(
         cls,
         cards: Mapping[str, BackendCard],
         words: Mapping[str, Sequence[Any]],
         numbers: Mapping[str, Sequence[float | None]],
-        by_backend: Mapping[str, Sequence[Mapping[str, float | None]]],
+        figures: Mapping[str, Sequence[Mapping[str, float | None]]],
         *,
         started_us: Sequence[int],
         down: Sequence[Collection[str]],
+        costs: Floats,
+        latencies: Floats,
     ) -> "Table":
-        """Columns as lists; `by_backend` has quality, load, exact, costs and latencies as dicts.
+        """Columns as lists; `figures` has quality, load and exact as a dict by backend a row.
 
         Args:
             down: of each row, the backends that were not ready.
+            costs, latencies: [N, K], NaN: unknown.
         """
         gone = Words.of([frozenset(names) for names in down])
-        figures = {name: _by_backend(column, cards) for name, column in by_backend.items()}
         return cls(
             cards=cards,
             words={name: Words.of(column) for name, column in words.items()},
             numbers={name: np.array(column, dtype=np.float64) for name, column in numbers.items()},
             started_us=np.array(started_us, dtype=np.int64),
             ready=~gone.where_each(cards),
-            **figures,
+            costs=costs,
+            latencies=latencies,
+            quality=by_backend(figures["quality"], cards),
+            exact=by_backend(figures["exact"], cards),
+            load=np.nan_to_num(by_backend(figures["load"], cards)),  # a new backend is idle
         )
 
 
-def _by_backend(
+def by_backend(
     column: Sequence[Mapping[str, float | None]], cards: Mapping[str, BackendCard]
 ) -> Floats:
     """[N, K] out of one dict a row."""

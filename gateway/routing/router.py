@@ -94,7 +94,7 @@ class Router:
         self._classifier = classifier
         self._book = book
         self._registry = registry
-        self._forecasts = forecasts or Forecasts(CostEstimator(settings))
+        self.forecasts = forecasts or Forecasts(CostEstimator(settings))
         self._explore = settings.routing.explore
         self._decides = decides
         self._decided: set[tuple[str, str]] = set()
@@ -129,7 +129,11 @@ class Router:
 
     def observe(self, record: RequestRecord) -> None:
         """Learn from a settled request what answers take."""
-        self._forecasts.observe(record)
+        self.forecasts.observe(record)
+
+    def estimates(self, facts: Facts) -> dict[str, Estimate]:
+        """What each backend's answer will probably take."""
+        return self.forecasts.estimates(facts, self._registry.cards())
 
     def resolve(self, model: str) -> Resolved:
         """What a model's name stands for. Raises ModelNotFound."""
@@ -199,9 +203,9 @@ class Router:
         cards = self._registry.cards()
         estimated = loaded.compiled.uses_estimates
         if estimated:
-            spent_usd, requests = self._forecasts.day(loaded.name, now)
+            spent_usd, requests = self.forecasts.day(loaded.name, now)
             budget = replace(budget, day_spent_usd=spent_usd, day_requests=requests)
-            facts = replace(facts, estimates=self._forecasts.estimates(facts, cards))
+            facts = replace(facts, estimates=self.forecasts.estimates(facts, cards))
         inputs = (facts, loaded, cards, budget, only, now.timestamp() // 60, draw)
         if asked is not None:
             known: Routed | None = asked.recall("routed", inputs)
@@ -231,7 +235,7 @@ class Router:
             decision = not_explored(decision, self._explore)
         if estimated and decision.candidates and not dry:
             expected = facts.estimates[decision.candidates[0]].cost_nano_usd or 0
-            self._forecasts.spend(loaded.name, now, expected)
+            self.forecasts.spend(loaded.name, now, expected)
         routed = Routed(
             decision=decision,
             loaded_policy=loaded,
@@ -272,9 +276,8 @@ class Router:
             only=only,
             dry=True,
         )
-        cards = self._registry.cards()
-        story = explanation(routed, cards, budget or BudgetState(), now)
-        estimates = self._forecasts.estimates(routed.facts, cards)
+        story = explanation(routed, self._registry.cards(), budget or BudgetState(), now)
+        estimates = self.estimates(routed.facts)
         for candidate in story["candidates"]:
             candidate |= expectation(estimates.get(candidate["backend"]))
         return story | {"moved_by": moved(self._classifier, text)}

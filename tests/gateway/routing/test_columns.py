@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from gateway.routing.columns import NOBODY, Table, decide_all
+from gateway.routing.columns import NOBODY, Table, by_backend, decide_all
 from policies.evaluator import decide
 from policies.model import BackendCard, BudgetState, Facts, Policy
 from tests.policies import strategies as any_
@@ -64,9 +64,13 @@ def table_of(cards: Mapping[str, BackendCard], told: list[Row]) -> Table:
             "quality": [f.quality for f in features],
             "load": [row[1] for row in told],
             "exact": [f.prompt_tokens_exact for f in facts],
-            "costs": [{n: e.cost_nano_usd for n, e in known.items()} for known in estimates],
-            "latencies": [{n: e.latency_s for n, e in known.items()} for known in estimates],
         },
+        costs=by_backend(
+            [{n: e.cost_nano_usd for n, e in known.items()} for known in estimates], cards
+        ),
+        latencies=by_backend(
+            [{n: e.latency_s for n, e in known.items()} for known in estimates], cards
+        ),
         started_us=[round(row[4].timestamp() * 1e6) for row in told],
         down=[row[2] for row in told],
     )
@@ -119,8 +123,10 @@ def test_columns_decide_a_hundred_thousand_rows_in_well_under_two_seconds() -> N
         },
         {n: [0.5] * size for n in ("difficulty", "prompt_tokens", "turns", "budget_left", "draw")}
         | {n: [1.0] * size for n in ("prompt_tokens_bound", "max_tokens")},
-        dict.fromkeys(("quality", "exact", "costs", "latencies"), none)
+        dict.fromkeys(("quality", "exact"), none)
         | {"load": [{"nano": 0.0, "small": 0.0, "base": 0.0}] * size},
+        costs=np.full((size, 3), np.nan),
+        latencies=np.full((size, 3), np.nan),
         started_us=list(range(size)),
         down=[()] * size,
     )

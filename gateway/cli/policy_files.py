@@ -1,0 +1,74 @@
+"""What the policy commands share: finding files, and a router over stand-ins that never answer."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gateway.cli.common import fail
+from gateway.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from gateway.routing.health import BackendRegistry
+    from gateway.routing.router import Router
+
+
+def log_to_stderr() -> None:
+    """Warnings only, and not between the lines of the answer."""
+    import logging
+
+    import structlog
+
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def find_policy(settings: Settings, name: str) -> Path:
+    """The file of a policy, by path or by name; exits 2 if there is none."""
+    from gateway.routing.policy_book import SHIPPED
+
+    direct = Path(name)
+    if direct.suffix == ".toml" or "/" in name:
+        if direct.is_file():
+            return direct
+        fail(f"{name}: no such file", code=2)
+    folders = [*settings.routing.policy_dirs, str(SHIPPED)]
+    for folder in folders:
+        file = Path(folder) / f"{name}.toml"
+        if file.is_file():
+            return file
+    return fail(f"no policy {name!r} in {', '.join(folders)}", code=2)
+
+
+async def offline_router(
+    settings: Settings, connection: "AsyncConnection | None" = None
+) -> "tuple[Router, BackendRegistry]":
+    """A router whose backends are always ready and idle; none of them is ever asked to answer.
+
+    Args:
+        connection: of the ledger, to learn from what answers cost and how long they took.
+    """
+    from backends.echo import EchoBackend
+    from gateway.ledger.pricing import CostEstimator
+    from gateway.routing.classifier import Classifier
+    from gateway.routing.forecasts import Forecasts
+    from gateway.routing.health import BackendRegistry
+    from gateway.routing.policy_book import PolicyBook
+    from gateway.routing.router import Router
+
+    backends = {backend.name: EchoBackend(backend.name) for backend in settings.backends}
+    registry = BackendRegistry(settings, backends)
+    for backend in backends:
+        await registry.probe(backend)
+    classifier = Classifier.load(settings.routing.head)
+    estimator = CostEstimator(settings)
+    forecasts = Forecasts(estimator)
+    if connection is not None:
+        from gateway.routing.past import learn
+
+        await learn(connection, forecasts, estimator)
+    book = PolicyBook(settings.routing)
+    return Router(settings, classifier, book, registry, forecasts), registry

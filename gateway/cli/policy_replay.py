@@ -1,0 +1,186 @@
+"""`headgate policy simulate|replay`: prompts, or past traffic, through policies."""
+
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gateway.cli.common import config_option, fail, json_option, print_json, settings_of
+from gateway.cli.database import run_in_transaction, table
+from gateway.cli.policy_files import find_policy, log_to_stderr, offline_router
+from gateway.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from gateway.routing.policy_book import LoadedPolicy
+
+
+@click.command()
+@click.option("--since", required=True, metavar="TIME", help="RFC 3339 or a date, UTC.")
+@click.option("--until", metavar="TIME", help="Exclusive; else now.")
+@click.option("--policy", "names", multiple=True, required=True, help="Name or .toml file.")
+@config_option
+@json_option
+@click.pass_context
+def replay(
+    ctx: click.Context,
+    since: str,
+    until: str | None,
+    names: tuple[str, ...],
+    config: str | None,
+    as_json: bool,
+) -> None:
+    """Past requests through other policies, from what was recorded; nothing is asked again.
+
+    Quality is a doubly robust estimate from feedback. Where the past left nothing to chance there
+    is none; [routing] explore makes it possible.
+    """
+    log_to_stderr()
+    settings = settings_of(ctx, config)
+    begin, end = _us(since, "--since"), _us(until, "--until")
+    loaded = [load(settings, name) for name in names]
+
+    async def work(connection: "AsyncConnection") -> dict[str, Any]:
+        from gateway.ledger.pricing import CostEstimator
+        from gateway.routing.past import read_past
+        from gateway.routing.replay import replay as run
+
+        began = time.perf_counter()
+        past = await read_past(connection, since_us=begin, until_us=end)
+        _, registry = await offline_router(settings)
+        read_s = time.perf_counter() - began
+        report = run(past, loaded, registry.cards(), CostEstimator(settings))
+        return {"since": since, "until": until, "read_s": round(read_s, 4), **report}
+
+    report = run_in_transaction(settings, work)
+    if as_json:
+        print_json(report)
+        return
+    actual = report["actual"]
+    click.echo(
+        f"{report['replayed']} requests replayed, {report['skipped']} without a recorded decision"
+    )
+    rows = [["as it was", actual["cost_usd"], _shares(actual["shares"]), "-", "-", _score(actual)]]
+    rows += [
+        [
+            one["policy"],
+            one["cost_usd"],
+            _shares(one["shares"]),
+            f"{one['same_choice'] or 0:.1%}",
+            _number(one["predicted_quality"]),
+            _interval(one["quality"]),
+        ]
+        for one in report["policies"]
+    ]
+    columns = ["policy", "cost $", "shares", "same choice", "predicted quality", "quality"]
+    table(columns, rows)
+    for one in report["policies"]:
+        if one["quality_why"]:
+            click.echo(f"{one['policy']}: no quality figure: {one['quality_why']}")
+
+
+@click.command()
+@click.argument("file", type=click.Path(dir_okay=False, exists=True, path_type=Path))
+@click.option("--policy", "names", multiple=True, required=True, help="Name or .toml file.")
+@config_option
+@json_option
+@click.pass_context
+def simulate(
+    ctx: click.Context, file: Path, names: tuple[str, ...], config: str | None, as_json: bool
+) -> None:
+    """A file of prompts through policies, side by side; nothing is asked.
+
+    FILE: one prompt a line, or JSON Lines with `prompt` or `messages` (and `scores`, as outcomes).
+    Every backend counts as ready and idle; costs and seconds are learned from the ledger.
+    """
+    log_to_stderr()
+    settings = settings_of(ctx, config)
+    loaded = [load(settings, name) for name in names]
+    from gateway.routing.simulate import PromptsError, read_prompts, simulate_all
+
+    try:
+        prompts = read_prompts(file)
+    except PromptsError as error:
+        fail(str(error), code=2)
+
+    async def work(connection: "AsyncConnection") -> dict[str, Any]:
+        router, registry = await offline_router(settings, connection)
+        return simulate_all(prompts, loaded, router, registry.cards())
+
+    report = run_in_transaction(settings, work)
+    if as_json:
+        print_json(report)
+        return
+    click.echo(f"{report['prompts']} prompts")
+    rows = [
+        [
+            one["policy"],
+            one["cost_usd"],
+            _number(one["predicted_quality"]),
+            _number(one["measured_quality"]),
+            _number(one["mean_latency_s"]),
+            _shares(one["shares"]),
+            str(one["denied"] + one["unanswered"]),
+        ]
+        for one in report["policies"]
+    ]
+    columns = ["policy", "cost $", "predicted quality", "measured quality", "latency s", "shares",
+               "refused"]  # fmt: skip
+    table(columns, rows)
+
+
+def load(settings: Settings, name: str) -> "LoadedPolicy":
+    """A policy by name or file; exits 2 if there is none, 1 if it is not valid."""
+    from msgspec.structs import replace
+
+    from gateway.errors import SettingsError
+    from gateway.routing.policy_book import PolicyBook
+
+    file = find_policy(settings, name)
+    routing = replace(
+        settings.routing,
+        policy=file.stem,
+        policy_dirs=[str(file.parent), *settings.routing.policy_dirs],
+    )
+    try:
+        return PolicyBook(routing).get()
+    except SettingsError as error:
+        fail(str(error))
+
+
+def _us(text: str | None, option: str) -> int:
+    if text is None:
+        return round(time.time() * 1e6)
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=option) from None
+    from datetime import UTC
+
+    return round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1e6)
+
+
+def _shares(shares: dict[str, float]) -> str:
+    return ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share) or "-"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _score(actual: dict[str, Any]) -> str:
+    if actual["mean_score"] is None:
+        return "-"
+    return f"{actual['mean_score']:.3f} ({actual['opinions']} opinions)"
+
+
+def _interval(found: dict[str, float] | None) -> str:
+    if found is None:
+        return "-"
+    return (
+        f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}], "
+        f"{found['effective_sample_size']:.0f} effective"
+    )
