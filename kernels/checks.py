@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels.errors import DTypeError, ShapeError
+from kernels.errors import DeviceError, DTypeError, ShapeError
 
 FLOAT_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 CODE_DTYPES = frozenset({torch.int8, torch.float8_e4m3fn})
@@ -25,6 +25,14 @@ def require_dtype(tensor: Tensor, name: str, *allowed: torch.dtype) -> None:
     if tensor.dtype not in allowed:
         wanted = " or ".join(str(dtype) for dtype in allowed)
         raise DTypeError(f"{name} is {tensor.dtype}; it must be {wanted}")
+
+
+def require_one_device(first: Tensor, *others: Tensor | None) -> None:
+    """Refuse tensors that do not all lie where the first lies."""
+    device = first.device
+    for other in others:
+        if other is not None and other.device != device:
+            raise DeviceError(f"one tensor is on {device}, another on {other.device}; move it")
 
 
 def require_scales(cache: Tensor, scales: Tensor | None, name: str) -> None:

@@ -3,6 +3,7 @@
 KernelError
 ├── ShapeError              sizes that do not fit together
 ├── DTypeError              a dtype this op does not take
+├── DeviceError             tensors on different devices
 └── KernelUnavailableError  the implementation asked for cannot run here
 """
 
@@ -17,6 +18,10 @@ class ShapeError(KernelError, ValueError):
 
 class DTypeError(KernelError, TypeError):
     """A tensor has a dtype the op does not take."""
+
+
+class DeviceError(KernelError, ValueError):
+    """Two tensors of a call lie on different devices."""
 
 
 class KernelUnavailableError(KernelError, RuntimeError):

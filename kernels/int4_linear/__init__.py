@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kernels.checks import require_dtype, require_float
+from kernels.checks import require_dtype, require_float, require_one_device
 from kernels.dispatch import choose
 from kernels.errors import ShapeError
 
@@ -54,6 +54,7 @@ def int4_linear(
         require_dtype(zero, "zero", torch.uint8)
     if bias is not None:
         require_float(bias, "bias")
+    require_one_device(x, weight_int4, scale, zero, bias, packed)
     _check_shapes(x, weight_int4, scale, zero, bias)
     if packed is not None:
         _check_packed(weight_int4, scale, packed)

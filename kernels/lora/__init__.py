@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels.checks import require_dtype, require_float
+from kernels.checks import require_dtype, require_float, require_one_device
 from kernels.dispatch import choose
 from kernels.errors import ShapeError
 
@@ -43,6 +43,7 @@ def lora_add(
     require_dtype(scales, "scales", torch.float32)
     require_dtype(query_start_lens, "query_start_lens", torch.int32)
     require_dtype(adapters, "adapters", torch.int32)
+    require_one_device(out, x, a, b, scales, query_start_lens, adapters)
     _check_shapes(out, x, a, b, scales, query_start_lens, adapters)
     choose("lora_add", out.device.type)(out, x, a, b, scales, query_start_lens, adapters)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels.checks import require_dtype, require_float
+from kernels.checks import require_dtype, require_float, require_one_device
 from kernels.dispatch import choose
 from kernels.errors import ShapeError
 
@@ -63,6 +63,7 @@ def expert_mlp(
     require_float(down, "down", like=x.dtype)
     require_dtype(weights, "weights", torch.float32)
     require_dtype(experts, "experts", torch.int32)
+    require_one_device(x, gate_up, down, weights, experts)
     if x.dim() != 2 or down.dim() != 3 or down.shape[1] != x.shape[1]:
         raise ShapeError(
             f"x is {list(x.shape)} and down is {list(down.shape)}; need [T, H] and [E, H, F]"

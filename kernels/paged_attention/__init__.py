@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor
 
-from kernels.checks import CODE_DTYPES, require_dtype, require_float, require_scales
+from kernels.checks import (
+    CODE_DTYPES,
+    require_dtype,
+    require_float,
+    require_one_device,
+    require_scales,
+)
 from kernels.dispatch import choose
 from kernels.errors import ShapeError
 
@@ -73,6 +79,9 @@ def paged_attention(
         require_dtype(block_tables, "block_tables", int32)
         require_dtype(query_start_lens, "query_start_lens", int32)
         require_dtype(context_lens, "context_lens", int32)
+    require_one_device(
+        q, k_cache, v_cache, block_tables, query_start_lens, context_lens, sinks, tree_mask, k_scale
+    )
     _check_heads(q, k_cache, v_cache)
     _check_batch(block_tables, query_start_lens, context_lens, k_cache.shape[1], max_context_len)
     if not (window is None and soft_cap is None and sinks is None and tree_mask is None):

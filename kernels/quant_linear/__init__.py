@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.checks import require_dtype, require_float
+from kernels.checks import require_dtype, require_float, require_one_device
 from kernels.dispatch import choose, implementation_for
 from kernels.errors import ShapeError
 
@@ -62,6 +62,7 @@ def quant_linear(
         require_float(bias, "bias")
     if dense is not None:
         require_float(dense, "dense", like=x.dtype)
+    require_one_device(x, weight_int8, scale, bias, dense, packed)
     _check_shapes(x, weight_int8, scale, bias, dense)
     if packed is not None:
         _check_packed(weight_int8, packed)

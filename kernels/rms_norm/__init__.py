@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from kernels.checks import require_float
+from kernels.checks import require_float, require_one_device
 from kernels.dispatch import choose
 from kernels.errors import ShapeError
 
@@ -61,5 +61,6 @@ def add_rms_norm(
 
 def _check(x: Tensor, weight: Tensor) -> None:
     require_float(x, "x")
+    require_one_device(x, weight)
     if weight.dim() != 1 or x.dim() == 0 or weight.shape[0] != x.shape[-1]:
         raise ShapeError(f"weight is {list(weight.shape)} but x is {list(x.shape)}: need [H]")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels.checks import INDEX_DTYPES, require_dtype, require_float
+from kernels.checks import INDEX_DTYPES, require_dtype, require_float, require_one_device
 from kernels.dispatch import choose
 from kernels.errors import ShapeError
 
@@ -36,6 +36,7 @@ def rope(q: Tensor, k: Tensor, cos_sin_cache: Tensor, positions: Tensor) -> tupl
         require_dtype(cos_sin_cache, "cos_sin_cache", torch.float32)
     if positions.dtype not in INDEX_DTYPES:
         require_dtype(positions, "positions", *INDEX_DTYPES)
+    require_one_device(q, k, cos_sin_cache, positions)
     _check_shapes(q, k, cos_sin_cache, positions)
     result: tuple[Tensor, Tensor] = choose("rope", q.device.type)(q, k, cos_sin_cache, positions)
     return result

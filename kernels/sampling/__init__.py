@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels.checks import require_dtype, require_float
+from kernels.checks import require_dtype, require_float, require_one_device
 from kernels.dispatch import choose
 from kernels.errors import ShapeError
 
@@ -60,6 +60,7 @@ def sample(
         require_dtype(values, name, dtype)
         if values.shape != (rows,):
             raise ShapeError(f"{name} is {list(values.shape)}; need [{rows}]")
+    require_one_device(logits, temperature, top_k, top_p, min_p, seeds, places)
     result: Tensor = choose("sample", logits.device.type)(
         logits, temperature, top_k, top_p, min_p, seeds, places
     )
@@ -108,4 +109,5 @@ def penalise(
             f"holders is {list(holders.shape)} and strengths is {list(strengths.shape)}; "
             f"need [{rows}] and [{rows}, 3]"
         )
+    require_one_device(logits, prompt_tokens, counts, holders, strengths)
     choose("penalise", logits.device.type)(logits, prompt_tokens, counts, holders, strengths)

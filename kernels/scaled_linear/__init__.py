@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels.checks import CODE_DTYPES, require_dtype, require_float
+from kernels.checks import CODE_DTYPES, require_dtype, require_float, require_one_device
 from kernels.dispatch import choose
 from kernels.errors import ShapeError
 
@@ -36,6 +36,7 @@ def scaled_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None 
     require_dtype(scale, "scale", torch.float32)
     if bias is not None:
         require_float(bias, "bias")
+    require_one_device(x, weight, scale, bias)
     if weight.dim() != 2 or x.dim() == 0 or weight.shape[1] != x.shape[-1]:
         raise ShapeError(
             f"weight is {list(weight.shape)} but x is {list(x.shape)}; need [N, K] and [..., K]"

@@ -2,7 +2,14 @@
 
 from torch import Tensor
 
-from kernels.checks import CODE_DTYPES, INDEX_DTYPES, require_dtype, require_float, require_scales
+from kernels.checks import (
+    CODE_DTYPES,
+    INDEX_DTYPES,
+    require_dtype,
+    require_float,
+    require_one_device,
+    require_scales,
+)
 from kernels.dispatch import choose
 from kernels.errors import ShapeError
 
@@ -43,6 +50,7 @@ def store_kv(
     require_scales(v_cache, v_scale, "v_scale")
     if slot_mapping.dtype not in INDEX_DTYPES:
         require_dtype(slot_mapping, "slot_mapping", *INDEX_DTYPES)
+    require_one_device(k, v, k_cache, v_cache, slot_mapping, k_scale, v_scale)
     _check_shapes(k, v, k_cache, v_cache, slot_mapping)
     choose("store_kv", k.device.type)(
         k, v, k_cache, v_cache, slot_mapping, k_scale=k_scale, v_scale=v_scale

@@ -14,7 +14,7 @@ import torch
 from kernel_cases import paged_batch, random
 
 from kernels import dispatch, native
-from kernels.errors import DTypeError, KernelError, KernelUnavailableError, ShapeError
+from kernels.errors import DeviceError, DTypeError, KernelError, KernelUnavailableError, ShapeError
 from kernels.paged_attention import paged_attention
 from kernels.quant_linear import quant_linear
 from kernels.rms_norm import add_rms_norm, rms_norm
@@ -220,6 +220,33 @@ BAD_CALLS: dict[str, tuple[Callable[[], Any], type[KernelError], str]] = {
         lambda: quant_linear(random(2, 8), INT8, SCALE, dense=random(8, 6)),
         ShapeError,
         "dense is",
+    ),
+    "rms_norm_device": (
+        lambda: rms_norm(random(2, 8), random(8).to("meta"), eps=1e-5),
+        DeviceError,
+        "on cpu, another on meta",
+    ),
+    "quant_linear_device": (
+        lambda: quant_linear(random(2, 8), INT8, SCALE.to("meta")),
+        DeviceError,
+        "another on meta",
+    ),
+    "store_kv_device": (
+        lambda: store_kv(random(5, 2, 8), random(5, 2, 8), CACHE, CACHE, SLOTS.to("meta")),
+        DeviceError,
+        "another on meta",
+    ),
+    "paged_attention_device": (
+        _attention(context_lens=torch.zeros(2, dtype=torch.int32, device="meta")),
+        DeviceError,
+        "another on meta",
+    ),
+    "paged_attention_window": (_attention(window=0), ShapeError, "at least itself"),
+    "paged_attention_sinks": (_attention(sinks=random(3)), ShapeError, r"need \[4\]"),
+    "paged_attention_tree": (
+        _attention(tree_mask=torch.ones(4, 2, dtype=torch.bool)),
+        ShapeError,
+        "max_query_len is 3",
     ),
     "paged_attention_heads": (_attention(q=random(4, 3, 16)), ShapeError, "do not divide"),
     "paged_attention_head_size": (_attention(q=random(4, 4, 8)), ShapeError, "head size is 8"),
