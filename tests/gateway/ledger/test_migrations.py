@@ -3,19 +3,23 @@
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, inspect, select
+from sqlalchemy import JSON, bindparam, func, inspect, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.ledger import check
 from gateway.ledger.database import open_engine
+from gateway.ledger.reports import costs_report
 from gateway.ledger.repository import Repository
 from gateway.ledger.tables import metadata, requests
+from gateway.settings import Settings
 from migrations import runner
 from tests.gateway.ledger.conftest import Postgres
-from tests.gateway.ledger.samples import settlement
+from tests.gateway.ledger.samples import NOW, settlement
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -48,6 +52,73 @@ async def test_up_and_down_with_data_in_place(empty_url: str) -> None:
     assert runner.upgrade(empty_url) == runner.head()
     assert set(metadata.tables) <= await _tables(empty_url)
     assert runner.differences(empty_url) == []
+
+
+async def test_rows_of_the_first_version_keep_their_names_and_sums(empty_url: str) -> None:
+    """Up from 0001 with data: ids in place of names, reports the same; down: the names again."""
+    runner.upgrade(empty_url, "0001")
+    engine = open_engine(empty_url)
+    old = [
+        settlement(f"r{n}", team=f"team {n % 2}", user=None if n == 0 else "ann") for n in range(4)
+    ]
+    async with engine.begin() as connection:
+        for one in old:
+            await connection.execute(_insert_0001("requests", _REQUEST_0001, one.request))
+            await connection.execute(_insert_0001("charges", _CHARGE_0001, one.charges[0]))
+    runner.upgrade(empty_url)
+    asked = {"group_by": "team,user", "now": datetime(2026, 11, 22, tzinfo=UTC)}
+    found = await costs_report(engine, Settings(), **asked)
+    assert {(r["team"], r["user"], r["requests"], r["cost_usd"]) for r in found["rows"]} == {
+        ("team 0", None, 1, "0.000001"),
+        ("team 0", "ann", 1, "0.000001"),
+        ("team 1", "ann", 2, "0.000002"),
+    }
+    await Repository(engine).write([settlement("new", team="team 1", started_at=NOW + 3_600)])
+    async with engine.begin() as connection:
+        teams = set((await connection.execute(select(requests.c.team))).scalars())
+        assert all(len(team) == 32 for team in teams)
+        assert len(teams) == 2
+        assert await check.rollup_problems(connection) == []
+        await check.rebuild_rollups(connection)
+        assert await check.rollup_problems(connection) == []
+    await engine.dispose()
+    runner.downgrade(empty_url, "0001")
+    engine = open_engine(empty_url)
+    async with engine.connect() as connection:
+        rows = await connection.execute(text('SELECT team, "user" FROM requests'))
+        assert {tuple(row) for row in rows} == {
+            ("team 0", None),
+            ("team 0", "ann"),
+            ("team 1", "ann"),
+        }
+    await engine.dispose()
+    assert runner.upgrade(empty_url) == runner.head()
+
+
+_REQUEST_0001 = (
+    "request_id", "endpoint", "model", "team", "key", "user", "duration_ms", "stream", "outcome",
+    "status", "cache", "policy", "rule", "task", "backend", "prompt_tokens", "draw", "probability",
+)  # fmt: skip
+_CHARGE_0001 = (
+    "request_id", "seq", "kind", "backend", "machine", "machine_type", "prompt_tokens",
+    "completion_tokens", "cost_nano_usd",
+)  # fmt: skip
+
+
+def _insert_0001(table: str, columns: tuple[str, ...], row: Any) -> Any:
+    """A row as the first version wrote it."""
+    documents: dict[str, Any] = {"unit_prices": {}}
+    time_column = "at_us"
+    if table == "requests":
+        documents = {"tags": {}, "candidates": [], "attempts": [], "reasons": []}
+        time_column = "started_us"
+    values = {**{name: getattr(row, name) for name in columns}, time_column: round(NOW * 1e6)}
+    names = [*values, *documents]
+    columns_text = ", ".join(f'"{name}"' for name in names)
+    marks = ", ".join(f":{name}" for name in names)
+    statement = text(f"INSERT INTO {table} ({columns_text}) VALUES ({marks})")
+    typed = [bindparam(name, value, type_=JSON) for name, value in documents.items()]
+    return statement.bindparams(*typed, **values)
 
 
 async def _tables(url: str) -> set[str]:
