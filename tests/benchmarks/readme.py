@@ -116,6 +116,15 @@ def rows() -> list[tuple[str, str, str]]:
             f"({ideal['more_points']:+.1f} points)",
             "family",
         ),
+        (
+            "what int8 weights lose against bf16: points of pass rate; bits per byte",
+            ", ".join(
+                f"`{run['model']}` {run['points_lost']:.1f}, "
+                f"{max(run['bits_lost_percent'].values()):.2f} %"
+                for run in load("int8")["results"]
+            ),
+            "int8",
+        ),
     ]
 
 
