@@ -1,20 +1,26 @@
 """`headgate policy fit`: a classifier head out of outcomes, fitted in a child process."""
 
-from typing import Any
+import tempfile
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gateway.cli.common import config_option, json_option, print_json, run_child, settings_of
+from gateway.cli.database import run_in_transaction
+from gateway.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
 
 @click.command()
 @click.option(
     "--outcomes",
-    required=True,
     type=click.Path(dir_okay=False),
     metavar="FILE",
     help="JSON Lines: prompt or messages, and scores by backend.",
 )
+@click.option("--feedback", is_flag=True, help="From the ledger's feedback, instead of a file.")
 @click.option(
     "--out",
     required=True,
@@ -32,28 +38,54 @@ from gateway.cli.common import config_option, json_option, print_json, run_child
 @json_option
 @click.pass_context
 def fit(
-    ctx: click.Context, outcomes: str, out: str, head: str | None, config: str | None, as_json: bool
+    ctx: click.Context,
+    outcomes: str | None,
+    feedback: bool,
+    out: str,
+    head: str | None,
+    config: str | None,
+    as_json: bool,
 ) -> None:
     """Fit a classifier head on outcomes, cross-validated; writes its card, curves, predictions.
 
     Runs as a child process: fitting needs libraries that the gateway does not load.
     """
-    arguments = ["--outcomes", outcomes, "--out", out]
-    base = head or settings_of(ctx, config).routing.head
-    if base:
-        arguments += ["--head", base]
-    card = run_child("gateway.learning", arguments)
+    if feedback == (outcomes is not None):
+        raise click.UsageError("exactly one of --outcomes FILE and --feedback")
+    settings = settings_of(ctx, config)
+    base = head or settings.routing.head
+    arguments = ["--out", out, *(["--head", base] if base else [])]
+    if outcomes is not None:
+        card = run_child("gateway.learning", [*arguments, "--outcomes", outcomes])
+    else:
+        with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as file:
+            file.write(_opinions(settings))
+            file.flush()
+            card = run_child("gateway.learning", [*arguments, "--opinions", file.name])
     if as_json:
         print_json(card)
     else:
         _print_card(card, out)
 
 
+def _opinions(settings: Settings) -> str:
+    """The ledger's feedback as JSON Lines."""
+    import msgspec
+
+    async def read(connection: "AsyncConnection") -> str:
+        from gateway.ledger.feedback import opinions
+
+        found = await opinions(connection)
+        return "".join(msgspec.json.encode(one).decode() + "\n" for one in found)
+
+    return run_in_transaction(settings, read)
+
+
 def _print_card(card: dict[str, Any], out: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    click.echo(f"{out}: head {card['version']} from {card['rows']} rows in {card['groups']} groups")
+    click.echo(f"{out}: head {card['version']} from {card['rows']} rows")
     table = Table("backend", "rows", "pass rate", "AUC", "ECE")
     for name, entry in card["quality"].items():
         area = "-" if entry["auc"] is None else f"{entry['auc']:.3f}"
@@ -62,7 +94,7 @@ def _print_card(card: dict[str, Any], out: str) -> None:
         )
     Console().print(table)
     if card["apgr"] is None:
-        click.echo("one backend, or no prompt that all were asked: nothing to route by")
+        click.echo("no prompt was answered by all backends: nothing says what a choice gains")
         return
     table = Table("router", "APGR", "CPT50", "CPT80", "area", box=None)
     for name in ("router", "length", "shuffled", "oracle"):

@@ -1,7 +1,8 @@
 """`python -m gateway.learning --outcomes F --out DIR`: what `headgate policy fit` runs as a child.
 
-Writes head.npz, words.npz, card.json, predictions.jsonl, curves.json and curves.png. Exit codes:
-0 written, 2 something given cannot be used.
+With --opinions instead, qualities come from feedback out of the ledger. Writes head.npz, words.npz,
+card.json, predictions.jsonl, curves.json and curves.png. Exit codes: 0 written, 2 something given
+cannot be used.
 """
 
 import argparse
@@ -18,9 +19,10 @@ from gateway.learning.card import card_of, gain_of
 from gateway.learning.design import Design
 from gateway.learning.head_file import write_head
 from gateway.learning.near_duplicates import balanced_groups
+from gateway.learning.opinions import fit_opinions, read_opinions
 from gateway.learning.outcomes import Outcomes, OutcomesError, read_outcomes
 from gateway.learning.plots import write_curves
-from gateway.learning.quality import FOLDS, Fitted, fit_quality
+from gateway.learning.quality import FOLDS, Fitted, fit_quality, outputs_of
 from gateway.routing.classifier import SHIPPED_HEAD, Head
 
 
@@ -30,7 +32,9 @@ def fit_head(outcomes: Outcomes, base_folder: Path, out: Path) -> dict[str, Any]
     groups, threshold = balanced_groups(outcomes.prompts, folds=FOLDS)
     fitted = fit_quality(Design(base), outcomes, groups)
     card = card_of(outcomes, fitted, groups) | {"near_duplicate_threshold": threshold}
-    card = write_head(base, base_folder, outcomes, fitted, card, out)
+    card |= {"quality_from": "outcomes", "alphas": fitted.alphas.tolist()}
+    outputs = outputs_of(fitted, outcomes.backends)
+    card = write_head(base, base_folder, outputs, card, out)
     write_predictions(outcomes, fitted, out / "predictions.jsonl")
     if len(outcomes.backends) > 1 and not write_curves(outcomes, fitted, groups, out):
         print("curves.png: not drawn, matplotlib is missing: pip install 'headgate[train]'",
@@ -56,12 +60,17 @@ def write_predictions(outcomes: Outcomes, fitted: Fitted, path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m gateway.learning", description=__doc__)
-    parser.add_argument("--outcomes", type=Path, required=True)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--outcomes", type=Path)
+    source.add_argument("--opinions", type=Path, help="feedback out of the ledger, JSON Lines")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--head", type=Path, default=SHIPPED_HEAD, help="tasks come from this one")
     chosen = parser.parse_args(arguments)
     try:
-        card = fit_head(read_outcomes(chosen.outcomes), chosen.head, chosen.out)
+        if chosen.opinions is not None:
+            card = fit_opinions(read_opinions(chosen.opinions), chosen.head, chosen.out)
+        else:
+            card = fit_head(read_outcomes(chosen.outcomes), chosen.head, chosen.out)
     except (OutcomesError, SettingsError) as error:
         print(f"headgate: {error}", file=sys.stderr)
         return 2

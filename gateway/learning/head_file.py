@@ -7,57 +7,60 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from gateway.learning.design import DENSE_SCALE
-from gateway.learning.outcomes import Outcomes
-from gateway.learning.quality import Fitted, columns
 from gateway.routing.classifier import WORDS, Head
 from gateway.routing.fit import quantise
 
 Floats = NDArray[np.float32]
 
 
+class Outputs(Struct, frozen=True, kw_only=True):
+    """What is fitted anew: one column per backend, then one per gain."""
+
+    backends: list[str]
+    weights: Floats
+    """[R + D, len(backends) + len(gains)], as `Design` scales it."""
+    bias: Floats
+    over: str | None = None
+    """The backend over which the others gain; None: no gains."""
+
+
 def write_head(
-    base: Head,
-    base_folder: Path,
-    outcomes: Outcomes,
-    fitted: Fitted,
-    card: dict[str, Any],
-    out: Path,
+    base: Head, base_folder: Path, outputs: Outputs, card: dict[str, Any], out: Path
 ) -> dict[str, Any]:
     """Write head.npz, words.npz and card.json into `out`; returns the card.
 
     Tasks, language and the reference of `difficulty` stay the base head's, so difficulty keeps its
     meaning when other backends are fitted; a backend that is fitted anew gets new outputs.
     """
-    weights, bias, extra = columns(fitted)
-    rows = len(base.rows)
-    kept = _kept(base, outcomes.backends)
+    weights, rows = outputs.weights, len(base.rows)
+    kept = _kept(base, outputs.backends)
     table, scale = quantise(np.concatenate([base.rows[:, kept], weights[:rows]], axis=1))
     dense = np.concatenate([base.dense[:, kept], weights[rows:] * DENSE_SCALE], axis=1)
-    arrays = {
+    arrays: dict[str, Any] = {
         "rows": table,
         "rows_scale": scale,
         "idf": base.idf.astype(np.float16),
         "dense": dense.astype(np.float32),
-        "bias": np.concatenate([base.bias[kept], bias]),
+        "bias": np.concatenate([base.bias[kept], outputs.bias]).astype(np.float32),
         "word_weights": base.words.weights.astype(np.float16),
     }
     labels = len(base.card["labels"])
     others = [base.card["backends"][index - labels] for index in kept[labels:]]
+    gains = {"over": outputs.over, "of": outputs.backends[1:]} if outputs.over else None
     full = {
         **{key: base.card[key] for key in _FROM_BASE if key in base.card},
         "version": _version(arrays),
         "base": base.card["version"],
-        "backends": [*others, *outcomes.backends],
-        "gains": {"over": outcomes.backends[0], "of": outcomes.backends[1:]},
-        "quality_from": "outcomes",
-        **extra,
+        "backends": [*others, *outputs.backends],
+        "gains": gains,
         **card,
     }
     out.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(out / "head.npz", **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(out / "head.npz", **arrays)
     if (out / WORDS).resolve() != (base_folder / WORDS).resolve():
         shutil.copyfile(base_folder / WORDS, out / WORDS)
     write_json(out / "card.json", full)

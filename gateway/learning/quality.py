@@ -10,14 +10,13 @@ Rows are also fitted with prefixes, suffixes and padding around the prompt, unde
 words that anybody can put around any request must not move it.
 """
 
-from typing import Any
-
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
 from gateway.learning.confounders import disguised
 from gateway.learning.design import Design, Linear, Matrix, ridge
+from gateway.learning.head_file import Outputs
 from gateway.learning.outcomes import Outcomes
 
 Floats = NDArray[np.float64]
@@ -223,8 +222,12 @@ def _calibrated(
     return quality, gains
 
 
-def columns(fitted: Fitted) -> tuple[NDArray[np.float32], NDArray[np.float32], dict[str, Any]]:
-    """Weights [R + D, K + K − 1] and bias with the calibration folded in."""
-    weights = fitted.linear.weights * fitted.calibration.slope.astype(np.float32)
+def outputs_of(fitted: Fitted, backends: list[str]) -> Outputs:
+    """The head's columns, with the calibration folded in."""
     bias = fitted.linear.bias * fitted.calibration.slope + fitted.calibration.offset
-    return weights, bias.astype(np.float32), {"alphas": fitted.alphas.tolist()}
+    return Outputs(
+        backends=backends,
+        weights=fitted.linear.weights * fitted.calibration.slope.astype(np.float32),
+        bias=bias.astype(np.float32),
+        over=backends[0] if len(backends) > 1 else None,
+    )
