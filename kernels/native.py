@@ -114,15 +114,16 @@ def _path() -> Path | None:
     if sys.platform != "linux":
         logger.warning("native_kernels_unavailable: built on Linux only; running eager torch")
         return None
+    wanted = level()
     try:
-        path = _built(level())
+        path = _built(wanted)
         library = ctypes.CDLL(str(path))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         logger.warning("native_kernels_unavailable: %s; running eager torch", error)
         return None
     rows = library.measure_tiles()
     tiles = f"AMX tiles from {rows} rows on" if rows else "no tiles"
-    logger.info("cpu_kernels_chosen: level %s, %s, %d threads", level(), tiles, threads())
+    logger.info("cpu_kernels_chosen: level %s, %s, %d threads", wanted, tiles, threads())
     return path
 
 
