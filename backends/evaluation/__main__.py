@@ -44,6 +44,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="of each suite's questions, the first N")
     parser.add_argument("--threads", type=int, help="CPU threads per forward pass")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
+    parser.add_argument(
+        "--dtype", default="auto", help="auto (float32 on a CPU, bfloat16 on a GPU), float32, …"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     return parser.parse_args(argv)
@@ -57,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError("--cards needs all suites, whole, and models in folders")
     measured = []
     for target in targets:
-        candidate = open_target(target, threads=args.threads, device=args.device)
+        candidate = open_target(target, threads=args.threads, device=args.device, dtype=args.dtype)
         try:
             measured.append(measure(candidate, suites, quiet=args.quiet))
         finally:

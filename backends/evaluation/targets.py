@@ -78,7 +78,9 @@ def parse_targets(texts: list[str]) -> list[Target]:
     return targets
 
 
-def open_target(target: Target, *, threads: int | None, device: str) -> Candidate:
+def open_target(
+    target: Target, *, threads: int | None = None, device: str = "auto", dtype: str = "auto"
+) -> Candidate:
     """Load the model, or get ready to ask the endpoint.
 
     Raises:
@@ -94,6 +96,7 @@ def open_target(target: Target, *, threads: int | None, device: str) -> Candidat
             quantization=target.quantization,
             threads=threads,
             device=device,
+            dtype=dtype,
         )
     from backends.evaluation.endpoint_candidate import EndpointCandidate
 

@@ -13,7 +13,7 @@ import click
 from gateway.cli.common import config_option, fail, json_option, print_json, settings_of
 from gateway.settings import BackendSettings, Settings
 
-_VALUED = ("--suite", "--outputs", "--limit", "--threads", "--device")
+_VALUED = ("--suite", "--outputs", "--limit", "--threads", "--device", "--dtype")
 """Options of `models eval` after which a word is no model."""
 
 

@@ -64,8 +64,8 @@ def test_key_comes_from_a_variable_or_a_file(
         Target(name="x", model="m", kind="openai", base_url="b", api_key_file=str(tmp_path / "k")),
     ):
         with pytest.raises(EvaluationError, match=r"NO_SUCH_KEY|cannot be read"):
-            open_target(wanting, threads=None, device="auto")
-    open_target(target, threads=None, device="auto").close()
+            open_target(wanting)
+    open_target(target).close()
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -138,6 +138,7 @@ def test_bad_usage_ends_with_2_and_says_what_is_allowed(
         (["http://h/v1"], "then # and the model's name"),
         (["nano", "--suite", "docs", "--cards"], "--cards needs all suites"),
         (["nano", "--suite", "docs", "--device", "abacus"], "abacus"),
+        (["nano", "--suite", "docs", "--dtype", "roman"], "roman"),
     ):
         assert main(arguments) == 2, arguments
         assert complaint in capsys.readouterr().err

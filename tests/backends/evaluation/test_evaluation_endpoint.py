@@ -171,12 +171,12 @@ def test_server_gives_the_figures_of_the_model_in_process() -> None:
     try:
         server.wait_ready()
         target = parse_target(f"{server.url}/v1#bundled:nano")
-        candidate = open_target(target, threads=None, device="auto")
+        candidate = open_target(target)
         there = candidate.answer(asked, ignore)
         with pytest.raises(NoBits):
             candidate.text_bits([Text(part="p", source="", text="Once upon a time")])
         candidate.close()
-        unknown = open_target(parse_target(f"{server.url}/v1#x"), threads=None, device="auto")
+        unknown = open_target(parse_target(f"{server.url}/v1#x"))
         with pytest.raises(BackendError, match="does not know"):
             unknown.answer(asked, ignore)
         unknown.close()
