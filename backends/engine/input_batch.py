@@ -6,15 +6,18 @@ not grow with the context.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from backends.engine.request import Request
 from backends.engine.runner import ScheduledSequence
 from backends.layers.attention import ForwardBatch
+from backends.transfer import to_device
+
+_NO_ROWS: Final = np.empty(0, dtype=np.int64)
 
 
 class BlockTables:
@@ -100,21 +103,25 @@ class InputBatch:
                 logit_rows += range(len(tokens) - sequence.num_drafts - 1, len(tokens))
         longest = max(ends)
         rows = [self.tables.row(sequence.request) for sequence in sequences]
-        per_token = self._tensor(np.array((tokens, positions, slots), dtype=np.int64))
+        every_row = len(logit_rows) == len(tokens)
+        per_token, tables, starts, context_lens, chosen = to_device(
+            (
+                np.array((tokens, positions, slots), dtype=np.int64),
+                self.tables.table[rows, : -(-longest // size)],
+                np.array(query_starts, dtype=np.int32),
+                np.array(ends, dtype=np.int32),
+                _NO_ROWS if every_row else np.array(logit_rows, dtype=np.int64),
+            ),
+            self._device,
+        )
         batch = ForwardBatch(
             token_ids=per_token[0],
             positions=per_token[1],
             slot_mapping=per_token[2],
-            block_tables=self._tensor(self.tables.table[rows, : -(-longest // size)]),
-            query_start_lens=self._tensor(np.array(query_starts, dtype=np.int32)),
-            context_lens=self._tensor(np.array(ends, dtype=np.int32)),
+            block_tables=tables,
+            query_start_lens=starts,
+            context_lens=context_lens,
             max_query_len=longest_query,
             max_context_len=longest,
         )
-        if len(logit_rows) == len(tokens):
-            return batch, None
-        return batch, self._tensor(np.array(logit_rows, dtype=np.int64))
-
-    def _tensor(self, values: npt.NDArray[np.integer]) -> Tensor:
-        tensor = torch.from_numpy(values)
-        return tensor if self._device.type == "cpu" else tensor.to(self._device)
+        return batch, None if every_row else chosen

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from backends.sampling.state import SamplingState
+from backends.transfer import to_device
 from kernels.sampling import sample
 
 
@@ -43,8 +43,6 @@ def draw_columns(states: Sequence[SamplingState], vocabulary: int) -> DrawColumn
 
 def draw(logits: Tensor, states: Sequence[SamplingState], places: Sequence[int]) -> Tensor:
     """Return one token per row [R] of logits [R, V], drawn where they lie."""
-    columns = [
-        *draw_columns(states, logits.shape[1]),
-        np.asarray(places, dtype=np.int64),
-    ]
-    return sample(logits, *(torch.from_numpy(column).to(logits.device) for column in columns))
+    columns = draw_columns(states, logits.shape[1])
+    moved = to_device((*columns, np.asarray(places, dtype=np.int64)), logits.device)
+    return sample(logits, *moved)
