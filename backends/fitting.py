@@ -7,10 +7,15 @@ _FORGET: Final = 0.999
 _EARLY: Final = 64
 _REFIT: Final = 64
 _SWEEPS: Final = 12
+_MOST_OFF: Final = 4.0
 
 
 class LinearFit:
     """Least squares of the relative error with exponential forgetting, held near a prior.
+
+    Relative to what was expected, not to what was found, and at most a factor of four from it: a
+    total that is far too small or too large (a machine that did something else meanwhile, events
+    that were heard late) counts as one observation, no more.
 
     The prior counts where the observations tell two terms not apart; it says only how the
     coefficients relate, their scale comes from the first observation.
@@ -52,12 +57,19 @@ class LinearFit:
             return
         if not self._scale:
             self._scale = total / sum(parts)
-        ratio = self._scale / total
-        x = [part * ratio for part in parts]
+        expected = self._scale * sum(
+            part * factor for part, factor in zip(parts, self._factors, strict=True)
+        )
+        if expected <= 0:  # all of these terms were found to be worth nothing
+            expected = total
+        found = min(max(total / expected, 1 / _MOST_OFF), _MOST_OFF)
+        x = [part * self._scale / expected for part in parts]
         for row, own in zip(self._products, x, strict=True):
             for place, other in enumerate(x):
                 row[place] = row[place] * _FORGET + own * other
-        self._targets = [was * _FORGET + own for was, own in zip(self._targets, x, strict=True)]
+        self._targets = [
+            was * _FORGET + own * found for was, own in zip(self._targets, x, strict=True)
+        ]
         self._seen += 1
         if self._seen < _EARLY or self._seen % _REFIT == 0:
             self._fit()

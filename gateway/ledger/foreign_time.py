@@ -1,11 +1,11 @@
 """The time of machines behind other people's engines, shared among the requests that used it.
 
 vLLM, SGLang, TGI or llama.cpp on a machine paid by the hour measure nothing for us. So the time
-during which requests of ours are in flight on such a machine is collected, and each request that
-ends takes its part of what has been collected so far: its own estimated work over its own and what
-the others in flight have had done meanwhile. When nobody is left, nothing is: over every busy
-stretch the charges sum to the time that passed, to the nanosecond, whatever the estimates are
-worth. They only say who pays how much of it.
+during which requests of ours are in flight on such a machine is shared among them as it passes: at
+every event (a request comes or goes, a second is over) the time since the last one is divided by
+the work that each has probably had done in it. Nothing is shared twice and nothing is left: over
+every busy stretch the charges sum to the time that passed, to the nanosecond, whatever the
+estimates are worth. They only say who pays how much of it.
 
 Work is estimated as in `backends.engine.step_costs`, from outside: prompt tokens that were not
 cached x prefill + answer tokens x (decode + fixed / requests beside it). The coefficients are
@@ -28,6 +28,7 @@ from msgspec import Struct
 from backends.contract import Usage
 from backends.fitting import LinearFit
 from backends.meter import MeterSlot
+from backends.shares import share
 from gateway.ledger.server_metrics import ServerMetrics
 from gateway.settings import BackendSettings, Settings
 
@@ -35,6 +36,10 @@ _PRIOR: Final = (8.0, 1.0, 8.0, 1.2)
 """Nanoseconds per: request, fresh prompt token, step that gave it a token, token in that step."""
 _PS: Final = 1_000
 _UNKNOWN_ANSWER_TOKENS: Final = 64
+_WAITING: Final = 0.9
+"""Of a first token that comes later than expected, the part that is put down to waiting."""
+_METRICS_EVERY: Final = 5
+"""Seconds."""
 
 
 class Watched(Protocol):
@@ -61,43 +66,55 @@ class _Flight(Struct, eq=False):
     began_ns: int
     beside_ns: int
     """What the machine's integral of (requests in flight) stood at when it began."""
+    done: int = 0
+    """Of its estimated work, picoseconds."""
+    last: int = 0
+    """What was left of it to do when it ended."""
+    shared_ns: int = 0
+    """The machine's time that fell to it so far."""
 
 
 class _Machine(Struct, eq=False):
-    """Time collected and not yet taken by anybody."""
+    """A machine, and who is on it."""
 
     slot: MeterSlot | None
     at_ns: int = 0
-    pool_ns: int = 0
+    over_ns: int = 0
+    """Shared and given back: the next to be shared again."""
     beside_ns: int = 0
     """Integral of the number of requests in flight over time."""
     flights: dict[int, _Flight] = {}
 
-    def advance(self, now_ns: int, running: int | None) -> None:
-        """Collect the time since the last event."""
-        count = len(self.flights)
+    def collect(self, now_ns: int) -> int:
+        """The time to be shared now: since the last event, and what was given back."""
         passed_ns, self.at_ns = now_ns - self.at_ns, now_ns
-        if count:
-            self.pool_ns += passed_ns if self.slot is None else self.slot.take(ends=False)
-            here = count if running is None else min(count, running)
-            self.beside_ns += passed_ns * max(1, here)
+        if not self.flights:
+            return 0
+        self.beside_ns += passed_ns * self._beside()
+        over_ns, self.over_ns = self.over_ns, 0
+        return over_ns + (passed_ns if self.slot is None else self.slot.take(ends=False))
+
+    def _beside(self) -> int:
+        """How many are served at once; those that the server has in its queue are not."""
+        metrics = next(iter(self.flights.values())).server.metrics
+        if metrics is None or metrics.running is None:
+            return len(self.flights)
+        return max(1, min(len(self.flights), round(metrics.running)))
 
     def changed(self) -> None:
         """A request has come or gone."""
         if self.slot is not None and self.flights:
             self.slot.begin(weight=len(self.flights))
 
-    def taken(self, ns: int) -> None:
-        """A request has gone, with so much of what was collected. What remains when none is left
-        was for requests that cannot say what they used: lost work."""
-        self.pool_ns -= ns
+    def charged(self, ns: int) -> None:
+        """A request has gone and is charged so much. What remains when none is left was for
+        requests that cannot say what they used: lost work."""
         if self.slot is not None:
             self.slot.report(ns)
             if not self.flights:
-                self.pool_ns += self.slot.take(ends=True)
-                self.slot.lose(self.pool_ns)
+                self.slot.lose(self.over_ns + self.slot.take(ends=True))
         if not self.flights:
-            self.pool_ns = 0
+            self.over_ns = 0
         self.changed()
 
 
@@ -151,7 +168,7 @@ class ForeignTime:
     @contextlib.contextmanager
     def _inside(self, server: _Server, watched: Watched, prompt_tokens: int) -> Iterator[None]:
         machine, now_ns = server.machine, self._now_ns()
-        machine.advance(now_ns, _running(server))
+        self._share(machine, now_ns, machine.collect(now_ns))
         machine.flights[id(watched)] = _Flight(
             server, watched, prompt_tokens, now_ns, machine.beside_ns
         )
@@ -176,23 +193,54 @@ class ForeignTime:
         for terms, seconds in metrics.since(before):
             server.fit.observe(terms, seconds * 1e9)
 
+    def tick(self) -> None:
+        """A second is over."""
+        for machine in {id(s.machine): s.machine for s in self._servers.values()}.values():
+            now_ns = self._now_ns()
+            self._share(machine, now_ns, machine.collect(now_ns))
+
+    def _share(
+        self, machine: _Machine, now_ns: int, ns: int, landing: _Flight | None = None
+    ) -> None:
+        """Divide the time since the last event by the work done in it."""
+        flights = list(machine.flights.values())
+        if not flights:
+            return
+        steps = []
+        for flight in flights:
+            done = flight.done if flight is landing else self._so_far(flight, now_ns)
+            steps.append(max(0, done - flight.done))
+            flight.done = max(flight.done, done)
+        if landing is not None:
+            steps[flights.index(landing)] = landing.last
+        if not any(steps):
+            steps = [1] * len(flights)
+        for flight, part in zip(flights, share(ns, steps), strict=True):
+            flight.shared_ns += part
+
     def _land(self, machine: _Machine, watched: Watched, usage: Usage | None) -> int:
         flight = machine.flights.get(id(watched))
         if flight is None:
             return 0
-        now_ns = self._now_ns()
-        machine.advance(now_ns, _running(flight.server))
+        now_ns, charged_ns = self._now_ns(), 0
+        ns = machine.collect(now_ns)
+        whole = flight.done if usage is None else self._work(flight, usage, now_ns)
+        flight.last = max(0, whole - flight.done)
+        self._share(machine, now_ns, ns, landing=flight)
         del machine.flights[id(watched)]
-        taken_ns = 0
         if usage is not None:
-            own = self._work(flight, usage, now_ns)
-            others = sum(self._so_far(other, now_ns) for other in machine.flights.values())
-            taken_ns = machine.pool_ns * own // (own + others) if own + others else 0
+            # More was thought done than there was: that share goes back.
+            charged_ns = (
+                flight.shared_ns
+                * min(whole, flight.done + flight.last)
+                // max(flight.done + flight.last, 1)
+            )
             self._learn(flight, usage, now_ns)
+        machine.over_ns += flight.shared_ns - charged_ns
         if not machine.flights and usage is not None:
-            taken_ns = machine.pool_ns
-        machine.taken(taken_ns)
-        return taken_ns
+            charged_ns, machine.over_ns = charged_ns + machine.over_ns, 0
+        machine.charged(charged_ns)
+        return charged_ns
 
     def _work(self, flight: _Flight, usage: Usage, now_ns: int) -> int:
         """Estimated work of a request that has ended, picoseconds."""
@@ -218,9 +266,8 @@ class ForeignTime:
 
     def _estimate(self, flight: _Flight, fresh: int, answer: int, now_ns: int) -> int:
         _, prefill, step, token = flight.server.fit.coefficients()
-        # The first token comes of the prompt's own step.
         per_token = token + step / _beside(flight, now_ns)
-        return round(_PS * (prefill * fresh + step / 8 + per_token * max(answer - 1, 0))) + 1
+        return round(_PS * (prefill * fresh + per_token * answer)) + 1
 
     def _learn(self, flight: _Flight, usage: Usage, now_ns: int) -> None:
         """From one answer: when its first token came, and how fast the others followed."""
@@ -232,7 +279,12 @@ class ForeignTime:
             fit.observe((1, fresh, later, later * beside), now_ns - flight.began_ns)
             return
         first_ns = round(first_at * 1e9)
-        fit.observe((1, fresh, 0, 0), first_ns - flight.began_ns)
+        waited_ns = first_ns - flight.began_ns
+        per_request, prefill, *_ = fit.coefficients()
+        beyond_ns = waited_ns - (per_request + prefill * fresh)
+        if fit.fitted and beyond_ns > 0:  # mostly for others: it says little of what a prompt takes
+            waited_ns -= round(beyond_ns * _WAITING)
+        fit.observe((1, fresh, 0, 0), waited_ns)
         fit.observe((0, 0, later, later * beside), now_ns - first_ns)
 
 
@@ -242,30 +294,25 @@ class _Told(Protocol):
     async def metrics_text(self) -> str: ...
 
 
-async def listen(
-    foreign: ForeignTime, backends: Mapping[str, Any], interval_s: float = 5.0
-) -> None:
-    """Ask the foreign servers for their /metrics, for ever; those without any are left alone."""
+async def listen(foreign: ForeignTime, backends: Mapping[str, Any]) -> None:
+    """Share each second, and ask the foreign servers for their /metrics now and then; for ever."""
     asked: dict[str, _Told] = {
         name: backends[name] for name in foreign.backends if hasattr(backends[name], "metrics_text")
     }
-    while asked:
-        for name, backend in list(asked.items()):
+    while foreign.backends:
+        for name, backend in asked.items():
             found = ServerMetrics.parse(await backend.metrics_text())
             if found != ServerMetrics():
                 foreign.heard(name, found)
-        await asyncio.sleep(interval_s)
+        for _ in range(_METRICS_EVERY):
+            await asyncio.sleep(1.0)
+            foreign.tick()
 
 
 def foreign_machine(settings: Settings, backend: BackendSettings) -> str | None:
     """The hourly machine of somebody else's server; None for everything else."""
     machine = settings.machine(backend)
     return machine.name if backend.kind == "openai" and machine is not None else None
-
-
-def _running(server: _Server) -> int | None:
-    running = server.metrics.running if server.metrics is not None else None
-    return None if running is None else round(running)
 
 
 def _beside(flight: _Flight, now_ns: int) -> float:

@@ -1,0 +1,210 @@
+"""Do costs estimated from outside agree with those that the engine itself measures?
+
+Our engine poses as somebody else's server: it answers over HTTP, what it says of its own time is
+taken out of every answer before the gateway sees it, and kept. The gateway shares the machine's
+time as it does behind vLLM. Three teams of unequal mix send streams and whole answers through it;
+after a warm-up each request's share is compared with what the engine measured, and each team's sum.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncGenerator, Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import httpx
+from msgspec.structs import replace
+
+from backends.contract import BackendHealth, Chunk, Completion, GenerateRequest, Usage
+from backends.openai_http import OpenAIHTTPBackend
+from gateway.app import create_app
+from gateway.price_settings import MachineSettings
+from gateway.settings import BackendSettings, CacheSettings, Settings
+from tests.benchmarks.environment import describe, write
+
+_WARM_UP = 60
+_TEAMS = {
+    # prompt words, answer tokens, streamed, clients
+    "prefill": ((200, 500), (4, 12), True, 2),
+    "decode": ((5, 20), (60, 160), True, 2),
+    "mixed": ((20, 120), (10, 60), False, 2),
+}
+
+
+class Plain:
+    """A server like any other: its own measurements are kept here and not passed on."""
+
+    def __init__(self, backend: OpenAIHTTPBackend) -> None:
+        self.name = backend.name
+        self.measured_ns: dict[str, int] = {}
+        self._backend = backend
+
+    def _stripped(self, request_id: str, body: dict[str, Any], usage: Usage | None) -> Usage | None:
+        if usage is None or usage.headgate is None:
+            return usage
+        self.measured_ns[request_id] = usage.headgate.billable_ns
+        body["usage"].pop("headgate", None)
+        return replace(usage, headgate=None)
+
+    async def generate(self, request: GenerateRequest) -> Completion:
+        """As the server answers."""
+        done = await self._backend.generate(request)
+        done.usage = self._stripped(request.request_id, done.body, done.usage)
+        return done
+
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        """As the server streams."""
+        async for chunk in self._backend.stream(request):
+            chunk.usage = self._stripped(request.request_id, chunk.body, chunk.usage)
+            yield chunk
+
+    async def probe(self) -> BackendHealth:
+        """As the server is."""
+        return await self._backend.probe()
+
+    async def count_tokens(self, body: Mapping[str, Any]) -> int | None:
+        """As the server counts."""
+        return await self._backend.count_tokens(body)
+
+    async def usage_of(self, request_id: str) -> Usage | None:
+        """Other people's servers do not know."""
+        return None
+
+    async def aclose(self) -> None:
+        """Close connections."""
+        await self._backend.aclose()
+
+
+async def _client(
+    http: httpx.AsyncClient, team: str, number: int, requests: int, sent: dict[str, str]
+) -> None:
+    prompts, answers, stream, _ = _TEAMS[team]
+    rng = random.Random(f"{team} {number}")
+    words = ("rain", "bread", "music", "winter", "trains", "books", "two", "seven", "green")
+    for turn in range(requests):
+        text = " ".join(rng.choice(words) for _ in range(rng.randint(*prompts)))
+        body = {
+            "model": "posing",
+            "messages": [{"role": "user", "content": text}],
+            "max_tokens": rng.randint(*answers),
+            "ignore_eos": True,
+            "stream": stream,
+        }
+        name = f"{team}-{number}-{turn}"
+        sent[name] = team
+        response = await http.post(
+            "/v1/chat/completions", json=body, headers={"x-request-id": name}
+        )
+        assert response.status_code == 200, response.text
+        await asyncio.sleep(rng.random() * 0.3)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def measure(url: str, folder: Path, requests: int) -> dict[str, Any]:
+    """Send the teams' requests; compare."""
+    backend = BackendSettings(
+        name="posing", kind="openai", model="posing", machine="box", base_urls=[url]
+    )
+    settings = Settings(
+        cache=CacheSettings(redis="memory"),
+        machines=[MachineSettings(name="box", usd_per_hour=Decimal("3.60"))],
+        backends=[backend],
+        state_dir=str(folder),
+    )
+    plain = Plain(OpenAIHTTPBackend("posing", [url], model="posing"))
+    app = create_app(settings, backends={"posing": plain})
+    sent: dict[str, str] = {}
+    async with app.lifespan():
+        transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://gateway", timeout=300
+        ) as http:
+            await asyncio.gather(
+                *(
+                    _client(http, team, number, requests, sent)
+                    for team, (*_, clients) in _TEAMS.items()
+                    for number in range(clients)
+                )
+            )
+        pipeline = app.state["pipeline"]
+        await pipeline.parts.ledger.flush()
+        found = {name: await pipeline.parts.ledger.find(name) for name in sent}
+    estimated = {name: one.charges[0].machine_ns for name, one in found.items()}
+    return _compared(list(sent.items())[_WARM_UP:], estimated, plain.measured_ns)
+
+
+def _compared(
+    sent: list[tuple[str, str]], estimated: dict[str, int], measured: dict[str, int]
+) -> dict[str, Any]:
+    """Errors by request and team; shares of each side's own sum, and as they are."""
+    names = [name for name, _ in sent]
+    whole = sum(estimated[name] for name in names), sum(measured[name] for name in names)
+    errors = [abs(estimated[name] / measured[name] - 1) for name in names]
+    shares = [abs(estimated[name] / whole[0] * whole[1] / measured[name] - 1) for name in names]
+    teams = {}
+    for team in _TEAMS:
+        own = [name for name, of in sent if of == team]
+        sums = sum(estimated[name] for name in own), sum(measured[name] for name in own)
+        teams[team] = {
+            "requests": len(own),
+            "estimated_s": round(sums[0] / 1e9, 3),
+            "measured_s": round(sums[1] / 1e9, 3),
+            "error": round(sums[0] / sums[1] - 1, 4),
+            "share_error": round(sums[0] / whole[0] * whole[1] / sums[1] - 1, 4),
+        }
+    return {
+        "requests": len(names),
+        "estimated_over_measured": round(whole[0] / whole[1], 4),
+        "request_error_median": round(statistics.median(errors), 4),
+        "request_share_error_median": round(statistics.median(shares), 4),
+        "teams": teams,
+    }
+
+
+def main() -> None:
+    """Start a server, measure, print JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="bundled:small")
+    parser.add_argument("--requests", type=int, default=40, help="Of each of the six clients.")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    port = _free_port()
+    command = [sys.executable, "-P", "-m", "backends.server", "--model", arguments.model]
+    command += ["--served-model-name", "posing", "--port", str(port), "--threads", "1"]
+    command += ["--speculation-method", "off", "--no-enable-prefix-caching"]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server,
+    ):
+        try:
+            assert server.stdout is not None
+            server.stdout.readline()  # says where it listens
+            found = asyncio.run(
+                measure(f"http://127.0.0.1:{port}/v1", Path(folder), arguments.requests)
+            )
+        finally:
+            server.terminate()
+    figures = describe(
+        "three teams of unequal mix, six clients, our engine posing as a plain OpenAI server on a "
+        "machine paid by the hour; the first 60 requests are not counted"
+    ) | {"model": arguments.model, "results": [found]}
+    print(json.dumps(figures, indent=2))
+    write(arguments.out, figures)
+
+
+if __name__ == "__main__":
+    main()
