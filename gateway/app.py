@@ -15,6 +15,7 @@ from pathlib import Path
 import structlog
 from litestar import Litestar
 from litestar.datastructures import State
+from sqlalchemy.exc import SQLAlchemyError
 
 from backends.contract import Backend
 from backends.echo import EchoBackend
@@ -45,6 +46,7 @@ from gateway.recovery import Recovery
 from gateway.routing.classifier import Classifier
 from gateway.routing.forecasts import Forecasts
 from gateway.routing.health import BackendRegistry
+from gateway.routing.past import learn
 from gateway.routing.policy_book import PolicyBook
 from gateway.routing.policy_history import PolicyHistory
 from gateway.routing.router import Router
@@ -180,6 +182,8 @@ async def running(parts: Parts) -> AsyncIterator[None]:
         stack.push_async_callback(parts.ledger.aclose)
         await parts.history.start()
         stack.push_async_callback(parts.history.aclose)
+        learning = asyncio.create_task(_learn(parts), name="forecasts")
+        stack.push_async_callback(_stop, learning)
         await parts.budgets.start()
         stack.push_async_callback(parts.budgets.aclose)
         stack.callback(parts.reservations.close)
@@ -197,6 +201,22 @@ async def running(parts: Parts) -> AsyncIterator[None]:
         log.info("gateway_started", backends=sorted(parts.backends))
         yield
         log.info("gateway_stopping")
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    """Cancel a task and wait until it has let go of what it held."""
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def _learn(parts: Parts) -> None:
+    """What the last answers took, out of the ledger; without it forecasts start from guesses."""
+    try:
+        async with parts.engine.connect() as connection:
+            await learn(connection, parts.router.forecasts, parts.estimator)
+    except (SQLAlchemyError, OSError) as error:
+        log.info("forecasts_not_learned", error=str(error)[:200])
 
 
 def open_backend(backend: BackendSettings, address: Address) -> Backend:
