@@ -308,7 +308,7 @@ class Budgets:
                     part = self._slices.setdefault(counter, Slice())
                     if part.free >= nano_usd:
                         continue  # another request's transaction brought enough
-                    if counter not in self._spend:
+                    if not part.leased:
                         await store.ensure_counter(connection, counter)
                     asked = part.lease(self._owner)
                     spend, stands = await self._book(connection, counter, asked)

@@ -20,6 +20,8 @@ class Slice:
         """The part of these that stands in SQL."""
         self.used = False
         """Since the last sync."""
+        self.leased = False
+        """SQL has its counter and its lease."""
 
     @property
     def free(self) -> int:
@@ -47,6 +49,7 @@ class Slice:
 
     def written(self, asked: LeaseState, stands: LeaseState, more: int = 0) -> None:
         """Note that `stands`, and `more` granted, stand in SQL where `asked` should."""
+        self.leased = True
         self.granted = stands.outstanding + more
         self.spent += stands.spent - asked.spent
         self.overrun += stands.overrun - asked.overrun

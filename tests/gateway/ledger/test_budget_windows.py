@@ -109,6 +109,8 @@ async def test_rolling_window_forgets_only_what_is_too_old(engine: AsyncEngine) 
     (await one.reserve(TEAM, 60)).settle(60)
     with pytest.raises(BudgetSpent):
         await one.reserve(TEAM, 1)
+    await one.sync()
+    await one.refresh()
     assert one.state(TEAM).left == 0.0
     await one.aclose()
     await two.aclose()
