@@ -1,4 +1,4 @@
-"""Health, metrics and the landing page."""
+"""Health and metrics."""
 
 import importlib.metadata
 import time

@@ -6,12 +6,12 @@ from gateway.api.admin import admin_routes
 from gateway.api.chat import chat_routes
 from gateway.api.feedback import feedback_routes
 from gateway.api.health import health_routes, installed_version
-from gateway.api.landing import landing_routes
 from gateway.api.models import model_routes
 from gateway.api.openapi import schema_routes
 from gateway.api.reports import report_routes
 from gateway.api.requests import request_routes
 from gateway.api.tokenize import tokenize_routes
+from gateway.dashboard.pages import dashboard_routes
 from gateway.pipeline import Pipeline
 
 
@@ -26,6 +26,6 @@ def routes(pipeline: Pipeline) -> list[ASGIRouteHandler | HTTPRouteHandler]:
         *tokenize_routes(pipeline),
         *admin_routes(pipeline),
         *health_routes(pipeline),
-        *landing_routes(pipeline),
+        *dashboard_routes(pipeline),
     ]
     return [*found, *schema_routes(pipeline, found, installed_version())]

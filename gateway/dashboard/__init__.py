@@ -1,0 +1,1 @@
+"""The web pages at `/`: what happens now, what it costs, and why; rendered by the server."""
