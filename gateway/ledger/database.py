@@ -59,10 +59,11 @@ async def writing(engine: "AsyncEngine") -> AsyncIterator["AsyncConnection"]:
 
     SQLite: it waits for other writers at once, not in its middle, and is on disk when it is over.
     """
+    from gateway.ledger.direct import begin_sqlite
+
     async with engine.connect() as connection:
         if engine.dialect.name == "sqlite":
-            await connection.exec_driver_sql("PRAGMA synchronous=FULL")
-            await connection.exec_driver_sql("BEGIN IMMEDIATE")
+            await begin_sqlite(connection)
         yield connection
         await connection.commit()
 

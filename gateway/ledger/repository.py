@@ -5,23 +5,21 @@ exactly those are added to the roll-ups and, if it is on, to the audit chain. Ev
 its rows in sorted order and the tables in the same order, so writers cannot deadlock.
 """
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
-from itertools import chain as chained
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import select, text
+from msgspec import Struct
+from sqlalchemy import select
 
 from gateway.ledger import chain, state, subjects
 from gateway.ledger.database import insert_once, upsert_adding, writing
-from gateway.ledger.records import ChargeRecord, Settlement
-from gateway.ledger.rollups import SUMS, Bucket, Sums, add, by_span, key_id
+from gateway.ledger.direct import Direct, direct
+from gateway.ledger.records import Settlement
+from gateway.ledger.rollups import SUMS, Bucket, Key, Sums, add, by_span, key_id
 from gateway.ledger.rows import (
     CHARGE_COLUMNS,
     REQUEST_COLUMNS,
-    Row,
     charge_row,
     request_row,
     settlement_of,
@@ -35,21 +33,31 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 _replace = msgspec.structs.replace
-_OURS = text(
-    "SELECT request_id FROM requests WHERE request_id = ANY(:ids) "
+_encode = msgspec.json.Encoder().encode
+_OURS = (
+    "SELECT request_id FROM requests WHERE request_id = ANY($1::varchar[]) "
     "AND xmin = pg_current_xact_id()::xid"
 )
 """Rows that this very transaction inserted; another may have been quicker with the same id."""
-_KNOWN_POSTGRESQL = text("SELECT request_id FROM requests WHERE request_id = ANY(:ids)")
-_KNOWN_SQLITE = text(
-    "SELECT request_id FROM requests WHERE request_id IN (SELECT value FROM json_each(:ids))"
-)
+_KNOWN = """
+SELECT kind, name, id FROM subjects WHERE kind = 'team' AND name {0}
+UNION ALL SELECT kind, name, id FROM subjects WHERE kind = 'user' AND name {1}
+UNION ALL SELECT 'request', request_id, '' FROM requests WHERE request_id {2}
+UNION ALL SELECT 'closed', '', CAST(value AS TEXT) FROM ledger_state WHERE name = 'closed_until'
+"""
+_IN_ARRAY = ("= ANY($1::text[])", "= ANY($2::text[])", "= ANY($3::varchar[])")
+_IN_JSON = ("IN (SELECT value FROM json_each(?))",) * 3
 _SLICE = 256
 """Rows that are prepared in one go; the event loop waits meanwhile."""
-_ROWS_AT_ONCE = 64
-"""SQLite's driver takes and drops the interpreter's lock for each row of an executemany. Beside a
-busy event loop that costs more than the insert itself, so a full batch goes in statements of many
-rows each."""
+_MOST_KEYS = 100_000
+
+
+class _Known(Struct):
+    """What the database has of a batch."""
+
+    ids: dict[Subject, str]
+    requests: set[str]
+    closed_until_us: int = 0
 
 
 class Repository:
@@ -67,7 +75,9 @@ class Repository:
         self._insert_key = _insert_once(engine, rollup_keys, tuple(rollup_keys.c.keys()))
         self._add_rollup = upsert_adding(engine, rollups, SUMS)
         self._postgresql = engine.dialect.name == "postgresql"
-        self._known = _KNOWN_POSTGRESQL if self._postgresql else _KNOWN_SQLITE
+        self._known = _KNOWN.format(*(_IN_ARRAY if self._postgresql else _IN_JSON))
+        self._keys: dict[Key, int] = {}
+        """Roll-ups' keys that are in the database for certain, with their ids."""
 
     async def write(self, settlements: Sequence[Settlement]) -> None:
         """Write all in one transaction; rows that are already there stay as they are.
@@ -75,27 +85,32 @@ class Repository:
         Raises:
             SQLAlchemyError: nothing was written.
         """
-        if self._postgresql:
-            settlements = [without_nul(one) if _has_nul(one) else one for one in settlements]
         async with writing(self._engine) as connection:
-            await self.write_on(connection, settlements)
+            keys = await self.write_on(connection, settlements)
+        if len(self._keys) > _MOST_KEYS:
+            self._keys.clear()
+        self._keys.update(keys)
 
     async def write_on(
         self, connection: "AsyncConnection", settlements: Sequence[Settlement]
-    ) -> None:
-        """The same inside the caller's transaction, begun by `writing`."""
-        closed_until_us = await state.closed_until_us(connection)
-        merged = _merged(settlements)
-        ids = await subjects.ids_of(connection, _names(merged))
+    ) -> dict[Key, int]:
+        """The same inside the caller's transaction, begun by `writing`.
+
+        Returns:
+            The roll-ups' new keys, which the database has once that is committed.
+        """
+        driver = await direct(connection)
+        merged = _merged(without_nul(one) if _has_nul(one) else one for one in settlements)
+        known = await self._look_up(driver, connection, merged)
         totals: dict[Bucket, Sums] = {}
         mine: set[str] = set()
         written: list[Settlement] = []
         for start in range(0, len(merged), _SLICE):  # between two, requests are answered
             batch = {
-                one.request.request_id: _open_period(_pseudonymous(one, ids), closed_until_us)
+                one.request.request_id: _stored(one, known)
                 for one in merged[start : start + _SLICE]
             }
-            inserted = await self._insert_requests(connection, batch)
+            inserted = await self._insert_requests(driver, batch, known)
             mine |= inserted
             fresh = [one for name, one in batch.items() if name in inserted]
             for one in fresh:
@@ -105,36 +120,50 @@ class Repository:
                 if late is not None:
                     fresh.append(late)
             charge_rows = [charge_row(charge) for one in fresh for charge in one.charges]
-            await self._insert(connection, self._insert_charge, charge_rows)
+            if charge_rows:
+                await driver.many(self._insert_charge, charge_rows)
             written += fresh
-        await self._roll_up(connection, totals)
+        keys = await self._roll_up(driver, totals)
         if self._chained and written:
             await chain.extend(connection, written, requests=mine)
+        return keys
+
+    async def _look_up(
+        self, driver: Direct, connection: "AsyncConnection", batch: Sequence[Settlement]
+    ) -> _Known:
+        """All that the batch needs to know, in one question; new teams and users get ids."""
+        names = _names(batch)
+        asked: list[Any] = [[name for kind, name in names if kind == k] for k in ("team", "user")]
+        asked.append([one.request.request_id for one in batch])
+        if self._postgresql:  # no month is closed while this lasts; the next statement sees it
+            await driver.fetch(state.SHARE_CLOSING, ())
+        else:
+            asked = [_encode(one).decode() for one in asked]
+        known = _Known(ids={}, requests=set())
+        for what, name, value in await driver.fetch(self._known, tuple(asked)):
+            if what == "request":
+                known.requests.add(name)
+            elif what == "closed":
+                known.closed_until_us = int(value)
+            else:
+                known.ids[what, name] = value
+        new = names - known.ids.keys()
+        if new:
+            known.ids.update(await subjects.ids_of(connection, new))
+        return known
 
     async def _insert_requests(
-        self, connection: "AsyncConnection", batch: dict[str, Settlement]
+        self, driver: Direct, batch: dict[str, Settlement], known: _Known
     ) -> set[str]:
         """Insert what is missing; the ids of the rows that are now ours."""
-        ids: Any = list(batch) if self._postgresql else msgspec.json.encode(list(batch)).decode()
-        known = await connection.execute(self._known, {"ids": ids})
-        missing = batch.keys() - set(known.scalars())
+        missing = batch.keys() - known.requests
         if not missing:
             return missing
         rows = [request_row(one.request) for name, one in batch.items() if name in missing]
-        await self._insert(connection, self._insert_request, rows)
+        await driver.many(self._insert_request, rows)
         if not self._postgresql:
             return missing  # nobody else writes meanwhile
-        return set((await connection.execute(_OURS, {"ids": list(missing)})).scalars())
-
-    async def _insert(
-        self, connection: "AsyncConnection", statement: str, rows: Sequence[Row]
-    ) -> None:
-        whole = 0 if self._postgresql else len(rows) - len(rows) % _ROWS_AT_ONCE
-        for start in range(0, whole, _ROWS_AT_ONCE):
-            values = tuple(chained.from_iterable(rows[start : start + _ROWS_AT_ONCE]))
-            await connection.exec_driver_sql(_many_rows(statement, _ROWS_AT_ONCE), values)
-        if whole < len(rows):
-            await connection.exec_driver_sql(statement, list(rows[whole:]))
+        return {row[0] for row in await driver.fetch(_OURS, (list(missing),))}
 
     async def _late(
         self, connection: "AsyncConnection", one: Settlement, totals: dict[Bucket, Sums]
@@ -151,15 +180,20 @@ class Repository:
         add(totals, after)
         return Settlement(request=before.request, charges=fresh)
 
-    async def _roll_up(self, connection: "AsyncConnection", totals: dict[Bucket, Sums]) -> None:
+    async def _roll_up(self, driver: Direct, totals: dict[Bucket, Sums]) -> dict[Key, int]:
         spans = by_span(totals)
         if not spans:
-            return
-        ids = {key: key_id(key) for _, _, key in spans}
-        keys = sorted((number, *key) for key, number in ids.items())
-        await connection.exec_driver_sql(self._insert_key, keys)
+            return {}
+        ids: dict[Key, int] = {}
+        new: dict[Key, int] = {}
+        for _, _, key in spans:
+            if key not in ids:
+                ids[key] = self._keys.get(key) or new.setdefault(key, key_id(key))
+        if new:
+            await driver.many(self._insert_key, sorted((n, *key) for key, n in new.items()))
         rows = sorted((s, at, ids[key], *sums) for (s, at, key), sums in spans.items())
-        await connection.exec_driver_sql(self._add_rollup, rows)
+        await driver.many(self._add_rollup, rows)
+        return new
 
     async def find(self, request_id: str) -> Settlement | None:
         """A request with its charges, in the order of their seq."""
@@ -227,33 +261,18 @@ def _names(settlements: Iterable[Settlement]) -> set[Subject]:
     return names
 
 
-def _pseudonymous(one: Settlement, ids: Mapping[Subject, str]) -> Settlement:
-    """With subject ids in place of names."""
-    team, user = one.request.team, one.request.user
+def _stored(one: Settlement, known: _Known) -> Settlement:
+    """With subject ids in place of names, and charges of a closed month right after it."""
+    request, booked = one.request, one.charges
     request = _replace(
-        one.request,
-        team=ids["team", team],
-        user=None if user is None else ids["user", user],
+        request,
+        team=known.ids["team", request.team],
+        user=None if request.user is None else known.ids["user", request.user],
     )
-    return Settlement(request=request, charges=one.charges)
-
-
-def _open_period(one: Settlement, closed_until_us: int) -> Settlement:
-    """Charges of a closed month post to the first moment after it."""
-    first = closed_until_us / 1_000_000
-    if not first or all(charge.at >= first for charge in one.charges):
-        return one
-    moved: tuple[ChargeRecord, ...] = tuple(
-        charge if charge.at >= first else _replace(charge, at=first) for charge in one.charges
-    )
-    return Settlement(request=one.request, charges=moved)
-
-
-@lru_cache(maxsize=8)
-def _many_rows(statement: str, rows: int) -> str:
-    """The INSERT of one row as an INSERT of many."""
-    head, values, tail = re.split(r"(\((?:\?, )*\?\))", statement)
-    return head + ", ".join([values] * rows) + tail
+    first = known.closed_until_us / 1_000_000
+    if first and any(charge.at < first for charge in booked):
+        booked = tuple(c if c.at >= first else _replace(c, at=first) for c in booked)
+    return Settlement(request=request, charges=booked)
 
 
 def _has_nul(settlement: Settlement) -> bool:

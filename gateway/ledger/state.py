@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 Mark = Literal["rollups_from", "pruned_until", "closed_until"]
 _CLOSING_LOCK = 4_867_165_322
+SHARE_CLOSING = f"SELECT pg_advisory_xact_lock_shared({_CLOSING_LOCK})"
+"""Run by a writer on PostgreSQL: no month is closed while its transaction lasts."""
 
 
 async def read(connection: "AsyncConnection", mark: Mark) -> int:
@@ -26,13 +28,6 @@ async def write(connection: "AsyncConnection", mark: Mark, value_us: int) -> Non
     """Set a mark, in the caller's transaction."""
     statement = upsert(connection.dialect.name, ledger_state, {"name": mark, "value": value_us})
     await connection.execute(statement)
-
-
-async def closed_until_us(connection: "AsyncConnection") -> int:
-    """Where the open period begins; no month is closed while the caller's transaction lasts."""
-    if connection.dialect.name == "postgresql":
-        await connection.execute(text(f"SELECT pg_advisory_xact_lock_shared({_CLOSING_LOCK})"))
-    return await read(connection, "closed_until")
 
 
 async def hold_writers(connection: "AsyncConnection") -> None:
