@@ -7,6 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from backends.engine.engine import EngineStats
+from backends.engine.step_costs import StepCoefficients
 
 _TTFT_BUCKETS = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
@@ -25,7 +26,9 @@ _REQUEST_BUCKETS = (
 class EngineMetrics:
     """Counts and times of one engine; `text()` is what /metrics serves."""
 
-    def __init__(self, stats: Callable[[], EngineStats]) -> None:
+    def __init__(
+        self, stats: Callable[[], EngineStats], costs: Callable[[], StepCoefficients]
+    ) -> None:
         self._registry = registry = CollectorRegistry()
         self.ttft = _histogram(
             "time_to_first_token", "From arrival to the first token.", _TTFT_BUCKETS, registry
@@ -49,6 +52,7 @@ class EngineMetrics:
             registry=registry,
         )
         registry.register(_StatsCollector(stats))
+        registry.register(_CostCollector(costs))
 
     def text(self) -> bytes:
         """The exposition format."""
@@ -93,6 +97,24 @@ class _StatsCollector(Collector):
         tokens.add_metric(["draft"], stats.draft_tokens)
         tokens.add_metric(["draft_accepted"], stats.draft_accepted)
         yield tokens
+
+
+class _CostCollector(Collector):
+    """The fitted cost of a step's terms, read when asked."""
+
+    def __init__(self, costs: Callable[[], StepCoefficients]) -> None:
+        self._costs = costs
+
+    def collect(self) -> Iterator[Metric]:
+        found = self._costs()
+        family = GaugeMetricFamily(
+            "headgate_engine_step_cost_seconds",
+            "Fitted: of a step itself, of each token, and of each token that one attends to.",
+            labels=["term"],
+        )
+        for name in found.__struct_fields__:
+            family.add_metric([name.removesuffix("_ns")], getattr(found, name) / 1e9)
+        yield family
 
 
 def _histogram(

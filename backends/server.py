@@ -67,7 +67,7 @@ def make_app(
     """
     tokenizer = engine.tokenizer
     assert isinstance(tokenizer, Tokenizer)
-    metrics = EngineMetrics(engine.stats)
+    metrics = EngineMetrics(engine.stats, engine.step_costs)
     runner = AsyncEngine(engine, on_queue_time=metrics.queue_time.observe, on_death=on_death)
     runner.start()
     backend = EngineBackend(

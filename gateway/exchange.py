@@ -254,5 +254,6 @@ class Exchange:
             probability=decision.probability if decision else 1.0,
             cost_nano_usd=self.cost_nano_usd,
             saved_nano_usd=self.saved_nano_usd,
+            reuses=self.hit.answer.request_id if self.hit else None,
         )
         return Settlement(request=record, charges=tuple(self.charges))

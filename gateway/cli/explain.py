@@ -53,7 +53,10 @@ def _story(record: dict[str, Any]) -> list[str]:
         lines.append(f"charge {charge['seq']}  {_charge(charge)}")
     lines.append(f"cost      ${_usd(request['cost_nano_usd'])}")
     if request["saved_nano_usd"]:
-        lines.append(f"saved     ${_usd(request['saved_nano_usd'])} (what the answer costs now)")
+        lines.append(
+            f"saved     ${_usd(request['saved_nano_usd'])} (what the answer costs now; "
+            f"it was made for {request['reuses'] or 'a request unknown'})"
+        )
     return lines
 
 

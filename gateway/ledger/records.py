@@ -102,6 +102,8 @@ class RequestRecord(Struct, frozen=True, kw_only=True):
     """Sum of the request's charges."""
     saved_nano_usd: int = 0
     """What a reused answer would have cost now."""
+    reuses: str | None = None
+    """The request whose answer, and so whose charges, a cache hit reused."""
     worker: str = ""
     """The gateway process that answered; the ledger fills it in."""
 

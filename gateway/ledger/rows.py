@@ -82,6 +82,7 @@ def request_row(r: RequestRecord) -> Row:
         r.probability,
         r.cost_nano_usd,
         r.saved_nano_usd,
+        r.reuses,
         r.worker,
     )
 

@@ -81,6 +81,7 @@ requests = Table(
     Column("probability", Float, nullable=False),
     _count("cost_nano_usd"),
     _count("saved_nano_usd"),
+    Column("reuses", String(128)),
     _text("worker"),
     Index(None, "started_us"),
 )

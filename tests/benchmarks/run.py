@@ -15,6 +15,9 @@ BENCHMARKS = (
     "family",
     "reports",
     "ledger_crash",
+    "attribution",
+    "conservation",
+    "foreign",
 )
 
 

@@ -123,6 +123,7 @@ async def test_repeat_comes_from_the_exact_cache(tmp_path: Path, stream: bool) -
         settlement = await served.settled(again)
         assert settlement.charges == ()
         assert settlement.request.saved_nano_usd > 0
+        assert settlement.request.reuses == first.headers["x-headgate-request-id"]
 
 
 async def test_streamed_answer_is_cached_for_whole_requests(tmp_path: Path) -> None:
