@@ -48,6 +48,7 @@ _TYPES: dict[str, Any] = {
 # Argument types by letter: p(ointer), i(nt), l(ong, 64 bits), f(loat).
 _SIGNATURES = {
     "decoder_forward": "pppp i",
+    "decoder_logits": "pp i pp i",
     "decoder_scratch_bytes": "p i",
     "packed_linear_f32": "pppp iiii",
     "paged_attention_f32": "ppppppp lii ll iiii f i",
@@ -64,6 +65,7 @@ _SIGNATURES = {
 _LONG_CALLS = frozenset(
     {
         "decoder_forward",
+        "decoder_logits",
         "int4_linear_f32",
         "packed_linear_f32",
         "paged_attention_f32",

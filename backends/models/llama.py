@@ -76,6 +76,8 @@ class Llama:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Map rows [R, H] that `forward` returned to fp32 logits [R, V]."""
+        if self._in_one_call is not None:
+            return self._in_one_call.logits(hidden)
         return self.head(self.norm(hidden)).to(torch.float32)
 
     @property
@@ -96,11 +98,14 @@ class Llama:
     @property
     def is_batch_invariant(self) -> bool:
         """Whether a sequence's logits have the same bits whatever else is in the batch."""
-        return self._in_one_call is not None and self.head.packed_weight is not None
+        return self._in_one_call is not None
 
     def _plan(self) -> "NativeDecoder | None":
         """All layers as one C++ call, where every linear layer has a packed form."""
         layers = []
+        head = self.head.packed_weight
+        if head is None:
+            return None
         for layer in self.layers:
             linears = (layer.qkv, layer.output, layer.gate_up, layer.down)
             packed = [linear.packed_weight for linear in linears]
@@ -116,6 +121,8 @@ class Llama:
             DecoderWeights(
                 embedding=self.embedding,
                 layers=layers,
+                norm=self.norm.weight,
+                head=head,
                 cos_sin_cache=self.cos_sin_cache,
                 heads=self.attention.heads,
                 kv_heads=self.attention.kv_heads,

@@ -1,4 +1,4 @@
-"""All layers of a Llama-shaped decoder as one call, where C++ runs them.
+"""All layers of a Llama-shaped decoder as one call, and its head as another, where C++ runs them.
 
 Between small ops Python and the framework cost more than the arithmetic of a small model. The
 numbers are those of the ops one after another, bit for bit; they are its reference: `rms_norm`,
@@ -50,6 +50,9 @@ class DecoderWeights(NamedTuple):
     embedding: Tensor
     """[V, H] fp32, contiguous."""
     layers: Sequence[LayerWeights]
+    norm: Tensor
+    """[H] fp32, before the head."""
+    head: PackedWeight
     cos_sin_cache: Tensor
     """[P, D] fp32; see `rope`."""
     heads: int

@@ -31,6 +31,8 @@ struct Decoder {
     int64_t positions, num_blocks;
     int num_layers, vocabulary, hidden, middle, heads, kv_heads, dim, block_size;
     float eps, scale;
+    const float* norm;
+    Weight head;
 };
 
 // One step's tokens and sequences, as `ForwardBatch` has them.
@@ -197,4 +199,22 @@ extern "C" int decoder_forward(const Decoder* decoder, const Batch* batch, float
         run_layers(team, d, *batch, listed, scratch, residual, outcome);
     });
     return outcome;
+}
+
+// The final norm and the head: hidden [rows, hidden] -> out [rows, channels of the head].
+extern "C" int decoder_logits(const Decoder* decoder, const float* hidden, int rows, float* out,
+                              uint8_t* memory, int threads) {
+    const Decoder& d = *decoder;
+    Scratch scratch = Scratch::in(memory, d, rows);
+    scratch.product = out;
+    pool().run(threads, 2, [&](Team& team) {
+        static thread_local std::vector<float> row_memory;
+        row_memory.resize(d.hidden);
+        each_row(team, rows, [&](int row) {
+            norm_row(hidden + int64_t{row} * d.hidden, d.norm, row_memory.data(), d.eps, d.hidden);
+            scratch.take(d.head, row_memory.data(), row, rows);
+        });
+        scratch.multiply_by(d.head, team, rows);
+    });
+    return OK;
 }

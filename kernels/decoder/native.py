@@ -55,6 +55,8 @@ class _Decoder(Structure):
         ("block_size", c_int),
         ("eps", c_float),
         ("scale", c_float),
+        ("norm", c_void_p),
+        ("head", _Weight),
     )
 
 
@@ -94,7 +96,10 @@ class NativeDecoder:
             dim=weights.head_dim,
             eps=weights.eps,
             scale=weights.scale,
+            norm=weights.norm.data_ptr(),
+            head=_weight(weights.head),
         )
+        self._address = ctypes.addressof(self._decoder)
         self._caches: KeysAndValues | None = None
         self._scratch = torch.empty(0, dtype=torch.uint8)
         self._scratch_tokens = 0
@@ -150,19 +155,38 @@ class NativeDecoder:
             tokens,
             *block_tables.shape,
         )
-        if tokens > self._scratch_tokens:
-            size = function("decoder_scratch_bytes")(ctypes.addressof(self._decoder), tokens)
-            self._scratch, self._scratch_tokens = torch.empty(size, dtype=torch.uint8), tokens
         out = torch.empty(tokens, self._hidden)
         outcome = function("decoder_forward")(
-            ctypes.addressof(self._decoder),
+            self._address,
             ctypes.addressof(batch),
             out.data_ptr(),
-            self._scratch.data_ptr(),
+            self._scratch_for(tokens),
             threads_for(tokens * self._multiplications),
         )
         require_ok(outcome)
         return out
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Norm rows [R, H] that `forward` returned and apply the head: [R, V] fp32."""
+        hidden = hidden.contiguous()
+        rows, head = hidden.shape[0], self._weights.head
+        out = torch.empty(rows, head.channels)
+        function("decoder_logits")(
+            self._address,
+            hidden.data_ptr(),
+            rows,
+            out.data_ptr(),
+            self._scratch_for(rows),
+            threads_for(rows * head.channels * head.inputs),
+        )
+        return out
+
+    def _scratch_for(self, tokens: int) -> int:
+        """The address of memory that so many tokens need, kept for the next call."""
+        if tokens > self._scratch_tokens:
+            size = function("decoder_scratch_bytes")(self._address, tokens)
+            self._scratch, self._scratch_tokens = torch.empty(size, dtype=torch.uint8), tokens
+        return self._scratch.data_ptr()
 
 
 def _layer(weights: LayerWeights) -> _Layer:

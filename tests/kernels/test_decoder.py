@@ -82,10 +82,13 @@ class Model:
         angles = torch.arange(64)[:, None] / 10.0 ** torch.arange(DIM // 2)
         self.cos_sin = torch.cat((angles.cos(), angles.sin()), dim=1)
         self.embedding = self._random(VOCABULARY, HIDDEN)
+        self.norm, self.head = self._random(HIDDEN), self._linear(VOCABULARY, HIDDEN)
         planned = plan(
             DecoderWeights(
                 embedding=self.embedding,
                 layers=self.layers,
+                norm=self.norm,
+                head=self.head,
                 cos_sin_cache=self.cos_sin,
                 heads=HEADS,
                 kv_heads=KV_HEADS,
@@ -134,6 +137,9 @@ class Model:
         assert x is not None
         return residual + x
 
+    def logits_op_by_op(self, hidden: Tensor) -> Tensor:
+        return self._apply(self.head, rms_norm(hidden, self.norm, eps=EPS))
+
     def _apply(self, weight: PackedWeight, x: Tensor) -> Tensor:
         if weight.scale is None:
             return packed_linear(x, weight.packed, weight.bias, channels=weight.channels)
@@ -164,7 +170,7 @@ def model(request: pytest.FixtureRequest) -> Model:
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_decoder_equals_the_ops_bit_for_bit(model: Model, threads: int) -> None:
-    """Prompts, decode steps and parts of prompts, mixed, write the same cache and stream."""
+    """Prompts, decode steps and parts of prompts, mixed: the same cache, stream and logits."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -177,6 +183,7 @@ def test_decoder_equals_the_ops_bit_for_bit(model: Model, threads: int) -> None:
             step = _step(sequences)
             whole = model.in_one_call(step, ours)
             assert torch.equal(whole, model.op_by_op(step, theirs))
+            assert torch.equal(model.decoder.logits(whole), model.logits_op_by_op(whole))
             assert not whole.isnan().any()
         for (keys, values), (other_keys, other_values) in zip(ours, theirs, strict=True):
             torch.testing.assert_close(keys, other_keys, rtol=0, atol=0, equal_nan=True)
