@@ -120,6 +120,9 @@ class Recovery:
             cost_nano_usd=sum(charge.cost_nano_usd for charge in charges),
             worker=owner,
         )
+        beyond = record.cost_nano_usd - held.nano_usd
+        if beyond > 0:
+            self._parts.budgets.overruns.note(held.key, beyond, held.at)
         return Settlement(request=record, charges=tuple(charges))
 
     async def _usage_of(self, name: str, request_id: str) -> Usage | None:

@@ -129,6 +129,9 @@ class Spending:
         for charge in x.charges:
             cost = by_model.get(charge.backend, 0) + charge.cost_nano_usd
             by_model[charge.backend] = cost
+        beyond = x.cost_nano_usd - x.reservation.nano_usd
+        if beyond > 0 and x.caller is not None:
+            self._parts.budgets.overruns.note(x.caller.key_id, beyond, x.started_at)
         x.reservation.settle(x.cost_nano_usd, by_model)
         x.reservation = None
         self._parts.reservations.end(x.request_id)

@@ -26,6 +26,7 @@ from gateway.ledger.budget_store import (
     set_budget,
 )
 from gateway.ledger.money import parse_usd, usd_text
+from gateway.ledger.overruns import list_overruns
 from gateway.pipeline import Pipeline
 
 
@@ -134,7 +135,24 @@ def budget_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
             ]
         }
 
-    return [budgets, change_budget, delete_budget, alerts]
+    @get(
+        "/admin/budgets/overruns",
+        guards=reads,
+        summary="What keys' requests cost beyond what was held for them",
+    )
+    async def overruns(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        try:
+            since = float(request.query_params.get("since") or 0)
+        except ValueError:
+            raise InvalidRequest("'since' is in unix seconds.", param="since") from None
+        if not 0 <= since < 1e11:
+            raise InvalidRequest("'since' is in unix seconds.", param="since")
+        async with reading(pipeline) as connection:
+            found = await list_overruns(connection, since=since or None)
+            seen = await _seen(caller_of(request).role, caller_of(request).team, connection)
+        return {"overruns": [row for row in found if seen is None or f"key:{row['key']}" in seen]}
+
+    return [budgets, change_budget, delete_budget, alerts, overruns]
 
 
 async def _seen(role: str, team: str, connection: AsyncConnection) -> set[str] | None:

@@ -146,6 +146,26 @@ def remove(ctx: click.Context, scope: str, window: str, config: str | None, as_j
         click.echo(f"The budget of {scope} per {window} is gone.")
 
 
+@budgets.command()
+@click.option("--days", type=click.IntRange(min=1), help="Only of the last so many days.")
+@config_option
+@json_option
+@click.pass_context
+def overruns(ctx: click.Context, days: int | None, config: str | None, as_json: bool) -> None:
+    """What requests cost beyond what was held for them, by key."""
+    from gateway.ledger.overruns import list_overruns
+
+    since = None if days is None else time.time() - (days - 1) * 86_400
+    found = run_in_transaction(
+        settings_of(ctx, config), lambda connection: list_overruns(connection, since=since)
+    )
+    if as_json:
+        print_json(found)
+        return
+    columns = ["key", "overrun_usd", "requests"]
+    table(columns, [[str(row[name]) for name in columns] for row in found], right=columns[1:])
+
+
 def _json(budget: "Budget", spend: "Spend | None") -> dict[str, Any]:
     spent, reserved = (spend.spent, spend.reserved) if spend else (0, 0)
     overrun = spend.overrun if spend else 0

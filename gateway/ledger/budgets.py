@@ -21,6 +21,7 @@ from gateway.ledger.database_clock import DatabaseClock
 from gateway.ledger.keys import Caller
 from gateway.ledger.lease_store import LeaseState
 from gateway.ledger.money import share, usd_text
+from gateway.ledger.overruns import Overruns
 from gateway.ledger.slices import Reservation, Slice
 from gateway.ledger.stamp import Stamp, beside
 from gateway.ledger.worker_id import worker_id
@@ -85,6 +86,7 @@ class Budgets:
         self._tasks: list[asyncio.Task[None]] = []
         self._tagged = False
         """Whether any budget is on a tag."""
+        self.overruns = Overruns(engine)
         self._told: set[tuple[Counter, int]] = set()
         self._beats = 0
         self._error: str | None = None
@@ -333,6 +335,7 @@ class Budgets:
 
     async def sync(self) -> None:
         """Book what was spent since the last time, and return slices that nobody used."""
+        await self.overruns.write()
         async with self._sql:
             for counter in sorted(self._slices, key=_order):
                 part = self._slices[counter]

@@ -212,6 +212,16 @@ budget_spend = Table(
 )
 """Counters of the budgets' windows: the place where all gateway processes agree."""
 
+budget_overruns = Table(
+    "budget_overruns",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("day_us", BigInteger, primary_key=True, autoincrement=False),
+    _count("nano_usd"),
+    _count("requests"),
+)
+"""What requests under a budget cost beyond what was held for them, by key and UTC day."""
+
 leases = Table(
     "leases",
     metadata,

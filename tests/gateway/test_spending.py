@@ -249,3 +249,24 @@ async def test_reservation_log_forgets_what_ended(tmp_path: Path) -> None:
     assert found == {"r0": 1, "r1000": 1, "r2000": 1, "r3000": 5}
     orphan.remove()
     assert list(folder.iterdir()) == []
+
+
+async def test_cost_beyond_the_reservation_stands_under_its_key(tmp_path: Path) -> None:
+    """What a request cost more than was held is overrun: apart, by key, and in no other sum."""
+    chosen = settings(
+        tmp_path,
+        BackendSettings(name="small", kind="openai", model="e", base_urls=["http://x/v1"]),
+    )
+    small = EchoBackend("small", ns_per_token=10**12)  # far dearer than anybody could expect
+    async with gateway(chosen, {"small": small}) as served:
+        await limit(served, 10**11)
+        answer = await served.chat(words(20), max_tokens=30)
+        cost = (await served.settled(answer)).request.cost_nano_usd
+        total, reserved, overrun = await spent(served)
+        assert (total + overrun, reserved) == (cost, 0)
+        assert overrun > 0
+        listed = decode(await served.client.get("/admin/budgets/overruns"))["overruns"]
+        assert [(row["key"], row["requests"]) for row in listed] == [("anonymous", 1)]
+        assert Decimal(listed[0]["overrun_usd"]) * 10**9 == overrun
+        bad = await served.client.get("/admin/budgets/overruns?since=never")
+        assert bad.status_code == 400

@@ -1,0 +1,23 @@
+"""A gateway worker that books nothing: what `bench_limits` compares with."""
+
+import sys
+
+import gateway.app
+from gateway import worker
+from gateway.ledger.ledger import Ledger
+from gateway.ledger.records import Settlement
+
+
+class NoLedger(Ledger):
+    """Forgets what it is told."""
+
+    def settle(self, settlement: Settlement) -> None:
+        """Nothing."""
+
+    async def journalled(self) -> None:
+        """At once."""
+
+
+if __name__ == "__main__":
+    gateway.app.Ledger = NoLedger  # type: ignore[misc]
+    sys.exit(worker.main())
