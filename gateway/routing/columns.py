@@ -5,7 +5,7 @@ costs a few operations per rule and column instead of a few microseconds per row
 rule and the first candidate come out; a property test holds both to `decide`.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import reduce
 from typing import Any
@@ -32,6 +32,18 @@ Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Codes = NDArray[np.int64]
 NOBODY = -1
+
+
+def _set(value: Any) -> Any:
+    """None: no limit."""
+    return None if value is None else frozenset(value)
+
+
+KINDS: Mapping[str, Callable[[Any], Any]] = {
+    "tags": dict,
+    **dict.fromkeys(("wants", "needs", "allowed"), _set),
+}
+"""Columns of collections: tuples in a row, and what each different one stands for."""
 _QUARTER_US = 900_000_000
 
 
@@ -42,11 +54,12 @@ class Words(Struct, frozen=True):
     values: list[Any]
 
     @classmethod
-    def of(cls, values: Sequence[Any]) -> "Words":
-        """Give each different value a code."""
+    def of(cls, values: Sequence[Any], kind: Callable[[Any], Any] | None = None) -> "Words":
+        """Give each different value a code; `kind` makes of each what `where` asks about."""
         place: dict[Any, int] = {}
         codes = [place.setdefault(value, len(place)) for value in values]
-        return cls(np.array(codes, dtype=np.int64), list(place))
+        known = list(place) if kind is None else [kind(value) for value in place]
+        return cls(np.array(codes, dtype=np.int64), known)
 
     def where(self, holds: Callable[[Any], bool]) -> Mask:
         """[N]: rows whose value passes; each different value is asked once."""
@@ -66,8 +79,8 @@ class Table(Struct, frozen=True, kw_only=True):
     cards: Mapping[str, BackendCard]
     """What does not change: tiers, capabilities, context, price. In this order, K of them."""
     words: Mapping[str, Words]
-    """task, team, key, user, model, language, endpoint, tags (dicts as items), wants, needs,
-    allowed (frozensets)."""
+    """task, team, key, user, model, language, endpoint; as tuples: tags (of pairs), wants, needs,
+    allowed (None: all)."""
     numbers: Mapping[str, Floats]
     """difficulty, prompt_tokens, turns, budget_left, prompt_tokens_bound, max_tokens (NaN: not
     asked), draw, day_spent_usd, day_requests."""
@@ -110,20 +123,20 @@ class Table(Struct, frozen=True, kw_only=True):
         figures: Mapping[str, Sequence[Mapping[str, float | None]]],
         *,
         started_us: Sequence[int],
-        down: Sequence[Collection[str]],
+        down: Sequence[Hashable],
         costs: Floats,
         latencies: Floats,
     ) -> "Table":
         """Columns as lists; `figures` has quality, load and exact as a dict by backend a row.
 
         Args:
-            down: of each row, the backends that were not ready.
+            down: of each row, the backends that were not ready, as a tuple or set.
             costs, latencies: [N, K], NaN: unknown.
         """
-        gone = Words.of([frozenset(names) for names in down])
+        gone = Words.of(down)
         return cls(
             cards=cards,
-            words={name: Words.of(column) for name, column in words.items()},
+            words={name: Words.of(column, KINDS.get(name)) for name, column in words.items()},
             numbers={name: np.array(column, dtype=np.float64) for name, column in numbers.items()},
             started_us=np.array(started_us, dtype=np.int64),
             ready=~gone.where_each(cards),
@@ -139,8 +152,10 @@ def by_backend(
     column: Sequence[Mapping[str, float | None]], cards: Mapping[str, BackendCard]
 ) -> Floats:
     """[N, K] out of one dict a row."""
-    values = [[row.get(name) for name in cards] for row in column]
-    return np.array(values, dtype=np.float64).reshape(len(column), len(cards))
+    if not any(column):
+        return np.full((len(column), len(cards)), np.nan)
+    found = [[row.get(name, np.nan) for row in column] for name in cards]
+    return np.array(found, dtype=np.float64).reshape(len(cards), len(column)).T
 
 
 class Decided(Struct, frozen=True):
@@ -210,7 +225,7 @@ def _any(mask: Mask) -> Mask:
 
 
 def _has_tag(tag: str, wanted: Sequence[str]) -> Callable[[Any], bool]:
-    return lambda tags: dict(tags).get(tag) in wanted
+    return lambda tags: tags.get(tag) in wanted
 
 
 def _inside(values: Floats, limits: Range | BackendRange) -> Mask:

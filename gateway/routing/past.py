@@ -35,7 +35,15 @@ _PLAIN = (
     "probability", "cost_nano_usd",
 )  # fmt: skip
 _JSON = ("tags", "candidates", "decided_on")
-_first = msgspec.json.Decoder(list[dict[str, Any]])
+
+
+class _Named(Struct, frozen=True, gc=False):
+    """Of a candidate, only who it is."""
+
+    backend: str
+
+
+_first = msgspec.json.Decoder(tuple[_Named, ...])
 _told = msgspec.json.Decoder(DecidedOn)
 _tags = msgspec.json.Decoder(dict[str, str])
 
@@ -73,10 +81,11 @@ async def read_past(connection: "AsyncConnection", *, since_us: int, until_us: i
     ).scalar_one()
     values = list(zip(*told, strict=True)) or [()] * (len(_PLAIN) + len(_JSON))
     columns: dict[str, Sequence[Any]] = dict(zip((*_PLAIN, *_JSON), values, strict=True))
-    columns["tags"] = [frozenset(_tags.decode(text).items()) for text in columns["tags"]]
+    tags = {text: tuple(_tags.decode(text).items()) for text in set(columns["tags"])}
+    columns["tags"] = [tags[text] for text in columns["tags"]]
     columns["decided_on"] = [_told.decode(text) for text in columns["decided_on"]]
     columns["first"] = [
-        found[0]["backend"] if (found := _first.decode(text)) else None
+        found[0].backend if (found := _first.decode(text)) else None
         for text in columns.pop("candidates")
     ]
     ids = {one for one in (*columns["team"], *columns["user"]) if one is not None}
@@ -156,9 +165,9 @@ def table_of(past: Past, cards: Mapping[str, BackendCard], estimator: CostEstima
             "team": [past.names.get(one, one) for one in columns["team"]],
             "user": [one and past.names.get(one, one) for one in columns["user"]],
             "tags": columns["tags"],
-            "wants": [frozenset(one.wants) for one in told],
-            "needs": [frozenset(one.needs) for one in told],
-            "allowed": [None if one.allowed is None else frozenset(one.allowed) for one in told],
+            "wants": [one.wants for one in told],
+            "needs": [one.needs for one in told],
+            "allowed": [one.allowed for one in told],
         },
         {
             "difficulty": columns["difficulty"],

@@ -46,7 +46,7 @@ def table_of(cards: Mapping[str, BackendCard], told: list[Row]) -> Table:
                 n: [getattr(f, n) for f in facts]
                 for n in ("team", "key", "user", "model", "endpoint", "needs", "allowed")
             },
-            "tags": [frozenset(f.tags.items()) for f in facts],
+            "tags": [tuple(f.tags.items()) for f in facts],
         },
         {
             **{

@@ -66,7 +66,7 @@ def past(size: int, *, seed: int = 0, chance: float = 1.0, **changes: Any) -> Pa
         "language": ["en"] * size,
         "user": [None] * size,
         "task": ["chat"] * size,
-        "tags": [frozenset()] * size,
+        "tags": [()] * size,
         "outcome": ["ok"] * size,
         "cache": ["miss"] * size,
         "policy": ["p"] * size,
