@@ -175,10 +175,10 @@ class Admission:
             demands, verdict, store = answer.result()
             if verdict.refused is not None:
                 return
-            for demand in demands:
-                more = used.get(demand.kind, demand.amount) - demand.amount
-                if more:
-                    store.correct(demand, verdict.slot, more)
+            changes = [
+                (demand, used.get(demand.kind, demand.amount) - demand.amount) for demand in demands
+            ]
+            store.correct([change for change in changes if change[1]], verdict.slot)
 
         if self._answer.done():
             correct(self._answer)

@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 
 from gateway.cache.model import StoreUnavailable
 from gateway.ledger.worker_id import worker_id
-from gateway.limits.window import SLOT_MS, SLOTS, Demand, Level, Verdict
+from gateway.limits.window import SLOT_MS, SLOTS, Change, Demand, Level, Verdict
 
 LIVE_MS = 10_000
 """How long after its last beat a process counts as live."""
@@ -100,6 +100,14 @@ redis.call('PEXPIRE', KEYS[1], {_HASH_TTL_MS})
 return redis.call('ZCOUNT', KEYS[1], now - {LIVE_MS}, '+inf')
 """
 
+_CORRECT = """
+for i, key in ipairs(KEYS) do
+  if redis.call('EXISTS', key) == 1 then
+    redis.call('HINCRBY', key, ARGV[2 * i - 1], ARGV[2 * i])
+  end
+end
+"""
+
 Command = Callable[..., Awaitable[Any]]
 
 
@@ -131,7 +139,7 @@ class RedisLimits:
     def __init__(self, command: Command, *, process: str | None = None) -> None:
         self._command = command
         self._process = (process or worker_id()).encode()
-        self._admit, self._beat = _Script(_ADMIT), _Script(_BEAT)
+        self._admit, self._beat, self._correct = map(_Script, (_ADMIT, _BEAT, _CORRECT))
         self._sending: set[asyncio.Task[Any]] = set()
 
     async def admit(self, demands: Sequence[Demand]) -> Verdict:
@@ -144,11 +152,13 @@ class RedisLimits:
         levels = tuple(Level(rest[i], rest[i + 1]) for i in range(0, len(rest), 2))
         return Verdict(levels, slot, refused - 1 if refused else None, retry_ms)
 
-    def correct(self, demand: Demand, slot: int, more: int) -> None:
-        field = self._process if demand.kind == "concurrent" else b"%d" % slot
-        task = asyncio.get_running_loop().create_task(
-            self._forgiving(b"HINCRBY", _key(demand), field, b"%d" % more)
-        )
+    def correct(self, changes: Sequence[Change], slot: int) -> None:
+        keys = [_key(demand) for demand, _ in changes]
+        arguments: list[bytes] = []
+        for demand, more in changes:
+            field = self._process if demand.kind == "concurrent" else b"%d" % slot
+            arguments += (field, b"%d" % more)
+        task = asyncio.get_running_loop().create_task(self._forgiving(keys, arguments))
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
@@ -156,9 +166,9 @@ class RedisLimits:
         """Raises StoreUnavailable."""
         return int(await self._beat.run(self._command, [_PROCESSES], [self._process]))
 
-    async def _forgiving(self, *parts: bytes) -> None:
+    async def _forgiving(self, keys: list[bytes], arguments: list[bytes]) -> None:
         try:
-            await self._command(*parts)
+            await self._correct.run(self._command, keys, arguments)
         except StoreUnavailable:
             return  # the window forgets within a minute, a beat within ten seconds
 

@@ -28,6 +28,10 @@ class Demand(Struct, frozen=True):
     amount: int
 
 
+Change = tuple[Demand, int]
+"""What to add, mostly negative, to what a demand was counted as."""
+
+
 class Level(Struct, frozen=True):
     """How one limit stands."""
 
@@ -57,8 +61,8 @@ class LimitStore(Protocol):
         """Count all demands, or none."""
         ...
 
-    def correct(self, demand: Demand, slot: int, more: int) -> None:
-        """Add `more` (mostly negative) to what was counted; lost if the store is away."""
+    def correct(self, changes: Sequence[Change], slot: int) -> None:
+        """Add to what was counted in `slot`; lost if the store is away. Never waits."""
         ...
 
     async def beat(self) -> int:
@@ -98,10 +102,11 @@ class MemoryLimits:
             levels[index] = Level(levels[index].used + demand.amount, _leaves_ms(slot, now_ms))
         return Verdict(tuple(levels), slot)
 
-    def correct(self, demand: Demand, slot: int, more: int) -> None:
-        slots = self._slots.setdefault((demand.subject, demand.kind), {})
-        at = 0 if demand.kind == "concurrent" else slot
-        slots[at] = slots.get(at, 0) + more
+    def correct(self, changes: Sequence[Change], slot: int) -> None:
+        for demand, more in changes:
+            slots = self._slots.setdefault((demand.subject, demand.kind), {})
+            at = 0 if demand.kind == "concurrent" else slot
+            slots[at] = slots.get(at, 0) + more
 
     async def beat(self) -> int:
         """Forget what nobody asked for lately."""

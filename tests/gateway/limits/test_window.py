@@ -66,10 +66,10 @@ async def test_corrections_give_back_and_take_more(store: LimitStore) -> None:
     """What was held and not used is free again; what was used beyond is taken."""
     demand = Demand("key:k", "tokens", 100, 90)
     first = await store.admit([demand])
-    store.correct(demand, first.slot, -80)
+    store.correct([(demand, -80)], first.slot)
     await asyncio.sleep(0.05)
     assert (await store.admit([Demand("key:k", "tokens", 100, 90)])).refused is None
-    store.correct(demand, first.slot, 50)
+    store.correct([(demand, 50)], first.slot)
     await asyncio.sleep(0.05)
     verdict = await store.admit([Demand("key:k", "tokens", 100, 1)])
     assert verdict.refused == 0
@@ -83,7 +83,7 @@ async def test_concurrent_requests_end(store: LimitStore) -> None:
     await store.admit([demand])
     refused = await store.admit([demand])
     assert (refused.refused, refused.retry_ms) == (0, 1000)
-    store.correct(demand, first.slot, -1)
+    store.correct([(demand, -1)], first.slot)
     await asyncio.sleep(0.05)
     assert (await store.admit([demand])).refused is None
 
