@@ -5,6 +5,7 @@ ends it; ends may be lost, the ledger knows better. Whoever can lock a dead proc
 what is open in it: see gateway/recovery.py.
 """
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
@@ -78,8 +79,15 @@ class ReservationLog:
 
     def end(self, request_id: str) -> None:
         """Note that the request is settled; written with the next reservation."""
-        if self._open.pop(request_id, None) is not None:
+        if self._open.pop(request_id, None) is None:
+            return
+        if self._open or self._path is None:
             self._ends.append(_END + request_id.encode("utf-8", "replace") + b"\n")
+            return
+        with contextlib.suppress(OSError):  # nothing is open: keep nobody's name
+            os.ftruncate(self._descriptor, 0)
+            self._ends.clear()
+            self._size = 0
 
     def close(self) -> None:
         """Remove the file: whatever was open is settled, or its process could not be ending."""

@@ -28,19 +28,19 @@ class Journals:
         Raises:
             DeletionError: rows are still waiting for the database.
         """
-        count = 0
+        count = await asyncio.to_thread(_waiting, places, subject)
         ends = asyncio.get_running_loop().time() + _PATIENCE_S
         ledger = Ledger(places.settings, places.engine)
         try:
+            await ledger.take_over()
             while waiting := await asyncio.to_thread(_waiting, places, subject):
-                count = max(count, waiting)
-                await ledger.take_over()
                 if asyncio.get_running_loop().time() > ends:
                     raise DeletionError(
                         f"{waiting} rows wait in {places.state_dir / 'journal'} for the database; "
                         "delete again when it has taken them"
                     )
                 await asyncio.sleep(0.1)
+                await ledger.take_over()
         finally:
             await ledger.aclose()
         return count + await asyncio.to_thread(_drop_refused, places, subject)
@@ -118,8 +118,8 @@ class Reservations:
             count = max(count, len(found))
             if asyncio.get_running_loop().time() > ends:
                 raise DeletionError(
-                    f"{len(found)} requests under way hold a budget; delete again when they are "
-                    "over, or stop the gateway"
+                    f"{len(found)} requests hold a budget; delete again when they are over (a dead "
+                    "gateway's are once one is started again)"
                 )
             await asyncio.sleep(0.1)
         return count
