@@ -196,8 +196,8 @@ class CostEstimator:
 
     Tokens × price is known. For machines paid by the hour the time per token is learned from the
     charges seen so far (a moving average by backend, in picoseconds, so integers suffice); until
-    the first, slow guesses stand in. `estimate` doubles the learned rate: a reservation should
-    rarely be too small.
+    the first, slow guesses stand in. `estimate` takes a ceiling, as a reservation should rarely be
+    too small: twice the learned rate, or a quarter above the dearest seen lately, if that is more.
     """
 
     _FIRST_PREFILL_PS = 2_000_000_000
@@ -209,6 +209,8 @@ class CostEstimator:
         self._clock = clock
         self._backends = {backend.name: backend for backend in settings.backends}
         self._ps_per_token: dict[str, tuple[int, int]] = {}
+        self._ceilings_ps: dict[str, tuple[int, int]] = {}
+        """The dearest lately: a charge raises it at once, each later one lowers it by 1 ÷ 64."""
 
     def observe(self, charge: ChargeRecord) -> None:
         """Learn from a charge with measured machine time."""
@@ -229,6 +231,11 @@ class CostEstimator:
             )
         ]
         self._ps_per_token[charge.backend] = (now[0], now[1])
+        highest = self._ceilings_ps.get(charge.backend, (0, 0))
+        prefill = max(prefill_ns * 1000 // fresh if fresh > 0 else 0, highest[0] - highest[0] // 64)
+        tokens = charge.completion_tokens
+        decode = max(decode_ns * 1000 // tokens if tokens > 0 else 0, highest[1] - highest[1] // 64)
+        self._ceilings_ps[charge.backend] = (prefill, decode)
 
     def expected(
         self, backend: str, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0
@@ -260,5 +267,10 @@ class CostEstimator:
         """What to reserve for an answer of at most `max_tokens`, nano-dollars."""
         found = self._backends.get(backend)
         expected = self.expected(backend, prompt_tokens, max_tokens)
-        priced = found is not None and self._settings.machine(found) is None
-        return expected if priced else 2 * expected
+        machine = self._settings.machine(found) if found is not None else None
+        if machine is None:
+            return expected
+        prefill, decode = self._ceilings_ps.get(backend, (0, 0))
+        ceiling_ns = (prompt_tokens * prefill + max_tokens * decode) * 5 // 4000
+        dearest = machine_cost(ceiling_ns, usd_per_hour(machine, self._clock()))
+        return max(2 * expected, dearest if expected else 0)

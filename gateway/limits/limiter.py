@@ -176,9 +176,12 @@ class Admission:
             if verdict.refused is not None:
                 return
             changes = [
-                (demand, used.get(demand.kind, demand.amount) - demand.amount) for demand in demands
+                (demand, more)
+                for demand in demands
+                if (more := used.get(demand.kind, demand.amount) - demand.amount)
             ]
-            store.correct([change for change in changes if change[1]], verdict.slot)
+            if changes:
+                store.correct(changes, verdict.slot)
 
         if self._answer.done():
             correct(self._answer)

@@ -162,6 +162,25 @@ def test_estimates_learn_from_charges() -> None:
     assert estimator.estimate("nobody", 1, 1) == 0
 
 
+def test_reservations_follow_the_dearest_charge_seen_lately() -> None:
+    """One request that cost five times the usual raises the ceiling at once, for a while."""
+    estimator = CostEstimator(SETTINGS)
+
+    def observe(decode_ns: int) -> None:
+        engine = EngineUsage(prefill_ns=0, decode_ns=decode_ns)
+        usage = Usage(prompt_tokens=1, cached_tokens=1, completion_tokens=100, headgate=engine)
+        estimator.observe(_price(ENGINE, usage))
+
+    for _ in range(100):
+        observe(1_000_000)
+    usual = estimator.estimate("small", 0, 100)
+    observe(5_000_000)
+    assert estimator.estimate("small", 0, 100) >= 5_000 * 5 // 4
+    for _ in range(300):
+        observe(1_000_000)
+    assert estimator.estimate("small", 0, 100) <= usual * 11 // 10
+
+
 _MONEY = ("usd", "nano", "cost", "price", "spent", "limit", "overrun", "held", "saved")
 
 
