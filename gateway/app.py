@@ -145,6 +145,7 @@ def create_app(
         async with running(parts):
             yield
             await pipeline.shadows.aclose()
+            await pipeline.late_charges.aclose()
 
     return Litestar(
         route_handlers=routes(pipeline),

@@ -39,6 +39,7 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.exchange import Exchange
+from gateway.late_charges import LateCharges
 from gateway.ledger.access import EVERYTHING
 from gateway.ledger.keys import Caller
 from gateway.ledger.money import usd_text
@@ -80,6 +81,7 @@ class Pipeline:
         self._spending = Spending(parts)
         self._settler = Settler(parts, self._spending)
         self.shadows = Shadows(parts)
+        self.late_charges = LateCharges(parts)
 
     async def run(
         self,
@@ -120,6 +122,8 @@ class Pipeline:
         settlement = self._settler.settle(x)
         await parts.ledger.journalled()
         await self._finish(x, reply)
+        if x.outcome in ("cancelled", "error"):
+            self.late_charges.follow(settlement)
         self.shadows.follow(x, settlement)
 
     async def _receive(
