@@ -53,6 +53,15 @@ def rows() -> list[tuple[str, str, str]]:
             f"{static['continuous_over_static']:.2f}× (ideal {static['ideal_ratio']:.2f}×)",
             "batching",
         ),
+        *(
+            (
+                f"over llama.cpp {run['llama_cpp']} without AMX, random {run['model']} model, the "
+                "same int8 weights: prompt of 512, one answer, 16 at once",
+                ", ".join(f"{ratio:.1f}×" for ratio in run["ours_over_llama_cpp"].values()),
+                "llama_cpp",
+            )
+            for run in load("llama_cpp")["results"]
+        ),
         (
             "gateway: classify, route, budget, ledger; every prompt different; one worker",
             f"{miss['requests_per_s']:,.0f} requests/s, "
