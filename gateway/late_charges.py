@@ -1,31 +1,36 @@
-"""Charges of requests that were cut off before their backend could say what they used.
+"""Charges of what nobody could say yet when a request was settled.
 
+A question was still in the encoder when its answer was done: its charge follows when it comes out.
 A client leaves, the gateway asks the engine what it had done, and the engine is too busy to answer
 within the second that a settlement may wait. It keeps the answer for a minute, so it is asked again
 in the background, and what it says is booked as a further charge: late, but not lost.
 """
 
 import asyncio
+from collections.abc import Coroutine
 
 import structlog
 
 from backends.contract import Usage
 from backends.errors import BackendError
+from gateway.cache.caches import Caches
+from gateway.cache.semantic import Encoding
 from gateway.ledger.pricing import price_usage
-from gateway.ledger.records import ChargeRecord, Settlement
+from gateway.ledger.records import ChargeKind, ChargeRecord, Settlement
 from gateway.parts import Parts
 
 log = structlog.get_logger(__name__)
 
 _SEQ = 900
 """Above every charge that the request itself can have, below a shadow's."""
+_ENCODER_SEQ = 800
 _PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 25.0)
 """Until an engine forgets."""
 _TIMEOUT_S = 5.0
 
 
 class LateCharges:
-    """Asks again in the background."""
+    """Asks again, and waits, in the background."""
 
     def __init__(self, parts: Parts) -> None:
         self.unknown = 0
@@ -38,9 +43,18 @@ class LateCharges:
         for charge in settlement.charges:
             settings = self._parts.backend_settings[charge.backend]
             if settings.kind == "engine" and charge.machine_ns == 0:
-                task = asyncio.create_task(self._ask(settlement, charge))
-                self._running.add(task)
-                task.add_done_callback(self._running.discard)
+                self._start(self._ask(settlement, charge))
+
+    def follow_encoding(self, encoding: Encoding, caches: Caches, settlement: Settlement) -> None:
+        """Book what the encoder takes for a question, once it is done with it."""
+        assert caches.semantic is not None
+        if all(charge.kind != "encoder" for charge in settlement.charges):
+            self._start(self._wait(encoding, caches.semantic.encoder.name, settlement))
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
 
     async def settled(self) -> None:
         """Wait for those on their way."""
@@ -53,13 +67,23 @@ class LateCharges:
             task.cancel()
         await self.settled()
 
+    async def _wait(self, encoding: Encoding, encoder: str, settlement: Settlement) -> None:
+        await asyncio.wait({encoding})
+        if encoding.cancelled() or encoding.exception() is not None:
+            return  # the encoder counts it as lost
+        usage = encoding.result().usage
+        if usage is not None:
+            self._book(settlement, encoder, usage, kind="encoder", seq=_ENCODER_SEQ)
+
     async def _ask(self, settlement: Settlement, unknown: ChargeRecord) -> None:
         for pause_s in _PAUSES_S:
             await asyncio.sleep(pause_s)
             usage = await self._usage_of(unknown)
             if usage is not None:
                 if usage.headgate is not None and usage.headgate.billable_ns:
-                    self._book(settlement, unknown, usage)
+                    time_only = Usage(headgate=usage.headgate)  # tokens were counted at once
+                    seq = _SEQ + unknown.seq
+                    self._book(settlement, unknown.backend, time_only, unknown.kind, seq)
                 return
         self.unknown += 1
         log.warning("usage_lost", request_id=unknown.request_id, backend=unknown.backend)
@@ -71,20 +95,22 @@ class LateCharges:
         except (BackendError, TimeoutError):
             return None
 
-    def _book(self, settlement: Settlement, unknown: ChargeRecord, usage: Usage) -> None:
-        """Its time; its tokens were counted when it was cut off."""
-        parts = self._parts
+    def _book(
+        self, settlement: Settlement, backend: str, usage: Usage, kind: ChargeKind, seq: int
+    ) -> None:
+        parts, request_id = self._parts, settlement.request.request_id
+        settings = parts.backend_settings[backend]
         charge = price_usage(
             parts.settings,
-            parts.backend_settings[unknown.backend],
-            Usage(headgate=usage.headgate),
+            settings,
+            usage,
             elapsed_s=0.0,
             in_flight=1,
-            kind=unknown.kind,
+            kind=kind,
             at=parts.clock(),
-            request_id=unknown.request_id,
-            seq=_SEQ + unknown.seq,
+            request_id=request_id,
+            seq=seq,
         )
         charges = (*settlement.charges, charge)  # what is there already stays as it is
         parts.ledger.settle(Settlement(request=settlement.request, charges=charges))
-        parts.metrics.count_charge(charge, parts.backend_settings[unknown.backend].model)
+        parts.metrics.count_charge(charge, settings.model)

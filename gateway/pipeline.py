@@ -124,6 +124,8 @@ class Pipeline:
         await self._finish(x, reply)
         if x.outcome in ("cancelled", "error"):
             self.late_charges.follow(settlement)
+        if x.lookup.encoding is not None and parts.caches is not None:
+            self.late_charges.follow_encoding(x.lookup.encoding, parts.caches, settlement)
         self.shadows.follow(x, settlement)
 
     async def _receive(

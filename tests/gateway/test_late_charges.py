@@ -1,11 +1,13 @@
 """What a cut-off request used is booked even when its engine says so late."""
 
 import asyncio
+from decimal import Decimal
 from pathlib import Path
 
-from backends.contract import Usage
+from backends.contract import Completion, GenerateRequest, Usage
 from backends.echo import EchoBackend
-from gateway.settings import BackendSettings
+from gateway.price_settings import PriceSettings
+from gateway.settings import BackendSettings, CacheSettings, SemanticSettings
 from tests.gateway.serving import gateway, settings
 
 
@@ -43,3 +45,40 @@ async def test_usage_that_is_told_late_becomes_a_further_charge(tmp_path: Path) 
         assert late.cost_nano_usd > 0
         assert (late.prompt_tokens, late.completion_tokens) == (0, 0)
         assert served.pipeline.late_charges.unknown == 0
+
+
+class SlowEcho(EchoBackend):
+    """An encoder that takes longer than an answer."""
+
+    async def generate(self, request: GenerateRequest) -> Completion:
+        """After a second."""
+        await asyncio.sleep(1.0)
+        return await super().generate(request)
+
+
+async def test_encoder_that_is_late_is_charged_late(tmp_path: Path) -> None:
+    """The question's encoding outlives its answer; its charge follows."""
+    price = PriceSettings(input_usd_per_mtok=Decimal(1000))
+    chosen = settings(
+        tmp_path,
+        BackendSettings(name="small", kind="echo", model="echo", tier="small", price=price),
+        BackendSettings(name="words", kind="encoder", model="words", price=price),
+        cache=CacheSettings(
+            redis="memory", semantic=SemanticSettings(enabled=True, encoder="words", timeout_s=0.1)
+        ),
+    )
+    made = {"small": EchoBackend("small"), "words": SlowEcho("words")}
+    async with gateway(chosen, made) as served:
+        answer = await served.chat("how late is it?", temperature=0)
+        before = await served.settled(answer)
+        assert [charge.kind for charge in before.charges] == ["answer"]
+        async with asyncio.timeout(10):
+            await served.pipeline.late_charges.settled()
+        await served.parts.ledger.flush()
+        after = await served.parts.ledger.find(before.request.request_id)
+        assert after is not None
+        assert [(charge.kind, charge.backend) for charge in after.charges] == [
+            ("answer", "small"),
+            ("encoder", "words"),
+        ]
+        assert after.charges[1].cost_nano_usd > 0
