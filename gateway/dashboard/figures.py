@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
@@ -74,6 +75,15 @@ async def latencies(connection: "AsyncConnection", now: datetime) -> dict[str, A
 def moment(at_us: int) -> str:
     """RFC 3339 in UTC; the page's script shows it in the reader's zone."""
     return datetime.fromtimestamp(at_us / 1e6, UTC).isoformat(timespec="milliseconds")
+
+
+def short_usd(usd: str) -> str:
+    """Dollars with as many digits as a tile has room for: cents, or three that say something."""
+    value = Decimal(usd)
+    if value == 0:
+        return "0"
+    digits = 2 if abs(value) >= 1 else 2 - value.adjusted()
+    return f"{value:.{digits}f}"
 
 
 def periods(now: datetime) -> dict[str, str]:

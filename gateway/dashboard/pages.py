@@ -46,7 +46,9 @@ def _templates() -> "Environment":
 
     loader = PackageLoader("gateway.dashboard", "templates")
     always = select_autoescape(default=True, default_for_string=True)
-    return Environment(loader=loader, autoescape=always, undefined=StrictUndefined)
+    found = Environment(loader=loader, autoescape=always, undefined=StrictUndefined)
+    found.filters["short_usd"] = figures.short_usd
+    return found
 
 
 def _html(template: str, values: dict[str, Any], status: int = 200) -> Response[str]:

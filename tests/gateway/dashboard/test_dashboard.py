@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.dashboard.figures import bars
+from gateway.dashboard.figures import bars, short_usd
 from gateway.ledger.key_store import NewKey, create_key
 from gateway.settings import ServerSettings
 from tests.gateway.serving import Gateway, gateway, settings
@@ -137,6 +137,22 @@ async def test_form_of_another_site_is_refused(tmp_path: Path) -> None:
             for path in ("/sign-in", "/sign-out"):
                 answer = await served.client.post(path, data={"key": "x"}, headers=headers)
                 assert answer.status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("usd", "shown"),
+    [
+        ("0", "0"),
+        ("0.000010361", "0.0000104"),
+        ("0.5", "0.500"),
+        ("12.3456", "12.35"),
+        ("1234567.891", "1234567.89"),
+        ("-0.00123456", "-0.00123"),
+    ],
+)
+def test_dollars_keep_the_digits_that_say_something(usd: str, shown: str) -> None:
+    """Cents from a dollar on, three significant digits below; no exponent, no float."""
+    assert short_usd(usd) == shown
 
 
 def test_bars_are_shares_of_the_largest() -> None:
