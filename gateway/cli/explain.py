@@ -45,6 +45,11 @@ def _story(record: dict[str, Any]) -> list[str]:
     ]
     for subject, matched, why in request["reasons"]:
         lines.append(f"  {'✓' if matched else '·'} {subject}: {why}")
+    told = request["decided_on"] or {}
+    for candidate in request["candidates"]:
+        lines.append(f"candidate {_candidate(candidate, told)}")
+    if told.get("explored"):
+        lines.append(f"explored  chance took the place of rule {told['explored']}")
     lines.append(f"cache     {request['cache']}" + _similarity(request["similarity"]))
     for attempt in request["attempts"]:
         error = f" failed: {attempt['error']}" if attempt["error"] else " answered"
@@ -58,6 +63,18 @@ def _story(record: dict[str, Any]) -> list[str]:
             f"it was made for {request['reuses'] or 'a request unknown'})"
         )
     return lines
+
+
+def _candidate(candidate: dict[str, Any], told: dict[str, Any]) -> str:
+    """What was expected of a backend then, and how busy it was."""
+    name, cost, seconds = candidate["backend"], candidate["cost_nano_usd"], candidate["latency_ms"]
+    parts = [f"quality {candidate['quality']:.3f}"] if candidate["quality"] is not None else []
+    parts += [f"${_usd(cost)} expected"] if cost is not None else []
+    parts += [f"{seconds:.0f} ms expected"] if seconds is not None else []
+    load = told.get("loads", {}).get(name)
+    parts += [f"load {load:.2f}"] if load is not None else []
+    parts += ["not ready"] if name in told.get("down", ()) else []
+    return f"{name}: {', '.join(parts)}"
 
 
 def _similarity(value: float | None) -> str:

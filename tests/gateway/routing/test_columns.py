@@ -76,7 +76,7 @@ def table_of(cards: Mapping[str, BackendCard], told: list[Row]) -> Table:
     )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(any_.policies(), any_.cards, rows)
 def test_columns_decide_as_decide_does(
     policy: Policy, cards: dict[str, BackendCard], told: list[Row]
