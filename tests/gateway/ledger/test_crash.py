@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from migrations import upgrade
 from tests.gateway.ledger.crash import CLIENTS, run
 from tests.gateway.ledger.stoppable import StoppablePostgres
@@ -9,6 +11,7 @@ from tests.gateway.ledger.stoppable import StoppablePostgres
 KILLS = 3
 
 
+@pytest.mark.timeout(300)
 async def test_answered_requests_are_the_rows_through_kills_and_an_outage(
     tmp_path: Path,
 ) -> None:

@@ -48,6 +48,7 @@ async def _until(holds: Any, what: str) -> None:
     raise AssertionError(f"not within 30 s: {what}")
 
 
+@pytest.mark.timeout(300)
 async def test_postgres_away_under_load_loses_and_doubles_nothing(
     own_postgres: StoppablePostgres, own_engine: AsyncEngine, settings: Settings
 ) -> None:
