@@ -32,8 +32,8 @@ from gateway.ledger.windows import bucket_us_of, first_start_us
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-_BEFORE_LEASE_US = 1_000_000
-"""A request starts a little before it reserves."""
+_BEFORE_LEASE_US = 60_000_000
+"""Longest that a request may have waited, on a busy database, for the lease it reserved from."""
 _TOMBSTONE_US = 86_400_000_000
 _LOOK_AGAIN_US = 600_000_000
 """How long after a lease ended its owner's late rows are looked for."""
@@ -228,7 +228,7 @@ async def _reap_one(connection: "AsyncConnection", seen: Any, *, certain: bool) 
     row: Any = (await connection.execute(select(leases).where(mine))).first()
     if row is None or (not certain and row.expires_us != seen.expires_us):
         return False  # its owner lives after all
-    since_us = max(counter.start_us, row.created_us - _BEFORE_LEASE_US)
+    since_us = await _counts_since_us(connection, counter, row.created_us)
     answered = select(booked(counter, since_us=since_us, worker=row.owner))
     known = int((await connection.execute(answered)).scalar_one())
     missing = known - row.spent_nano_usd - row.overrun_nano_usd
@@ -260,6 +260,16 @@ async def _reap_one(connection: "AsyncConnection", seen: Any, *, certain: bool) 
         )
     )
     return row.ended_us is None
+
+
+async def _counts_since_us(connection: "AsyncConnection", counter: Counter, leased_us: int) -> int:
+    """From when on the requests of a lease's owner were under its budget."""
+    made = await connection.execute(
+        select(budgets.c.created_us).where(
+            budgets.c.scope == counter.scope, budgets.c.window == counter.window
+        )
+    )
+    return max(counter.start_us, leased_us - _BEFORE_LEASE_US, made.scalar_one_or_none() or 0)
 
 
 async def sweep(connection: "AsyncConnection") -> None:

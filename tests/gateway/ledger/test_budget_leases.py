@@ -22,6 +22,26 @@ from tests.gateway.ledger.budget_samples import TEAM, set_limit, spend_of, still
 from tests.gateway.ledger.samples import charge, settlement
 
 
+async def test_dead_process_s_first_requests_count_however_long_they_waited(
+    engine: AsyncEngine,
+) -> None:
+    """What started seconds before its lease was there, on a busy database, is not taken back."""
+    async with engine.begin() as connection:
+        wanted = Budget(scope="team:search", window="lifetime", limit_nano_usd=6_400)
+        budget = await store.set_budget(connection, wanted, now=time.time() - 100)
+    dead, alive = (Budgets(engine, owner=name) for name in ("dead", "alive"))
+    await dead.refresh()
+    began = time.time() - 20
+    (await dead.reserve(TEAM, 100)).settle(90)
+    await dead.sync()
+    late = charge("r1", cost_nano_usd=90)
+    await Repository(engine).write(
+        [settlement("r1", worker="dead", started_at=began, charges=(late,))]
+    )
+    assert await alive.end_leases("dead") == 1
+    assert await spend_of(engine, budget) == Spend(spent=90)
+
+
 @pytest.fixture
 async def budgets(engine: AsyncEngine) -> AsyncIterator[Budgets]:
     made = still(engine)
