@@ -238,3 +238,35 @@ def test_cpu_time_of_a_killed_process_is_unknown() -> None:
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert process_cpu_ns(child.pid) is None
+
+
+def test_asking_processes_share_by_how_much_they_ask(machine: FakeMachine, tmp_path: Path) -> None:
+    """Processes that only ask a server there weigh what they say, not their own CPU time."""
+    meter = machine.meter(tmp_path / "m", "gateway-0", "gateway-1")
+    a, b = MeterSlot(meter, 0), MeterSlot(meter, 1)
+    a.begin(weight=3)
+    b.begin(weight=1)
+    machine.run(100, 90, 1)
+    assert (a.take(ends=True), b.take(ends=True)) == (75, 25)
+
+
+def test_place_is_claimed_from_nobody_alive(tmp_path: Path) -> None:
+    """Places before the first, and those of living processes, are left alone."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    meter = Meter(tmp_path / "m", ["engine", "gateway-0", "gateway-1"])
+    meter.enter(1, child.pid)
+    slot = Meter(meter.path).claim(1)
+    slot.begin()
+    time.sleep(0.01)
+    assert slot.take(ends=True) > 0
+    assert meter.read().slots["gateway-1"].working_ns > 0
+    again = Meter(meter.path)
+    assert again.claim(1)  # the same process may have its place anew
+    child.kill()
+    child.wait()
+    meter.enter(2, os.getppid())
+    assert Meter(meter.path).claim(1)
+    assert meter.read().slots["gateway-0"].startup_ns > 0
+    meter.enter(1, os.getppid())
+    with pytest.raises(ValueError, match="no place"):
+        Meter(meter.path).claim(1)
