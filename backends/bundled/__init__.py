@@ -1,9 +1,9 @@
-"""The demo family that ships with Headgate: two tiny chat models and the recipe that made them."""
+"""The demo family that ships with Headgate: three tiny chat models and the recipe that made them."""
 
 from pathlib import Path
 from typing import Final
 
-BUNDLED_MODELS: Final = ("nano", "small")
+BUNDLED_MODELS: Final = ("nano", "small", "base")
 
 
 class UnknownBundledModelError(LookupError):
@@ -14,7 +14,7 @@ def bundled_path(name: str) -> Path:
     """Say where a shipped model lies.
 
     Args:
-        name: `nano` or `small`.
+        name: `nano`, `small` or `base`.
 
     Returns:
         The model's folder, in the Hugging Face layout.
