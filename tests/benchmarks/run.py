@@ -18,6 +18,8 @@ BENCHMARKS = (
     "attribution",
     "conservation",
     "foreign",
+    "limits",
+    "budgets",
 )
 
 
