@@ -34,9 +34,13 @@ def to_usd(nano_usd: int) -> Decimal:
     return EXACT.divide(Decimal(nano_usd), Decimal(NANO))
 
 
-@lru_cache(maxsize=1024)
 def usd_text(nano_usd: int) -> str:
     """Nano-dollars as a plain decimal string of dollars: no exponent, no trailing zeros."""
+    return _usd_text(nano_usd)
+
+
+@lru_cache(maxsize=1024)
+def _usd_text(nano_usd: int) -> str:
     sign = "-" if nano_usd < 0 else ""
     whole, rest = divmod(abs(nano_usd), NANO)
     return f"{sign}{whole}.{rest:09d}".rstrip("0").rstrip(".")
