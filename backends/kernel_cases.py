@@ -178,6 +178,7 @@ def _quant_linear(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Ite
 
 
 def _int4_linear(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    from kernels.int4_linear import pack
     from kernels.int4_linear.reference import dequantise
 
     for rows, channels, inputs in _linear_shapes(sizes):
@@ -187,10 +188,11 @@ def _int4_linear(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iter
         scale = torch.rand(channels, inputs // group, device=device) / (6 * inputs**0.5)
         zero = torch.randint(16, scale.shape, device=device).to(torch.uint8)
         dense = dequantise(codes, scale, zero).to(dtype)
+        packed = pack(codes, scale, zero) if device.type == "cpu" else None
         yield Case(
             op="int4_linear",
             shape=f"{rows} x {inputs} -> {channels}, groups of {group}",
-            call=_bind(x, codes, scale, zero),
+            call=_bind(x, codes, scale, zero, packed=packed),
             bytes_moved=codes.nbytes + scale.nbytes + x.nbytes + rows * channels * dtype.itemsize,
             flops=2 * rows * channels * inputs,
             torch=_linear_of(x, dense),
