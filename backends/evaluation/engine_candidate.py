@@ -66,6 +66,8 @@ class EngineCandidate:
     def answer(self, items: Sequence[Item], progress: Progress) -> list[Answer]:
         """Answer all, `CONCURRENT` at a time."""
         engine = self._llm.engine
+        # the first steps load kernels: time that no answer should be charged for
+        self._llm.generate(["Hello"] * CONCURRENT, SamplingParams(temperature=0.0, max_tokens=2))
         written: dict[str, _Written] = {}
         answers: dict[str, Answer] = {}
         for place, item in enumerate(items):
