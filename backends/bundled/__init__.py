@@ -1,4 +1,4 @@
-"""The demo family that ships with Headgate: three tiny chat models and the recipe that made them."""
+"""The demo family that ships with Headgate: three tiny chat models and their recipe."""
 
 from pathlib import Path
 from typing import Final

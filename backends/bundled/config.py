@@ -90,7 +90,7 @@ BASE: Final = ModelSpec(
 SPECS: Final = {spec.name: spec for spec in (NANO, SMALL, BASE)}
 PLANS: Final = {
     "nano": TrainPlan(tokens=11_000_000, decay_fraction=0.35),
-    "small": TrainPlan(tokens=15_500_000),
+    "small": TrainPlan(tokens=25_000_000),
     "base": TrainPlan(tokens=40_000_000, decay_fraction=0.45),
 }
 """For a CPU, where a core makes some thousand tokens a second."""
