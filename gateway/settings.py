@@ -255,6 +255,12 @@ BUILT_IN = Settings(
             tier="small",
             speculation=SpeculationSettings(draft_model="bundled:nano"),
         ),
+        BackendSettings(
+            name="base",
+            model="bundled:base",
+            tier="base",
+            speculation=SpeculationSettings(draft_model="bundled:nano"),
+        ),
     ],
 )
 """What runs without a config file: the bundled models, nothing to download."""

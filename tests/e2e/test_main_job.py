@@ -24,7 +24,7 @@ def test_answer_says_who_answered_and_why(headgate: Headgate) -> None:
     for name in HEADERS:
         assert raw.headers[f"x-headgate-{name}"], name
     assert raw.headers["x-request-id"] == raw.headers["x-headgate-request-id"]
-    assert raw.headers["x-headgate-backend"] in ("nano", "small")
+    assert raw.headers["x-headgate-backend"] in ("nano", "small", "base")
     assert raw.headers["x-headgate-policy"].startswith("default@")
     assert Decimal(raw.headers["x-headgate-cost-usd"]) > 0
     assert answer.usage is not None
@@ -144,7 +144,7 @@ def test_completions_and_embeddings_and_models(headgate: Headgate) -> None:
     assert len(a) == 384
     assert _dot(a, b) > _dot(a, c)
     names = [model.id for model in sdk.models.list()]
-    assert {"auto", "nano", "small", "minilm"} <= set(names)
+    assert {"auto", "nano", "small", "base", "minilm"} <= set(names)
     assert sdk.models.retrieve("small").id == "small"
 
 
@@ -249,7 +249,7 @@ def test_report_adds_up(headgate: Headgate) -> None:
     )
     assert Decimal(report["totals"]["cost_usd"]) > 0
     table = headgate.cli("report", "costs", "--group-by", "backend").stdout
-    assert "nano" in table or "small" in table
+    assert any(name in table for name in ("nano", "small", "base"))
     rows = list(
         csv.DictReader(io.StringIO(headgate.cli("report", "costs", "--format", "csv").stdout))
     )

@@ -64,7 +64,7 @@ def test_built_in_configuration_needs_no_file(tmp_path: Path, monkeypatch: Any) 
     """Without a file the bundled models are served, with both caches on."""
     monkeypatch.chdir(tmp_path)
     settings = load(env={"HEADGATE_STATE_DIR": str(tmp_path)})
-    assert [backend.name for backend in settings.backends] == ["nano", "small"]
+    assert [backend.name for backend in settings.backends] == ["nano", "small", "base"]
     assert settings.cache.semantic.enabled
     assert settings.cache.exact.sampled
     assert settings.state_dir == str(tmp_path)

@@ -53,7 +53,7 @@ def test_config_check_says_what_is_wrong(
 def test_config_commands_print_json(alone: Path) -> None:
     """show prints every setting in force, schema a JSON Schema that accepts TOML's types."""
     shown = json.loads(CliRunner().invoke(cli, ["config", "show"]).output)
-    assert [backend["name"] for backend in shown["backends"]] == ["nano", "small"]
+    assert [backend["name"] for backend in shown["backends"]] == ["nano", "small", "base"]
     schema = json.loads(CliRunner().invoke(cli, ["config", "schema"]).output)
     jsonschema.validate({"server": {"port": 80}}, schema)
     with pytest.raises(jsonschema.ValidationError):
@@ -63,7 +63,7 @@ def test_config_commands_print_json(alone: Path) -> None:
 def test_models_commands_describe_the_bundled_models(alone: Path) -> None:
     """list names what is configured; inspect reads sizes and revision from the files."""
     listed = json.loads(CliRunner().invoke(cli, ["models", "list", "--json"]).output)
-    assert [model["name"] for model in listed["models"]] == ["nano", "small"]
+    assert [model["name"] for model in listed["models"]] == ["nano", "small", "base"]
     facts = json.loads(
         CliRunner().invoke(cli, ["models", "inspect", "bundled:nano", "--json"]).output
     )

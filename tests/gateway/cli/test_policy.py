@@ -71,7 +71,7 @@ def test_check_knows_the_configured_backends(folder: Path) -> None:
     assert run("check", "mine").exit_code == 0
     warned = run("check", "default")
     assert warned.exit_code == 0
-    assert "warning: rules[0].route: 'small': no such tier or backend" in warned.stdout
+    assert "warning: rules[0].route: 'base': no such tier or backend" in warned.stdout
 
 
 @pytest.mark.parametrize("name", ["nope", "nope.toml", "../etc/passwd"])

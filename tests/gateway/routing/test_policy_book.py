@@ -107,12 +107,12 @@ def test_symlink_swap_is_an_edit(tmp_path: Path) -> None:
 def test_own_folder_goes_before_the_shipped_ones(tmp_path: Path) -> None:
     """A file of a shipped policy's name takes over when it appears; gone, it is not replaced."""
     book = book_of(tmp_path, policy="default")
-    assert route(book) == "small"
+    assert route(book) == "base"
     own = tmp_path / "default.toml"
-    own.write_text(text("base"))
-    assert route(book) == "base"
+    own.write_text(text("small"))
+    assert route(book) == "small"
     own.unlink()
-    assert route(book) == "base"
+    assert route(book) == "small"
     assert "stays until a restart" in book.problems()[0]
     assert book.names() == ["cheapest", "default", "quality_first"]
 
