@@ -20,7 +20,7 @@ from torch import Tensor
 from backends.bundled.config import ModelSpec
 
 SOURCE: Final = Path(__file__).with_name("attention.cpp")
-FLAGS: Final = "-O3 -std=c++17 -fPIC -shared -pthread -march=native -ffast-math -Wno-psabi".split()
+FLAGS: Final = "-O3 -std=c++17 -fPIC -shared -pthread -march=native -Wno-psabi".split()
 SIZES: Final = (16, 32, 64)
 """Head sizes that the C++ is written for."""
 

@@ -70,6 +70,8 @@ class Dashboard:
         try:
             caller = await visitor(self.pipeline, request, scope)
         except InvalidApiKey:
+            if "text/html" not in request.headers.get("accept", ""):
+                raise  # a script: it hears 401, as on every other path
             return Redirect("/sign-in")
         except Forbidden as error:
             return self._problem(error.message, 403)

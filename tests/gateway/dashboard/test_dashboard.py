@@ -12,6 +12,7 @@ from gateway.settings import ServerSettings
 from tests.gateway.serving import Gateway, gateway, settings
 from tests.gateway.test_pipeline import priced
 
+BROWSER = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 HOSTILE = "<script>alert(1)</script>"
 
 
@@ -110,7 +111,7 @@ async def test_key_opens_what_its_scopes_allow(tmp_path: Path) -> None:
         out = await served.client.post("/sign-out")
         assert out.status_code == 303
         served.client.cookies.clear()
-        assert (await served.client.get("/")).status_code == 302
+        assert (await served.client.get("/", headers=BROWSER)).status_code == 302
         await served.client.post("/sign-in", data={"key": await _key(served, "inference")})
         refused = await served.client.get("/costs")
         assert refused.status_code == 403
@@ -121,8 +122,9 @@ async def test_strangers_are_asked_to_sign_in(tmp_path: Path) -> None:
     """With auth = "keys" pages redirect, live figures refuse, a wrong key is told so."""
     async with gateway(_locked(tmp_path)) as served:
         for path in ("/", "/costs", "/requests", "/backends"):
-            answer = await served.client.get(path)
+            answer = await served.client.get(path, headers=BROWSER)
             assert (answer.status_code, answer.headers["location"]) == (302, "/sign-in")
+            assert (await served.client.get(path)).status_code == 401, "scripts are told plainly"
         assert (await served.client.get("/live")).status_code == 401
         wrong = await served.client.post("/sign-in", data={"key": "hg-wrong"})
         assert wrong.status_code == 401

@@ -68,7 +68,7 @@ def test_the_gateway_loads_the_head_and_difficulty_keeps_its_meaning(
     ours, base = Classifier.load(fitted[0]), Classifier.load()
     easy = ours.read_text("Tell me the colour of grass in Lima")
     hard = ours.read_text("Tell me the proof of Euclid in Lima")
-    assert set(easy.quality) == {"nano", "small", "cheap-one", "dear-one"}
+    assert set(easy.quality) == {"nano", "small", "base", "cheap-one", "dear-one"}
     assert easy.quality["cheap-one"] > 0.7
     assert hard.quality["cheap-one"] < 0.4
     assert hard.quality["dear-one"] > 0.8
