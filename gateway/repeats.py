@@ -13,7 +13,7 @@ from gateway.api.schemas import WireRequest
 
 _T = TypeVar("_T")
 
-MAX_BODIES = 1_024
+MAX_BODIES = 512
 MAX_BODY_BYTES = 8_192
 
 

@@ -17,15 +17,12 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
-
-import structlog
+from typing import TYPE_CHECKING, Any
 
 from gateway.errors import SettingsError
-from gateway.process import Child, Spec, tie_to
-from gateway.runtime import RUNTIME_ENV, Runtime
 
-log = structlog.get_logger(__name__)
+if TYPE_CHECKING:
+    from gateway.runtime import Runtime
 
 METRICS_ENV = "PROMETHEUS_MULTIPROC_DIR"
 _M_ARENA_MAX = -8
@@ -41,6 +38,11 @@ def main() -> int:
     arguments = argparse.ArgumentParser(prog="gateway.worker", description=__doc__)
     arguments.add_argument("--index", type=int, default=0, help="Which of the workers this is.")
     index: int = arguments.parse_args().index
+    _go_without_rich()
+
+    from gateway.process import tie_to
+    from gateway.runtime import Runtime
+
     tie_to(os.getppid())()
     _use_few_arenas()
     runtime = Runtime.load()
@@ -62,8 +64,10 @@ def main() -> int:
         return 2  # the supervisor does not try again
 
 
-async def _run(runtime: Runtime, index: int) -> int:
+async def _run(runtime: "Runtime", index: int) -> int:
     from gateway.observability import configure_logging
+    from gateway.process import Child, Spec
+    from gateway.runtime import RUNTIME_ENV
 
     configure_logging(runtime.settings.log_level)
     stop = asyncio.Event()
@@ -86,7 +90,7 @@ async def _run(runtime: Runtime, index: int) -> int:
         await asyncio.gather(*(child.stop() for child in others))
 
 
-async def _serve(runtime: Runtime, stop: asyncio.Event) -> int:
+async def _serve(runtime: "Runtime", stop: asyncio.Event) -> int:
     """Serve the app until `stop`, then drain."""
     from granian.constants import HTTPModes, Interfaces
     from granian.http import HTTP1Settings
@@ -117,7 +121,7 @@ async def _serve(runtime: Runtime, stop: asyncio.Event) -> int:
     if serving.done():
         stopping.cancel()
         error = serving.exception()
-        log.error("server_failed", error=repr(error))
+        _log().error("server_failed", error=repr(error))
         return 1
     await _drain(pipeline, server_settings.drain_timeout_s)
     server.stop()  # type: ignore[no-untyped-call]
@@ -130,6 +134,7 @@ async def _drain(pipeline: Any, timeout_s: float) -> None:
     """Refuse new requests; wait for the running ones."""
     began = time.monotonic()
     pipeline.draining = True
+    log = _log()
     log.info("drain_started", in_flight=pipeline.in_flight, timeout_s=timeout_s)
     while True:
         waited_s = time.monotonic() - began
@@ -140,6 +145,18 @@ async def _drain(pipeline: Any, timeout_s: float) -> None:
             break
         await asyncio.sleep(_POLL_S)
     log.info("drain_finished", seconds=round(time.monotonic() - began, 3))
+
+
+def _log() -> Any:
+    import structlog
+
+    return structlog.get_logger(__name__)
+
+
+def _go_without_rich() -> None:
+    """structlog's renderer for consoles would load rich and pygments: 15 MB for prettier tracebacks
+    that hardly any worker ever shows."""
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # as if it were not installed
 
 
 def _use_few_arenas() -> None:
