@@ -85,6 +85,7 @@ class BudgetMachine(RuleBasedStateMachine):
         try:
             held = self.run(process.budgets.reserve(TEAM, nano_usd))
         except BudgetSpent:
+            self.run(process.budgets.sync())  # the refusal rolled back what it had booked
             taken = self.run(self._spend())
             assert taken.spent + taken.overrun + nano_usd > self.limit, "it would have fitted"
             return multiple()
@@ -226,5 +227,7 @@ def test_books_balance_whatever_happens(sqlite_template: str) -> None:
     BudgetMachine.url = sqlite_template
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         BudgetMachine,
-        settings=hypothesis_settings(max_examples=25, stateful_step_count=25, deadline=None),
+        settings=hypothesis_settings(
+            max_examples=25, stateful_step_count=25, deadline=None, derandomize=True
+        ),
     )
