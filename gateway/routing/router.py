@@ -206,8 +206,9 @@ class Router:
             spent_usd, requests = self.forecasts.day(loaded.name, now)
             budget = replace(budget, day_spent_usd=spent_usd, day_requests=requests)
             facts = replace(facts, estimates=self.forecasts.estimates(facts, cards))
+        exploring = luck is not None and luck < self._explore
         inputs = (facts, loaded, cards, budget, only, now.timestamp() // 60, draw)
-        if asked is not None:
+        if asked is not None and not estimated and not exploring:
             known: Routed | None = asked.recall("routed", inputs)
             if known is not None:
                 return known
@@ -228,7 +229,7 @@ class Router:
 
             refusal = _refusal(facts, decision, loaded, cards, retry)
         explored = None
-        if luck is not None and luck < self._explore and decision.candidates:
+        if exploring and luck is not None and decision.candidates:
             explored = decision.rule
             decision = explore(decision, luck / self._explore, self._explore)
         elif self._explore and decision.candidates:

@@ -1,10 +1,12 @@
 """Model names, narrowing, exact counts, refusals, explanations."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from backends.contract import BackendHealth
 from backends.echo import EchoBackend
@@ -254,3 +256,21 @@ def test_sticky_draw_is_stable_and_even() -> None:
     for tenth in range(10):
         share = sum(tenth / 10 <= draw < (tenth + 1) / 10 for draw in draws) / len(draws)
         assert 0.08 < share < 0.12
+
+
+async def test_repeated_body_is_explored_as_often_as_a_new_one(tmp_path: Path, rig: Rig) -> None:
+    """A remembered decision does not keep chance from taking another backend."""
+    for name in rig.backends:
+        await rig.registry.probe(name)
+    (tmp_path / "mine.toml").write_text(ALL)
+    routing = RoutingSettings(policy="mine", policy_dirs=[str(tmp_path)], explore=0.4)
+    settings = replace(SETTINGS, routing=routing)
+    router = Router(settings, Classifier.load(), PolicyBook(routing), rig.registry)
+    request = ChatCompletionRequest(model="auto", messages=[Message(role="user", content="hi")])
+    facts, asked, now = router.facts(request), Asked(request, {}, []), datetime.now(UTC)
+
+    plain = await router.decide(facts, now=now, luck=0.9, asked=asked)
+    assert await router.decide(facts, now=now, luck=0.8, asked=asked) is plain
+    explored = await router.decide(facts, now=now, luck=0.1, asked=asked)
+    assert (plain.decision.rule, explored.decision.rule) == ("default", "explore")
+    assert await router.decide(facts, now=now, luck=0.9, asked=asked) is plain
