@@ -44,7 +44,6 @@ class Exchange:
         "candidates",
         "card",
         "charges",
-        "dropped",
         "endpoint",
         "error",
         "facts",
@@ -55,7 +54,6 @@ class Exchange:
         "lookup",
         "options",
         "outcome",
-        "raw",
         "request",
         "request_id",
         "reservation",
@@ -82,9 +80,6 @@ class Exchange:
         self.request: WireRequest | None = None
         self.asked: Asked | None = None
         """The decoded body with what is remembered of it."""
-        self.raw: dict[str, Any] = {}
-        """The body as the client sent it."""
-        self.dropped: list[str] = []
         self.tags: dict[str, str] = {}
         self.facts: Facts | None = None
         self.routed: Routed | None = None
@@ -191,8 +186,8 @@ class Exchange:
         pairs.append((b"x-request-id", self.request_id.encode()))
         if self.admission is not None:
             pairs += self.admission.headers
-        if self.dropped:
-            pairs.append((b"x-headgate-dropped", ", ".join(self.dropped).encode()))
+        if self.asked is not None and self.asked.dropped:
+            pairs.append((b"x-headgate-dropped", ", ".join(self.asked.dropped).encode()))
         if self.error is not None:
             pairs += [(k.encode(), v.encode()) for k, v in self.error.headers().items()]
         return pairs

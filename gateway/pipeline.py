@@ -146,7 +146,7 @@ class Pipeline:
         await self._name(x)
         body = await reply.read(server.max_body_bytes)
         asked = x.asked = self._decode(x.endpoint, body)
-        x.request, x.raw, x.dropped = asked.request, asked.raw, asked.dropped
+        x.request = asked.request
         if isinstance(x.request, EmbeddingRequest):
             x.tags = x.options.tags
         else:
@@ -316,13 +316,14 @@ class Pipeline:
         """One call of one backend, booked whether it works or not."""
         parts = self.parts
         backend, settings = parts.backends[name], parts.backend_settings[name]
+        assert x.asked is not None
         assert x.decision is not None
         assert x.facts is not None
         request = GenerateRequest(
             request_id=x.request_id,
             endpoint=x.endpoint,
             body=backend_body(
-                x.raw,
+                x.asked.raw,
                 model=settings.model if settings.kind == "openai" else name,
                 needs=x.facts.needs,
                 max_tokens=tightest(x.decision.max_tokens, x.token_cap),

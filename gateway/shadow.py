@@ -60,13 +60,14 @@ class Shadows:
     async def _copy(self, x: Exchange, settlement: Settlement, name: str) -> None:
         parts = self._parts
         settings = parts.backend_settings[name]
+        assert x.asked is not None
         assert x.facts is not None
         assert x.decision is not None
         request = GenerateRequest(
             request_id=f"{x.request_id}-shadow",
             endpoint=x.endpoint,
             body=backend_body(
-                x.raw,
+                x.asked.raw,
                 model=settings.model if settings.kind == "openai" else name,
                 needs=x.facts.needs,
                 max_tokens=x.decision.max_tokens,

@@ -410,15 +410,7 @@ def _from_batch(row: dict[str, Any]) -> str:
 
 
 def _table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from gateway.cli.database import table
 
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*(str(value) for value in row))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)
-    console.print(table)
+    click.echo(title)
+    table(list(columns), [[str(value) for value in row] for row in rows])

@@ -36,16 +36,19 @@ _SHOWN = (
 
 
 async def recent_requests(
-    connection: "AsyncConnection", filters: Mapping[str, str], before_us: int | None = None
+    connection: "AsyncConnection",
+    filters: Mapping[str, str],
+    before_us: int | None = None,
+    limit: int = PAGE_ROWS,
 ) -> list[dict[str, Any]]:
-    """The newest requests, at most PAGE_ROWS; `filters` by column of FILTERS."""
+    """The newest requests, at most `limit`; `filters` by column of FILTERS."""
     wanted = select(*(requests.c[name] for name in _SHOWN)).order_by(requests.c.started_us.desc())
     for name in FILTERS:
         if filters.get(name):
             wanted = wanted.where(requests.c[name] == filters[name])
     if before_us is not None:
         wanted = wanted.where(requests.c.started_us < before_us)
-    rows = [dict(row._mapping) for row in await connection.execute(wanted.limit(PAGE_ROWS))]
+    rows = [dict(row._mapping) for row in await connection.execute(wanted.limit(limit))]
     names = await subjects.names_of(connection, (row["team"] for row in rows))
     for row in rows:
         row["team"] = subjects.shown(row["team"], names)

@@ -101,14 +101,14 @@ class Dashboard:
         month = await costs_report(engine, settings, since=since["month"])
         async with engine.connect() as connection:
             times = await figures.latencies(connection, now)
-            rows = await figures.recent_requests(connection, {})
+            rows = await figures.recent_requests(connection, {}, limit=10)
         return {
             "health": await describe(self.pipeline),
             "today": today,
             "month": month,
             "bars": figures.bars(today["rows"], ["backend"], "cost_usd"),
             "latency": times,
-            "requests": rows[:10],
+            "requests": rows,
         }
 
     async def costs(self, request: AnyRequest) -> dict[str, Any]:
