@@ -18,6 +18,8 @@ class Slice:
         """Since the lease began."""
         self.booked_spent = self.booked_overrun = 0
         """The part of these that stands in SQL."""
+        self.booked_held = 0
+        """What SQL would count as used, should this process die now."""
         self.used = False
         """Since the last sync."""
         self.leased = False
@@ -29,8 +31,12 @@ class Slice:
 
     @property
     def settled(self) -> bool:
-        """SQL knows all there is to know."""
-        return self.spent == self.booked_spent and self.overrun == self.booked_overrun
+        """SQL knows all there is to know, also of what is not held any more."""
+        return (
+            self.spent == self.booked_spent
+            and self.overrun == self.booked_overrun
+            and self.held >= self.booked_held
+        )
 
     def lease(self, owner: str) -> LeaseState:
         """What should stand in SQL now: never more taken than was granted."""
@@ -54,6 +60,7 @@ class Slice:
         self.spent += stands.spent - asked.spent
         self.overrun += stands.overrun - asked.overrun
         self.booked_spent, self.booked_overrun = stands.spent, stands.overrun
+        self.booked_held = stands.held
 
 
 class Reservation:

@@ -106,6 +106,22 @@ async def test_dead_process_s_slice_returns_and_its_answers_count(engine: AsyncE
     assert (await spend_of(engine, budget)).spent <= 170 + 80, "at most the unbooked part twice"
 
 
+async def test_what_a_stalled_process_gives_back_is_no_overrun(engine: AsyncEngine) -> None:
+    """A lease that ends twice under a live process, which then releases all: nothing was spent."""
+    budget = await set_limit(engine, 6_400)
+    stalled, other = still(engine, "stalled", lease_s=0.3), still(engine, "other")
+    await stalled.refresh()
+    held = await stalled.reserve(TEAM, 100)
+    for _ in range(2):
+        await stalled.sync()
+        await asyncio.sleep(0.4)
+        await other.beat()
+    held.release()
+    await stalled.sync()
+    await stalled.aclose()
+    assert await spend_of(engine, budget) == Spend()
+
+
 async def test_lost_answer_to_a_commit_is_put_right(engine: AsyncEngine, budgets: Budgets) -> None:
     """When a booking is committed but its answer is lost, writing it again books nothing twice."""
     budget = await set_limit(engine, 1000)
