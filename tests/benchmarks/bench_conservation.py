@@ -10,8 +10,10 @@ The figure is |unattributed| over the machine's cost; what each category came to
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
+import sqlite3
 import tempfile
 import time
 from decimal import Decimal
@@ -58,7 +60,6 @@ machine = "box"
 method = "off"
 """
 _TOPICS = ("rain", "bread", "music", "winter", "football", "trains", "cats", "books", "the sea")
-_MOST_PAUSE_S = 0.5
 
 
 def _question(team: str, rng: random.Random) -> dict[str, Any]:
@@ -84,9 +85,10 @@ def _question(team: str, rng: random.Random) -> dict[str, Any]:
 class Load:
     """Closed loops of the teams until told to stop; counts what became of their requests."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, most_pause_s: float) -> None:
         self.counts = {"answered": 0, "left": 0, "failed": 0}
         self._url = url
+        self._most_pause_s = most_pause_s
 
     async def run(self, seconds: float) -> None:
         teams = ("prefill", "decode", "cached", "leaving", "short")
@@ -107,7 +109,7 @@ class Load:
                     self.counts["answered" if response.status_code == 200 else "failed"] += 1
             except httpx.HTTPError:
                 self.counts["failed"] += 1
-            await asyncio.sleep(rng.random() * _MOST_PAUSE_S)
+            await asyncio.sleep(rng.random() * self._most_pause_s)
 
     async def _leave(
         self, client: httpx.AsyncClient, body: Any, headers: Any, rng: random.Random
@@ -129,12 +131,21 @@ def _kill(served: Headgate, name: str) -> None:
             child.kill()
 
 
-def measure(seconds: float) -> dict[str, Any]:
+def _lost_seconds(database: Path) -> dict[str, float]:
+    """Whose lost work it was; reports say only how much."""
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        rows = connection.execute(
+            "SELECT backend, SUM(ns) FROM machine_time WHERE kind = 'lost' GROUP BY backend"
+        )
+        return {backend: ns / 1e9 for backend, ns in rows}
+
+
+def measure(seconds: float, most_pause_s: float) -> dict[str, Any]:
     """One run; the report over all of the machine's time, stop included."""
     with tempfile.TemporaryDirectory() as folder:
         served = Headgate(Path(folder), CONFIG).start(180)
         try:
-            load = Load(served.url)
+            load = Load(served.url, most_pause_s)
 
             async def drive() -> None:
                 running = asyncio.create_task(load.run(seconds))
@@ -147,15 +158,29 @@ def measure(seconds: float) -> dict[str, Any]:
         finally:
             served.stop()
         report = json.loads(served.cli("report", "costs", "--json", "--group-by", "backend").stdout)
+        until = ("--until", "9998-01-01")  # the hour that has not ended counts too
+        hours = json.loads(served.cli("report", "reconcile", "--json", *until, check=False).stdout)
+        lost = _lost_seconds(Path(folder) / "state" / "headgate.db")
     machine, missing = Decimal(report["machine_cost_usd"]), Decimal(report["unattributed_cost_usd"])
     return {
         "seconds": seconds,
+        "most_pause_s": most_pause_s,
         "requests": load.counts,
         "machine_seconds": float(machine),
         "charged_seconds": float(report["totals"]["cost_usd"]),
+        "charged_seconds_by_backend": {
+            row["backend"]: float(row["cost_usd"]) for row in report["rows"] if row["backend"]
+        },
         "idle_breakdown_seconds": {k: float(v) for k, v in report["idle_breakdown"].items()},
+        "lost_seconds_by_backend": lost,
         "unattributed_seconds": float(missing),
         "unattributed_share": round(float(abs(missing) / machine), 6),
+        "unattributed_share_by_hour": {
+            row["hour"]: round(
+                float(Decimal(row["unattributed_usd"]) / Decimal(row["cost_usd"])), 6
+            )
+            for row in hours["hours"]
+        },
     }
 
 
@@ -163,9 +188,10 @@ def main() -> None:
     """Measure, check that the load was mixed, print JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--most-pause-s", type=float, default=0.5, help="Between two requests.")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    found = measure(arguments.seconds)
+    found = measure(arguments.seconds, arguments.most_pause_s)
     assert found["requests"]["answered"] > 0
     assert found["requests"]["left"] > 0
     figures = describe(
