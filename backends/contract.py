@@ -207,6 +207,8 @@ class BackendHealth(Struct, kw_only=True, frozen=True):
     model_revision: str = ""
     """Changes when the weights, tokenizer or template change; part of cache keys."""
     context_tokens: int | None = None
+    kv_usage_ratio: float | None = None
+    """KV blocks in use over all; None: the server does not say."""
     detail: str = ""
 
 

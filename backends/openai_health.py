@@ -8,7 +8,7 @@ from backends.contract import BackendHealth
 
 def own_health(health: Mapping[str, Any]) -> BackendHealth:
     """Our own servers' /health."""
-    context = health.get("context_tokens")
+    context, kv_usage = health.get("context_tokens"), health.get("kv_cache_usage_ratio")
     return BackendHealth(
         ready=bool(health.get("ready", True)),
         running=int(health.get("running", 0)),
@@ -16,6 +16,7 @@ def own_health(health: Mapping[str, Any]) -> BackendHealth:
         capacity=int(health.get("capacity", 0)),
         model_revision=str(health["model_revision"]),
         context_tokens=context if isinstance(context, int) else None,
+        kv_usage_ratio=float(kv_usage) if isinstance(kv_usage, int | float) else None,
         detail=str(health.get("detail", "")),
     )
 

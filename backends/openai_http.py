@@ -136,6 +136,7 @@ class OpenAIHTTPBackend:
         found = await asyncio.gather(*(self._probe(replica) for replica in self._replicas))
         ready = [health for health in found if health.ready]
         contexts = [h.context_tokens for h in ready if h.context_tokens is not None]
+        kv_usages = [h.kv_usage_ratio for h in ready if h.kv_usage_ratio is not None]
         return BackendHealth(
             ready=bool(ready),
             running=sum(health.running for health in ready),
@@ -143,6 +144,7 @@ class OpenAIHTTPBackend:
             capacity=sum(health.capacity for health in ready) or self._max_concurrency,
             model_revision="+".join(sorted({h.model_revision for h in ready if h.model_revision})),
             context_tokens=min(contexts, default=None),
+            kv_usage_ratio=max(kv_usages, default=None),
             detail="; ".join(dict.fromkeys(health.detail for health in found if health.detail)),
         )
 

@@ -66,21 +66,47 @@ def admin_guard(
     async def check(connection: Connection, _handler: BaseRouteHandler) -> None:
         caller = await pipeline.gate.caller(connection.headers, connection.scope.get("client"))
         connection.state.caller = caller
-        act = Act(
-            caller,
-            f"{connection.scope.get('method', '')} {connection.scope['path']}"[:64],
-            "",
-            pipeline.gate.address(connection.headers, connection.scope.get("client")),
-        )
-        try:
-            # what role `team` may do depends on the team; the act itself asks again
-            act.require(permission, team=caller.team)
-        except Forbidden as error:
-            act.details = {"why": error.message}
-            await _write_apart(pipeline, act, "refused")
-            raise
+        # what role `team` may do depends on the team; the act itself asks again
+        await admit(pipeline, connection, caller, permission, team=caller.team)
 
     return check
+
+
+async def admit(
+    pipeline: Pipeline,
+    connection: Connection,
+    caller: Caller,
+    permission: Permission,
+    *,
+    team: str | None = None,
+) -> None:
+    """Let a caller through who has the permission; another's try gets a row in the audit log.
+
+    Raises:
+        Forbidden: his role does not allow it (for that team).
+    """
+    act = _attempt(pipeline, connection, caller)
+    try:
+        act.require(permission, team=team)
+    except Forbidden as error:
+        act.details = {"why": error.message}
+        await _write_apart(pipeline, act, "refused")
+        raise
+
+
+async def note_refusal(
+    pipeline: Pipeline, connection: Connection, caller: Caller, why: str
+) -> None:
+    """Write down that a caller tried what his key's scopes do not allow."""
+    act = _attempt(pipeline, connection, caller)
+    act.details = {"why": why}
+    await _write_apart(pipeline, act, "refused")
+
+
+def _attempt(pipeline: Pipeline, connection: Connection, caller: Caller) -> Act:
+    what = f"{connection.scope.get('method', '')} {connection.scope['path']}"[:64]
+    address = pipeline.gate.address(connection.headers, connection.scope.get("client"))
+    return Act(caller, what, "", address)
 
 
 @asynccontextmanager

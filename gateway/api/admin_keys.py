@@ -18,6 +18,8 @@ from gateway.ledger.key_store import Key, NewKey
 from gateway.limits.model import check_limits, shown
 from gateway.pipeline import Pipeline
 
+AnyRequest = Request[Any, Any, Any]
+
 
 class KeyBody(Struct, kw_only=True, forbid_unknown_fields=True):
     team: str
@@ -58,60 +60,83 @@ def key_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
         return {"keys": [show_key(key) for key in found]}
 
     @post("/admin/keys", guards=writes, summary="Make a key; its secret is shown once")
-    async def create_key(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        body = await read_body(request, KeyBody)
-        now = time.time()
-        async with acting(pipeline, request, "keys.create", body.team) as (act, connection):
-            act.require("keys:write", team=body.team)
-            _check_power(act, body.scopes, body.role)
-            wanted = NewKey(
-                team=body.team,
-                name=body.name,
-                scopes=body.scopes,
-                role=body.role,
-                user=body.user,
-                expires_at=None if body.expires_in_s is None else now + body.expires_in_s,
-                only=key_store.check_only(body.only),
-                limits=check_limits(body.limits),
-            )
-            key, secret = await key_store.create_key(connection, wanted, now=now)
-            act.target = key.id
-            act.details = {"team": key.team, "scopes": list(key.scopes), "role": key.role}
-        return {"key": secret, **{k: v for k, v in show_key(key).items() if k != "prefix"}}
+    async def create(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        return await create_key(pipeline, request, await read_body(request, KeyBody))
 
     @patch("/admin/keys/{key_id:str}", guards=writes, summary="Set a key's rate limits")
-    async def change_key(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        key_id = request.path_params["key_id"]
+    async def change(request: Request[Any, Any, Any]) -> dict[str, Any]:
         body = await read_body(request, KeyChange)
-        async with acting(pipeline, request, "keys.limit", key_id) as (act, connection):
-            act.require("keys:write", team=(await key_store.get_key(connection, key_id)).team)
-            act.details = {"limits": body.limits}
-            key = await key_store.limit_key(connection, key_id, check_limits(body.limits))
-        return show_key(key)
+        return await limit_key(pipeline, request, request.path_params["key_id"], body.limits)
 
     @delete("/admin/keys/{key_id:str}", guards=writes, status_code=200, summary="Revoke a key")
-    async def revoke_key(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        key_id = request.path_params["key_id"]
-        async with acting(pipeline, request, "keys.revoke", key_id) as (act, connection):
-            act.require("keys:write", team=(await key_store.get_key(connection, key_id)).team)
-            key = await key_store.revoke_key(connection, key_id, now=time.time())
-        return show_key(key)
+    async def revoke(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        return await revoke_key(pipeline, request, request.path_params["key_id"])
 
     @post("/admin/keys/{key_id:str}/rotate", guards=writes, summary="Give a key a new secret")
-    async def rotate_key(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        key_id = request.path_params["key_id"]
+    async def rotate(request: Request[Any, Any, Any]) -> dict[str, Any]:
         body = await read_body(request, Rotation)
-        async with acting(pipeline, request, "keys.rotate", key_id) as (act, connection):
-            old = await key_store.get_key(connection, key_id)
-            act.require("keys:write", team=old.team)
-            _check_power(act, old.scopes, old.role)
-            act.details = {"overlap_s": body.overlap_s}
-            key, secret = await key_store.rotate_key(
-                connection, key_id, overlap_s=body.overlap_s, now=time.time()
-            )
-        return {"id": key.id, "key": secret}
+        return await rotate_key(pipeline, request, request.path_params["key_id"], body.overlap_s)
 
-    return [list_keys, create_key, change_key, revoke_key, rotate_key]
+    return [list_keys, create, change, revoke, rotate]
+
+
+# What the paths and the dashboard's forms do
+
+
+async def create_key(pipeline: Pipeline, request: AnyRequest, body: KeyBody) -> dict[str, Any]:
+    """A new key with its secret, the only time that it is seen."""
+    now = time.time()
+    async with acting(pipeline, request, "keys.create", body.team) as (act, connection):
+        act.require("keys:write", team=body.team)
+        _check_power(act, body.scopes, body.role)
+        wanted = NewKey(
+            team=body.team,
+            name=body.name,
+            scopes=body.scopes,
+            role=body.role,
+            user=body.user,
+            expires_at=None if body.expires_in_s is None else now + body.expires_in_s,
+            only=key_store.check_only(body.only),
+            limits=check_limits(body.limits),
+        )
+        key, secret = await key_store.create_key(connection, wanted, now=now)
+        act.target = key.id
+        act.details = {"team": key.team, "scopes": list(key.scopes), "role": key.role}
+    return {"key": secret, **{k: v for k, v in show_key(key).items() if k != "prefix"}}
+
+
+async def limit_key(
+    pipeline: Pipeline, request: AnyRequest, key_id: str, limits: dict[str, Any]
+) -> dict[str, Any]:
+    """Set a key's rate limits."""
+    async with acting(pipeline, request, "keys.limit", key_id) as (act, connection):
+        act.require("keys:write", team=(await key_store.get_key(connection, key_id)).team)
+        act.details = {"limits": limits}
+        key = await key_store.limit_key(connection, key_id, check_limits(limits))
+    return show_key(key)
+
+
+async def revoke_key(pipeline: Pipeline, request: AnyRequest, key_id: str) -> dict[str, Any]:
+    """Let nobody in with it any more."""
+    async with acting(pipeline, request, "keys.revoke", key_id) as (act, connection):
+        act.require("keys:write", team=(await key_store.get_key(connection, key_id)).team)
+        key = await key_store.revoke_key(connection, key_id, now=time.time())
+    return show_key(key)
+
+
+async def rotate_key(
+    pipeline: Pipeline, request: AnyRequest, key_id: str, overlap_s: float
+) -> dict[str, Any]:
+    """A new secret for the same key."""
+    async with acting(pipeline, request, "keys.rotate", key_id) as (act, connection):
+        old = await key_store.get_key(connection, key_id)
+        act.require("keys:write", team=old.team)
+        _check_power(act, old.scopes, old.role)
+        act.details = {"overlap_s": overlap_s}
+        key, secret = await key_store.rotate_key(
+            connection, key_id, overlap_s=overlap_s, now=time.time()
+        )
+    return {"id": key.id, "key": secret}
 
 
 def _check_power(act: Act, scopes: Any, role: str | None) -> None:

@@ -60,15 +60,22 @@ def _teams(pipeline: Pipeline) -> list[HTTPRouteHandler]:
 
     @patch("/admin/teams/{name:str}", guards=writes, summary="Set a team's limits and weight")
     async def change_team(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        name = request.path_params["name"]
         body = await read_body(request, TeamChange)
-        async with acting(pipeline, request, "teams.change", name) as (act, connection):
-            limits = None if body.limits is None else check_limits(body.limits)
-            act.details = {"limits": body.limits, "weight": body.weight}
-            await key_store.change_team(connection, name, limits=limits, weight=body.weight)
-        return {"name": name, "limits": body.limits, "weight": body.weight}
+        return await change_one(pipeline, request, request.path_params["name"], body)
 
     return [list_teams, create_team, change_team]
+
+
+async def change_one(
+    pipeline: Pipeline, request: Request[Any, Any, Any], name: str, body: TeamChange
+) -> dict[str, Any]:
+    """Set a team's limits and weight; the dashboard's form does the same."""
+    async with acting(pipeline, request, "teams.change", name) as (act, connection):
+        act.require("teams:write", team=name)
+        limits = None if body.limits is None else check_limits(body.limits)
+        act.details = {"limits": body.limits, "weight": body.weight}
+        await key_store.change_team(connection, name, limits=limits, weight=body.weight)
+    return {"name": name, "limits": body.limits, "weight": body.weight}
 
 
 def _users(pipeline: Pipeline) -> list[HTTPRouteHandler]:
