@@ -16,6 +16,7 @@ import structlog
 from litestar import Litestar
 from litestar.datastructures import State
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from backends.contract import Backend
 from backends.echo import EchoBackend
@@ -40,6 +41,8 @@ from gateway.limits.fair_queue import FairQueues
 from gateway.limits.limiter import Limiter
 from gateway.limits.redis_store import RedisLimits
 from gateway.observability import Metrics
+from gateway.overrides.channel import Overrides
+from gateway.overrides.stores import OverrideStore, RedisOverrides, SqlOverrides
 from gateway.parts import Parts
 from gateway.pipeline import Pipeline
 from gateway.recovery import Recovery
@@ -103,8 +106,15 @@ def create_app(
     classifier = classifier or Classifier.load(settings.routing.head)
     estimator = CostEstimator(settings)
     history = PolicyHistory(engine, clock)
+    overrides = Overrides(_override_stores(engine, store), clock)
     router = Router(
-        settings, classifier, book, registry, Forecasts(estimator), decides=history.note
+        settings,
+        classifier,
+        book,
+        registry,
+        Forecasts(estimator),
+        decides=history.note,
+        effect=lambda: overrides.effect,
     )
     parts = Parts(
         settings=settings,
@@ -130,6 +140,7 @@ def create_app(
             lambda name: registry.room(name, settings.server.workers),
             settings.limits.queue_timeout_s,
         ),
+        overrides=overrides,
         metrics=Metrics(),
         engine=engine,
         started_at=runtime.started_at,
@@ -195,6 +206,8 @@ async def running(parts: Parts) -> AsyncIterator[None]:
         stack.push_async_callback(recovery.aclose)
         if parts.caches is not None:
             stack.push_async_callback(parts.caches.aclose)
+        await parts.overrides.start()
+        stack.push_async_callback(parts.overrides.aclose)
         await parts.limiter.start()
         stack.push_async_callback(parts.limiter.aclose)
         await parts.registry.start()
@@ -267,6 +280,12 @@ def _limiter(settings: Settings, store: Store) -> Limiter:
     """Counts in the caches' Redis, where there is one, over the same connection."""
     shared = RedisLimits(store.command) if isinstance(store, RedisStore) else None
     return Limiter(shared, settings.limits, processes=settings.server.workers)
+
+
+def _override_stores(engine: AsyncEngine, store: Store) -> list[OverrideStore]:
+    """The database, and the caches' Redis, where there is one."""
+    stores: list[OverrideStore] = [SqlOverrides(engine)]
+    return [*stores, RedisOverrides(store.command)] if isinstance(store, RedisStore) else stores
 
 
 def _encoder_listed(settings: Settings) -> bool:

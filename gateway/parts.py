@@ -16,6 +16,7 @@ from gateway.ledger.reservation_log import ReservationLog
 from gateway.limits.fair_queue import FairQueues
 from gateway.limits.limiter import Limiter
 from gateway.observability import Metrics
+from gateway.overrides.channel import Overrides
 from gateway.routing.health import BackendRegistry
 from gateway.routing.policy_book import PolicyBook
 from gateway.routing.policy_history import PolicyHistory
@@ -43,6 +44,7 @@ class Parts(Struct, frozen=True, kw_only=True):
     keys: KeyBook
     limiter: Limiter
     queues: FairQueues
+    overrides: Overrides
     metrics: Metrics
     engine: AsyncEngine
     """Of the ledger's database."""

@@ -17,7 +17,8 @@ class Candidates:
     """The backends that can answer one request, found target by target.
 
     A backend is left out when it does not serve the endpoint, is not what the requested model
-    names, lacks a capability that the request needs, or cannot hold prompt and answer.
+    names, was taken out by an operator, lacks a capability that the request needs, or cannot hold
+    prompt and answer.
     """
 
     def __init__(
@@ -74,6 +75,8 @@ class Candidates:
             return f"does not serve {facts.endpoint}"
         if facts.allowed is not None and card.name not in facts.allowed:
             return f"not what model {facts.model!r} names"
+        if card.name in facts.barred:
+            return facts.barred[card.name]
         if not facts.needs <= card.accepts:
             return f"does not accept {', '.join(sorted(facts.needs - card.accepts))}"
         if card.context_tokens is not None:

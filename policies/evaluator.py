@@ -16,6 +16,8 @@ from policies.model import BackendCard, BudgetState, Decision, Facts, Policy, Re
 from policies.objective import rank
 
 Cards = Mapping[str, BackendCard] | Sequence[BackendCard]
+PINNED = "pin"
+"""The rule of requests that a pinned backend answers: reports show them apart."""
 
 
 def decide(
@@ -103,7 +105,12 @@ def _act(
             rule=name, candidates=(), denied=action.deny, draw=draw, reasons=tuple(reasons)
         )
     candidates = Candidates(facts, cards, action.max_tokens)
-    if action.objective is not None:
+    pinned = f"backend:{facts.pinned}"
+    if facts.pinned is not None and candidates.of(pinned):
+        why = f"{facts.pinned} is pinned by an operator"
+        reasons.append(Reason(subject="pin", matched=True, why=why))
+        name, targets, probability, all_targets = PINNED, [pinned], 1.0, [pinned]
+    elif action.objective is not None:
         ranking = rank(action.objective, candidates, situation)
         reasons.append(ranking.reason)
         probability, all_targets = 1.0, list(action.objective.among)

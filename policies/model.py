@@ -194,6 +194,10 @@ class Facts(Struct, frozen=True, kw_only=True):
     """Backends that the requested model names; None: all."""
     estimates: dict[str, Estimate] = field(default_factory=dict)
     """By backend; made only for policies with objectives."""
+    pinned: str | None = None
+    """The backend that answers all that it may and can, by an operator's hand."""
+    barred: dict[str, str] = field(default_factory=dict)
+    """Backends that an operator took out, and why."""
 
 
 class BackendCard(Struct, frozen=True, kw_only=True):

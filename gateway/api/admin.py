@@ -1,4 +1,5 @@
-"""/admin/*: keys, teams, users, budgets, the audit log, policies, backends and caches.
+"""/admin/*: keys, teams, users, budgets, the audit log, overrides, policies, backends and
+caches.
 
 For keys with the scope `admin`, as far as their role goes. Thin: every rule stands in the ledger,
 the policy book and the caches.
@@ -13,6 +14,7 @@ from litestar.handlers import HTTPRouteHandler
 from gateway.api.acts import acting, admin_guard, reading
 from gateway.api.admin_budgets import budget_routes
 from gateway.api.admin_keys import key_routes
+from gateway.api.admin_overrides import override_routes
 from gateway.api.admin_teams import team_routes
 from gateway.api.bodies import parameter
 from gateway.api.health import describe
@@ -30,6 +32,7 @@ def admin_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
         *key_routes(pipeline),
         *team_routes(pipeline),
         *budget_routes(pipeline),
+        *override_routes(pipeline),
         *_operator_routes(pipeline),
         _audit_route(pipeline),
     ]

@@ -8,6 +8,7 @@ from litestar import Response, get
 from litestar.handlers import HTTPRouteHandler
 
 from gateway.api.guards import guard
+from gateway.overrides.model import shown
 from gateway.pipeline import Pipeline
 
 
@@ -63,6 +64,8 @@ async def describe(pipeline: Pipeline) -> dict[str, Any]:
         settings = parts.backend_settings[str(about["name"])]
         machine = parts.settings.machine(settings)
         about["machine"] = machine.name if machine else None
+        about["drained"] = parts.overrides.effect.drained.get(str(about["name"]))
+    problems += parts.overrides.problems()
     usable = any(about["ready"] and _answers(pipeline, str(about["name"])) for about in backends)
     status = "ok" if usable and not problems else "degraded" if usable else "unavailable"
     return {
@@ -70,7 +73,8 @@ async def describe(pipeline: Pipeline) -> dict[str, Any]:
         "version": installed_version(),
         "uptime_s": round(time.time() - parts.started_at, 1),
         "requests_in_flight": pipeline.in_flight,
-        "policy": parts.book.get().ref,
+        "policy": (parts.overrides.effect.policy or parts.book.get()).ref,
+        "overrides": [shown(one) for one in parts.overrides.current()],
         "backends": backends,
         "cache": caches,
         "ledger": ledger,
@@ -82,6 +86,8 @@ async def describe(pipeline: Pipeline) -> dict[str, Any]:
 
 def _answers(pipeline: Pipeline, name: str) -> bool:
     """Whether a backend answers chats: an encoder alone does not make the gateway ready."""
+    if name in pipeline.parts.overrides.effect.drained:
+        return False
     return pipeline.parts.backend_settings[name].kind != "encoder"
 
 

@@ -50,5 +50,7 @@ def _print(base: str, health: dict[str, Any], costs: dict[str, Any]) -> None:
         f"today (UTC): {totals['requests']} requests, ${totals['cost_usd']} spent, "
         f"${totals['saved_usd']} saved by caches, {totals['errors']} errors"
     )
+    for one in health.get("overrides", []):
+        console.print(f"[bold]override[/bold] {one['slot']} = {one['value']} until {one['until']}")
     for problem in health.get("problems", []):
         console.print(f"[yellow]! {problem}[/yellow]")

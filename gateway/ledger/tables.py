@@ -355,3 +355,17 @@ policy_versions = Table(
     Column("first_us", BigInteger, nullable=False),
 )
 """Every version of a policy that was ever loaded to decide, whole."""
+
+overrides = Table(
+    "overrides",
+    metadata,
+    Column("slot", String(160), primary_key=True),
+    Column("value", JSON(none_as_null=True)),
+    Column("version", BigInteger, nullable=False),
+    Column("until", Float, nullable=False),
+    _text("actor"),
+    _text("address"),
+    _text("why"),
+)
+"""What operators changed for a while, the newest of each slot; NULL: lifted. See
+gateway/overrides/model.py."""

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import structlog
-from msgspec import Struct
+from msgspec import Struct, structs
 
 import policies
 from gateway.errors import SettingsError
@@ -46,6 +46,19 @@ class LoadedPolicy(Struct, frozen=True, kw_only=True):
     def ref(self) -> str:
         """NAME@sha8, as in x-headgate-policy."""
         return f"{self.name}@{self.sha256[:8]}"
+
+
+def loaded_from(name: str, text: str, sha256: str, path: str) -> LoadedPolicy:
+    """A version out of its text. Raises PolicyError."""
+    policy = parse(text, path)
+    return LoadedPolicy(
+        name=name,
+        policy=policy,
+        compiled=CompiledPolicy(policy),
+        sha256=sha256,
+        text=text,
+        path=path,
+    )
 
 
 class UnknownPolicy(LookupError):
@@ -153,10 +166,11 @@ class PolicyBook:
             data = Path(path).read_bytes()
             text = data.decode("utf-8")
             sha256 = hashlib.sha256(data).hexdigest()
-            if entry.loaded is not None and entry.loaded.sha256 == sha256:
-                policy = entry.loaded.policy
+            same = entry.loaded is not None and entry.loaded.sha256 == sha256
+            if entry.loaded is None or not same:
+                loaded = loaded_from(name, text, sha256, path)
             else:
-                policy = parse(text, path)
+                loaded = structs.replace(entry.loaded, path=path)
         except (PolicyError, UnicodeDecodeError, OSError) as error:
             if first:
                 if isinstance(error, PolicyError):
@@ -165,18 +179,10 @@ class PolicyBook:
             self._complain(entry, f"{error}; the last valid version stays")
             entry.path, entry.signature = path, None if racy else signature
             return
-        changed = entry.loaded is None or entry.loaded.sha256 != sha256
-        if changed or entry.loaded is None or entry.loaded.path != path:
-            entry.loaded = LoadedPolicy(
-                name=name,
-                policy=policy,
-                compiled=CompiledPolicy(policy),
-                sha256=sha256,
-                text=text,
-                path=path,
-            )
-        if changed:
-            log.info("policy_loaded", policy=entry.loaded.ref, path=path)
+        if not same or (entry.loaded is not None and entry.loaded.path != path):
+            entry.loaded = loaded  # the same object as long as nothing changed
+        if not same:
+            log.info("policy_loaded", policy=loaded.ref, path=path)
         entry.path, entry.signature, entry.problem = path, None if racy else signature, None
 
     def _complain(self, entry: _Entry, problem: str) -> None:

@@ -28,6 +28,7 @@ from gateway.errors import (
 from gateway.ledger.access import EVERYTHING, Only
 from gateway.ledger.pricing import CostEstimator
 from gateway.ledger.records import CandidateRecord, DecidedOn, RequestRecord
+from gateway.overrides.model import NOTHING, Effect
 from gateway.repeats import Asked
 from gateway.routing.classifier import Classifier
 from gateway.routing.explanation import Routed, expectation, explanation
@@ -39,8 +40,9 @@ from gateway.routing.policy_book import LoadedPolicy, PolicyBook, UnknownPolicy
 from gateway.settings import Settings
 from policies.candidates import NO_FIT
 from policies.checker import PolicyError
+from policies.evaluator import PINNED
 from policies.evaluator import decide as decide_policy
-from policies.model import BackendCard, BudgetState, Decision, Estimate, Facts
+from policies.model import BackendCard, BudgetState, CacheRule, Decision, Estimate, Facts
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +54,7 @@ _ENDPOINTS: dict[type, str] = {
 _MAX_ALIASES = 8
 EXPLORED = "explore"
 """The rule of requests for which chance took the place of the policy: reports show them apart."""
+_DRAINED_RETRY_S = 30
 HOPELESS = 4
 """A prompt whose estimate is this many contexts long is not counted exactly."""
 
@@ -79,6 +82,7 @@ class Router:
     Args:
         forecasts: what answers will take; fed by `observe`.
         decides: told once of each version of a policy that decides.
+        effect: what operators' overrides mean now.
     """
 
     def __init__(
@@ -89,6 +93,7 @@ class Router:
         registry: BackendRegistry,
         forecasts: Forecasts | None = None,
         decides: Callable[[LoadedPolicy], None] | None = None,
+        effect: Callable[[], Effect] = lambda: NOTHING,
     ) -> None:
         self._aliases = settings.models
         self._classifier = classifier
@@ -97,6 +102,7 @@ class Router:
         self.forecasts = forecasts or Forecasts(CostEstimator(settings))
         self._explore = settings.routing.explore
         self._decides = decides
+        self._effect = effect
         self._decided: set[tuple[str, str]] = set()
 
     def facts(
@@ -192,7 +198,8 @@ class Router:
         if only is not EVERYTHING:
             resolved = self._restricted(resolved, facts.model, policy_name, only)
         budget = budget or BudgetState()
-        loaded = self._policy(resolved, policy_name)
+        effect = self._effect()
+        loaded = self._policy(resolved, policy_name, effect)
         if budget.policy is not None:
             loaded = self._downgraded(budget.policy, loaded)
         if not dry and (loaded.name, loaded.sha256) not in self._decided:
@@ -207,12 +214,14 @@ class Router:
             budget = replace(budget, day_spent_usd=spent_usd, day_requests=requests)
             facts = replace(facts, estimates=self.forecasts.estimates(facts, cards))
         exploring = luck is not None and luck < self._explore
-        inputs = (facts, loaded, cards, budget, only, now.timestamp() // 60, draw)
+        inputs = (facts, loaded, cards, budget, only, now.timestamp() // 60, draw, effect)
         if asked is not None and not estimated and not exploring:
             known: Routed | None = asked.recall("routed", inputs)
             if known is not None:
                 return known
-        facts = replace(facts, allowed=resolved.allowed)
+        facts = replace(
+            facts, allowed=resolved.allowed, pinned=effect.backend, barred=effect.drained
+        )
         decision = decide_policy(loaded.compiled, facts, cards, budget, now, draw)
         unsure = _left_out_by_bound(facts, decision, cards)
         if asked is not None and unsure:
@@ -228,8 +237,12 @@ class Router:
                 return bool(again.candidates)
 
             refusal = _refusal(facts, decision, loaded, cards, retry)
+        if effect.cache is not None:
+            decision = replace(decision, cache=strictest(effect.cache, decision.cache))
         explored = None
-        if exploring and luck is not None and decision.candidates:
+        if decision.rule == PINNED:
+            pass  # nothing is left to chance
+        elif exploring and luck is not None and decision.candidates:
             explored = decision.rule
             decision = explore(decision, luck / self._explore, self._explore)
         elif self._explore and decision.candidates:
@@ -329,7 +342,7 @@ class Router:
             "headgate": {"kind": resolved.kind},
         }
 
-    def _policy(self, resolved: Resolved, header: str | None) -> LoadedPolicy:
+    def _policy(self, resolved: Resolved, header: str | None, effect: Effect) -> LoadedPolicy:
         if header and resolved.policy and header != resolved.policy:
             raise InvalidRequest(
                 f"model asks for policy {resolved.policy!r}, x-headgate-policy for {header!r}; "
@@ -337,6 +350,8 @@ class Router:
                 param="x-headgate-policy",
             )
         name = header or resolved.policy
+        if effect.policy is not None and name in (None, effect.policy.name):
+            return effect.policy
         try:
             return self._book.get(name)
         except UnknownPolicy:
@@ -449,6 +464,12 @@ def candidate_record(name: str, facts: Facts, estimate: Estimate) -> CandidateRe
     )
 
 
+def strictest(*rules: CacheRule | None) -> CacheRule:
+    """The most of the caches that all allow; None: any."""
+    order: tuple[CacheRule, ...] = ("off", "exact", "semantic")
+    return min((rule for rule in rules if rule is not None), key=order.index, default="semantic")
+
+
 def _decided_on(
     facts: Facts, cards: Mapping[str, BackendCard], budget: BudgetState, explored: str | None
 ) -> DecidedOn:
@@ -459,13 +480,21 @@ def _decided_on(
         max_tokens=facts.max_tokens,
         prompt_tokens_bound=facts.prompt_tokens_bound,
         prompt_tokens_exact=facts.prompt_tokens_exact,
-        allowed=None if facts.allowed is None else tuple(facts.allowed),
+        allowed=_could(facts, cards),
         budget_left=budget.left,
         quality=facts.features.quality,
         loads={card.name: card.load for card in cards.values()},
         down=tuple(card.name for card in cards.values() if not card.ready),
         explored=explored,
     )
+
+
+def _could(facts: Facts, cards: Mapping[str, BackendCard]) -> tuple[str, ...] | None:
+    """Backends that the model named and no operator had taken out; None: all."""
+    if not facts.barred:
+        return None if facts.allowed is None else tuple(facts.allowed)
+    allowed = cards if facts.allowed is None else facts.allowed
+    return tuple(name for name in allowed if name not in facts.barred)
 
 
 def _tiers(cards: Mapping[str, BackendCard]) -> list[str]:
@@ -482,6 +511,9 @@ def _refusal(
     """Why nobody may answer: the one thing without which somebody could."""
     if decision.denied is not None:
         return PolicyDenied(decision.denied)
+    if facts.barred and retry(replace(facts, barred={})):
+        away = "; ".join(f"{name} is {why}" for name, why in facts.barred.items())
+        return Unavailable(f"Nobody else may answer: {away}.", retry_after_s=_DRAINED_RETRY_S)
     fits = replace(facts, prompt_tokens_bound=0, prompt_tokens_exact={}, max_tokens=None)
     if facts.needs and retry(replace(facts, needs=frozenset())):
         missing = _missing(facts, cards)
