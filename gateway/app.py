@@ -10,6 +10,7 @@ import os
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -138,7 +139,7 @@ def create_app(
         queues=FairQueues(
             backends,
             lambda name: registry.room(name, settings.server.workers),
-            settings.limits.queue_timeout_s,
+            partial(_patience, settings, listed),
         ),
         overrides=overrides,
         metrics=Metrics(),
@@ -274,6 +275,15 @@ def _caches(settings: Settings, store: Store, backends: Mapping[str, Backend]) -
     return Caches(
         store, settings.cache, BackendEncoder(encoder, model=name, revision=semantic.encoder)
     )
+
+
+def _patience(
+    settings: Settings, listed: Mapping[str, BackendSettings], name: str
+) -> tuple[float, int]:
+    """How long requests wait for a place at a backend, and how many of this process may."""
+    made = listed.get(name) or BackendSettings(name=name, model=name)
+    most = max(made.max_queue // settings.server.workers, 1)
+    return made.queue_timeout_s or settings.limits.queue_timeout_s, most
 
 
 def _limiter(settings: Settings, store: Store) -> Limiter:

@@ -15,20 +15,14 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
-from backends.contract import Endpoint, GenerateRequest
-from backends.errors import (
-    BackendError,
-    BackendResponseError,
-    BackendStreamError,
-    BackendTimeoutError,
-    BackendUnavailableError,
-)
+from backends.contract import Endpoint
 from backends.wire import ChatCompletionRequest, EmbeddingRequest, sampling_params, usage_to_wire
 from gateway.api import sse
 from gateway.api.auth import Client, Gate, require, require_endpoint
 from gateway.api.reply import ClientGone, Reply
 from gateway.api.schemas import WireRequest, all_tags, check_request, read_options
-from gateway.api.translate import backend_body, decode_body, gateway_error
+from gateway.api.translate import decode_body, gateway_error
+from gateway.attempts import Attempts
 from gateway.cache.caches import CacheQuery
 from gateway.cache.model import CachedAnswer
 from gateway.errors import (
@@ -43,27 +37,20 @@ from gateway.late_charges import LateCharges
 from gateway.ledger.access import EVERYTHING
 from gateway.ledger.keys import Caller
 from gateway.ledger.money import usd_text
-from gateway.ledger.records import AttemptRecord, CandidateRecord, ChargeKind
-from gateway.limits.fair_queue import QueueTimeoutError
+from gateway.ledger.records import CandidateRecord
 from gateway.parts import Parts
-from gateway.relay import last_events, relay
+from gateway.relay import last_events
 from gateway.repeats import Asked, Repeats
 from gateway.routing.router import candidate_record, sticky_draw
 from gateway.settlement import Settler
 from gateway.shadow import Shadows
-from gateway.spending import Spending, answer_tokens, tightest
+from gateway.spending import Spending, answer_tokens
 from policies.model import CacheRule, Facts
 
 log = structlog.get_logger(__name__)
 
 EXPECTED_ANSWER_TOKENS = 256
 """Assumed when candidates' costs are compared."""
-_OTHER_BACKEND_MAY_HELP = (
-    BackendUnavailableError,
-    BackendTimeoutError,
-    BackendStreamError,
-    BackendResponseError,
-)
 _encode = msgspec.json.Encoder().encode
 _NO_DEADLINE = contextlib.nullcontext()
 
@@ -80,6 +67,7 @@ class Pipeline:
         self._repeats = Repeats()
         self._spending = Spending(parts)
         self._settler = Settler(parts, self._spending)
+        self.attempts = Attempts(parts, self._spending, self._settler)
         self.shadows = Shadows(parts)
         self.late_charges = LateCharges(parts)
 
@@ -107,7 +95,7 @@ class Pipeline:
                 if x.hit is None:
                     await self._reserve(x)
                     with reply.watching():
-                        await self._ask(x, reply)
+                        self._keep(x, await self.attempts.ask(x, reply))
         except ClientGone:
             return  # it left before it had asked for anything
         except (Exception, asyncio.CancelledError) as error:
@@ -285,83 +273,6 @@ class Pipeline:
                 )
             x.affordable = tuple(name for name, cost in estimates.items() if cost <= cap)
         await self._spending.reserve(x)
-
-    async def _ask(self, x: Exchange, reply: Reply) -> None:
-        """The backends in the policy's order, until one answers or the client has seen some."""
-        assert x.caller is not None
-        last = x.affordable[-1]
-        for name in x.affordable:
-            queue = self.parts.queues.of(name)
-            try:
-                await queue.enter(x.caller.team, x.caller.weight)
-                try:
-                    await self._attempt(x, reply, name, last=name == last)
-                finally:
-                    queue.leave()
-            except _OTHER_BACKEND_MAY_HELP as error:
-                if not isinstance(error, QueueTimeoutError):
-                    self.parts.registry.mark_failure(name, error.message)
-                self.parts.metrics.count_failed_attempt(name, type(error).__name__)
-                log.warning(
-                    "attempt_failed", request_id=x.request_id, backend=name, error=error.message
-                )
-                if reply.started or name == last:
-                    raise
-            else:
-                self.parts.registry.mark_success(name)
-                self._keep(x, name)
-                return
-
-    async def _attempt(self, x: Exchange, reply: Reply, name: str, *, last: bool) -> None:
-        """One call of one backend, booked whether it works or not."""
-        parts = self.parts
-        backend, settings = parts.backends[name], parts.backend_settings[name]
-        assert x.asked is not None
-        assert x.decision is not None
-        assert x.facts is not None
-        request = GenerateRequest(
-            request_id=x.request_id,
-            endpoint=x.endpoint,
-            body=backend_body(
-                x.asked.raw,
-                model=settings.model if settings.kind == "openai" else name,
-                needs=x.facts.needs,
-                max_tokens=tightest(x.decision.max_tokens, x.token_cap),
-                stream=x.stream,
-            ),
-            headers={"traceparent": x.options.traceparent} if x.options.traceparent else {},
-            timeout_s=settings.timeout_s,
-        )
-        x.backend, x.card = name, parts.registry.cards()[name]
-        x.usage, x.tokens_seen = None, 0
-        began = x.asked_at = time.perf_counter()
-        failure: str | None = None
-        prompt_tokens = x.facts.features.prompt_tokens
-        with parts.registry.running(name), parts.foreign.flight(x, name, prompt_tokens):
-            try:
-                if x.stream:
-                    await relay(
-                        x, reply, backend.stream(request), name, self._spending.meter(x, name)
-                    )
-                    if x.stopped is not None:
-                        await self._settler.learn_usage(x, name)
-                else:
-                    completion = await backend.generate(request)
-                    x.usage, x.answer = completion.usage, completion.body
-            except BaseException as error:
-                failure = f"{type(error).__name__}: {error}"
-                elapsed_s = time.perf_counter() - began
-                moves_on = isinstance(error, BackendError) and not (last or reply.started)
-                kind: ChargeKind = "retry" if moves_on else "answer"
-                await self._settler.charge_lost(x, name, error, elapsed_s, kind)
-                if not reply.started:
-                    x.backend = x.card = None  # it did not answer
-                raise
-            finally:
-                elapsed_s = time.perf_counter() - began
-                x.in_backend_s += elapsed_s
-                x.attempts.append(AttemptRecord(backend=name, ms=elapsed_s * 1e3, error=failure))
-            self._settler.charge(x, name, x.usage, elapsed_s)
 
     def _keep(self, x: Exchange, name: str) -> None:
         """Name the answer, and give it to the caches if it may be reused."""

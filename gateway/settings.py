@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from gateway.errors import SettingsError
+from gateway.failure_settings import FailureSettings
 from gateway.litellm_prices import read_rates
 from gateway.price_settings import MachineSettings as MachineSettings
 from gateway.price_settings import PriceSettings as PriceSettings
@@ -202,6 +203,11 @@ class BackendSettings(_Table, frozen=True, kw_only=True):
     """Capability fields it honours: tools, response_format, …"""
     timeout_s: Seconds = 600.0
     max_concurrency: Positive = 256
+    max_queue: Positive = 1024
+    """Requests that may wait for a place there, over all gateway processes; more go on to the
+    next backend of their chain."""
+    queue_timeout_s: Seconds | None = None
+    """Longest wait for a place; None: as in [limits]."""
     tokenizer: str | None = None
     """Folder or bundled:NAME whose tokenizer counts this backend's prompts exactly."""
     price: PriceSettings | None = None
@@ -215,6 +221,7 @@ class Settings(_Table, frozen=True, kw_only=True):
     cache: CacheSettings = field(default_factory=CacheSettings)
     routing: RoutingSettings = field(default_factory=RoutingSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
+    failure: FailureSettings = field(default_factory=FailureSettings)
     reports: ReportSettings = field(default_factory=ReportSettings)
     models: dict[str, str] = field(default_factory=dict)
     """Aliases: requested name → model."""

@@ -8,6 +8,7 @@ import asyncio
 import time
 
 import structlog
+from msgspec.structs import replace
 
 from backends.contract import Usage
 from backends.errors import BackendError, BackendStreamError, BackendTimeoutError
@@ -87,8 +88,15 @@ class Settler:
                 prompt_tokens=x.facts.features.prompt_tokens if x.facts else 0,
                 completion_tokens=x.tokens_seen,
             )
-        x.usage = usage if kind == "answer" else None
+        x.usage = usage
         self.charge(x, backend, usage, elapsed_s, kind=kind)
+
+    def last_call(self, x: Exchange, first: int) -> None:
+        """No call follows the one that failed: its charges, from the `first` on, are the answer's,
+        or what there is of it."""
+        for place in range(first, len(x.charges)):
+            if x.charges[place].kind == "retry":
+                x.charges[place] = replace(x.charges[place], kind="answer")
 
     async def _usage_of(self, x: Exchange, backend: str) -> Usage | None:
         if self._parts.backend_settings[backend].price is not None:

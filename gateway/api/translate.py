@@ -32,8 +32,10 @@ from gateway.errors import (
     DeadlineExceeded,
     GatewayError,
     InvalidRequest,
+    RateLimited,
     Unavailable,
 )
+from gateway.limits.fair_queue import QueueError
 
 log = structlog.get_logger(__name__)
 
@@ -137,6 +139,8 @@ def _backend_error(error: BackendError) -> GatewayError:
         return ContextLengthExceeded(error.message, param=error.param)
     if isinstance(error, InvalidRequestError):
         return InvalidRequest(error.message, param=error.param)
+    if isinstance(error, QueueError):
+        return RateLimited(error.message, retry_after_s=error.retry_after_s)
     if isinstance(error, BackendOverloadedError):
         return Unavailable(error.message, retry_after_s=error.retry_after_s)
     if isinstance(error, BackendUnavailableError):

@@ -1,9 +1,10 @@
 """Which backends can answer now, and how busy they are: probes, breakers and counters.
 
 One task per backend asks `probe()` every `interval_s` (often while it is not ready, so that a
-starting backend is used at once). A request that fails marks the backend; after
-`FAILURES_TO_OPEN` failures in a row its breaker opens for a while that doubles each time, and it
-is tried last until a request or a probe succeeds.
+starting backend is used at once). A request that fails marks the backend; many in a row open its
+breaker (`backends/breaker.py`), which other gateways on the same Redis learn of
+(`gateway/routing/shared_breakers.py`). An open one lets nobody pass until its pause is over or a
+probe finds the backend back.
 """
 
 import asyncio
@@ -14,34 +15,28 @@ from collections.abc import Callable, Iterator, Mapping
 import structlog
 from msgspec import Struct
 
+from backends.breaker import Breaker
 from backends.contract import Backend, BackendHealth
 from gateway.settings import BackendSettings, Settings
 from policies.model import BackendCard
 
 log = structlog.get_logger(__name__)
 
-FAILURES_TO_OPEN = 3
-OPEN_S = 1.0
-OPEN_MAX_S = 30.0
 _GENERATE = frozenset({"chat/completions", "completions"})
 _EMBED = frozenset({"embeddings"})
 _ENCODER_CONCURRENCY = 256
 """Of the supervised encoder, which no configuration lists."""
 
 
-class _State(Struct):
+class _State(Struct, kw_only=True, eq=False):
     """What is known of one backend."""
 
     backend: Backend
     settings: BackendSettings | None
     health: BackendHealth = BackendHealth(ready=False, detail="not probed yet")
     in_flight: int = 0
-    failures: int = 0
-    opened: int = 0
-    """How often the breaker opened in a row."""
-    open_until: float = 0.0
-    """Of the registry's clock; the breaker is open before it."""
-    error: str = ""
+    breaker: Breaker
+    """By the registry's clock."""
     card: BackendCard | None = None
     """None: stale."""
 
@@ -68,7 +63,11 @@ class BackendRegistry:
     ) -> None:
         listed = {backend.name: backend for backend in settings.backends}
         self._states = {
-            name: _State(backend=backend, settings=listed.get(name))
+            name: _State(
+                backend=backend,
+                settings=listed.get(name),
+                breaker=Breaker(settings.failure.breaker),
+            )
             for name, backend in backends.items()
         }
         self._encoder_model = settings.cache.semantic.encoder
@@ -78,6 +77,8 @@ class BackendRegistry:
         self._clock = clock
         self._tasks: list[asyncio.Task[None]] = []
         self._cards: Mapping[str, BackendCard] | None = None
+        self.on_breaker: Callable[[str], None] | None = None
+        """Told of each breaker that opened or closed here."""
 
     async def start(self) -> None:
         """Probe each backend once, at most `timeout_s`, and go on in the background."""
@@ -144,24 +145,57 @@ class BackendRegistry:
         """Requests that this process has running there."""
         return self._states[name].in_flight
 
+    def admits(self, name: str) -> bool:
+        """Whether a request may go there now: not while the breaker is open. Half-open, one at a
+        time may; it ends with `mark_*` or `release`."""
+        state = self._states[name]
+        if not state.breaker.opened:
+            return True
+        admitted = state.breaker.admits(self._clock())
+        self._changed(state)
+        return admitted
+
+    def release(self, name: str) -> None:
+        """A request that was admitted left without a verdict."""
+        state = self._states[name]
+        if state.breaker.trial:
+            state.breaker.release()
+            self._changed(state)
+
+    def closed_to(self, name: str) -> tuple[str, float]:
+        """Why `admits` says no, and for how many seconds, as far as is known."""
+        state = self._states[name]
+        left_s = max(state.breaker.open_until - self._clock(), 0.0)
+        return f"its breaker is open ({state.breaker.error or 'it failed'})", left_s
+
     def mark_success(self, name: str) -> None:
         """A request was answered: the breaker closes."""
         state = self._states[name]
-        if state.failures or state.opened:
-            self._close(state)
+        if state.breaker.failures:
+            self._close(name, state)
 
-    def mark_failure(self, name: str, error: str = "") -> None:
-        """A request failed through the backend's fault; many in a row open its breaker."""
-        state = self._states[name]
-        state.failures += 1
-        state.error = error
-        now = self._clock()
-        if state.failures >= FAILURES_TO_OPEN and now >= state.open_until:
-            pause_s = min(OPEN_MAX_S, OPEN_S * 2**state.opened)
-            state.opened += 1
-            state.open_until = now + pause_s
-            self._changed(state)
+    def mark_failure(self, name: str, error: str = "", retry_after_s: float = 0.0) -> None:
+        """A request failed through the backend's fault; many in a row open its breaker, for at
+        least as long as the backend asked for."""
+        state, now = self._states[name], self._clock()
+        if state.breaker.failure(now, error, retry_after_s):
+            pause_s = round(state.breaker.open_until - now, 3)
             log.warning("breaker_opened", backend=name, pause_s=pause_s, error=error)
+            self._told(name)
+        self._changed(state)
+
+    def breaker(self, name: str) -> tuple[int, float, str]:
+        """How often it opened in a row, for how many seconds more, and why."""
+        breaker = self._states[name].breaker
+        return breaker.opened, max(breaker.open_until - self._clock(), 0.0), breaker.error
+
+    def adopt_breaker(self, name: str, opened: int, left_s: float, error: str) -> None:
+        """Take over what another gateway found out of a backend."""
+        state = self._states.get(name)
+        if state is not None:
+            state.breaker.adopt(opened, self._clock() + left_s, error)
+            self._changed(state)
+            log.info("breaker_adopted", backend=name, opened=opened, left_s=left_s, error=error)
 
     def state(self) -> dict[str, dict[str, object]]:
         """Each backend's condition, for /health."""
@@ -181,7 +215,7 @@ class BackendRegistry:
         if health.ready != state.health.ready:
             log.info("backend_ready_changed", backend=name, ready=health.ready, why=health.detail)
             if health.ready:
-                self._close(state)
+                self._close(name, state)
         state.health = health
         self._changed(state)
         return health
@@ -193,26 +227,33 @@ class BackendRegistry:
             await asyncio.sleep(self._interval_s if ready else self._not_ready_interval_s)
             await self.probe(name)
 
-    def _close(self, state: _State) -> None:
-        state.failures = state.opened = 0
-        state.open_until = 0.0
-        state.error = ""
+    def _close(self, name: str, state: _State) -> None:
+        was_open = bool(state.breaker.opened)
+        state.breaker.close()
         self._changed(state)
+        if was_open:
+            log.info("breaker_closed", backend=name)
+            self._told(name)
+
+    def _told(self, name: str) -> None:
+        if self.on_breaker is not None:
+            self.on_breaker(name)
 
     def _changed(self, state: _State) -> None:
         state.card = self._cards = None
 
     def _card(self, name: str, state: _State, now: float) -> BackendCard:
-        if state.card is not None and now >= state.open_until:
+        if state.card is not None:
             return state.card
         card = self._make_card(name, state, now)
         # while a breaker is open the card depends on the clock
-        state.card = card if now >= state.open_until else None
+        state.card = None if state.breaker.opened else card
         return card
 
     def _make_card(self, name: str, state: _State, now: float) -> BackendCard:
         settings, health = state.settings, state.health
-        ready = health.ready and now >= state.open_until
+        trusted = state.breaker.state(now) != "open" and not state.breaker.trial
+        ready = health.ready and trusted
         if settings is None:
             return BackendCard(
                 name=name,
@@ -259,9 +300,10 @@ class BackendRegistry:
             "running": state.health.running,
             "waiting": state.health.waiting,
             "capacity": state.health.capacity,
+            "kv_usage_ratio": state.health.kv_usage_ratio,
             "context_tokens": card.context_tokens,
-            "breaker": "open" if now < state.open_until else "closed",
-            "detail": state.error or state.health.detail,
+            "breaker": state.breaker.state(now),
+            "detail": state.breaker.error or state.health.detail,
         }
 
 

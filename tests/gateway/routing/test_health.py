@@ -7,8 +7,12 @@ import pytest
 
 from backends.contract import BackendHealth
 from backends.echo import EchoBackend
-from gateway.routing.health import FAILURES_TO_OPEN, OPEN_MAX_S, BackendRegistry
+from gateway.failure_settings import FailureSettings
+from gateway.routing.health import BackendRegistry
 from gateway.settings import BackendSettings, PriceSettings, Settings
+
+FAILURES_TO_OPEN = FailureSettings().failures_to_open
+OPEN_MAX_S = FailureSettings().open_max_s
 
 
 class Clock:
@@ -166,6 +170,7 @@ def test_state_is_plain_data() -> None:
         "running": 0,
         "waiting": 0,
         "capacity": 0,
+        "kv_usage_ratio": None,
         "context_tokens": 100,
         "breaker": "closed",
         "detail": "not probed yet",
