@@ -54,6 +54,7 @@ from gateway.routing.past import learn
 from gateway.routing.policy_book import PolicyBook
 from gateway.routing.policy_history import PolicyHistory
 from gateway.routing.router import Router
+from gateway.routing.shared_breakers import SharedBreakers, identities
 from gateway.runtime import Address, Runtime, database_url
 from gateway.settings import BackendSettings, Settings
 
@@ -141,6 +142,7 @@ def create_app(
             lambda name: registry.room(name, settings.server.workers),
             partial(_patience, settings, listed),
         ),
+        breakers=_breakers(registry, store, listed, runtime.run_dir),
         overrides=overrides,
         metrics=Metrics(),
         engine=engine,
@@ -213,6 +215,9 @@ async def running(parts: Parts) -> AsyncIterator[None]:
         stack.push_async_callback(parts.limiter.aclose)
         await parts.registry.start()
         stack.push_async_callback(parts.registry.aclose)
+        if parts.breakers is not None:
+            await parts.breakers.start()
+            stack.push_async_callback(parts.breakers.aclose)
         log.info("gateway_started", backends=sorted(parts.backends))
         yield
         log.info("gateway_stopping")
@@ -275,6 +280,15 @@ def _caches(settings: Settings, store: Store, backends: Mapping[str, Backend]) -
     return Caches(
         store, settings.cache, BackendEncoder(encoder, model=name, revision=semantic.encoder)
     )
+
+
+def _breakers(
+    registry: BackendRegistry, store: Store, listed: Mapping[str, BackendSettings], place: str
+) -> SharedBreakers | None:
+    if not isinstance(store, RedisStore):
+        return None
+    known = [key for key in registry.breakers() if key.partition("@")[0] in listed]
+    return SharedBreakers(registry, store.command, identities(known, listed, place))
 
 
 def _patience(

@@ -21,6 +21,7 @@ from gateway.routing.health import BackendRegistry
 from gateway.routing.policy_book import PolicyBook
 from gateway.routing.policy_history import PolicyHistory
 from gateway.routing.router import Router
+from gateway.routing.shared_breakers import SharedBreakers
 from gateway.settings import BackendSettings, Settings
 
 
@@ -44,6 +45,8 @@ class Parts(Struct, frozen=True, kw_only=True):
     keys: KeyBook
     limiter: Limiter
     queues: FairQueues
+    breakers: SharedBreakers | None
+    """None: without Redis each process has its own."""
     overrides: Overrides
     metrics: Metrics
     engine: AsyncEngine

@@ -111,7 +111,7 @@ end
 Command = Callable[..., Awaitable[Any]]
 
 
-class _Script:
+class Script:
     """A script sent by its digest; whole only when Redis has forgotten it."""
 
     def __init__(self, text: str) -> None:
@@ -139,7 +139,7 @@ class RedisLimits:
     def __init__(self, command: Command, *, process: str | None = None) -> None:
         self._command = command
         self._process = (process or worker_id()).encode()
-        self._admit, self._beat, self._correct = map(_Script, (_ADMIT, _BEAT, _CORRECT))
+        self._admit, self._beat, self._correct = map(Script, (_ADMIT, _BEAT, _CORRECT))
         self._sending: set[asyncio.Task[Any]] = set()
 
     async def admit(self, demands: Sequence[Demand]) -> Verdict:

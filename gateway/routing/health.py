@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import structlog
 from msgspec import Struct
@@ -78,7 +79,13 @@ class BackendRegistry:
         self._tasks: list[asyncio.Task[None]] = []
         self._cards: Mapping[str, BackendCard] | None = None
         self.on_breaker: Callable[[str], None] | None = None
-        """Told of each breaker that opened or closed here."""
+        """Told of each breaker that opened or closed here: NAME, or NAME@ADDRESS of one replica."""
+        self._breakers = {name: state.breaker for name, state in self._states.items()}
+        for name, backend in backends.items():
+            for address, breaker in getattr(backend, "breakers", {}).items():
+                self._breakers[f"{name}@{address}"] = breaker
+            if hasattr(backend, "on_breaker"):
+                backend.on_breaker = partial(self._told_of_replica, name)
 
     async def start(self) -> None:
         """Probe each backend once, at most `timeout_s`, and go on in the background."""
@@ -184,18 +191,21 @@ class BackendRegistry:
             self._told(name)
         self._changed(state)
 
-    def breaker(self, name: str) -> tuple[int, float, str]:
+    def breakers(self) -> list[str]:
+        """Of backends, NAME, and of replicas, NAME@ADDRESS."""
+        return list(self._breakers)
+
+    def breaker(self, key: str) -> tuple[int, float, str]:
         """How often it opened in a row, for how many seconds more, and why."""
-        breaker = self._states[name].breaker
+        breaker = self._breakers[key]
         return breaker.opened, max(breaker.open_until - self._clock(), 0.0), breaker.error
 
-    def adopt_breaker(self, name: str, opened: int, left_s: float, error: str) -> None:
-        """Take over what another gateway found out of a backend."""
-        state = self._states.get(name)
-        if state is not None:
-            state.breaker.adopt(opened, self._clock() + left_s, error)
-            self._changed(state)
-            log.info("breaker_adopted", backend=name, opened=opened, left_s=left_s, error=error)
+    def adopt_breaker(self, key: str, opened: int, left_s: float, error: str) -> None:
+        """Take over what another gateway found out."""
+        self._breakers[key].adopt(opened, self._clock() + left_s, error)
+        if key in self._states:
+            self._changed(self._states[key])
+        log.info("breaker_adopted", backend=key, opened=opened, left_s=left_s, error=error)
 
     def state(self) -> dict[str, dict[str, object]]:
         """Each backend's condition, for /health."""
@@ -238,6 +248,12 @@ class BackendRegistry:
     def _told(self, name: str) -> None:
         if self.on_breaker is not None:
             self.on_breaker(name)
+
+    def _told_of_replica(self, name: str, address: str) -> None:
+        breaker = self._breakers[f"{name}@{address}"]
+        event = "replica_ejected" if breaker.opened else "replica_back"
+        log.warning(event, backend=name, address=address, error=breaker.error)
+        self._told(f"{name}@{address}")
 
     def _changed(self, state: _State) -> None:
         state.card = self._cards = None
