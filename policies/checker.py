@@ -15,7 +15,8 @@ import msgspec
 from msgspec import Struct
 
 from policies.conditions import ANY, minutes, time_zone
-from policies.model import BackendRange, Hours, Objective, Policy, Range, Route, Rule, When
+from policies.failing import failing_problems
+from policies.model import BackendRange, Hedge, Hours, Objective, Policy, Range, Route, Rule, When
 from policies.reachability import covered, impossible
 
 ACTIONS = ("route", "split", "objective", "deny")
@@ -155,6 +156,8 @@ def _check_keys(tree: dict[str, Any], lines: _Lines) -> Iterator[Problem]:
         yield from _unknown(table, kind, path, lines)
         if isinstance(table.get("objective"), dict):
             yield from _unknown(table["objective"], Objective, f"{path}.objective", lines)
+        if isinstance(table.get("hedge"), dict):
+            yield from _unknown(table["hedge"], Hedge, f"{path}.hedge", lines)
         when = table.get("when") if kind is Rule else None
         if isinstance(when, dict):
             yield from _unknown(when, When, f"{path}.when", lines)
@@ -285,6 +288,7 @@ def _action_problems(action: Route) -> Iterator[tuple[str, str]]:
                 yield beside, "without effect beside deny; remove it"
     if action.max_tokens is not None and action.max_tokens < 1:
         yield "max_tokens", f"{action.max_tokens!r}: at least 1"
+    yield from failing_problems(action)
 
 
 def _objective_problems(goal: Objective) -> Iterator[tuple[str, str]]:

@@ -103,6 +103,19 @@ class Objective(_Frozen, frozen=True, kw_only=True):
     """Tiers or backends to choose from."""
 
 
+class Hedge(_Frozen, frozen=True, kw_only=True):
+    """When a second backend is asked beside a slow one: the first to answer wins, both are paid."""
+
+    percentile: float = 0.95
+    """Of the first one's latest times to an answer (of a stream: to its first token)."""
+    max_prompt_tokens: int = 512
+    """Longer requests are not hedged: their second call would cost too much."""
+    max_answer_tokens: int = 256
+    """As asked for by max_tokens; requests without one are not hedged."""
+    min_wait_s: float = 0.01
+    """Before which no second call is made."""
+
+
 class Route(_Frozen, frozen=True, kw_only=True):
     """What a rule, or the default, does: exactly one action, and the fields beside it."""
 
@@ -122,6 +135,14 @@ class Route(_Frozen, frozen=True, kw_only=True):
     """The most that may be used of the caches."""
     shadow: str | None = None
     """A tier or backend that gets a copy."""
+    retries: int | None = None
+    """How often each backend is asked again when it fails, before the next one is; None: as
+    configured."""
+    hedge: Hedge | None = None
+    """Ask a second backend where the first takes long."""
+    restart: bool = False
+    """A stream that broke off may begin again on the next backend, for clients that send
+    x-headgate-accept-restart: 1."""
 
 
 class Rule(Route, frozen=True, kw_only=True):
@@ -255,6 +276,9 @@ class Decision(Struct, frozen=True, kw_only=True):
     cache: CacheRule | None = None
     """The most that may be used of the caches; None: as configured."""
     shadow: str | None = None
+    retries: int | None = None
+    hedge: Hedge | None = None
+    restart: bool = False
     probability: float = 1.0
     """With which the first candidate was chosen (a split's share)."""
     draw: float = 0.0
