@@ -15,6 +15,8 @@ from backends.contract import Usage
 from backends.errors import BackendError
 from gateway.cache.caches import Caches
 from gateway.cache.semantic import Encoding
+from gateway.ledger.keys import Caller
+from gateway.ledger.late_spending import by_backend
 from gateway.ledger.pricing import price_usage
 from gateway.ledger.records import ChargeKind, ChargeRecord, Settlement
 from gateway.parts import Parts
@@ -98,7 +100,7 @@ class LateCharges:
     def _book(
         self, settlement: Settlement, backend: str, usage: Usage, kind: ChargeKind, seq: int
     ) -> None:
-        parts, request_id = self._parts, settlement.request.request_id
+        parts, request = self._parts, settlement.request
         settings = parts.backend_settings[backend]
         charge = price_usage(
             parts.settings,
@@ -108,9 +110,11 @@ class LateCharges:
             in_flight=1,
             kind=kind,
             at=parts.clock(),
-            request_id=request_id,
+            request_id=request.request_id,
             seq=seq,
         )
         charges = (*settlement.charges, charge)  # what is there already stays as it is
-        parts.ledger.settle(Settlement(request=settlement.request, charges=charges))
+        parts.ledger.settle(Settlement(request=request, charges=charges))
+        caller = Caller(key_id=request.key, team=request.team, user=request.user)
+        parts.budgets.add(caller, request.tags, by_backend([charge]), at=request.started_at)
         parts.metrics.count_charge(charge, settings.model)

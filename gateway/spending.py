@@ -12,6 +12,7 @@ import structlog
 
 from gateway.errors import BudgetUnavailable, GatewayError
 from gateway.exchange import Exchange
+from gateway.ledger.late_spending import by_backend
 from gateway.ledger.pricing import price_usage
 from gateway.ledger.reservation_log import Held
 from gateway.ledger.slices import Reservation
@@ -124,11 +125,10 @@ class Spending:
     def settle(self, x: Exchange) -> None:
         """Book what the request cost, and let go of the rest."""
         if x.reservation is None:
+            if x.charges and x.caller is not None:  # a cached answer's question was encoded
+                self._parts.budgets.add(x.caller, x.tags, by_backend(x.charges), at=x.started_at)
             return
-        by_model: dict[str, int] = {}
-        for charge in x.charges:
-            cost = by_model.get(charge.backend, 0) + charge.cost_nano_usd
-            by_model[charge.backend] = cost
+        by_model = by_backend(x.charges)
         beyond = x.cost_nano_usd - x.reservation.nano_usd
         if beyond > 0 and x.caller is not None:
             self._parts.budgets.overruns.note(x.caller.key_id, beyond, x.started_at)

@@ -13,18 +13,19 @@ from gateway.api.bodies import parameter, read_body
 from gateway.api.guards import caller_of
 from gateway.errors import Forbidden, InvalidRequest
 from gateway.ledger import key_store
+from gateway.ledger.budget_alerts import list_alerts
 from gateway.ledger.budget_store import (
     DEFAULT_ALERT_PERCENTS,
     Budget,
     Spend,
     check_scope,
     counter_of,
-    list_alerts,
     list_budgets,
     read_spend,
     remove_budget,
     set_budget,
 )
+from gateway.ledger.keys import Caller
 from gateway.ledger.money import parse_usd, usd_text
 from gateway.ledger.overruns import list_overruns
 from gateway.pipeline import Pipeline
@@ -60,59 +61,21 @@ def budget_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
     """All of /admin/budgets."""
     reads = [admin_guard(pipeline, "budgets:read")]
     writes = [admin_guard(pipeline, "budgets:write")]
-    parts = pipeline.parts
 
     @get("/admin/budgets", guards=reads, summary="All budgets and what is left of them")
     async def budgets(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        async with reading(pipeline) as connection:
-            found = await list_budgets(connection)
-            counters = [counter_of(budget, parts.clock()) for budget in found]
-            spend = await read_spend(connection, counters)
-            seen = await _seen(caller_of(request).role, caller_of(request).team, connection)
-        return {
-            "budgets": [
-                show_budget(budget, spend.get(counter))
-                for budget, counter in zip(found, counters, strict=True)
-                if seen is None or budget.scope in seen
-            ]
-        }
+        return {"budgets": await shown_budgets(pipeline, caller_of(request))}
 
     @post("/admin/budgets", guards=writes, summary="Make or change a budget")
-    async def change_budget(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        body = await read_body(request, NewBudget)
-        if body.downgrade_policy is not None and body.downgrade_policy not in parts.book.names():
-            raise InvalidRequest(
-                f"There is no policy {body.downgrade_policy!r}; there are: "
-                f"{', '.join(parts.book.names())}.",
-                param="downgrade_policy",
-            )
-        async with acting(pipeline, request, "budgets.set", body.scope) as (act, connection):
-            await _check_reach(act, body.scope, connection)
-            act.details = msgspec.to_builtins(body)
-            wanted = Budget(
-                scope=body.scope,
-                window=body.window,
-                limit_nano_usd=parse_usd(str(body.limit_usd)),
-                soft=body.soft,
-                tz=body.tz,
-                alert_percents=tuple(body.alert_percents),
-                downgrade_percent=body.downgrade_percent,
-                downgrade_policy=body.downgrade_policy,
-            )
-            budget = await set_budget(connection, wanted, now=parts.clock())
-        await parts.budgets.refresh()
-        return show_budget(budget, None)
+    async def change(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        return await change_budget(pipeline, request, await read_body(request, NewBudget))
 
     @delete("/admin/budgets", guards=writes, status_code=200, summary="Remove a budget")
     async def delete_budget(request: Request[Any, Any, Any]) -> dict[str, Any]:
         scope = parameter(request, "scope")
-        window = request.query_params.get("window", "day")
-        async with acting(pipeline, request, "budgets.remove", scope) as (act, connection):
-            await _check_reach(act, scope, connection)
-            act.details = {"window": window}
-            await remove_budget(connection, scope=scope, window=window)
-        await parts.budgets.refresh()
-        return {"scope": scope, "window": window, "removed": True}
+        return await drop_budget(
+            pipeline, request, scope, request.query_params.get("window", "day")
+        )
 
     @get("/admin/budgets/alerts", guards=reads, summary="Thresholds that were passed")
     async def alerts(request: Request[Any, Any, Any]) -> dict[str, Any]:
@@ -152,7 +115,65 @@ def budget_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
             seen = await _seen(caller_of(request).role, caller_of(request).team, connection)
         return {"overruns": [row for row in found if seen is None or f"key:{row['key']}" in seen]}
 
-    return [budgets, change_budget, delete_budget, alerts, overruns]
+    return [budgets, change, delete_budget, alerts, overruns]
+
+
+# What the paths and the dashboard do
+
+
+async def shown_budgets(pipeline: Pipeline, caller: Caller) -> list[dict[str, Any]]:
+    """All budgets that the caller may look at, and what is left of them."""
+    async with reading(pipeline) as connection:
+        found = await list_budgets(connection)
+        counters = [counter_of(budget, pipeline.parts.clock()) for budget in found]
+        spend = await read_spend(connection, counters)
+        seen = await _seen(caller.role, caller.team, connection)
+    return [
+        show_budget(budget, spend.get(counter))
+        for budget, counter in zip(found, counters, strict=True)
+        if seen is None or budget.scope in seen
+    ]
+
+
+async def change_budget(
+    pipeline: Pipeline, request: Request[Any, Any, Any], body: NewBudget
+) -> dict[str, Any]:
+    """Make or change a budget."""
+    parts = pipeline.parts
+    if body.downgrade_policy is not None and body.downgrade_policy not in parts.book.names():
+        raise InvalidRequest(
+            f"There is no policy {body.downgrade_policy!r}; there are: "
+            f"{', '.join(parts.book.names())}.",
+            param="downgrade_policy",
+        )
+    async with acting(pipeline, request, "budgets.set", body.scope) as (act, connection):
+        await _check_reach(act, body.scope, connection)
+        act.details = msgspec.to_builtins(body)
+        wanted = Budget(
+            scope=body.scope,
+            window=body.window,
+            limit_nano_usd=parse_usd(str(body.limit_usd)),
+            soft=body.soft,
+            tz=body.tz,
+            alert_percents=tuple(body.alert_percents),
+            downgrade_percent=body.downgrade_percent,
+            downgrade_policy=body.downgrade_policy,
+        )
+        budget = await set_budget(connection, wanted, now=parts.clock())
+    await parts.budgets.refresh()
+    return show_budget(budget, None)
+
+
+async def drop_budget(
+    pipeline: Pipeline, request: Request[Any, Any, Any], scope: str, window: str
+) -> dict[str, Any]:
+    """Remove a budget."""
+    async with acting(pipeline, request, "budgets.remove", scope) as (act, connection):
+        await _check_reach(act, scope, connection)
+        act.details = {"window": window}
+        await remove_budget(connection, scope=scope, window=window)
+    await pipeline.parts.budgets.refresh()
+    return {"scope": scope, "window": window, "removed": True}
 
 
 async def _seen(role: str, team: str, connection: AsyncConnection) -> set[str] | None:

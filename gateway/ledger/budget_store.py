@@ -4,17 +4,18 @@ Counters (`budget_spend`) are where all gateway processes agree; `lease_store.py
 through them. The database's clock says which window it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import ColumnElement, and_, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, or_, select, update
 
 from gateway.ledger import subjects
-from gateway.ledger.database import insert_once, now_us
+from gateway.ledger.database import insert_once
 from gateway.ledger.money import MAX_NANO_USD, usd_text
-from gateway.ledger.tables import budget_alerts, budget_spend, budgets, charges, requests
+from gateway.ledger.records import FIRST_CORRECTION
+from gateway.ledger.tables import budget_spend, budgets, charges, requests
 from gateway.ledger.windows import (
     bucket_us_of,
     check_window,
@@ -33,7 +34,7 @@ DEFAULT_ALERT_PERCENTS = (80, 100)
 EVERYBODY = "global"
 _ALIASES = {"organisation": EVERYBODY, "organization": EVERYBODY, "org": EVERYBODY}
 _KINDS = ("team", "key", "user", "tag", "model")
-_NOT_CHARGED = ("shadow", "audit")
+NOT_CHARGED = ("shadow", "audit")
 """The operator's own experiments: no customer's budget pays for them."""
 
 
@@ -76,19 +77,10 @@ class Spend(Struct, frozen=True, kw_only=True):
         """All that counts against the limit."""
         return self.spent + self.reserved + self.overrun
 
-
-class Alert(Struct, frozen=True, kw_only=True):
-    """A threshold that was passed."""
-
-    scope: str
-    window: str
-    window_started_at: float
-    """Unix seconds."""
-    percent: int
-    at: float
-    """Unix seconds."""
-    spent_nano_usd: int
-    limit_nano_usd: int
+    @property
+    def used(self) -> int:
+        """What requests have cost."""
+        return self.spent + self.overrun
 
 
 class UnknownBudget(LookupError):
@@ -131,6 +123,19 @@ def check_budget(budget: Budget) -> Budget:
         tz=check_zone(budget.tz),
         alert_percents=tuple(sorted(set(budget.alert_percents))),
     )
+
+
+def scopes_of(*, team: str, key: str, user: str | None, tags: Mapping[str, str]) -> list[str]:
+    """The scopes that a request falls under, whatever answers it."""
+    scopes = [f"key:{key}", f"team:{team}", EVERYBODY]
+    if user is not None:
+        scopes.append(f"user:{user}")
+    return scopes + [f"tag:{name}={value}" for name, value in tags.items()]
+
+
+def order(counter: Counter) -> tuple[str, str, int]:
+    """In which counters are locked."""
+    return counter.scope, counter.window, counter.start_us
 
 
 def counter_of(budget: Budget, now: float) -> Counter:
@@ -256,41 +261,6 @@ async def ensure_counter(connection: "AsyncConnection", counter: Counter) -> Non
     )
 
 
-async def tell_once(
-    connection: "AsyncConnection", counter: Counter, percent: int, spend: Spend, limit: int
-) -> bool:
-    """Whether this process is the first to see that a threshold was passed."""
-    told = await connection.execute(
-        insert_once(connection.dialect.name, budget_alerts).values(
-            **_names(counter),
-            percent=percent,
-            at_us=now_us(connection.dialect.name),
-            spent_nano_usd=spend.spent + spend.overrun,
-            limit_nano_usd=limit,
-        )
-    )
-    return told.rowcount == 1
-
-
-async def list_alerts(connection: "AsyncConnection", *, limit: int = 100) -> list[Alert]:
-    """The newest alerts first."""
-    rows = await connection.execute(
-        select(budget_alerts).order_by(budget_alerts.c.at_us.desc()).limit(limit)
-    )
-    return [
-        Alert(
-            scope=row.scope,
-            window=row.window,
-            window_started_at=row.window_start_us / 1e6,
-            percent=row.percent,
-            at=row.at_us / 1e6,
-            spent_nano_usd=row.spent_nano_usd,
-            limit_nano_usd=row.limit_nano_usd,
-        )
-        for row in rows
-    ]
-
-
 def booked(
     counter: Counter,
     *,
@@ -298,18 +268,22 @@ def booked(
     until_us: int | None = None,
     worker: str | None = None,
 ) -> "ScalarSelect[Any]":
-    """What the ledger has in the counter's scope from its start on, of all processes or of one."""
+    """What the ledger has in the counter's scope from its start on, of all processes.
+
+    Args:
+        worker: only what this process booked: without corrections, which are no process's.
+    """
     kind, _, name = counter.scope.partition(":")
     sum_ = (
         select(func.coalesce(func.sum(charges.c.cost_nano_usd), 0))
         .join(requests, requests.c.request_id == charges.c.request_id)
         .where(requests.c.started_us >= (counter.start_us if since_us is None else since_us))
-        .where(charges.c.kind.not_in(_NOT_CHARGED))
+        .where(charges.c.kind.not_in(NOT_CHARGED), ~_takes_back_uncharged())
     )
     if until_us is not None:
         sum_ = sum_.where(requests.c.started_us < until_us)
     if worker is not None:
-        sum_ = sum_.where(requests.c.worker == worker)
+        sum_ = sum_.where(requests.c.worker == worker, charges.c.seq < FIRST_CORRECTION)
     if kind == "team":  # rows hold random ids, see subjects.py
         sum_ = sum_.where(requests.c.team == subjects.id_of("team", name))
     elif kind == "user":
@@ -322,6 +296,17 @@ def booked(
         tag, _, value = name.partition("=")
         sum_ = sum_.where(requests.c.tags[tag].as_string() == value)
     return sum_.scalar_subquery()
+
+
+def _takes_back_uncharged() -> ColumnElement[bool]:
+    """A reversal of what no budget had paid."""
+    wrong = charges.alias("wrong")
+    return exists().where(
+        charges.c.kind == "reversal",
+        wrong.c.request_id == charges.c.request_id,
+        wrong.c.seq == charges.c.reverses_seq,
+        wrong.c.kind.in_(NOT_CHARGED),
+    )
 
 
 def is_counter(counter: Counter) -> ColumnElement[bool]:

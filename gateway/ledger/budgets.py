@@ -6,7 +6,8 @@ Slices shrink as the limit comes near, and return when they are not used.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from gateway.errors import BudgetReserved, BudgetSpent, BudgetUnavailable, GatewayError
 from gateway.ledger import budget_store as store
 from gateway.ledger import lease_store
+from gateway.ledger.budget_alerts import Thresholds
 from gateway.ledger.budget_store import Budget, Counter, Spend
 from gateway.ledger.database_clock import DatabaseClock
 from gateway.ledger.keys import Caller
@@ -82,12 +84,12 @@ class Budgets:
         self._slices: dict[Counter, Slice] = {}
         self._stamp = Stamp(stamp or beside(engine))
         self._sql = asyncio.Lock()
-        self._leasing: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._tagged = False
         """Whether any budget is on a tag."""
         self.overruns = Overruns(engine)
-        self._told: set[tuple[Counter, int]] = set()
+        self._thresholds = Thresholds(engine)
         self._beats = 0
         self._error: str | None = None
 
@@ -104,6 +106,7 @@ class Budgets:
         """Book what was spent and return the slices; what cannot be booked now, a reaper will."""
         try:
             async with asyncio.timeout(timeout_s):
+                await asyncio.gather(*self._background, return_exceptions=True)
                 async with self._sql:  # so that no transaction is cut
                     for task in self._tasks:
                         task.cancel()
@@ -223,6 +226,50 @@ class Budgets:
         """Whether a budget stands on that backend."""
         return f"model:{name}" in self._by_scope
 
+    def add(
+        self, caller: Caller, tags: Mapping[str, str], changes: Mapping[str, int], *, at: float
+    ) -> None:
+        """Count what a request cost beside its reservation, or without one.
+
+        Args:
+            changes: nano-dollars by backend.
+            at: unix seconds; when the request started.
+        """
+        together = sum(changes.values())
+        if not self._by_scope or not together:
+            return
+        found = [(*pair, together) for pair in self._find_limits(caller, tags.items(), at)]
+        for name, nano_usd in changes.items():
+            for budget in self._by_scope.get(f"model:{name}", ()):
+                found.append((store.counter_of(budget, at), budget, nano_usd))
+        short = []
+        for counter, budget, nano_usd in found:
+            part = self._slices.setdefault(counter, Slice())
+            if part.free >= nano_usd:
+                part.spend(nano_usd)
+            else:
+                short.append((counter, budget, nano_usd))
+        if short:
+            self._in_background(self._add(short, caller.key_id))
+
+    async def _add(self, found: Sequence[tuple[Counter, Budget, int]], key: str) -> None:
+        """What no limit has room for is overrun."""
+        beyond = 0
+        for counter, budget, nano_usd in found:
+            try:
+                (part,) = await self._hold([(counter, budget)], nano_usd, None)
+            except GatewayError:
+                beyond = max(beyond, nano_usd)
+                part = self._slices.setdefault(counter, Slice())
+                part.overrun += nano_usd
+                async with self._sql:  # there may be no lease that would tell of it if we died
+                    await self._guarded(partial(self._sync_one, counter, part, 0))
+            else:
+                part.held -= nano_usd
+                part.spend(nano_usd)
+        if beyond:
+            self.overruns.note(key, beyond, self.clock())
+
     async def _hold(
         self, limits: Sequence[tuple[Counter, Budget]], nano_usd: int, request_id: str | None
     ) -> Sequence[Slice]:
@@ -260,14 +307,13 @@ class Budgets:
     def _find_limits(
         self, caller: Caller, tags: Iterable[tuple[str, str]], now: float
     ) -> list[tuple[Counter, Budget]]:
-        scopes = [f"key:{caller.key_id}", f"team:{caller.team}", store.EVERYBODY]
-        if caller.user is not None:
-            scopes.append(f"user:{caller.user}")
-        scopes += [f"tag:{name}={value}" for name, value in tags]
+        scopes = store.scopes_of(
+            team=caller.team, key=caller.key_id, user=caller.user, tags=dict(tags)
+        )
         found = [budget for scope in scopes for budget in self._by_scope.get(scope, ())]
         limits = [(store.counter_of(budget, now), budget) for budget in found]
         if len(limits) > 1:
-            limits.sort(key=lambda pair: _order(pair[0]))
+            limits.sort(key=lambda pair: store.order(pair[0]))
         return limits
 
     # Leasing
@@ -281,9 +327,7 @@ class Budgets:
         failures = 0
         while failures < _TRIES:
             # A client that goes away must not cut a transaction whose end we would not know.
-            work = asyncio.create_task(self._lease(limits, nano_usd))
-            self._leasing.add(work)
-            work.add_done_callback(self._leased)
+            work = self._in_background(self._lease(limits, nano_usd))
             try:
                 await asyncio.shield(work)
             except (SQLAlchemyError, OSError) as error:
@@ -295,8 +339,14 @@ class Budgets:
                 return slices  # else others took it between
         raise BudgetUnavailable("Budgets cannot be checked right now; try again shortly.")
 
-    def _leased(self, work: "asyncio.Task[None]") -> None:
-        self._leasing.discard(work)
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._over)
+        return task
+
+    def _over(self, work: "asyncio.Task[None]") -> None:
+        self._background.discard(work)
         if not work.cancelled():
             work.exception()  # its waiter has it, or went away
 
@@ -337,7 +387,7 @@ class Budgets:
         """Book what was spent since the last time, and return slices that nobody used."""
         await self.overruns.write()
         async with self._sql:
-            for counter in sorted(self._slices, key=_order):
+            for counter in sorted(self._slices, key=store.order):
                 part = self._slices[counter]
                 give_back = 0 if part.used else max(part.free, 0)
                 part.used = False
@@ -351,6 +401,8 @@ class Budgets:
         asked = part.lease(self._owner)
         try:
             async with self._engine.begin() as connection:
+                if not part.leased:
+                    await store.ensure_counter(connection, counter)
                 spend, stands = await self._book(connection, counter, asked)
         except BaseException:
             part.granted += give_back
@@ -381,7 +433,7 @@ class Budgets:
         self._by_scope, self._spend = by_scope, spend
         self._known_limits.clear()
         self._tagged = any(scope.startswith("tag:") for scope in by_scope)
-        await self._tell(counters)
+        await self._thresholds.tell(counters, spend)
 
     async def beat(self) -> None:
         """Extend this process's leases, and end those of dead ones."""
@@ -400,34 +452,6 @@ class Budgets:
         """End the leases of a process that died and whose requests all stand in the ledger."""
         async with self._engine.begin() as connection:
             return await lease_store.reap(connection, dead=dead)
-
-    async def _tell(self, counters: Mapping[Counter, Budget]) -> None:
-        """Say once per window, whatever the number of processes, that a threshold is passed."""
-        passed = {
-            (counter, percent)
-            for counter, budget in counters.items()
-            for percent in budget.alert_percents
-            if _used(self._spend.get(counter)) * 100 >= budget.limit_nano_usd * percent
-        }
-        for counter, percent in sorted(
-            passed - self._told, key=lambda one: (*_order(one[0]), one[1])
-        ):
-            budget, spend = counters[counter], self._spend[counter]
-            async with self._engine.begin() as connection:
-                first = await store.tell_once(
-                    connection, counter, percent, spend, budget.limit_nano_usd
-                )
-            if first:
-                log.warning(
-                    "budget_threshold_passed",
-                    scope=budget.scope,
-                    window=budget.window,
-                    percent=percent,
-                    soft=budget.soft,
-                    limit_usd=usd_text(budget.limit_nano_usd),
-                    spent_usd=usd_text(_used(spend)),
-                )
-        self._told = passed
 
     async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -474,11 +498,3 @@ def _left(spend: Spend, own: Slice | None, budget: Budget) -> float:
     taken = spend.taken - (max(own.free, 0) if own else 0)
     taken = min(max(taken, 0), budget.limit_nano_usd)
     return share(budget.limit_nano_usd - taken, budget.limit_nano_usd)
-
-
-def _used(spend: Spend | None) -> int:
-    return spend.spent + spend.overrun if spend else 0
-
-
-def _order(counter: Counter) -> tuple[str, str, int]:
-    return counter.scope, counter.window, counter.start_us

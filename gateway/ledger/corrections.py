@@ -1,24 +1,24 @@
 """Taking a charge back: what was booked stays, a negative row stands beside it.
 
 A correction is booked now, so it belongs to the open period, and its `reverses_seq` names what it
-corrects. It never precedes that, whatever the clock says.
+corrects. It never precedes that, whatever the clock says. Budgets count it where they counted the
+request.
 """
 
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from gateway.ledger.budget_store import NOT_CHARGED
 from gateway.ledger.database import writing
+from gateway.ledger.late_spending import Correction, by_backend
 from gateway.ledger.money import MAX_NANO_USD, usd_text
 from gateway.ledger.pricing import reverse
-from gateway.ledger.records import ChargeRecord, Settlement
+from gateway.ledger.records import FIRST_CORRECTION, ChargeRecord, Settlement
 from gateway.ledger.repository import Repository, find_settlement
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
-
-FIRST_SEQ = 10_000
-"""Above all charges that serving a request can book."""
 
 
 class UnknownCharge(LookupError):
@@ -55,8 +55,9 @@ async def correct(
         if found is None:
             raise UnknownCharge(f"no request {request_id!r} in the ledger")
         wrong = _wrong_charge(found, seq)
+        budgets = await Correction.begin(connection, found.request, now=now)
         at = max(now, wrong.at)
-        next_seq = max(FIRST_SEQ, found.charges[-1].seq + 1)
+        next_seq = max(FIRST_CORRECTION, found.charges[-1].seq + 1)
         booked = [reverse(wrong, seq=next_seq, at=at)]
         if cost_nano_usd is not None:
             right = replace(wrong, seq=next_seq + 1, at=at, reverses_seq=seq)
@@ -64,6 +65,8 @@ async def correct(
         await repository.write_on(
             connection, [Settlement(request=found.request, charges=tuple(booked))]
         )
+        if wrong.kind not in NOT_CHARGED:
+            await budgets.apply(connection, by_backend(booked))
         after = await find_settlement(connection, request_id)
     assert after is not None, "it was there a moment ago"
     return tuple(charge for charge in after.charges if charge.seq >= next_seq)

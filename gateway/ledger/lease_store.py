@@ -27,7 +27,7 @@ from gateway.ledger.budget_store import (
 )
 from gateway.ledger.database import insert_once, now_us
 from gateway.ledger.tables import budget_spend, budgets, leases
-from gateway.ledger.windows import bucket_us_of, first_start_us
+from gateway.ledger.windows import first_start_us, rolls
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -38,7 +38,7 @@ _TOMBSTONE_US = 86_400_000_000
 _LOOK_AGAIN_US = 600_000_000
 """How long after a lease ended its owner's late rows are looked for."""
 _ANCHOR_US = -1
-"""A rolling window's row that is only ever locked: grants in two buckets must not pass together."""
+"""A rolling window's row that is only ever locked."""
 
 
 class LeaseState(Struct, frozen=True, kw_only=True):
@@ -69,7 +69,7 @@ async def book(
         The window afterwards, and the lease as it stands now.
     """
     c = budget_spend.c
-    await _lock(connection, counter)
+    await lock(connection, counter)
     mine = (_leased(counter), leases.c.owner == lease.owner)
     row: Any = (await connection.execute(select(leases).where(*mine))).first()
     if row is None:
@@ -111,8 +111,8 @@ async def book(
         .returning(c.spent_nano_usd, c.reserved_nano_usd, c.overrun_nano_usd)
     )
     after = changed.one()
-    if bucket_us_of(counter.window) is not None:
-        return await _window_spend(connection, counter), lease
+    if rolls(counter.window):
+        return await window_spend(connection, counter), lease
     return Spend(spent=after[0], reserved=after[1], overrun=after[2]), lease
 
 
@@ -144,8 +144,8 @@ async def grant(
     statement = update(budget_spend).where(is_counter(counter))
     if limit_nano_usd is not None:
         taken: ColumnElement[Any] = c.spent_nano_usd + c.overrun_nano_usd + c.reserved_nano_usd
-        if bucket_us_of(counter.window) is not None:
-            await _lock_anchor(connection, counter)
+        if rolls(counter.window):
+            await lock_anchor(connection, counter)
             taken = select(_taken_of_window(counter)).scalar_subquery()
         statement = statement.where(taken + nano_usd <= limit_nano_usd)
     done = await connection.execute(
@@ -223,7 +223,7 @@ async def _reap_one(connection: "AsyncConnection", seen: Any, *, certain: bool) 
         certain: the ledger has all that the owner did, so it may also say less than was booked.
     """
     counter = Counter(seen.scope, seen.window, seen.window_start_us)
-    await _lock(connection, counter)
+    await lock(connection, counter)
     mine = and_(_leased(counter), leases.c.owner == seen.owner)
     row: Any = (await connection.execute(select(leases).where(mine))).first()
     if row is None or (not certain and row.expires_us != seen.expires_us):
@@ -293,7 +293,8 @@ async def sweep(connection: "AsyncConnection") -> None:
         )
 
 
-async def _window_spend(connection: "AsyncConnection", counter: Counter) -> Spend:
+async def window_spend(connection: "AsyncConnection", counter: Counter) -> Spend:
+    """What the counter's window says; of a rolling one, all its buckets."""
     c = budget_spend.c
     sums = [
         func.coalesce(func.sum(column), 0)
@@ -317,17 +318,18 @@ def _taken_of_window(counter: Counter) -> ColumnElement[Any]:
     )
 
 
-async def _lock_anchor(connection: "AsyncConnection", counter: Counter) -> None:
+async def lock_anchor(connection: "AsyncConnection", counter: Counter) -> None:
+    """Of a rolling window, whose grants in different buckets must not pass together."""
     anchor = Counter(counter.scope, counter.window, _ANCHOR_US)
     await connection.execute(
         insert_once(connection.dialect.name, budget_spend).values(
             scope=anchor.scope, window=anchor.window, window_start_us=anchor.start_us
         )
     )
-    await _lock(connection, anchor)
+    await lock(connection, anchor)
 
 
-async def _lock(connection: "AsyncConnection", counter: Counter) -> None:
+async def lock(connection: "AsyncConnection", counter: Counter) -> None:
     """A write that changes nothing: both databases let only one transaction past it."""
     await connection.execute(
         update(budget_spend)

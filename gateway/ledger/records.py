@@ -9,6 +9,8 @@ CacheVerdict = Literal["miss", "exact", "semantic", "off"]
 ChargeKind = Literal[
     "answer", "rung", "judge", "hedge", "retry", "shadow", "encoder", "audit", "reversal"
 ]
+FIRST_CORRECTION = 10_000
+"""Charges from this seq on correct others: above all that serving a request can book."""
 
 
 class CandidateRecord(Struct, frozen=True, kw_only=True):
@@ -38,6 +40,8 @@ class DecidedOn(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of every backend that there was."""
     down: tuple[str, ...] = ()
     """Backends that were not ready."""
+    warm: tuple[str, int] | None = None
+    """Who answered the conversation's turn before, and how many tokens that left there."""
     explored: str | None = None
     """The rule that decided, where chance then took another backend."""
 

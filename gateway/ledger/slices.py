@@ -38,6 +38,11 @@ class Slice:
             and self.held >= self.booked_held
         )
 
+    def spend(self, nano_usd: int) -> None:
+        """Use what is free."""
+        self.spent += nano_usd
+        self.used = True
+
     def lease(self, owner: str) -> LeaseState:
         """What should stand in SQL now: never more taken than was granted."""
         beyond = max(self.spent - self.booked_spent - self.granted, 0)

@@ -48,6 +48,11 @@ def first_start_us(window: str, start_us: int) -> int:
     return start_us if bucket_us is None else start_us - _BUCKETS * bucket_us
 
 
+def rolls(window: str) -> bool:
+    """Whether it counts in buckets."""
+    return bucket_us_of(window) is not None
+
+
 @lru_cache(maxsize=64)
 def bucket_us_of(window: str) -> int | None:
     """How long a rolling window's buckets are; None: the window does not roll."""

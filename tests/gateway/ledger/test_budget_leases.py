@@ -18,7 +18,7 @@ from gateway.ledger.budget_store import Budget, Spend
 from gateway.ledger.budgets import Budgets
 from gateway.ledger.repository import Repository
 from gateway.ledger.tables import leases
-from tests.gateway.ledger.budget_samples import TEAM, set_limit, spend_of, still
+from tests.gateway.ledger.budget_samples import TEAM, run_out, set_limit, spend_of, still
 from tests.gateway.ledger.samples import charge, settlement
 
 
@@ -74,7 +74,7 @@ async def test_unused_slices_return(engine: AsyncEngine) -> None:
 async def test_dead_process_s_slice_returns_and_its_answers_count(engine: AsyncEngine) -> None:
     """After its lease ran out: what the ledger knows of its answers is spent, the rest is free."""
     budget = await set_limit(engine, 6_400)
-    dead = still(engine, "dead", lease_s=0.8)
+    dead = still(engine, "dead")
     await dead.refresh()
     began = time.time()
     (await dead.reserve(TEAM, 100)).settle(90)
@@ -95,7 +95,7 @@ async def test_dead_process_s_slice_returns_and_its_answers_count(engine: AsyncE
     alive = still(engine, "alive")
     await alive.beat()
     assert (await spend_of(engine, budget)).reserved > 0, "not yet run out"
-    await asyncio.sleep(0.9)
+    await run_out(engine)
     await alive.beat()
     await alive.beat()
     assert await spend_of(engine, budget) == Spend(spent=170)
@@ -109,12 +109,12 @@ async def test_dead_process_s_slice_returns_and_its_answers_count(engine: AsyncE
 async def test_what_a_stalled_process_gives_back_is_no_overrun(engine: AsyncEngine) -> None:
     """A lease that ends twice under a live process, which then releases all: nothing was spent."""
     budget = await set_limit(engine, 6_400)
-    stalled, other = still(engine, "stalled", lease_s=0.3), still(engine, "other")
+    stalled, other = still(engine, "stalled"), still(engine, "other")
     await stalled.refresh()
     held = await stalled.reserve(TEAM, 100)
     for _ in range(2):
         await stalled.sync()
-        await asyncio.sleep(0.4)
+        await run_out(engine)
         await other.beat()
     held.release()
     await stalled.sync()

@@ -28,6 +28,7 @@ from gateway.errors import BudgetReserved, BudgetSpent
 from gateway.ledger import budget_store as store
 from gateway.ledger.budget_store import Budget, Spend
 from gateway.ledger.budgets import Budgets
+from gateway.ledger.corrections import correct
 from gateway.ledger.database import open_engine
 from gateway.ledger.keys import Caller
 from gateway.ledger.repository import Repository
@@ -114,6 +115,29 @@ class BudgetMachine(RuleBasedStateMachine):
         self.costs[one] = cost
         process.unwritten.append((one, cost))
 
+    @rule(who=st.integers(0, 2), nano_usd=st.integers(1, 40))
+    def charge_late(self, who: int, nano_usd: int) -> None:
+        """A request that was over, or never held anything, turns out to have cost something."""
+        process, request_id = self.processes[who], f"late{next(self.numbers)}"
+        self.run(self._add(process, nano_usd))
+        self.costs[request_id] = nano_usd
+        process.unwritten.append((request_id, nano_usd))
+
+    @rule(who=st.integers(0, 2), cost=st.integers(0, 90))
+    def correct(self, who: int, cost: int) -> None:
+        """An operator says what a booked request should have cost."""
+        process = self.processes[who]
+        if process.unwritten:
+            request_id, _ = process.unwritten[0]
+            self.run(process.budgets.sync())
+            self.run(self._write(process))
+            self.run(
+                correct(
+                    self.engine, request_id, 0, cost_nano_usd=cost, now=time.time(), chained=False
+                )
+            )
+            self.costs[request_id] = cost
+
     @rule(who=st.integers(0, 2))
     def sync(self, who: int) -> None:
         """Book and give back."""
@@ -188,6 +212,10 @@ class BudgetMachine(RuleBasedStateMachine):
             for table in TABLES:
                 await connection.execute(text(f"DELETE FROM {table}"))
             await store.set_budget(connection, self.budget, now=time.time())
+
+    async def _add(self, process: Process, nano_usd: int) -> None:
+        process.budgets.add(TEAM, {}, {"small": nano_usd}, at=time.time())
+        await asyncio.gather(*process.budgets._background)
 
     async def _spend(self) -> Spend:
         counter = store.counter_of(self.budget, 0.0)
