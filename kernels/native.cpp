@@ -21,6 +21,7 @@ constexpr int OUT_OF_RANGE = 1;
 
 }  // namespace
 
+#include "cache.h"
 #include "paged_attention/cpu.cpp"
 #include "quant_linear/cpu.cpp"
 #include "int4_linear/cpu.cpp"

@@ -47,11 +47,11 @@ _TYPES: dict[str, Any] = {
 }
 # Argument types by letter: p(ointer), i(nt), l(ong, 64 bits), f(loat).
 _SIGNATURES = {
-    "decoder_forward": "pppp i",
+    "decoder_step": "pppp ippp i",
     "decoder_logits": "pp i pp i",
     "decoder_scratch_bytes": "p i",
     "packed_linear_f32": "pppp iiii",
-    "paged_attention_f32": "ppppppp lii ll iiii f i",
+    "paged_attention_f32": "ppppp ii",
     "quant_linear_f32": "ppppp iiii",
     "quant_linear_packed_f32": "pppppp iiii",
     "quant_linear_scratch_bytes": "ii",
@@ -60,11 +60,11 @@ _SIGNATURES = {
     "rms_norm_f32": "ppppp f ii",
     "rope_f32": "pppppp l iiii llll",
     "silu_mul_f32": "pp ii",
-    "store_kv_f32": "ppppp l ii ll",
+    "store_kv_f32": "pppppp i ll",
 }
 _LONG_CALLS = frozenset(
     {
-        "decoder_forward",
+        "decoder_step",
         "decoder_logits",
         "int4_linear_f32",
         "packed_linear_f32",

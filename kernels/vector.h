@@ -10,6 +10,10 @@
 
 namespace {
 
+// Compiled once, whoever calls it: where it was inlined its sums might be ordered, or its products
+// fused, in another way, and the last bit differ.
+#define SAME_BITS __attribute__((noinline))
+
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
 #else

@@ -193,7 +193,7 @@ class DecodeGraphs:
             max_query_len=1,
             max_context_len=tier,
         )
-        logits = self._model.logits(self._model.forward(batch, self._caches))
+        logits = self._model.step(batch, self._caches, None)
         tokens = sample(
             logits,
             inputs.temperature,

@@ -155,10 +155,7 @@ class DraftRunner:
     def _forward(self, parts: Sequence[ScheduledSequence]) -> list[int]:
         """Return the likeliest next token of each part that reaches the end of its sequence."""
         batch, rows = self._inputs.build(parts)
-        hidden = self._model.forward(batch, self._caches)
-        if rows is not None:
-            if rows.shape[0] == 0:
-                return []
-            hidden = hidden[rows]
-        tokens: list[int] = self._model.logits(hidden).argmax(dim=-1).tolist()
-        return tokens
+        if rows is not None and rows.shape[0] == 0:
+            self._model.forward(batch, self._caches)
+            return []
+        return self._model.likeliest(batch, self._caches, rows)

@@ -75,7 +75,7 @@ def build_engine(options: EngineOptions, *, meter: MeterSlot | None = None) -> E
         config=model_config,
     )
     if options.deterministic:
-        check_deterministic(model, kv_dtype)
+        check_deterministic(model)
     if device.type == "cpu":
         torch.set_num_threads(options.threads or pick_threads(model.step_bytes))
     config = _engine_config(options, model_config, device, kv_dtype)
@@ -133,17 +133,17 @@ def pick_dtype(option: DtypeOption, config: ModelConfig, device: torch.device) -
     return torch.float32 if fits else torch.bfloat16
 
 
-def check_deterministic(model: Model, kv_dtype: torch.dtype) -> None:
+def check_deterministic(model: Model) -> None:
     """Refuse kernels whose result for one row depends on how many stand beside it.
 
     Raises:
         ValueError: they do, in this dtype and on this device.
     """
-    if not (model.is_batch_invariant and kv_dtype == torch.float32):
+    if not model.is_batch_invariant:
         raise ValueError(
             "deterministic is true, but only the C++ kernels can promise it: on a CPU, with a C++ "
-            "compiler installed, dtype and kv_cache_dtype float32 (weights may be int8), and a "
-            "head size that is a multiple of 16"
+            "compiler installed, dtype float32 (weights may be int8 or int4), and a head size that "
+            "is a multiple of 16"
         )
 
 

@@ -58,16 +58,75 @@ class BlockTables:
         return self._free.pop()
 
 
+class _Decodes:
+    """One token of each of the same sequences, step after step, on the CPU.
+
+    The tensors share the arrays' memory, which is written anew for every step: making a tensor
+    costs as much as filling it.
+    """
+
+    def __init__(self, requests: Sequence[Request], columns: int, block_size: int) -> None:
+        count = len(requests)
+        self._requests = list(requests)
+        self._blocks = [request.block_ids for request in requests]
+        self._written = [0] * count
+        self._size = block_size
+        self._tokens, self._positions, self._slots = np.empty((3, count), dtype=np.int64)
+        self._ends = np.empty(count, dtype=np.int32)
+        self._tables = np.full((count, columns), -1, dtype=np.int32)
+        self._batch = ForwardBatch(
+            token_ids=torch.from_numpy(self._tokens),
+            positions=torch.from_numpy(self._positions),
+            slot_mapping=torch.from_numpy(self._slots),
+            block_tables=torch.from_numpy(self._tables),
+            query_start_lens=torch.arange(count + 1, dtype=torch.int32),
+            context_lens=torch.from_numpy(self._ends),
+            max_query_len=1,
+            max_context_len=0,
+        )
+
+    def fits(self, sequences: Sequence[ScheduledSequence]) -> bool:
+        """Whether a step is one token of each of these sequences, in their old blocks."""
+        if len(sequences) != len(self._requests):
+            return False
+        for sequence, request, blocks in zip(sequences, self._requests, self._blocks, strict=True):
+            # A sequence that lost its blocks has a new list of them.
+            if (
+                sequence.request is not request
+                or sequence.num_tokens != 1
+                or request.block_ids is not blocks
+            ):
+                return False
+        return True
+
+    def fill(self, sequences: Sequence[ScheduledSequence]) -> ForwardBatch:
+        """Write a step that fits."""
+        size, longest = self._size, 0
+        for row, sequence in enumerate(sequences):
+            start, blocks = sequence.start, self._blocks[row]
+            if (written := self._written[row]) != len(blocks):
+                self._tables[row, written : len(blocks)] = blocks[written:]
+                self._written[row] = len(blocks)
+            self._tokens[row] = sequence.request.token_ids[start]
+            self._positions[row] = start
+            self._slots[row] = blocks[start // size] * size + start % size
+            self._ends[row] = start + 1
+            if start >= longest:
+                longest = start + 1
+        return self._batch._replace(max_context_len=longest)
+
+
 class InputBatch:
-    """Builds one step's tensors."""
+    """Builds one step's tensors; on the CPU they are good until the next is built."""
 
     def __init__(
         self, *, block_size: int, max_num_seqs: int, max_model_len: int, device: torch.device
     ) -> None:
         self._block_size = block_size
         self._device = device
-        columns = -(-max_model_len // block_size) + 1
-        self.tables = BlockTables(rows=max_num_seqs, columns=columns)
+        self._columns = -(-max_model_len // block_size) + 1
+        self.tables = BlockTables(rows=max_num_seqs, columns=self._columns)
+        self._decodes: _Decodes | None = None
 
     def build(self, sequences: Sequence[ScheduledSequence]) -> tuple[ForwardBatch, Tensor | None]:
         """Pack the sequences in their order.
@@ -76,6 +135,18 @@ class InputBatch:
             The batch, and the packed rows whose logits are needed [R] int64, None for all of
             them: of each sequence that samples, the last num_drafts + 1.
         """
+        if self._device.type == "cpu":
+            decodes = self._decodes
+            if decodes is not None and decodes.fits(sequences):
+                return decodes.fill(sequences), None
+            self._decodes = None
+            if all(s.num_tokens == 1 and s.samples for s in sequences):
+                requests = [sequence.request for sequence in sequences]
+                self._decodes = _Decodes(requests, self._columns, self._block_size)
+                return self._decodes.fill(sequences), None
+        return self._pack(sequences)
+
+    def _pack(self, sequences: Sequence[ScheduledSequence]) -> tuple[ForwardBatch, Tensor | None]:
         size = self._block_size
         tokens: list[int] = []
         positions: list[int] = []

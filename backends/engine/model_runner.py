@@ -57,12 +57,15 @@ class ModelRunner:
         if not sequences:
             return []
         batch, rows = self._inputs.build(sequences)
-        hidden = self.model.forward(batch, self._caches)
         sampling = [sequence for sequence in sequences if sequence.samples]
         if not sampling:
+            self.model.forward(batch, self._caches)
             return [SampleResult() for _ in sequences]
-        logits = self.model.logits(hidden if rows is None else hidden[rows])
-        sampled = self._sampler.sample(logits, [self._rows_of(s) for s in sampling])
+        if all(self._state_of(sequence.request).plain_greedy for sequence in sampling):
+            sampled = SampledRows(self.model.likeliest(batch, self._caches, rows), [])
+        else:
+            logits = self.model.step(batch, self._caches, rows)
+            sampled = self._sampler.sample(logits, [self._rows_of(s) for s in sampling])
         if rows is None and batch.max_query_len == 1 and not sampled.logprobs:
             return [SampleResult((token,)) for token in sampled.token_ids]
         return _results(sequences, sampled)

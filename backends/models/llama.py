@@ -18,6 +18,7 @@ from backends.layers.norm import RMSNorm
 from backends.layers.rope import cos_sin_cache
 from backends.models.config import ModelConfig
 from backends.models.loader import WeightReader
+from backends.sampling.likeliest import likeliest
 from kernels.decoder import DecoderWeights, LayerWeights, PackedWeight, plan
 from kernels.silu_mul import silu_mul
 
@@ -73,6 +74,26 @@ class Llama:
             normed, residual = layer.post_norm.add(layer.output(mixed), residual)
             x = layer.down(silu_mul(layer.gate_up(normed)))
         return residual if x is None else x + residual
+
+    def step(
+        self, batch: ForwardBatch, caches: Sequence[LayerCache], rows: Tensor | None
+    ) -> Tensor:
+        """Run a step and return the fp32 logits [R, V] of `rows` [R] int64; None: of all."""
+        decoder = self._in_one_call
+        if decoder is not None and decoder.can_use(caches):
+            return decoder.step(*batch[:6], rows=rows)
+        hidden = self.forward(batch, caches)
+        return self.logits(hidden if rows is None else hidden[rows])
+
+    def likeliest(
+        self, batch: ForwardBatch, caches: Sequence[LayerCache], rows: Tensor | None
+    ) -> list[int]:
+        """As `step`, but only each row's likeliest token, the first of equals."""
+        decoder = self._in_one_call
+        if decoder is not None and decoder.can_use(caches):
+            return decoder.likeliest(*batch[:6], rows=rows)
+        tokens: list[int] = likeliest(self.step(batch, caches, rows)).tolist()
+        return tokens
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Map rows [R, H] that `forward` returned to fp32 logits [R, V]."""

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from backends.contract import TokenLogprob
 from backends.sampling.device import draw
+from backends.sampling.likeliest import likeliest
 from backends.sampling.logits import edit_logits
 from backends.sampling.random import uniforms
 from backends.sampling.state import SamplingState, SequenceRows
@@ -60,7 +61,7 @@ class Sampler:
             sequences: In the order of the rows.
         """
         if all(sequence.state.plain_greedy for sequence in sequences):
-            return SampledRows(_likeliest(logits).tolist(), [])
+            return SampledRows(likeliest(logits).tolist(), [])
         raw = _RawLogprobs(logits, sequences)
         edit_logits(logits, sequences)
         draws = None if self._on_device else self._prepare(sequences, logits)
@@ -70,7 +71,7 @@ class Sampler:
         elif draws is not None:
             tokens = _draw(logits, draws, _places(sequences))
         else:
-            tokens = _likeliest(logits)
+            tokens = likeliest(logits)
         chosen: list[int] = tokens.tolist()
         return SampledRows(chosen, raw.entries(tokens))
 
@@ -119,7 +120,7 @@ def _places(sequences: Sequence[SequenceRows]) -> list[int]:
 def _draw(logits: Tensor, draws: _Draws, places: Sequence[int]) -> Tensor:
     """Return one token per row [R]: drawn where the row draws, else the likeliest."""
     everyone = draws.rows.shape[0] == logits.shape[0]
-    tokens = None if everyone else _likeliest(logits)
+    tokens = None if everyone else likeliest(logits)
     scaled = (logits if everyone else logits[draws.rows]).div_(draws.temperature)
     probs = scaled.softmax(dim=-1)
     if draws.min_p is not None:
@@ -185,13 +186,6 @@ def _invert(probs: Tensor, numbers: Tensor) -> Tensor:
     rest = (target - reached.gather(1, place)).clamp_(min=0.0).minimum(most)
     token = torch.searchsorted(within, rest, right=True)
     return (place * chunk + token).squeeze(1)
-
-
-def _likeliest(logits: Tensor) -> Tensor:
-    """Return each row's largest place [R]; NumPy's search is twenty times torch's on the CPU."""
-    if logits.device.type == "cpu":
-        return torch.from_numpy(logits.numpy().argmax(axis=-1))
-    return logits.argmax(dim=-1)
 
 
 class _RawLogprobs:

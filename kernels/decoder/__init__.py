@@ -2,7 +2,7 @@
 
 Between small ops Python and the framework cost more than the arithmetic of a small model. The
 numbers are those of the ops one after another, bit for bit; they are its reference: `rms_norm`,
-`quant_linear`, `packed_linear`, `rope`, `store_kv`, `paged_attention`, `silu_mul`.
+`quant_linear`, `int4_linear`, `packed_linear`, `rope`, `store_kv`, `paged_attention`, `silu_mul`.
 """
 
 from collections.abc import Sequence
@@ -12,24 +12,26 @@ import torch
 from torch import Tensor
 
 from kernels.dispatch import implementation_for
+from kernels.native_cache import HEAD_DIM_MULTIPLE
 
 if TYPE_CHECKING:
     from kernels.decoder.native import NativeDecoder
-
-HEAD_DIM_MULTIPLE = 16  # The widest vector.
 
 
 class PackedWeight(NamedTuple):
     """A linear layer in the form that C++ reads."""
 
     packed: Tensor
-    """int8, see `quant_linear.copies`, or fp32, see `packed_linear.pack`."""
+    """int8, see `quant_linear.copies`, int4, see `int4_linear.pack`, or fp32, see
+    `packed_linear.pack`."""
     scale: Tensor | None
-    """[N] fp32 of an int8 weight; None: the weight is fp32."""
+    """[N] fp32 of an int8 weight."""
     bias: Tensor | None
     """[N] fp32."""
     channels: int
     inputs: int
+    group: int | None = None
+    """Inputs of a group of an int4 weight."""
 
 
 class LayerWeights(NamedTuple):
@@ -42,6 +44,12 @@ class LayerWeights(NamedTuple):
     post_norm: Tensor
     gate_up: PackedWeight
     down: PackedWeight
+    query_norm: Tensor | None = None
+    """[D] fp32: queries are normed head by head before they are rotated."""
+    key_norm: Tensor | None = None
+    sinks: Tensor | None = None
+    """[Hq] fp32; see `paged_attention`, as of the next."""
+    window: int | None = None
 
 
 class DecoderWeights(NamedTuple):
@@ -61,6 +69,7 @@ class DecoderWeights(NamedTuple):
     eps: float
     scale: float
     """Of the attention scores."""
+    soft_cap: float | None = None
 
 
 def plan(weights: DecoderWeights) -> "NativeDecoder | None":

@@ -7,12 +7,16 @@ namespace {
 constexpr int ROWS_OF_TASK = 8;  // of work that goes row by row
 constexpr int PARTS_OF_LAYER = 10;
 
-// An int8 weight, or an fp32 one where there is no scale.
+// An int4 weight where it has groups, an int8 one where it has scales, else fp32.
 struct Weight {
     const void* packed;
     const float* scale;
     const float* bias;
     int channels, inputs;
+    int group;  // inputs of a group of an int4 weight; 0: it is none
+
+    bool coded() const { return scale || group; }
+    int groups() const { return group ? inputs / group : 0; }
 };
 
 struct DecoderLayer {
@@ -20,19 +24,25 @@ struct DecoderLayer {
     Weight qkv, output;
     const float* post_norm;
     Weight gate_up, down;
-    float* keys;
-    float* values;
+    const float* query_norm;  // [dim], or null, as is the next
+    const float* key_norm;
+    const float* sinks;  // [heads], or null
+    int window;          // 0: none
+    LayerCache cache;
 };
 
 struct Decoder {
     const DecoderLayer* layers;
     const float* embedding;
     const float* cos_sin;  // [positions, dim]
-    int64_t positions, num_blocks;
-    int num_layers, vocabulary, hidden, middle, heads, kv_heads, dim, block_size;
-    float eps, scale;
+    int64_t positions;
+    int num_layers, vocabulary, hidden, middle, heads;
+    float eps, scale, soft_cap;
     const float* norm;
     Weight head;
+    CacheShape cache;
+
+    int dim() const { return cache.dim; }
 };
 
 // One step's tokens and sequences, as `ForwardBatch` has them.
@@ -48,46 +58,68 @@ struct Batch {
 
 // What a step writes between its parts.
 struct Scratch {
-    float* product;  // [tokens, the widest layer]
-    float* mixed;    // [tokens, heads * dim]: queries, then what they attended to
-    float* inputs;   // [tokens, the widest input] of fp32 weights
-    uint8_t* codes;  // the same of int8 weights
+    float* product;   // [tokens, the widest layer]
+    float* mixed;     // [tokens, heads * dim]: queries, then what they attended to
+    float* inputs;    // [tokens, the widest input] of fp32 weights
+    float* row_sums;  // [tokens, the most groups] of int4 weights
+    uint8_t* codes;   // [tokens, the widest input] of int8 and int4 weights
 
     static int widest(const Decoder& d) {
-        return std::max({(d.heads + 2 * d.kv_heads) * d.dim, 2 * d.middle, d.hidden});
+        return std::max({(d.heads + 2 * d.cache.heads) * d.dim(), 2 * d.middle, d.hidden});
     }
     static int most_inputs(const Decoder& d) {
-        return std::max({d.hidden, d.middle, d.heads * d.dim});
+        return std::max({d.hidden, d.middle, d.heads * d.dim()});
+    }
+    static int most_groups(const Decoder& d) {
+        int most = d.head.groups();
+        for (int index = 0; index < d.num_layers; ++index) {
+            const DecoderLayer& layer = d.layers[index];
+            most = std::max({most, layer.qkv.groups(), layer.output.groups(),
+                             layer.gate_up.groups(), layer.down.groups()});
+        }
+        return most;
+    }
+    static int64_t row_floats(const Decoder& d) {
+        return widest(d) + d.heads * d.dim() + most_inputs(d) + most_groups(d);
     }
     static int64_t bytes(const Decoder& d, int tokens) {
-        return 4 * int64_t{tokens} * (widest(d) + d.heads * d.dim + most_inputs(d)) +
-               Codes::bytes(tokens, most_inputs(d)) + 64;
+        return 4 * tokens * row_floats(d) + Codes::bytes(tokens, most_inputs(d)) + 64;
     }
     static Scratch in(uint8_t* memory, const Decoder& d, int tokens) {
         uint8_t* codes = memory + (64 - reinterpret_cast<uintptr_t>(memory) % 64);
         float* product = reinterpret_cast<float*>(codes + Codes::bytes(tokens, most_inputs(d)));
         float* mixed = product + int64_t{tokens} * widest(d);
-        return {product, mixed, mixed + int64_t{tokens} * d.heads * d.dim, codes};
+        float* inputs = mixed + int64_t{tokens} * d.heads * d.dim();
+        return {product, mixed, inputs, inputs + int64_t{tokens} * most_inputs(d), codes};
     }
 
     // Takes a row as the input of the next product.
     void take(const Weight& weight, const float* row, int index, int tokens) const {
-        if (weight.scale) {
-            encode_row(row, weight.inputs, Codes::in(codes, tokens, weight.inputs), index);
-        } else {
+        if (!weight.coded()) {
             std::copy_n(row, weight.inputs, inputs + int64_t{index} * weight.inputs);
+            return;
         }
+        const Codes rows = Codes::in(codes, tokens, weight.inputs);
+        encode_row(row, weight.inputs, rows, index);
+        if (weight.group)
+            sum_groups(rows, index, weight.inputs, weight.group,
+                       row_sums + int64_t{index} * weight.groups());
     }
-    // Multiplies the rows taken, into `product`.
-    void multiply_by(const Weight& w, Team& team, int tokens) const {
-        if (w.scale) {
-            multiply(team, Codes::in(codes, tokens, w.inputs), tokens,
-                     Int8Weight{static_cast<const int8_t*>(w.packed), w.scale, w.bias, w.channels,
-                                w.inputs}, product);
+    // Multiplies the rows taken.
+    void multiply_by(const Weight& w, Team& team, int tokens, float* out) const {
+        const Codes rows = Codes::in(codes, tokens, w.inputs);
+        if (w.group) {
+            const Int4Weight weight{static_cast<const uint8_t*>(w.packed), w.bias, w.channels,
+                                    w.inputs, w.group};
+            multiply(team, rows, row_sums, tokens, weight, out);
+        } else if (w.scale) {
+            const Int8Weight weight{static_cast<const int8_t*>(w.packed), w.scale, w.bias,
+                                    w.channels, w.inputs};
+            multiply(team, rows, tokens, weight, out);
         } else {
-            multiply(team, inputs, tokens,
-                     FloatWeight{static_cast<const float*>(w.packed), w.bias, w.channels, w.inputs},
-                     product);
+            const FloatWeight weight{static_cast<const float*>(w.packed), w.bias, w.channels,
+                                     w.inputs};
+            multiply(team, inputs, tokens, weight, out);
         }
     }
 };
@@ -96,7 +128,7 @@ bool within_tables(const Decoder& d, const Batch& batch) {
     for (int token = 0; token < batch.tokens; ++token) {
         const int64_t position = batch.token_positions[token], id = batch.token_ids[token];
         if (position < 0 || position >= d.positions || id < 0 || id >= d.vocabulary ||
-            batch.slots[token] >= d.num_blocks * d.block_size)
+            batch.slots[token] >= d.cache.slots())
             return false;
     }
     return true;
@@ -110,27 +142,35 @@ void each_row(Team& team, int rows, const Body& body) {
     });
 }
 
-// Rotates a token's queries into `mixed` and its key into the cache, beside its value.
+void norm_heads(float* rows, const float* weight, float eps, int heads, int dim) {
+    for (int head = 0; head < heads; ++head, rows += dim) norm_row(rows, weight, rows, eps, dim);
+}
+
+// Rotates a token's queries into `mixed` and its key into the cache, beside its value. `room` holds
+// a row of keys.
 void rotate_and_store(const Decoder& d, const DecoderLayer& layer, const Batch& batch, int token,
-                      const float* qkv, float* queries) {
-    const float* cos = d.cos_sin + batch.token_positions[token] * d.dim;
-    const float* sin = cos + d.dim / 2;
-    const int keys = d.kv_heads * d.dim;
-    rotate(qkv, d.dim, queries, cos, sin, d.heads, d.dim / 2);
+                      float* qkv, float* queries, float* room) {
+    const int dim = d.dim(), width = d.heads * dim;
+    const float* cos = d.cos_sin + batch.token_positions[token] * dim;
+    const float* sin = cos + dim / 2;
+    if (layer.query_norm) norm_heads(qkv, layer.query_norm, d.eps, d.heads, dim);
+    rotate(qkv, dim, queries, cos, sin, d.heads, dim / 2);
     const int64_t slot = batch.slots[token];
     if (slot < 0) return;
-    const float* key = qkv + d.heads * d.dim;
-    rotate(key, d.dim, layer.keys + slot * keys, cos, sin, d.kv_heads, d.dim / 2);
-    std::copy_n(key + keys, keys, layer.values + slot * keys);
+    float* key = qkv + width;
+    if (layer.key_norm) norm_heads(key, layer.key_norm, d.eps, d.cache.heads, dim);
+    rotate(key, dim, room, cos, sin, d.cache.heads, dim / 2);
+    write_slot(layer.cache.keys, d.cache, slot, room);
+    write_slot(layer.cache.values, d.cache, slot, key + d.cache.heads * dim);
 }
 
 void run_layers(Team& team, const Decoder& d, const Batch& batch, const std::vector<Task>& tasks,
                 const Scratch& scratch, float* residual, std::atomic<int>& outcome) {
-    const int tokens = batch.tokens, width = d.heads * d.dim;
-    const int qkv_width = width + 2 * d.kv_heads * d.dim;
+    const int tokens = batch.tokens, width = d.heads * d.dim();
+    const int qkv_width = width + 2 * d.cache.heads * d.dim();
     const auto row_of = [](float* rows, int row, int size) { return rows + int64_t{row} * size; };
     static thread_local std::vector<float> row_memory;
-    row_memory.resize(std::max(d.hidden, d.middle));
+    row_memory.resize(std::max({d.hidden, d.middle, width}));
     // Adds the last product to the stream, which begins with the embedding, and norms the sum.
     const auto add_and_norm = [&](const float* weight, const Weight& next, bool first) {
         each_row(team, tokens, [&](int row) {
@@ -148,33 +188,60 @@ void run_layers(Team& team, const Decoder& d, const Batch& batch, const std::vec
     for (int index = 0; index < d.num_layers; ++index) {
         const DecoderLayer& layer = d.layers[index];
         add_and_norm(layer.input_norm, layer.qkv, index == 0);
-        scratch.multiply_by(layer.qkv, team, tokens);
+        scratch.multiply_by(layer.qkv, team, tokens, scratch.product);
         each_row(team, tokens, [&](int row) {
             rotate_and_store(d, layer, batch, row, row_of(scratch.product, row, qkv_width),
-                             row_of(scratch.mixed, row, width));
+                             row_of(scratch.mixed, row, width), row_memory.data());
         });
         // A task reads its queries before it writes in their place.
-        const Attention call{scratch.mixed, width, d.dim, scratch.mixed, batch.block_tables,
-                             batch.table_len, d.heads, d.scale};
-        const Cache cache{layer.keys, layer.values, d.num_blocks, d.block_size, d.kv_heads, d.dim};
-        attend_all(team, call, cache, tasks, outcome);
+        const Attention call{scratch.mixed, width, d.dim(), scratch.mixed, batch.block_tables,
+                             batch.table_len, d.heads, d.scale, layer.window, d.soft_cap,
+                             layer.sinks, nullptr, 0};
+        attend_all(team, call, layer.cache, d.cache, tasks, outcome);
         each_row(team, tokens, [&](int row) {
             scratch.take(layer.output, row_of(scratch.mixed, row, width), row, tokens);
         });
-        scratch.multiply_by(layer.output, team, tokens);
+        scratch.multiply_by(layer.output, team, tokens, scratch.product);
         add_and_norm(layer.post_norm, layer.gate_up, false);
-        scratch.multiply_by(layer.gate_up, team, tokens);
+        scratch.multiply_by(layer.gate_up, team, tokens, scratch.product);
         each_row(team, tokens, [&](int row) {
             const float* gate = row_of(scratch.product, row, 2 * d.middle);
             silu_mul_row(gate, gate + d.middle, row_memory.data(), d.middle);
             scratch.take(layer.down, row_memory.data(), row, tokens);
         });
-        scratch.multiply_by(layer.down, team, tokens);
+        scratch.multiply_by(layer.down, team, tokens, scratch.product);
     }
     each_row(team, tokens, [&](int row) {
         float* stream = row_of(residual, row, d.hidden);
         add_row(row_of(scratch.product, row, d.hidden), stream, stream, d.hidden);
     });
+}
+
+// The final norm and the head over some rows of the stream, each where `row_at` says.
+template <class RowAt>
+void run_head(Team& team, const Decoder& d, const Scratch& scratch, int rows, const RowAt& row_at,
+              float* out) {
+    static thread_local std::vector<float> row_memory;
+    row_memory.resize(d.hidden);
+    each_row(team, rows, [&](int row) {
+        norm_row(row_at(row), d.norm, row_memory.data(), d.eps, d.hidden);
+        scratch.take(d.head, row_memory.data(), row, rows);
+    });
+    scratch.multiply_by(d.head, team, rows, out);
+}
+
+// The place of a row's largest value, the first of equals.
+int64_t likeliest_of(const float* values, int count) {
+    Vector most = Vector{} - __builtin_inff();
+    int i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        const Vector some = load(values + i);
+        most = some > most ? some : most;
+    }
+    float largest = most[0];
+    for (int lane = 1; lane < LANES; ++lane) largest = std::max(largest, most[lane]);
+    for (; i < count; ++i) largest = std::max(largest, values[i]);
+    return std::min<int64_t>(std::find(values, values + count, largest) - values, count - 1);
 }
 
 }  // namespace
@@ -183,20 +250,32 @@ extern "C" int64_t decoder_scratch_bytes(const Decoder* decoder, int tokens) {
     return Scratch::bytes(*decoder, tokens);
 }
 
-// residual: [tokens, hidden], the stream after the last layer.
-extern "C" int decoder_forward(const Decoder* decoder, const Batch* batch, float* residual,
-                               uint8_t* memory, int threads) {
+// One step. residual: [tokens, hidden], the stream after the last layer. logits: [num_rows,
+// vocabulary] of the rows named (null: the first so many); null: none are wanted. likeliest:
+// [num_rows], or null.
+extern "C" int decoder_step(const Decoder* decoder, const Batch* batch, float* residual,
+                            const int64_t* rows, int num_rows, float* logits, int64_t* likeliest,
+                            uint8_t* memory, int threads) {
     const Decoder& d = *decoder;
     static thread_local std::vector<Task> tasks;
     if (!within_tables(d, *batch) ||
         !list_tasks(batch->query_start_lens, batch->context_lens, batch->sequences,
-                    int64_t{batch->table_len} * d.block_size, tasks))
+                    int64_t{batch->table_len} * d.cache.block_size, false, tasks))
         return OUT_OF_RANGE;
     const Scratch scratch = Scratch::in(memory, d, batch->tokens);
     std::atomic<int> outcome{OK};
     const std::vector<Task>& listed = tasks;  // The caller's, not each helper's own.
-    pool().run(threads, PARTS_OF_LAYER * d.num_layers + 1, [&](Team& team) {
+    pool().run(threads, PARTS_OF_LAYER * d.num_layers + 4, [&](Team& team) {
         run_layers(team, d, *batch, listed, scratch, residual, outcome);
+        if (!logits) return;
+        const auto row_at = [&](int row) {
+            return residual + (rows ? rows[row] : row) * int64_t{d.hidden};
+        };
+        run_head(team, d, scratch, num_rows, row_at, logits);
+        if (!likeliest) return;
+        team.each(num_rows, [&](int row) {
+            likeliest[row] = likeliest_of(logits + int64_t{row} * d.head.channels, d.head.channels);
+        });
     });
     return outcome;
 }
@@ -205,16 +284,10 @@ extern "C" int decoder_forward(const Decoder* decoder, const Batch* batch, float
 extern "C" int decoder_logits(const Decoder* decoder, const float* hidden, int rows, float* out,
                               uint8_t* memory, int threads) {
     const Decoder& d = *decoder;
-    Scratch scratch = Scratch::in(memory, d, rows);
-    scratch.product = out;
+    const Scratch scratch = Scratch::in(memory, d, rows);
     pool().run(threads, 2, [&](Team& team) {
-        static thread_local std::vector<float> row_memory;
-        row_memory.resize(d.hidden);
-        each_row(team, rows, [&](int row) {
-            norm_row(hidden + int64_t{row} * d.hidden, d.norm, row_memory.data(), d.eps, d.hidden);
-            scratch.take(d.head, row_memory.data(), row, rows);
-        });
-        scratch.multiply_by(d.head, team, rows);
+        run_head(team, d, scratch, rows,
+                 [&](int row) { return hidden + int64_t{row} * d.hidden; }, out);
     });
     return OK;
 }

@@ -14,6 +14,7 @@ struct Rows {
     std::vector<float> scores;   // [count, context], then weights
     std::vector<float> totals;   // [count, D]
     std::vector<float> inverse;  // [count], of the weights' sums
+    std::vector<float> block;    // [slots, D]: a block of another dtype, widened
 };
 
 // Grows only: a vector would clear what it grows by again and again.
@@ -160,93 +161,87 @@ void weigh(Rows& rows, int head, const float* values, int slots, int64_t slot_st
     }
 }
 
-// Weights over the first `visible` scores, not yet divided by their sum, whose inverse is returned;
-// the others weigh nothing.
-float softmax(float* scores, int visible, int context) {
-    std::fill(scores + visible, scores + context, 0.0f);
-    if (visible == 0) return 0.0f;
-    Vector most = Vector{} + scores[0];
-    int i = 0;
-    for (; i + LANES <= visible; i += LANES) {
+// What a row sees: positions [from, to), of which those from `tree_from` on only where `tree` is set.
+struct Visible {
+    int from, to;
+    const uint8_t* tree;  // or null
+    int tree_from;
+
+    bool hides(int position) const {
+        return tree && position >= tree_from && !tree[position - tree_from];
+    }
+};
+
+// cap * tanh(score / cap).
+void cap_scores(float* scores, int from, int to, float cap) {
+    const auto capped = [&](Vector score) {
+        return cap - 2.0f * cap / (exponential(score * (2.0f / cap)) + 1.0f);
+    };
+    int i = from;
+    for (; i + LANES <= to; i += LANES) store(scores + i, capped(load(scores + i)));
+    if (i < to) store_some(scores + i, capped(load_some(scores + i, to - i, 0.0f)), to - i);
+}
+
+// Weights of what is visible, not yet divided by their sum, whose inverse is returned; what is not
+// weighs nothing. A sink is one more score, which takes weight and brings no value.
+float softmax(float* scores, const Visible& visible, int context, const float* sink) {
+    const int from = std::min(visible.from, visible.to), to = visible.to;
+    std::fill(scores, scores + from, 0.0f);
+    std::fill(scores + to, scores + context, 0.0f);
+    constexpr float LOWEST = -3e38f;
+    for (int i = visible.tree ? std::max(from, visible.tree_from) : to; i < to; ++i)
+        if (visible.hides(i)) scores[i] = LOWEST;
+    Vector most = Vector{} + LOWEST;
+    int i = from;
+    for (; i + LANES <= to; i += LANES) {
         const Vector some = load(scores + i);
         most = some > most ? some : most;
     }
     float maximum = most[0];
     for (int lane = 1; lane < LANES; ++lane) maximum = std::max(maximum, most[lane]);
-    for (; i < visible; ++i) maximum = std::max(maximum, scores[i]);
+    for (; i < to; ++i) maximum = std::max(maximum, scores[i]);
+    if (sink) maximum = std::max(maximum, *sink);
+    if (maximum == LOWEST) {  // Sees nothing.
+        std::fill(scores + from, scores + to, 0.0f);
+        return 0.0f;
+    }
     Vector totals = {};
-    for (i = 0; i + LANES <= visible; i += LANES) {
+    for (i = from; i + LANES <= to; i += LANES) {
         const Vector weights = exponential(load(scores + i) - maximum);
         store(scores + i, weights);
         totals += weights;
     }
     float total = sum(totals);
-    if (i < visible) {
-        const int rest = visible - i;
+    if (i < to) {
+        const int rest = to - i;
         store_some(scores + i, exponential(load_some(scores + i, rest, maximum) - maximum), rest);
-        for (; i < visible; ++i) total += scores[i];
+        for (; i < to; ++i) total += scores[i];
     }
+    // What is hidden has weighed next to nothing, but its value must not be read as a number.
+    for (i = visible.tree ? std::max(from, visible.tree_from) : to; i < to; ++i)
+        if (visible.hides(i)) scores[i] = 0.0f;
+    if (sink) total += exponential(Vector{} + (*sink - maximum))[0];
     return 1.0f / total;
 }
 
-struct Cache {
-    const float* keys;
-    const float* values;
-    int64_t num_blocks;
-    int block_size, heads, dim;
-};
-
 // Asks for one head's share of a block that is read soon: blocks lie anywhere in memory.
-inline void fetch(const float* from, int slots, int64_t slot_stride, int dim) {
-    for (int slot = 0; slot < slots; ++slot)
-        for (int d = 0; d < dim; d += 16) __builtin_prefetch(from + slot * slot_stride + d);
+inline void fetch(const CacheHalf& half, const CacheShape& shape, int64_t slot, int slots,
+                  int head) {
+    if (shape.kind != FP32) return;
+    const int64_t stride = int64_t{shape.heads} * shape.dim;
+    const float* from = static_cast<const float*>(half.data) + slot * stride + head * shape.dim;
+    for (int row = 0; row < slots; ++row)
+        for (int d = 0; d < shape.dim; d += 16) __builtin_prefetch(from + row * stride + d);
 }
 
-// Key heads [first_head, first_head + heads) of one sequence. Blocks are walked once for all of
-// them, because memory is read fastest in its order.
-template <int DIM>
-int attend(Rows& rows, const Cache& cache, int first_head, int heads, const int32_t* table,
-           int queries, int context) {
-    const int64_t slot_stride = static_cast<int64_t>(cache.heads) * cache.dim;
-    const int64_t block_stride = cache.block_size * slot_stride;
-    const int64_t head_offset = static_cast<int64_t>(first_head) * cache.dim;
-    const int group = rows.count / queries;
-    for (int first = 0, index = 0; first < context; first += cache.block_size, ++index) {
-        const int64_t block = table[index];
-        if (block < 0 || block >= cache.num_blocks) return OUT_OF_RANGE;
-        const float* keys = cache.keys + block * block_stride + head_offset;
-        const int slots = std::min(cache.block_size, context - first);
-        const int64_t next = first + cache.block_size < context ? table[index + 1] : block;
-        const float* soon = cache.keys + std::max<int64_t>(next, 0) * block_stride + head_offset;
-        const float* values = cache.values + block * block_stride + head_offset;
-        for (int head = 0; head < heads; ++head) {
-            fetch(soon + head * cache.dim, slots, slot_stride, cache.dim);
-            fetch(values + head * cache.dim, slots, slot_stride, cache.dim);
-            score<DIM>(rows, head, keys + head * cache.dim, slots, slot_stride, first, context,
-                       cache.dim);
-        }
-    }
-    for (int row = 0; row < rows.count * heads; ++row) {
-        const int visible = std::max(0, context - queries + row % rows.count / group + 1);
-        rows.inverse[row] =
-            softmax(rows.scores.data() + static_cast<int64_t>(row) * context, visible, context);
-    }
-    for (int first = 0, index = 0; first < context; first += cache.block_size, ++index) {
-        const float* values = cache.values + table[index] * block_stride + head_offset;
-        const int slots = std::min(cache.block_size, context - first);
-        for (int head = 0; head < heads; ++head)
-            weigh<DIM>(rows, head, values + head * cache.dim, slots, slot_stride, first, context,
-                       cache.dim);
-    }
-    return OK;
-}
-
-// The queries, key heads and place of one task.
+// The queries and place of one task.
 struct Task {
     int sequence;
     int first_row;  // of the packed queries
     int queries;
-    int context;  // up to and with the last query
+    int position;   // of the first query in its sequence; below 0: a padding row
+    int context;    // up to and with the last position that a query may see
+    int tree_from;  // position of the sequence's first query
 };
 
 // What one call attends: queries [tokens, heads, dim] whose tokens and heads may lie apart.
@@ -255,14 +250,77 @@ struct Attention {
     int64_t token_stride, head_stride;
     float* out;  // [tokens, heads, dim], packed
     const int32_t* block_tables;
-    int table_len;
-    int query_heads;
+    int table_len, query_heads;
     float scale;
+    int window;      // 0: none
+    float soft_cap;  // 0: none
+    const float* sinks;          // [query heads], or null
+    const uint8_t* tree_mask;    // [tokens, tree_width], or null
+    int64_t tree_width;
+
+    Visible visible(const Task& task, int query) const {
+        const int own = task.position + query;
+        Visible seen{0, std::max(0, own + 1), nullptr, 0};
+        if (window) seen.from = std::max(0, own - window + 1);
+        if (tree_mask) {
+            seen.to = task.context;
+            seen.tree = tree_mask + (task.first_row + query) * tree_width;
+            seen.tree_from = task.tree_from;
+        }
+        return seen;
+    }
 };
+
+struct LayerCache {
+    CacheHalf keys, values;
+};
+
+// Key heads [first_head, first_head + heads) of one sequence. Blocks are walked once for all of
+// them, because memory is read fastest in its order.
+template <int DIM>
+int attend(Rows& rows, const Attention& call, const LayerCache& cache, const CacheShape& shape,
+           const Task& task, int first_head, int heads) {
+    const int32_t* table = call.block_tables + int64_t{task.sequence} * call.table_len;
+    const int context = task.context, size = shape.block_size, group = rows.count / task.queries;
+    const int begin = call.visible(task, 0).from / size * size;
+    make_room(rows.block, int64_t{size} * shape.dim);
+    for (int first = begin; first < context; first += size) {
+        const int64_t block = table[first / size];
+        if (block < 0 || block >= shape.num_blocks) return OUT_OF_RANGE;
+        const int slots = std::min(size, context - first);
+        const int64_t next = first + size < context ? std::max(table[first / size + 1], 0) : block;
+        for (int head = 0; head < heads; ++head) {
+            fetch(cache.keys, shape, next * size, slots, first_head + head);
+            fetch(cache.values, shape, block * size, slots, first_head + head);
+            const Floats keys = read_slots(cache.keys, shape, block * size, slots,
+                                           first_head + head, rows.block.data());
+            score<DIM>(rows, head, keys.from, slots, keys.stride, first, context, shape.dim);
+        }
+    }
+    for (int row = 0; row < rows.count * heads; ++row) {
+        float* scores = rows.scores.data() + static_cast<int64_t>(row) * context;
+        const Visible seen = call.visible(task, row % rows.count / group);
+        if (call.soft_cap > 0) cap_scores(scores, std::min(seen.from, seen.to), seen.to,
+                                          call.soft_cap);
+        const int query_head = (first_head + row / rows.count) * group + row % group;
+        rows.inverse[row] =
+            softmax(scores, seen, context, call.sinks ? call.sinks + query_head : nullptr);
+    }
+    for (int first = begin; first < context; first += size) {
+        const int64_t slot = int64_t{table[first / size]} * size;
+        const int slots = std::min(size, context - first);
+        for (int head = 0; head < heads; ++head) {
+            const Floats values = read_slots(cache.values, shape, slot, slots, first_head + head,
+                                             rows.block.data());
+            weigh<DIM>(rows, head, values.from, slots, values.stride, first, context, shape.dim);
+        }
+    }
+    return OK;
+}
 
 // Cuts a batch into tasks; false if a context is longer than its table.
 bool list_tasks(const int32_t* query_start_lens, const int32_t* context_lens, int sequences,
-                int64_t table_slots, std::vector<Task>& tasks) {
+                int64_t table_slots, bool tree, std::vector<Task>& tasks) {
     tasks.clear();
     for (int sequence = 0; sequence < sequences; ++sequence) {
         const int start = query_start_lens[sequence];
@@ -271,18 +329,20 @@ bool list_tasks(const int32_t* query_start_lens, const int32_t* context_lens, in
         if (context < 0 || context > table_slots) return false;
         for (int first = 0; first < queries; first += QUERIES_OF_TASK) {
             const int count = std::min(QUERIES_OF_TASK, queries - first);
-            const int seen = std::max(0, context - (queries - first - count));
-            tasks.push_back({sequence, start + first, count, seen});
+            const int position = context - queries + first;
+            // In a tree a query may see later ones.
+            const int seen = tree ? context : std::max(0, position + count);
+            tasks.push_back({sequence, start + first, count, position, seen, context - queries});
         }
     }
     return true;
 }
 
 // One task for key heads [first_head, first_head + heads).
-int attend_task(const Attention& call, const Cache& cache, const Task& task, int first_head,
-                int heads) {
+int attend_task(const Attention& call, const LayerCache& cache, const CacheShape& shape,
+                const Task& task, int first_head, int heads) {
     static thread_local Rows rows;
-    const int group = call.query_heads / cache.heads, dim = cache.dim;
+    const int group = call.query_heads / shape.heads, dim = shape.dim;
     rows.count = task.queries * group;
     const int all = rows.count * heads;
     make_room(rows.queries, int64_t{all} * dim);
@@ -300,10 +360,9 @@ int attend_task(const Attention& call, const Cache& cache, const Task& task, int
             call.q + token_of(row) * call.token_stride + head_of(row) * call.head_stride;
         for (int d = 0; d < dim; ++d) rows.queries[row * dim + d] = from[d] * call.scale;
     }
-    const int32_t* table = call.block_tables + static_cast<int64_t>(task.sequence) * call.table_len;
     const auto run = dim == 32 ? attend<32> : dim == 64 ? attend<64>
                    : dim == 128 ? attend<128> : attend<0>;
-    const int outcome = run(rows, cache, first_head, heads, table, task.queries, task.context);
+    const int outcome = run(rows, call, cache, shape, task, first_head, heads);
     for (int row = 0; row < all; ++row) {
         const float* total = rows.totals.data() + static_cast<int64_t>(row) * dim;
         float* to = call.out + (token_of(row) * call.query_heads + head_of(row)) * dim;
@@ -314,36 +373,34 @@ int attend_task(const Attention& call, const Cache& cache, const Task& task, int
 
 // All tasks, shared out among a team. Where decode steps are plenty, one walks the blocks for all
 // heads; the scores of long queries would not stay in the cache.
-void attend_all(Team& team, const Attention& call, const Cache& cache,
+void attend_all(Team& team, const Attention& call, const LayerCache& cache, const CacheShape& shape,
                 const std::vector<Task>& tasks, std::atomic<int>& outcome) {
     const int count = static_cast<int>(tasks.size());
     const bool decode = std::all_of(tasks.begin(), tasks.end(),
                                     [](const Task& task) { return task.queries <= 2; });
-    const int heads = decode && count >= 2 * team.size() ? cache.heads : 1;
-    const int parts = cache.heads / heads;
+    const int heads = decode && count >= 2 * team.size() ? shape.heads : 1;
+    const int parts = shape.heads / heads;
     team.each(count * parts, [&](int task) {
         // The last queries of a prompt see the most: begin with them.
         const Task& own = tasks[count - 1 - task / parts];
-        if (attend_task(call, cache, own, task % parts * heads, heads) != OK)
+        if (attend_task(call, cache, shape, own, task % parts * heads, heads) != OK)
             outcome.store(OUT_OF_RANGE, std::memory_order_relaxed);
     });
 }
 
 }  // namespace
 
-extern "C" int paged_attention_f32(
-    const float* q, const float* k_cache, const float* v_cache, float* out,
-    const int32_t* block_tables, const int32_t* query_start_lens, const int32_t* context_lens,
-    int64_t num_blocks, int sequences, int table_len, int64_t q_token_stride, int64_t q_head_stride,
-    int query_heads, int kv_heads, int dim, int block_size, float scale, int threads) {
-    const Cache cache{k_cache, v_cache, num_blocks, block_size, kv_heads, dim};
-    const Attention call{q, q_token_stride, q_head_stride, out, block_tables, table_len,
-                         query_heads, scale};
+extern "C" int paged_attention_f32(const Attention* call, const LayerCache* cache,
+                                   const CacheShape* shape, const int32_t* query_start_lens,
+                                   const int32_t* context_lens, int sequences, int threads) {
     std::vector<Task> tasks;
-    if (!list_tasks(query_start_lens, context_lens, sequences, int64_t{table_len} * block_size,
+    if (!list_tasks(query_start_lens, context_lens, sequences,
+                    int64_t{call->table_len} * shape->block_size, call->tree_mask != nullptr,
                     tasks))
         return OUT_OF_RANGE;
     std::atomic<int> outcome{OK};
-    pool().run(threads, 1, [&](Team& team) { attend_all(team, call, cache, tasks, outcome); });
+    pool().run(threads, 1, [&](Team& team) {
+        attend_all(team, *call, *cache, *shape, tasks, outcome);
+    });
     return outcome;
 }

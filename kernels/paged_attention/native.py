@@ -1,15 +1,34 @@
-"""Paged attention in C++ over an fp32 cache; other caches and variants run eager torch.
+"""Paged attention in C++ over a cache of any dtype: nothing is gathered, all is read where it lies.
 
-Nothing is gathered: keys and values are read where they lie.
+Head sizes that are no multiple of the widest vector run eager torch.
 """
+
+from ctypes import Structure, c_float, c_int, c_int64, c_void_p
 
 import torch
 from torch import Tensor
 
 from kernels.native import function, require_ok, threads_for
+from kernels.native_cache import LayerCache, address, half_of, is_readable, shape_of
 from kernels.paged_attention import cpu
 
-HEAD_DIM_MULTIPLE = 16  # The widest vector.
+
+class _Attention(Structure):
+    _fields_ = (
+        ("q", c_void_p),
+        ("token_stride", c_int64),
+        ("head_stride", c_int64),
+        ("out", c_void_p),
+        ("block_tables", c_void_p),
+        ("table_len", c_int),
+        ("query_heads", c_int),
+        ("scale", c_float),
+        ("window", c_int),
+        ("soft_cap", c_float),
+        ("sinks", c_void_p),
+        ("tree_mask", c_void_p),
+        ("tree_width", c_int64),
+    )
 
 
 def paged_attention(
@@ -31,10 +50,7 @@ def paged_attention(
     v_scale: Tensor | None = None,
 ) -> Tensor:
     tokens, query_heads, head_dim = q.shape
-    sequences, table_len = block_tables.shape
-    blocks, block_size, kv_heads, _ = k_cache.shape
-    plain = cpu.is_plain(window, soft_cap, sinks, tree_mask, k_scale)
-    if not plain or k_cache.dtype != torch.float32 or head_dim % HEAD_DIM_MULTIPLE:
+    if not is_readable(k_cache):
         return cpu.paged_attention(
             q,
             k_cache,
@@ -57,24 +73,32 @@ def paged_attention(
         queries = queries.contiguous()
     block_tables = block_tables.contiguous()
     query_start_lens, context_lens = query_start_lens.contiguous(), context_lens.contiguous()
+    sinks = None if sinks is None else sinks.contiguous()
+    tree_mask = None if tree_mask is None else tree_mask.contiguous()
     out = torch.empty_like(queries, memory_format=torch.contiguous_format)
-    outcome = function("paged_attention_f32")(
+    call = _Attention(
         queries.data_ptr(),
-        k_cache.data_ptr(),
-        v_cache.data_ptr(),
+        *queries.stride()[:2],
         out.data_ptr(),
         block_tables.data_ptr(),
+        block_tables.shape[1],
+        query_heads,
+        scale,
+        window or 0,
+        soft_cap or 0.0,
+        None if sinks is None else sinks.data_ptr(),
+        None if tree_mask is None else tree_mask.data_ptr(),
+        0 if tree_mask is None else tree_mask.shape[1],
+    )
+    cache = LayerCache(half_of(k_cache, k_scale), half_of(v_cache, v_scale))
+    shape = shape_of(k_cache)
+    outcome = function("paged_attention_f32")(
+        address(call),
+        address(cache),
+        address(shape),
         query_start_lens.data_ptr(),
         context_lens.data_ptr(),
-        blocks,
-        sequences,
-        table_len,
-        *queries.stride()[:2],
-        query_heads,
-        kv_heads,
-        head_dim,
-        block_size,
-        scale,
+        block_tables.shape[0],
         threads_for(tokens * query_heads * head_dim * max_context_len),
     )
     require_ok(outcome)

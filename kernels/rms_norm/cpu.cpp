@@ -7,7 +7,8 @@ inline void add_row(const float* a, const float* b, float* out, int count) {
     for (int i = 0; i < count; ++i) out[i] = a[i] + b[i];
 }
 
-inline void norm_row(const float* values, const float* weight, float* out, float eps, int hidden) {
+SAME_BITS void norm_row(const float* values, const float* weight, float* out, float eps,
+                        int hidden) {
     float square_sum = 0;
 #pragma omp simd reduction(+ : square_sum)
     for (int i = 0; i < hidden; ++i) square_sum += values[i] * values[i];

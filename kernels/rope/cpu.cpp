@@ -2,8 +2,8 @@
 
 namespace {
 
-void rotate(const float* x, int64_t head_stride, float* out, const float* cos, const float* sin,
-            int heads, int half) {
+SAME_BITS void rotate(const float* x, int64_t head_stride, float* out, const float* cos,
+                      const float* sin, int heads, int half) {
     for (int64_t head = 0; head < heads; ++head) {
         const float* first = x + head * head_stride;
         const float* second = first + half;

@@ -1,14 +1,14 @@
-// Copies of rows into cache slots; slot -1 is skipped.
+// Keys and values into cache slots, in the cache's dtype; slot -1 is skipped.
 
-extern "C" int store_kv_f32(const float* k, const float* v, float* k_cache, float* v_cache,
-                            const int64_t* slots, int64_t num_slots, int tokens, int row,
-                            int64_t k_stride, int64_t v_stride) {
+extern "C" int store_kv_f32(const float* k, const float* v, const CacheHalf* keys,
+                            const CacheHalf* values, const CacheShape* shape, const int64_t* slots,
+                            int tokens, int64_t k_stride, int64_t v_stride) {
     for (int64_t token = 0; token < tokens; ++token) {
         const int64_t slot = slots[token];
-        if (slot >= num_slots) return OUT_OF_RANGE;
+        if (slot >= shape->slots()) return OUT_OF_RANGE;
         if (slot < 0) continue;
-        std::copy_n(k + token * k_stride, row, k_cache + slot * row);
-        std::copy_n(v + token * v_stride, row, v_cache + slot * row);
+        write_slot(*keys, *shape, slot, k + token * k_stride);
+        write_slot(*values, *shape, slot, v + token * v_stride);
     }
     return OK;
 }

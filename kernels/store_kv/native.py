@@ -1,9 +1,10 @@
-"""Cache writes in C++ where tokens and cache are fp32; other dtypes run eager torch."""
+"""Cache writes in C++ where tokens are fp32, into a cache of any dtype; the rest is eager torch."""
 
 import torch
 from torch import Tensor
 
 from kernels.native import function, require_ok
+from kernels.native_cache import address, half_of, is_readable, shape_of
 from kernels.store_kv import cpu
 
 
@@ -17,19 +18,18 @@ def store_kv(
     k_scale: Tensor | None = None,
     v_scale: Tensor | None = None,
 ) -> None:
-    if not k.dtype == k_cache.dtype == torch.float32:
+    if k.dtype != torch.float32 or not is_readable(k_cache):
         return cpu.store_kv(k, v, k_cache, v_cache, slot_mapping, k_scale=k_scale, v_scale=v_scale)
     k, v, slots = _packed_heads(k), _packed_heads(v), slot_mapping.long().contiguous()
-    blocks, block_size, kv_heads, head_dim = k_cache.shape
+    keys, values, shape = half_of(k_cache, k_scale), half_of(v_cache, v_scale), shape_of(k_cache)
     outcome = function("store_kv_f32")(
         k.data_ptr(),
         v.data_ptr(),
-        k_cache.data_ptr(),
-        v_cache.data_ptr(),
+        address(keys),
+        address(values),
+        address(shape),
         slots.data_ptr(),
-        blocks * block_size,
         slots.shape[0],
-        kv_heads * head_dim,
         k.stride(0),
         v.stride(0),
     )

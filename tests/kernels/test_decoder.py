@@ -1,6 +1,8 @@
 """The decoder in one call: bit for bit the ops one after another."""
 
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from kernels import native
 from kernels.decoder import DecoderWeights, LayerWeights, PackedWeight, plan
 from kernels.decoder.native import NativeDecoder
 from kernels.errors import KernelError
+from kernels.int4_linear import int4_linear
+from kernels.int4_linear import pack as pack_int4
 from kernels.packed_linear import pack, packed_linear
 from kernels.paged_attention import paged_attention
 from kernels.quant_linear import copies, quant_linear
@@ -24,8 +28,9 @@ pytestmark = pytest.mark.skipif(not native.available(), reason="no C++ compiler 
 HEADS, KV_HEADS, DIM, HIDDEN, MIDDLE, LAYERS, VOCABULARY = 4, 2, 16, 48, 70, 2, 50
 BLOCK, BLOCKS, EPS = 4, 40, 1e-5
 TABLE_BLOCKS = 8
+GROUP = 16
 
-Linear = tuple[PackedWeight, Tensor | None]
+Caches = tuple[Tensor, Tensor, *tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -64,10 +69,17 @@ def _step(sequences: list[tuple[int, int, int]]) -> Step:
 class Model:
     """Small random weights, run in one call or op by op."""
 
-    def __init__(self, *, int8: bool, biased: bool) -> None:
-        self._int8, self._biased, self._seed = int8, biased, 0
-        self._codes: dict[int, Tensor] = {}
+    def __init__(self, kind: str) -> None:
+        """`kind` names what the weights are and what else the layers have."""
+        self._kind, self._biased, self._seed = kind, "biased" in kind, 0
+        self._codes: dict[int, tuple[Tensor, ...]] = {}
         width = HEADS * DIM
+        more: dict[str, Any] = {}
+        self.soft_cap = None
+        if "more" in kind:
+            norms = {"query_norm": self._random(DIM).abs(), "key_norm": self._random(DIM).abs()}
+            more = {**norms, "sinks": self._random(HEADS), "window": 7}
+            self.soft_cap = 5.0
         self.layers = [
             LayerWeights(
                 self._random(HIDDEN).abs(),
@@ -76,6 +88,7 @@ class Model:
                 self._random(HIDDEN).abs(),
                 self._linear(2 * MIDDLE, HIDDEN),
                 self._linear(HIDDEN, MIDDLE),
+                **more,
             )
             for _ in range(LAYERS)
         ]
@@ -95,31 +108,41 @@ class Model:
                 head_dim=DIM,
                 eps=EPS,
                 scale=DIM**-0.5,
+                soft_cap=self.soft_cap,
             )
         )
         assert planned is not None
         self.decoder: NativeDecoder = planned
 
-    def new_caches(self) -> list[tuple[Tensor, Tensor]]:
+    def new_caches(self, dtype: torch.dtype = torch.float32) -> list[Caches]:
         """Poisoned: nothing may read a slot before it is written."""
         shape = (BLOCKS, BLOCK, KV_HEADS, DIM)
-        return [(torch.full(shape, torch.nan), torch.full(shape, torch.nan)) for _ in range(LAYERS)]
+        shapes = [shape, shape] if dtype.itemsize > 1 else [shape, shape, shape[:3], shape[:3]]
+        kinds = [dtype, dtype, torch.float32, torch.float32]
+        return [
+            tuple(torch.full(s, torch.nan).to(d) for s, d in zip(shapes, kinds, strict=False))
+            for _ in range(LAYERS)
+        ]
 
-    def in_one_call(self, step: Step, caches: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def in_one_call(self, step: Step, caches: list[Caches]) -> Tensor:
         assert self.decoder.can_use(caches)
         return self.decoder.forward(*vars(step).values())
 
-    def op_by_op(self, step: Step, caches: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def op_by_op(self, step: Step, caches: list[Caches]) -> Tensor:
         residual, x = self.embedding[step.token_ids], None
-        for layer, (keys, values) in zip(self.layers, caches, strict=True):
+        for layer, (keys, values, *scales) in zip(self.layers, caches, strict=True):
+            k_scale, v_scale = scales or (None, None)
             if x is None:
                 normed = rms_norm(residual, layer.input_norm, eps=EPS)
             else:
                 normed, residual = add_rms_norm(x, residual, layer.input_norm, eps=EPS)
             qkv = self._apply(layer.qkv, normed).view(-1, HEADS + 2 * KV_HEADS, DIM)
             q, k, v = torch.split(qkv, [HEADS, KV_HEADS, KV_HEADS], dim=1)
+            if layer.query_norm is not None and layer.key_norm is not None:
+                q = rms_norm(q.contiguous(), layer.query_norm, eps=EPS)
+                k = rms_norm(k.contiguous(), layer.key_norm, eps=EPS)
             q, k = rope(q, k, self.cos_sin, step.positions)
-            store_kv(k, v, keys, values, step.slot_mapping)
+            store_kv(k, v, keys, values, step.slot_mapping, k_scale=k_scale, v_scale=v_scale)
             mixed = paged_attention(
                 q,
                 keys,
@@ -130,6 +153,11 @@ class Model:
                 scale=DIM**-0.5,
                 max_query_len=int(step.query_start_lens.diff().max()),
                 max_context_len=int(step.context_lens.max()),
+                window=layer.window,
+                soft_cap=self.soft_cap,
+                sinks=layer.sinks,
+                k_scale=k_scale,
+                v_scale=v_scale,
             )
             out = self._apply(layer.output, mixed.view(-1, HEADS * DIM))
             normed, residual = add_rms_norm(out, residual, layer.post_norm, eps=EPS)
@@ -141,31 +169,41 @@ class Model:
         return self._apply(self.head, rms_norm(hidden, self.norm, eps=EPS))
 
     def _apply(self, weight: PackedWeight, x: Tensor) -> Tensor:
-        if weight.scale is None:
+        codes = self._codes.get(id(weight.packed))
+        if codes is None:
             return packed_linear(x, weight.packed, weight.bias, channels=weight.channels)
-        codes = self._codes[id(weight.packed)]
-        return quant_linear(x, codes, weight.scale, weight.bias, packed=weight.packed)
+        if weight.group is not None:
+            return int4_linear(x, *codes, weight.bias, packed=weight.packed)
+        return quant_linear(x, *codes, weight.bias, packed=weight.packed)
 
     def _linear(self, channels: int, inputs: int) -> PackedWeight:
         bias = self._random(channels) if self._biased else None
         weight = self._random(channels, inputs) / inputs**0.5
-        if not self._int8:
+        if "fp32" in self._kind:
             return PackedWeight(pack(weight), None, bias, channels, inputs)
+        if "int4" in self._kind and inputs % GROUP == 0:
+            scale = weight.view(channels, -1, GROUP).abs().amax(dim=-1) / 7
+            codes = (weight / scale.repeat_interleave(GROUP, 1)).round().to(torch.uint8) + 8
+            halves = (codes[:, ::2] & 15) | codes[:, 1::2] << 4
+            zero = torch.randint(6, 10, scale.shape, dtype=torch.uint8)
+            packed = pack_int4(halves, scale, zero)
+            self._codes[id(packed)] = (halves, scale, zero)
+            return PackedWeight(packed, None, bias, channels, inputs, GROUP)
         scale = weight.abs().amax(dim=1) / 127
         codes = (weight / scale[:, None]).round().to(torch.int8)
-        packed = copies(codes, scale, torch.float32).packed
-        assert packed is not None
-        self._codes[id(packed)] = codes
-        return PackedWeight(packed, scale, bias, channels, inputs)
+        coded = copies(codes, scale, torch.float32).packed
+        assert coded is not None
+        self._codes[id(coded)] = (codes, scale)
+        return PackedWeight(coded, scale, bias, channels, inputs)
 
     def _random(self, *shape: int) -> Tensor:
         self._seed += 1
         return random(*shape, seed=self._seed)
 
 
-@pytest.fixture(params=["int8", "fp32", "int8 biased"])
+@pytest.fixture(params=["int8", "fp32", "int4 and int8 biased", "int8 and more"])
 def model(request: pytest.FixtureRequest) -> Model:
-    return Model(int8="int8" in request.param, biased="biased" in request.param)
+    return Model(request.param)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -185,11 +223,29 @@ def test_decoder_equals_the_ops_bit_for_bit(model: Model, threads: int) -> None:
             assert torch.equal(whole, model.op_by_op(step, theirs))
             assert torch.equal(model.decoder.logits(whole), model.logits_op_by_op(whole))
             assert not whole.isnan().any()
-        for (keys, values), (other_keys, other_values) in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(keys, other_keys, rtol=0, atol=0, equal_nan=True)
-            torch.testing.assert_close(values, other_values, rtol=0, atol=0, equal_nan=True)
+        _assert_same_bits(ours, theirs)
     finally:
         torch.set_num_threads(before)
+
+
+def _assert_same_bits(ours: list[Caches], theirs: list[Caches]) -> None:
+    for one, other in zip(chain(*ours), chain(*theirs), strict=True):
+        torch.testing.assert_close(one.float(), other.float(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.int8, torch.float8_e4m3fn], ids=str
+)
+def test_decoder_keeps_caches_of_every_dtype(dtype: torch.dtype) -> None:
+    """Keys and values in 16 or 8 bits: what is stored and what is read are the ops' own."""
+    model = Model("int8")
+    ours, theirs = model.new_caches(dtype), model.new_caches(dtype)
+    for sequences in ([(0, 20, 20), (1, 1, 1)], [(0, 1, 21), (1, 2, 3)]):
+        step = _step(sequences)
+        whole = model.in_one_call(step, ours)
+        assert torch.equal(whole, model.op_by_op(step, theirs))
+        assert not whole.isnan().any()
+    _assert_same_bits(ours, theirs)
 
 
 def test_decoder_answers_a_sequence_alike_in_any_batch(model: Model) -> None:
@@ -218,7 +274,21 @@ def test_decoder_refuses_to_leave_its_tables(model: Model) -> None:
             model.in_one_call(broken, caches)
 
 
-def test_decoder_leaves_other_caches_to_the_ops(model: Model) -> None:
-    """A half-precision cache is not read as fp32."""
-    half = [(keys.half(), values.half()) for keys, values in model.new_caches()]
-    assert not model.decoder.can_use(half)
+def test_decoder_leaves_scattered_caches_to_the_ops(model: Model) -> None:
+    """What is not contiguous is not read as if it were."""
+    scattered = [(keys.transpose(0, 1), values) for keys, values, *_ in model.new_caches()]
+    assert not model.decoder.can_use(scattered)
+
+
+def test_decoder_samples_what_its_logits_say(model: Model) -> None:
+    """A step in one call gives the chosen rows' logits, and the likeliest of each."""
+    step = _step([(0, 5, 5), (1, 9, 9), (2, 1, 1)])
+    stream = model.in_one_call(step, model.new_caches())
+    rows = torch.tensor([4, 12, 13, 14])
+    assert model.decoder.can_use(model.new_caches())
+    logits = model.decoder.step(*vars(step).values(), rows=rows)
+    assert torch.equal(logits, model.decoder.logits(stream[rows]))
+    tokens = model.decoder.likeliest(*vars(step).values(), rows=rows)
+    assert tokens == logits.argmax(dim=-1).tolist()
+    everyone = model.decoder.likeliest(*vars(step).values())
+    assert everyone == model.decoder.logits(stream).argmax(dim=-1).tolist()

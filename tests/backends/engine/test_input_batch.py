@@ -100,3 +100,33 @@ def test_block_tables_reuse_rows_of_finished_sequences() -> None:
         request.status = RequestStatus.FINISHED
     assert tables.table.shape == (2, 3)
     assert np.count_nonzero(tables.table[:, 1:] != -1) == 0
+
+
+def test_decode_steps_in_kept_tensors_are_those_packed_anew() -> None:
+    """Sequences that decode, grow, lose their blocks or leave: inputs as if from nothing."""
+    kept = _inputs()
+    requests = [_request(3, [4]), _request(7, [2, 6]), _request(1, [9])]
+    free = iter(range(20, 60))
+    for step in range(12):
+        if step == 5:
+            requests[1].block_ids = [11, 12, 13]  # preempted, and computed again elsewhere
+            requests[1].num_preemptions += 1
+        if step == 8:
+            del requests[0]
+        parts = []
+        for request in requests:
+            start = len(request.token_ids) - 1
+            if start >= len(request.block_ids) * BLOCK:
+                request.block_ids.append(next(free))
+            parts.append(ScheduledSequence(request, start, 1))
+        ours, rows = kept.build(parts)
+        theirs, chosen = _inputs()._pack(parts)
+        assert rows is None
+        assert chosen is None
+        width = theirs.block_tables.shape[1]
+        assert torch.equal(ours.block_tables[:, :width], theirs.block_tables)
+        for name in ("token_ids", "positions", "slot_mapping", "query_start_lens", "context_lens"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name))
+        assert ours[6:] == theirs[6:]
+        for request in requests:
+            request.token_ids.append(step)

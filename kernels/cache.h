@@ -1,0 +1,165 @@
+// Keys and values in every dtype that a cache may have: widened to fp32 where they are read, rounded
+// as torch rounds where they are written.
+#pragma once
+
+namespace {
+
+// As `kernels.native.CACHE_KINDS` numbers them.
+enum CacheKind { FP32, FP16, BF16, INT8, FP8 };
+
+inline int32_t bits_of(float x) {
+    int32_t bits;
+    std::memcpy(&bits, &x, 4);
+    return bits;
+}
+
+inline float float_of(int32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+
+inline Vector as_floats(Ints v) { return reinterpret_cast<Vector>(v); }
+inline Ints as_ints(Vector v) { return reinterpret_cast<Ints>(v); }
+
+template <class Element>
+inline Ints load_wide(const Element* from) {
+    typedef Element Few __attribute__((vector_size(LANES * sizeof(Element))));
+    Few few;
+    std::memcpy(&few, from, sizeof few);
+    return __builtin_convertvector(few, Ints);
+}
+
+inline Vector widen_bf16(const void* from, int64_t at) {
+    return as_floats(load_wide(static_cast<const uint16_t*>(from) + at) << 16);
+}
+
+// Small floats are shifted into an fp32's place and scaled by the difference of the exponents'
+// biases, which is right for subnormal numbers too; the largest exponent stands for no number.
+inline Vector widen_fp16(const void* from, int64_t at) {
+    const Ints half = load_wide(static_cast<const uint16_t*>(from) + at);
+    const Ints size = half & 0x7FFF;
+    const Vector finite = as_floats(size << 13) * 0x1p112f;
+    const Vector other = as_floats(size << 13 | 0x7F800000);
+    return as_floats(as_ints(size >= 0x7C00 ? other : finite) | (half & 0x8000) << 16);
+}
+
+inline Vector widen_fp8(const void* from, int64_t at) {
+    const Ints code = load_wide(static_cast<const uint8_t*>(from) + at);
+    const Ints size = code & 0x7F;
+    const Vector finite = as_floats(size << 20) * 0x1p120f;
+    const Vector other = as_floats(Ints{} + 0x7FC00000);
+    return as_floats(as_ints(size == 0x7F ? other : finite) | (code & 0x80) << 24);
+}
+
+inline uint16_t to_bf16(float x) {
+    const int32_t bits = bits_of(x);
+    if (x != x) return 0x7FC0;
+    return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+inline uint16_t to_fp16(float x) {
+    const int32_t sign = bits_of(x) >> 16 & 0x8000, size = bits_of(x) & 0x7FFFFFFF;
+    int32_t half;
+    if (x != x) {
+        half = 0x7E00;
+    } else if (size >= 0x477FF000) {  // Rounds to more than the largest half.
+        half = 0x7C00;
+    } else if (size < 0x38800000) {  // Subnormal: added to a number whose last bit is a half's.
+        half = bits_of(float_of(size) + 0.5f) - bits_of(0.5f);
+    } else {
+        half = (size - 0x38000000 + 0xFFF + (size >> 13 & 1)) >> 13;
+    }
+    return static_cast<uint16_t>(sign | half);
+}
+
+// Of values up to 448.
+inline uint8_t to_fp8(float x) {
+    const int32_t sign = bits_of(x) >> 24 & 0x80, size = bits_of(x) & 0x7FFFFFFF;
+    int32_t code;
+    if (x != x) {
+        code = 0x7F;
+    } else if (size < 0x3C800000) {
+        code = bits_of(float_of(size) + 0x1p14f) - bits_of(0x1p14f);
+    } else {
+        code = (size - (120 << 23) + 0x7FFFF + (size >> 20 & 1)) >> 20;
+    }
+    return static_cast<uint8_t>(sign | code);
+}
+
+// One layer's keys, or its values: [num_blocks, block_size, heads, dim] of one kind.
+struct CacheHalf {
+    void* data;
+    float* scales;  // [num_blocks, block_size, heads], of codes only
+};
+
+struct CacheShape {
+    int64_t num_blocks;
+    int block_size, heads, dim, kind;
+
+    int64_t slots() const { return num_blocks * block_size; }
+};
+
+// fp32 rows of slots that follow each other, each `stride` from the one before.
+struct Floats {
+    const float* from;
+    int64_t stride;
+};
+
+// One head of slots [slot, slot + count). What is no fp32 is widened into `room` [count, dim].
+inline Floats read_slots(const CacheHalf& half, const CacheShape& shape, int64_t slot, int count,
+                         int head, float* room) {
+    const int64_t stride = int64_t{shape.heads} * shape.dim;
+    const int64_t first = slot * stride + int64_t{head} * shape.dim;
+    if (shape.kind == FP32) return {static_cast<const float*>(half.data) + first, stride};
+    const auto widen_all = [&](auto widen) {
+        for (int row = 0; row < count; ++row) {
+            const float scale =
+                half.scales ? half.scales[(slot + row) * shape.heads + head] : 1.0f;
+            for (int d = 0; d < shape.dim; d += LANES)
+                store(room + int64_t{row} * shape.dim + d,
+                      widen(half.data, first + row * stride + d) * scale);
+        }
+    };
+    switch (shape.kind) {
+        case FP16: widen_all(widen_fp16); break;
+        case BF16: widen_all(widen_bf16); break;
+        case FP8: widen_all(widen_fp8); break;
+        default: widen_all([](const void* from, int64_t at) {
+            return load_bytes(static_cast<const int8_t*>(from) + at);
+        });
+    }
+    return {room, shape.dim};
+}
+
+// Writes one token's row [heads, dim]; codes get a scale per head, of its largest value.
+inline void write_slot(const CacheHalf& half, const CacheShape& shape, int64_t slot,
+                       const float* row) {
+    const int size = shape.heads * shape.dim;
+    const int64_t first = slot * size;
+    if (shape.kind == FP32) {
+        std::copy_n(row, size, static_cast<float*>(half.data) + first);
+    } else if (shape.kind == FP16 || shape.kind == BF16) {
+        uint16_t* to = static_cast<uint16_t*>(half.data) + first;
+        const auto round = shape.kind == FP16 ? to_fp16 : to_bf16;
+        for (int i = 0; i < size; ++i) to[i] = round(row[i]);
+    } else {
+        const float limit = shape.kind == INT8 ? 127.0f : 448.0f;
+        for (int head = 0; head < shape.heads; ++head) {
+            const float* values = row + int64_t{head} * shape.dim;
+            float largest = 0.0f;
+            for (int d = 0; d < shape.dim; ++d) largest = std::max(largest, std::fabs(values[d]));
+            const float scale = largest > 0.0f ? largest / limit : 1.0f;
+            half.scales[slot * shape.heads + head] = scale;
+            uint8_t* to = static_cast<uint8_t*>(half.data) + first + int64_t{head} * shape.dim;
+            for (int d = 0; d < shape.dim; ++d) {
+                const float code = values[d] / scale;
+                to[d] = shape.kind == INT8 ? static_cast<uint8_t>(static_cast<int8_t>(
+                                                 std::nearbyint(code)))
+                                           : to_fp8(code);
+            }
+        }
+    }
+}
+
+}  // namespace
