@@ -42,6 +42,8 @@ CLIENTS = 64
 LIMIT_NANO_USD = 40_000_000
 _WHOLE, _STREAM = 0.6, 0.9
 """Shares of requests, cumulative; the rest are streams that are cut off."""
+_START_S = 600.0
+"""Machines are busy."""
 _SETTLE_S = 60.0
 _BUDGET = Budget(scope="global", window="lifetime", limit_nano_usd=LIMIT_NANO_USD)
 _POLICY = """
@@ -249,7 +251,7 @@ def wrong_with(found: dict[str, Any]) -> list[str]:
 
 
 async def _ready(urls: list[str]) -> None:
-    async with httpx.AsyncClient(timeout=5.0) as client, asyncio.timeout(120):
+    async with httpx.AsyncClient(timeout=5.0) as client, asyncio.timeout(_START_S):
         for url in urls:
             while True:
                 with contextlib.suppress(httpx.HTTPError):
