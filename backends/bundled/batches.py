@@ -14,7 +14,7 @@ from backends.bundled.config import TrainPlan
 from backends.bundled.shelves import ANSWER, PROMPT, TEXT, Library
 from backends.bundled.tokenizer import EOS_ID, PAD_ID
 
-LONG_CHATS: Final = {
+_CHATS: Final = {
     "turns": 0.3,
     "essays": 0.2,
     "math": 0.15,
@@ -23,10 +23,12 @@ LONG_CHATS: Final = {
     "docs": 0.05,
     "tasks": 0.1,
 }
+LONG_CHATS: Final = {"learn": _CHATS, "tune": {**_CHATS, "readings": 0.25}}
+"""What the long rows hold beside text, by phase; the rows of the first are short for readings."""
 SHORT_CHATS: Final = {
-    "tasks": 0.76,
+    "tasks": 0.74,
     "facts": 0.1,
-    "docs": 0.04,
+    "docs": 0.06,
     "extraction": 0.03,
     "small_talk": 0.04,
     "trivia": 0.03,
@@ -106,7 +108,7 @@ class Batcher:
         count = plan.long_tokens // length
         texts = int(count * TEXT_SHARE[phase] + rng.random())  # a share of few rows, in the mean
         long_rows = [self._text_row(rng, length, table) for _ in range(texts)]
-        long_rows += self._chat_rows(rng, count - texts, length, LONG_CHATS, table)
+        long_rows += self._chat_rows(rng, count - texts, length, LONG_CHATS[phase], table)
         short_count = plan.short_tokens // plan.short_row
         short_rows = self._chat_rows(rng, short_count, plan.short_row, SHORT_CHATS, table)
         places = _skipping(rng, length, plan.context) if phase == "tune" else np.arange(length)

@@ -58,6 +58,30 @@ COMMANDS: Final = _lines("""
     see the configuration in use: Run `headgate config show`.
     upgrade the database: Run `headgate db upgrade`.
     find out what is wrong with a machine: Run `headgate doctor`.
+    make a team: Run `headgate teams create NAME`.
+    set how many requests a key may send: Run `headgate keys limit`.
+    set how many requests a team may send: Run `headgate teams limit`.
+    make a user: Run `headgate users create NAME --team TEAM`.
+    let a user in no more: Run `headgate users remove`. All keys of the user are revoked.
+    see who changed what: Run `headgate audit`. It lists what administrators did.
+    see the bill of a month: Run `headgate report bill 2026-11`.
+    freeze a month: Run `headgate report close 2026-11`. What comes later goes to the next month.
+    take a charge back: Run `headgate report correct`. The old charge stays, and is reversed.
+    write the charges to a file: Run `headgate report export`. It writes CSV, Parquet or FOCUS.
+    find the hours that do not add up: Run `headgate report reconcile`.
+    compare costs with the time before: Run `headgate report costs --compare previous`.
+    try a file of prompts through policies: Run `headgate policy simulate`.
+    print the schema of a policy: Run `headgate policy schema`.
+    see how good a model is: Run `headgate models inspect MODEL`, or measure it with
+        `headgate models eval MODEL`.
+    measure each kernel: Run `headgate bench kernels`.
+    compare machines before buying: Run `headgate plan compare`.
+    delete old requests: Run `headgate db prune`. Their sums stay.
+    check the database: Run `headgate db check`. It compares sums, schema and audit chain.
+    see the default settings: Run `headgate config show`.
+    stop the gateway: Press Ctrl-C. Running requests may finish first.
+    install Headgate: Run `pip install .`, then `headgate serve`.
+    see the version: Run `headgate --version`.
 """)
 TASKS: Final = _lines("""
     turn the cache off for a request: Send the header `x-headgate-cache: off`.
@@ -92,6 +116,31 @@ TASKS: Final = _lines("""
     give a model another name: Add an alias under `[models]`.
     send feedback on an answer: Use `POST /feedback`.
     see a decision without running it: Use `POST /route/explain`, or `headgate policy explain`.
+    listen on another address: Set `host` under `[server]`, with `auth = "keys"`.
+    run more gateway processes: Set `workers` under `[server]`.
+    make an alias for a model: Add a line under `[models]`, such as `"gpt-4o" = "auto"`.
+    turn the exact cache off: Set `enabled = false` under `[cache.exact]`.
+    keep answers for an hour: Set `ttl_s = 3600` under `[cache.exact]`.
+    make the semantic cache stricter: Set a higher `threshold` under `[cache.semantic]`.
+    keep requests for a year only: Set `retention_days = 365` under `[database]`.
+    refuse requests when the ledger is away: Set `on_ledger_outage = "refuse"` under `[database]`.
+    prove that no row was changed: Set `audit_chain = true` under `[database]`.
+    explore other models by chance: Set `explore` under `[routing]`.
+    choose the default policy: Set `policy` under `[routing]`.
+    choose the cheapest good model: Add an `objective` to a policy.
+    let a small model guess tokens: Set `method = "draft"` under `[backends.speculation]`.
+    store weights in int8: Set `quantization = "int8"` on a backend.
+    limit requests at one time: Set `max_concurrency` on a backend.
+    set how long a context is: Set `max_model_len` under `[backends.engine]`.
+    serve a model from a folder: Set `model` of a backend to the folder.
+    serve a model of Hugging Face: Set `model = "hf:OWNER/NAME"` on a backend.
+    share one machine among engines: Give their backends the same `machine`.
+    cap a user: Set a budget with `--scope user:NAME`.
+    cap all spending: Set a budget with `--scope global`.
+    get a warning before a budget is spent: Set the budget with `--alert-at 80`.
+    ask for JSON: Send `response_format` with your request.
+    stream an answer: Send `"stream": true` with your request.
+    use Headgate from an SDK: Set the base URL to `http://127.0.0.1:8080/v1`.
 """)
 MEANINGS: Final = _lines("""
     x-headgate-cache: It says how the cache answered: miss, exact, semantic or off.
@@ -122,6 +171,15 @@ MEANINGS: Final = _lines("""
     budget_left: It is the share of the tightest budget that is left.
     difficulty: It is the chance that the reference model does not answer well.
     auto: It is the model name that lets the policy choose.
+    /v1/embeddings: It turns texts into vectors, as OpenAI's API does.
+    /v1/models: It lists the models that may be asked for.
+    /feedback: It takes what users thought of an answer.
+    port 8080: It is the port on which the gateway listens when no other is set.
+    usd_per_hour: It is the price of a machine for one hour.
+    base_urls: It lists the addresses of a backend.
+    max_tokens: It is the most tokens that an answer may have.
+    usage: It says how many tokens a request had.
+    retention_days: It says how many days requests are kept.
 """)
 TERMS: Final = _lines("""
     a backend: A backend is one served model, on one or more addresses.
@@ -143,4 +201,18 @@ TERMS: Final = _lines("""
     quantization: Quantization stores weights in fewer bits, so that a model is smaller.
     speculation: Speculation lets a small model guess tokens that a large one checks.
     an API key: An API key is a secret that says which team a request belongs to.
+    the dashboard: The dashboard is a web page that shows costs, requests and backends.
+    the audit log: The audit log says which administrator did what, and when.
+    the journal: The journal keeps each charge safe until the ledger has it.
+    a shadow copy: A shadow copy sends a request to a second model, whose answer nobody sees.
+    a roll-up: A roll-up is a sum over an hour or a day, from which reports are fast.
+    a draft model: A draft model guesses tokens that a larger model checks.
+    a model card: A model card says how a model was made, and how good it is.
+    continuous batching: Continuous batching lets new requests join while others are under way.
+    the prefix cache: The prefix cache reuses the work on a beginning that requests share.
+    a rate limit: A rate limit says how many requests or tokens may come in a minute.
+    a replica: A replica is one of several servers of the same model.
+    nano: Nano is the smallest demo model. It is the fastest and knows the least.
+    base: Base is the largest demo model. It is the slowest and knows the most.
+    an outcome: An outcome says whether a model answered a prompt well, and at what cost.
 """)

@@ -14,6 +14,8 @@ from backends.bundled.facts_tables import (
     CAPITALS,
     COLOURS,
     DEFINITIONS,
+    IDENTITY,
+    IDENTITY_LEADS,
     KINDS,
     MONTHS,
     NAMES,
@@ -228,6 +230,10 @@ def make_facts(*, seed: int, split: Split, exact: bool = False) -> list[Pair]:
     pairs = [*_places(), *_looks(), *_animals(), *_calendar(), *_words()]
     if not exact:
         pairs += [*_lists(rng), *_stories(rng)]
+        for wordings, answer in IDENTITY:
+            pairs += [
+                (lead + prompt, answer) for lead in IDENTITY_LEADS for prompt in wordings.split("|")
+            ]
     for wordings, answer in SMALL_TALK * (1 if exact else 8):
         pairs += list(_ask(wordings, answer))
     return [pair for pair in pairs if side(pair[0]) == split]

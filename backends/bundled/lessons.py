@@ -105,6 +105,14 @@ _DOCS: Final[list[tuple[list[tuple[str, str]], str]]] = [
         "|What is {0} in Headgate?",
     ),
 ]
+_FINDS: Final = (
+    "Which {0} {1}?|Name the {0} that {1}.|What is the {0} that {1}?|I look for the {0} that {1}."
+    "|Is there a {0} that {1}?|In Headgate, which {0} {1}?|Tell me the {0} that {1}."
+)
+"""Questions from what a thing does to its name."""
+_NOUNS: Final = (("header", "header"), ("Set ", "setting"), ("model `", "model name"))
+"""What an answer names, by a word that it has."""
+_OTHER_VERBS: Final = {"see": "shows", "get": "gives"}
 _MONTHS: Final = "January February March April May June July August October November".split()
 _JOBS: Final = [job.removeprefix("a ") for job, _ in JOBS]
 _THINGS: Final = "lamp chair book bag cup clock hat shirt pen desk phone ball coat mirror".split()
@@ -131,6 +139,38 @@ def _docs() -> Iterator[Pair]:
         for topic, answer in lines:
             for wording in wordings.split("|"):
                 yield _sentence(wording.format(topic)), answer
+    for noun, does, answer in _finds():
+        for wording in _FINDS.split("|"):
+            yield wording.format(noun, does), answer
+        if does.startswith("says "):
+            yield f"Where do I read {does[5:]}?", answer
+            yield f"Which {noun} tells me {does[5:]}?", answer
+
+
+def _finds() -> Iterator[tuple[str, str, str]]:
+    """Yield what kind of thing does what, and the answer that names it: the tables, backwards."""
+    for topic, answer in COMMANDS:
+        yield "command", _third_person(topic), answer
+    for topic, answer in TASKS:
+        noun = next((noun for mark, noun in _NOUNS if mark in answer), None)
+        if noun:
+            yield noun, _third_person(topic), answer
+    for name, meaning in MEANINGS:
+        verb, _, rest = meaning.removeprefix("It ").partition(" ")
+        does = f"{verb} {rest.partition(':')[0].rstrip('.')}"
+        noun = "header" if name.startswith("x-") else "path" if name.startswith("/") else "word"
+        if verb != "is":
+            yield noun, does, f"The {noun} `{name}` {does}."
+
+
+def _third_person(action: str) -> str:
+    """Turn what a user wants to do, "see the costs", into what does it, "shows the costs"."""
+    verb, _, rest = action.partition(" ")
+    if verb in _OTHER_VERBS:
+        return f"{_OTHER_VERBS[verb]} {rest}"
+    if verb.endswith("y") and verb[-2] not in "aeiou":
+        return f"{verb[:-1]}ies {rest}"
+    return f"{verb}{'es' if verb.endswith(('ch', 'sh', 'o', 'x', 's')) else 's'} {rest}"
 
 
 def _person(rng: random.Random) -> tuple[str, dict[str, Any]]:

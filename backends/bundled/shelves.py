@@ -12,6 +12,7 @@ from backends.bundled import facts
 from backends.bundled.corpus import TEXT_FILES, Task, Turn, read_chat, read_texts
 from backends.bundled.facts_tables import HELP, WHO
 from backends.bundled.lessons import make_lessons
+from backends.bundled.reading import make_readings
 from backends.bundled.tokenizer import EOS_ID, IM_END, IM_START
 from backends.evaluation.frozen import is_frozen
 
@@ -121,6 +122,12 @@ def build_library(
     pool = [
         chat[0] for chat in (*small_talk, *known, *lessons["docs"], *single[: 2 * len(small_talk)])
     ]
+    texts = {name: read_texts(corpus, name, held_out=False) for name in TEXT_FILES}
+    long_pool = [
+        *pool,
+        *(chat[0] for kind in ("extraction", "summaries") for chat in lessons[kind]),
+    ]
+    long_pool = [pair for pair in long_pool if not is_frozen(pair[0])]
     conversations: dict[str, Sequence[Conversation]] = {
         "tasks": single,
         "facts": known,
@@ -130,11 +137,14 @@ def build_library(
         "essays": _chats(turns, "dolly-15k-part"),
         "math": _chats(turns, "gsm8k"),
         "turns": facts.make_dialogues(pool, count=max(200, len(tasks) // 20), seed=seed),
+        "readings": make_readings(
+            [text for kind in texts.values() for text in kind],
+            long_pool,
+            count=max(200, len(tasks) // 40),
+            seed=seed,
+        ),
     }
     return Library(
         {name: chat_shelf(tokenizer, allowed(chats)) for name, chats in conversations.items()},
-        {
-            name: text_stream(tokenizer, read_texts(corpus, name, held_out=False))
-            for name in TEXT_FILES
-        },
+        {name: text_stream(tokenizer, kind) for name, kind in texts.items()},
     )

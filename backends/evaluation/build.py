@@ -42,6 +42,9 @@ PIECE_BYTES: Final = 2048
 """Every model sees as much text before a byte, whatever its tokenizer."""
 SHORTEST_BYTES: Final = 256
 TRIVIA_EACH: Final = 100
+LONG_TEXTS: Final = 30
+LONG_BYTES: Final = 5000
+"""Of the text before a question: about 1,600 of the bundled models' tokens."""
 SMALL_TALK: Final = 60
 DROPPED: Final = frozenset(
     (
@@ -118,10 +121,28 @@ def chat_suite(corpus: Path) -> list[Item]:
     """Our own chat questions, then small talk and trivia of the corpus's test side."""
     return [
         *chat_items(),
+        *_long_texts(corpus),
         *_corpus_chat(corpus, "small_talk", "personality-chat-friendly", SMALL_TALK),
         *_corpus_chat(corpus, "trivia", "opentriviaqa", TRIVIA_EACH),
         *_corpus_chat(corpus, "open_questions", "nq-open-dev", TRIVIA_EACH),
     ]
+
+
+def _long_texts(corpus: Path) -> Iterator[Item]:
+    """Questions of everyday knowledge, each after a long text that has nothing to do with it."""
+    held_out = [text for name in TEXT_FILES for _, text in _held_out(corpus, name)]
+    long = [text.encode() for text in held_out if len(text.encode()) >= LONG_BYTES]
+    asked = first_by_hash(known_items(), LONG_TEXTS)
+    for number, (item, data) in enumerate(zip(asked, long, strict=True), 1):
+        text = data[: data.rfind(b" ", 0, LONG_BYTES)].decode()
+        yield msgspec.structs.replace(
+            item,
+            id=f"long_text-{number:04}",
+            prompt=f"{text}\n\n{item.prompt}",
+            part="long_text",
+            task="long_text",
+            difficulty=None,
+        )
 
 
 def _corpus_chat(corpus: Path, part: str, source: str, count: int) -> list[Item]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from backends.bundled import facts
 from backends.bundled.corpus import TEXT_FILES, read_tasks, read_texts
 from backends.bundled.lessons import make_lessons
+from backends.bundled.reading import MOST_CHARACTERS, make_readings
 from backends.bundled.synthetic import LESSONS, make_tasks
 from backends.evaluation.frozen import is_frozen
 
@@ -99,3 +100,28 @@ def test_tasks_follow_the_shares_asked_for(corpus: Path) -> None:
     functions = Counter(task.task.split(":")[0] for task in made)
     assert functions["add"] > 300
     assert all(share > 0 for share in LESSONS.values())
+
+
+def test_readings_ask_at_the_end_of_a_text_and_fit_a_row() -> None:
+    """Every kind of reading ends with a known answer, or one that its text holds."""
+    texts = ["The old mill stood by the river and turned all day. " * 200, "A short note."]
+    questions = [("What is 2 + 3?", "5"), ("Capital of France?", "Paris")]
+    readings = make_readings(texts, questions, count=400, seed=1)
+    assert readings == make_readings(texts, questions, count=400, seed=1)
+    for reading in readings:
+        prompt, answer = reading[-1]
+        known = any(prompt.endswith(asked) and answer == told for asked, told in questions)
+        assert known or answer.removeprefix("It is ") in prompt
+        assert sum(len(p) + len(a) for p, a in reading) < MOST_CHARACTERS * 1.2
+    longest = max(len(reading[0][0]) for reading in readings)
+    assert longest > MOST_CHARACTERS / 2
+    assert max(map(len, readings)) > 20
+
+
+def test_docs_lessons_ask_from_both_ends() -> None:
+    """What a command does leads to the command, in words that are conjugated."""
+    docs = dict(make_lessons(seed=1, split="train")["docs"])
+    finds = [prompt for prompt in docs if prompt.startswith(("Which ", "Name the "))]
+    assert len(finds) > 200
+    assert "`headgate report costs`" in docs["Name the command that shows the costs."]
+    assert any("tries a policy" in prompt for prompt in finds)
