@@ -2,8 +2,8 @@
 
 On SQLite and on PostgreSQL, one run per seed. Exits 1 unless in every run the charges less overrun
 stay within the limit, overrun is at most 0.5 % of spend, at least 95 % of the limit is spent, and
-the killed process's lease ended within 30 s. Slow: some twenty seconds a run, so the file is written
-after each, and a second call with the same file goes on where the first one ended.
+the killed process's lease ended within 30 s. Slow: some twenty seconds a run, so the file is
+written after each, and a second call with the same file goes on where the first one ended.
 """
 
 import argparse
