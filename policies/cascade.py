@@ -1,0 +1,83 @@
+"""Cascades: the backends that answer one after another until a judge accepts what one says.
+
+A rung is the best usable backend behind one target. Left out are rungs that cannot take the
+request, that are not ready, and, where the policy says so, that will probably answer badly; the
+last one that is left is always asked.
+"""
+
+import math
+from collections.abc import Iterator
+
+from policies.candidates import Candidates
+from policies.conditions import Situation
+from policies.model import Accept, BackendCard, Reason, Route
+
+TOKEN_JUDGES = ("answer", "logprob", "margin", "entropy")
+"""Judges that read how likely the answer's tokens were."""
+JUDGES = (*TOKEN_JUDGES, "consistency", "format")
+BACKEND = "backend:"
+"""How a judge begins that is a backend."""
+MAX_SAMPLES = 16
+
+
+def rungs(
+    targets: list[str],
+    accept: Accept,
+    candidates: Candidates,
+    situation: Situation,
+    reasons: list[Reason],
+) -> tuple[str, ...]:
+    """Backends from the first to ask to the last; empty when none is ready."""
+    found: dict[str, BackendCard] = {}
+    for target in targets:
+        for card in candidates.of(target)[:1]:
+            if card.ready:
+                found.setdefault(card.name, card)
+            else:
+                _leave_out(card.name, "is not ready", reasons)
+    quality = situation.facts.features.quality
+    last = next(reversed(found), None)
+    for name in list(found):
+        known = quality.get(name)
+        if name != last and known is not None and known < accept.skip_below:
+            why = f"predicted quality {known:.3f} is below skip_below {accept.skip_below:g}"
+            _leave_out(name, why, reasons)
+            del found[name]
+    if found:
+        why = f"{' then '.join(found)}, until {accept.judge} says P(good) >= {accept.min:g}"
+        reasons.append(Reason(subject="cascade", matched=True, why=why))
+    return tuple(found)
+
+
+def _leave_out(name: str, why: str, reasons: list[Reason]) -> None:
+    reasons.append(Reason(subject=f"rung {name}", matched=False, why=why))
+
+
+def cascade_problems(action: Route) -> Iterator[tuple[str, str]]:
+    """(key, what is wrong) of an action's `cascade` and `accept`."""
+    if action.cascade is None:
+        if action.accept is not None:
+            yield "accept", "without effect without cascade; remove it"
+        return
+    if len(action.cascade) < 2:
+        yield "cascade", f"{action.cascade!r}: name at least two tiers or backends"
+    for place, target in enumerate(action.cascade):
+        if target == "*":
+            yield f"cascade[{place}]", "'*': name a tier or a backend"
+        elif target in action.cascade[:place]:
+            yield f"cascade[{place}]", f"{target!r}: stands before it already"
+    yield from _accept_problems(action.accept or Accept())
+
+
+def _accept_problems(accept: Accept) -> Iterator[tuple[str, str]]:
+    judge = accept.judge
+    if (judge not in JUDGES and not judge.removeprefix(BACKEND)) or (
+        judge not in JUDGES and not judge.startswith(BACKEND)
+    ):
+        yield "accept.judge", f"{judge!r}: allowed: {', '.join(JUDGES)}, or {BACKEND}NAME"
+    for name in ("min", "skip_below"):
+        value = getattr(accept, name)
+        if not (math.isfinite(value) and 0 <= value <= 1):
+            yield f"accept.{name}", f"{value!r}: a probability is 0 to 1"
+    if not 2 <= accept.n <= MAX_SAMPLES:
+        yield "accept.n", f"{accept.n!r}: 2 to {MAX_SAMPLES} answers"
