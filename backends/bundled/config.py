@@ -1,6 +1,6 @@
 """Shapes of the bundled models, and the plan each is trained by."""
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -24,7 +24,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class TrainPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How one model is trained: warm-up, a stable part, decay; the last part is chat tuning."""
+    """How one model is trained: warm-up, schedule, optimizer; the last part is chat tuning."""
 
     tokens: int
     """Token budget of the whole run, padding included."""
@@ -40,13 +40,21 @@ class TrainPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """How far positions reach while tuning, by leaps within a long row."""
     short_row: int = 128
     warmup_steps: int = 60
+    schedule: Literal["stable", "cosine"] = "stable"
+    """stable: the learning rate stays at its peak until it decays; cosine: half a wave."""
     decay_fraction: float = 0.47
-    """Last part of the run, over which the learning rate falls to zero."""
+    """Last part of the run, over which the learning rate of `stable` falls to zero."""
     tune_fraction: float = 0.2
     """Last part of the run, in which only answers are learned and text is rare."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """What trains the matrices of the layers; the rest has AdamW."""
     muon_lr: float = 0.02
     adam_lr: float = 0.004
+    matrix_adam_lr: float = 0.002
+    """Of the layers' matrices where AdamW trains them too."""
     weight_decay: float = 0.01
+    distilled: float = 0.5
+    """Share of the loss that a teacher's distribution has, where there is a teacher."""
     clip_norm: float = 1.0
 
     @property

@@ -128,6 +128,8 @@ def weighted_loss(
     weights: Tensor,
     picked: Tensor | None,
     positions: Tensor | None = None,
+    teacher: Llama | None = None,
+    distilled: float = 0.0,
 ) -> Tensor:
     """Return the summed next-token loss, each target times its weight.
 
@@ -138,12 +140,23 @@ def weighted_loss(
         weights: [B, T] of the targets ids[:, 1:].
         picked: [K] indices into B * T, the only targets to look at; None: all.
         positions: [T], see `Llama.hidden`.
+        teacher: a model whose distribution is a target beside the next token.
+        distilled: what share of the loss that target has.
+
+    Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network".
     """
     hidden = model.hidden(ids[:, :-1], documents, positions).flatten(0, 1)
     targets, weights = ids[:, 1:].reshape(-1), weights.reshape(-1)
     if picked is not None:
         hidden, targets, weights = hidden[picked], targets[picked], weights[picked]
-    losses = F.cross_entropy(model.head(hidden).float(), targets, reduction="none")
+    logits = model.head(hidden).float()
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    if teacher is not None:
+        with torch.no_grad():
+            wise = teacher.hidden(ids[:, :-1], documents, positions).flatten(0, 1)
+            wanted = teacher.head(wise if picked is None else wise[picked]).float().softmax(-1)
+        soft = F.cross_entropy(logits, wanted, reduction="none")
+        losses = (1 - distilled) * losses + distilled * soft
     return (losses * weights).sum()
 
 

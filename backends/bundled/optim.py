@@ -1,7 +1,9 @@
-"""Muon for the matrices of the layers, AdamW for the rest, and the learning-rate schedule."""
+"""Muon for the matrices of the layers, AdamW for the rest, and the learning-rate schedules."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,15 +72,27 @@ def make_optimizers(model: nn.Module, plan: TrainPlan) -> list[Optimizer]:
     rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (matrices if parameter.ndim == 2 and "layers." in name else rest).append(parameter)
-    muon = Muon(matrices, plan.muon_lr, 0.95, plan.weight_decay)
-    adam = torch.optim.AdamW(
-        rest, lr=plan.adam_lr, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0, fused=False
-    )
-    return [muon, adam]
+    adam = partial(torch.optim.AdamW, betas=(0.9, 0.95), eps=1e-10, fused=False)
+    first: Optimizer
+    if plan.optimizer == "muon":
+        first = Muon(matrices, plan.muon_lr, 0.95, plan.weight_decay)
+    else:
+        first = adam(matrices, lr=plan.matrix_adam_lr, weight_decay=plan.weight_decay)
+    return [first, adam(rest, lr=plan.adam_lr, weight_decay=0.0)]
+
+
+def peak_rates(plan: TrainPlan) -> tuple[float, float]:
+    """Return the peak learning rates of the optimizers that `make_optimizers` makes."""
+    return (plan.muon_lr if plan.optimizer == "muon" else plan.matrix_adam_lr), plan.adam_lr
 
 
 def lr_factor(step: int, plan: TrainPlan) -> float:
-    """Return the learning rate of `step` as a share of its peak: warm-up, stable, linear decay."""
+    """Return the learning rate of `step` as a share of its peak.
+
+    After the warm-up either stable and then falling in a line, or half a cosine; both end at zero.
+    """
     warm = min(1.0, (step + 1) / max(1, plan.warmup_steps))
+    if plan.schedule == "cosine":
+        return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / plan.steps)))
     decay_steps = max(1.0, plan.steps * plan.decay_fraction)
     return min(warm, max(0.0, (plan.steps - step) / decay_steps), 1.0)

@@ -73,6 +73,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tasks", type=int, help="fresh tasks to make (default: enough)")
     parser.add_argument("--resume", action="store_true", help="continue from OUT/checkpoint.pt")
     parser.add_argument("--grow-from", type=Path, help="checkpoint of a smaller model to grow")
+    parser.add_argument("--schedule", choices=("stable", "cosine"), help="default: stable")
+    parser.add_argument("--optimizer", choices=("muon", "adamw"), help="default: muon")
+    parser.add_argument("--teacher", type=Path, help="exported folder of a larger model to distil")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", help="cpu or cuda (default: a GPU where there is one)")
     parser.add_argument("--threads", type=int, default=2)
@@ -96,9 +99,10 @@ def keep_memory() -> None:
 def prepare(args: argparse.Namespace, out: Path, tokenizer: Tokenizer) -> Trainer:
     """Read everything that is learned from, and set up the run: fresh, resumed or grown."""
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    spec, plan = SPECS[args.model], plan_for(args.model, device)
-    if args.tokens:
-        plan = msgspec.structs.replace(plan, tokens=args.tokens)
+    spec = SPECS[args.model]
+    given = {name: getattr(args, name) for name in ("tokens", "schedule", "optimizer")}
+    changes = {name: value for name, value in given.items() if value}
+    plan = msgspec.structs.replace(plan_for(args.model, device), **changes)
     tasks = make_tasks(
         args.corpus,
         count=args.tasks or fresh_tasks(plan),
@@ -119,6 +123,8 @@ def prepare(args: argparse.Namespace, out: Path, tokenizer: Tokenizer) -> Traine
         trainer.resume(out / CHECKPOINT)
     elif args.grow_from:
         trainer.grow_from(args.grow_from)
+    if args.teacher:
+        trainer.learn_from(args.teacher, tokenizer)
     return trainer
 
 

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import msgspec
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from backends.bundled.batches import Batcher, Rows
 from backends.bundled.checkpoint import Progress, read_checkpoint, restore, save_checkpoint
 from backends.bundled.config import ModelSpec, TrainPlan
+from backends.bundled.errors import ExportError
 from backends.bundled.grow import grow
+from backends.bundled.load import load_model
 from backends.bundled.model import Llama, init_weights, weighted_loss
-from backends.bundled.optim import lr_factor, make_optimizers
+from backends.bundled.optim import lr_factor, make_optimizers, peak_rates
 
 Loss = Callable[..., Tensor]
 CURVE_EVERY = 10
@@ -42,6 +45,7 @@ class Trainer:
         self.model.to(self.device)
         self.optimizers = make_optimizers(self.model, plan)
         self.progress = Progress(seed=seed)
+        self.teacher: Llama | None = None
         self.loss: Loss = torch.compile(weighted_loss, dynamic=False) if compiled else weighted_loss
 
     def resume(self, path: Path) -> None:
@@ -55,6 +59,20 @@ class Trainer:
         grown = grow(state["model"], old, self.spec, seed=self.progress.seed)
         self.model.load_state_dict(grown.state_dict())
 
+    def learn_from(self, folder: Path, tokenizer: Tokenizer) -> None:
+        """Take the model of a folder as a teacher.
+
+        Raises:
+            ExportError: the folder holds no model that writes the same tokens.
+        """
+        teacher, theirs = load_model(folder)
+        if theirs.get_vocab() != tokenizer.get_vocab():
+            raise ExportError(
+                f"teacher {str(folder)!r} has another tokenizer than this run; "
+                f"train with --tokenizer {str(folder / 'tokenizer.json')!r}"
+            )
+        self.teacher = teacher.to(self.device).requires_grad_(requires_grad=False)
+
     def save(self, path: Path) -> None:
         """Write a checkpoint."""
         save_checkpoint(path, self.spec, self.model, self.optimizers, self.progress)
@@ -67,9 +85,7 @@ class Trainer:
         loss = sum(self._backward(rows, total) for rows in groups)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip_norm)
         factor = lr_factor(progress.step, self.plan)
-        for optimizer, peak in zip(
-            self.optimizers, (self.plan.muon_lr, self.plan.adam_lr), strict=True
-        ):
+        for optimizer, peak in zip(self.optimizers, peak_rates(self.plan), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = peak * factor
             optimizer.step()
@@ -85,7 +101,7 @@ class Trainer:
     def _backward(self, rows: Rows, total: float) -> float:
         parts = (None if part is None else part.to(self.device) for part in rows)
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            loss = self.loss(self.model, *parts) / total
+            loss = self.loss(self.model, *parts, self.teacher, self.plan.distilled) / total
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item()
 

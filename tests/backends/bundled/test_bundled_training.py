@@ -5,16 +5,19 @@ import shutil
 import signal
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from tokenizers import Tokenizer, models
 
 from backends.bundled.batches import PICKED_SHARE, Batcher
 from backends.bundled.config import SPECS, ModelSpec, TrainPlan, plan_for
-from backends.bundled.errors import CheckpointError
-from backends.bundled.model import Llama, init_weights
+from backends.bundled.errors import CheckpointError, ExportError
+from backends.bundled.export import write_model
+from backends.bundled.model import Llama, init_weights, weighted_loss
 from backends.bundled.optim import lr_factor, orthogonalize
 from backends.bundled.shelves import Library
+from backends.bundled.tokenizer import train_tokenizer
 from backends.bundled.train import fresh_tasks, main, run
 from backends.bundled.trainer import Trainer
 
@@ -182,6 +185,57 @@ def test_learning_rate_warms_up_stays_and_falls_to_zero() -> None:
     assert factors[0] == pytest.approx(0.1)
     assert set(factors[10:699]) == {1.0}
     assert factors[-1] < 0.01
+
+
+def test_cosine_schedule_falls_in_half_a_wave() -> None:
+    """After the warm-up a cosine never rises, is at half its peak half-way, and ends near zero."""
+    plan = TrainPlan(tokens=8192 * 1000, warmup_steps=10, schedule="cosine")
+    factors = [lr_factor(step, plan) for step in range(plan.steps)]
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[500] == pytest.approx(0.5)
+    assert factors[-1] < 0.001
+
+
+def test_adamw_can_train_the_matrices_too(
+    tiny_spec: ModelSpec, tiny_plan: TrainPlan, tiny_library: Library
+) -> None:
+    """With that optimizer the matrices follow their own rate, and the loss falls."""
+    plan = msgspec.structs.replace(tiny_plan, optimizer="adamw", matrix_adam_lr=0.003)
+    trainer = Trainer(tiny_spec, plan, Batcher(tiny_library, plan, seed=3), seed=3)
+    losses = [trainer.step() for _ in range(plan.steps)]
+    assert losses[-1] < losses[0]
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
+    assert rates[0] / rates[1] == pytest.approx(plan.matrix_adam_lr / plan.adam_lr)
+
+
+def test_distilling_pulls_a_model_to_its_teacher(tiny_spec: ModelSpec) -> None:
+    """Wholly distilled, the loss is least at the teacher's own weights, whatever the answers."""
+    teacher, other = Llama(tiny_spec), Llama(tiny_spec)
+    init_weights(teacher, 1)
+    init_weights(other, 2)
+    ids = torch.randint(5, 200, (2, 9), generator=torch.Generator().manual_seed(1))
+    rest = (torch.zeros(2, 8, dtype=torch.int64), torch.ones(2, 8), None, None)
+    at_teacher, elsewhere = (weighted_loss(m, ids, *rest, teacher, 1.0) for m in (teacher, other))
+    assert at_teacher < elsewhere
+    at_teacher.backward()  # type: ignore[no-untyped-call]
+    gradients = [p.grad.abs().max() for p in teacher.parameters() if p.grad is not None]
+    assert max(gradients) < 1e-5
+    plain = weighted_loss(other, ids, *rest)
+    torch.testing.assert_close(weighted_loss(other, ids, *rest, teacher, 0.0), plain)
+
+
+def test_a_teacher_must_write_the_same_tokens(
+    trainer: Trainer, tiny_spec: ModelSpec, tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """A folder of this tokenizer teaches; one of another is refused and named."""
+    folder = tmp_path / "teacher"
+    write_model(tiny_spec, Llama(tiny_spec).state_dict(), tiny_tokenizer, folder)
+    trainer.learn_from(folder, tiny_tokenizer)
+    assert trainer.teacher is not None
+    assert trainer.step() > 0
+    other = train_tokenizer(["quite another text, many times over"] * 3)
+    with pytest.raises(ExportError, match="another tokenizer"):
+        trainer.learn_from(folder, other)
 
 
 def test_training_refuses_a_missing_corpus(
