@@ -28,6 +28,7 @@ from backends.engine.factory import build_engine
 from backends.engine.model_runner import ModelRunner
 from backends.engine.options import read_options
 from backends.errors import BackendError
+from backends.quantization.schemes import AT_LOAD
 from backends.roofline import Machine, measure_machine, roofline_share
 
 _WARM_UP_TOKENS: Final = 4
@@ -136,7 +137,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     runner = engine.runner
     assert isinstance(runner, ModelRunner)
     model = runner.model
-    machine = measure_machine(runner.device, model.embedding.dtype, int8=model.is_int8)
+    machine = measure_machine(
+        runner.device, model.embedding.dtype, int8=model.quantization == "int8"
+    )
     results = [
         bench(engine, runner, machine, batch, arguments.prompt_tokens, arguments.output_tokens)
         for batch in batches
@@ -146,7 +149,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "commit": commit(),
         "device": machine.name,
         "model": arguments.model,
-        "quantization": "int8" if model.is_int8 else None,
+        "quantization": model.quantization,
         "dtype": str(model.embedding.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "memory_bytes_per_s": _round(machine.bytes_per_s),
@@ -185,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--output-tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, help="CPU threads per forward pass")
-    parser.add_argument("--quantization", choices=["int8"], help="round linear weights at load")
+    parser.add_argument("--quantization", choices=AT_LOAD, help="round linear weights at load")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument(

@@ -28,6 +28,7 @@ from backends.meter import MeterSlot
 from backends.models.folder import model_folder, revision
 from backends.models.generation import default_sampling
 from backends.openai_app import create_app, json_response
+from backends.quantization.schemes import AT_LOAD
 from backends.tokenizer import Tokenizer
 
 _GIL_SWITCH_S = 0.001
@@ -168,7 +169,7 @@ def _decode(kind: Any, content: bytes) -> Any:
 @click.option("--max-num-seqs", type=int, help="Most sequences in a batch.")
 @click.option("--max-num-batched-tokens", type=int, help="Most tokens in a step.")
 @click.option("--gpu-memory-utilization", type=float, help="Share of the GPU's memory to use.")
-@click.option("--quantization", type=click.Choice(["int8"]))
+@click.option("--quantization", type=click.Choice(AT_LOAD), help="Round linear weights at load.")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]))
 @click.option(
     "--kv-cache-dtype",

@@ -253,6 +253,10 @@ def _parameters(config: ModelConfig) -> int:
     """Count the weights, near enough to plan memory."""
     heads = config.num_attention_heads + config.num_key_value_heads
     attention = 2 * config.hidden_size * heads * config.head_dim
-    layer = attention + 3 * config.hidden_size * config.intermediate_size
+    features = sum(
+        config.intermediate_size if experts is None else experts.count * experts.intermediate_size
+        for experts in config.family.experts
+    )
     tables = 1 if config.tie_word_embeddings else 2
-    return config.num_hidden_layers * layer + tables * config.vocab_size * config.hidden_size
+    layers = config.num_hidden_layers * attention + 3 * config.hidden_size * features
+    return layers + tables * config.vocab_size * config.hidden_size

@@ -9,6 +9,7 @@ from msgspec import Struct, field
 
 from backends.engine.config import KvCacheDtype, SpeculationConfig
 from backends.models.generation import GenerationConfig
+from backends.quantization.schemes import QuantizeAtLoad
 
 DtypeOption = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -27,8 +28,9 @@ class EngineOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     dtype: DtypeOption = "auto"
     """Of activations and unquantised weights. auto: bfloat16 on a GPU; on the CPU float32, in which
     small models are fastest, unless the weights would fill the memory."""
-    quantization: Literal["int8"] | None = None
-    """int8: round linear weights at load, if the folder's are not int8 already."""
+    quantization: QuantizeAtLoad | None = None
+    """Round linear weights at load, unless the folder's are quantised already. int8: by channel;
+    int4: in groups (the head and what no group divides: int8); fp8: activations too, on GPUs."""
     kv_cache_dtype: KvCacheDtype = "auto"
     """auto: float32 on the CPU, else `dtype`. int8 and fp8 take half of bfloat16, with a scale per
     token and head; on the CPU eager torch reads them, slowly."""

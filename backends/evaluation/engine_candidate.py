@@ -11,9 +11,16 @@ import torch
 from backends.contract import SamplingParams, TokenEvent
 from backends.engine.model_runner import ModelRunner
 from backends.errors import InvalidRequestError
-from backends.evaluation.candidate import CONCURRENT, Answer, MachineTime, ModelFacts, Progress
+from backends.evaluation.candidate import (
+    CONCURRENT,
+    Answer,
+    Certainty,
+    MachineTime,
+    ModelFacts,
+    Progress,
+)
 from backends.evaluation.items import Item, Text
-from backends.evaluation.token_scorer import TokenScorer
+from backends.evaluation.token_scorer import Scored, TokenScorer
 from backends.llm import LLM
 from backends.models.folder import model_folder, revision
 from backends.models.inspect import inspect_model
@@ -59,7 +66,7 @@ class EngineCandidate:
             parameters=facts["parameters"],
             weight_bytes=facts["bytes_on_disk"],
             weights=revision(folder, suffixes=(".safetensors",)),
-            quantization="int8" if runner.model.is_int8 else None,
+            quantization=runner.model.quantization,
             device=runner.device.type,
         )
 
@@ -103,15 +110,17 @@ class EngineCandidate:
             usage = one.last.usage
             assert usage is not None
             assert usage.headgate is not None
+            ended = one.last.finish_reason == "stop"
             answers.append(
                 Answer(
                     text=one.text,
-                    ended=one.last.finish_reason == "stop",
+                    ended=ended,
                     prompt_tokens=usage.prompt_tokens,
                     completion_tokens=usage.completion_tokens,
                     machine_ns=usage.headgate.machine_ns,
                     mean_logprob=float(score.logprobs.mean()),
                     margin=float(score.margins.min()),
+                    certainty=_certainty(score, len(one.tokens) - ended),
                 )
             )
         return answers
@@ -135,3 +144,14 @@ class EngineCandidate:
 
     def close(self) -> None:
         """Nothing is held but memory."""
+
+
+def _certainty(score: Scored, shown: int) -> Certainty | None:
+    """Of the first `shown` tokens; None for an answer without text."""
+    if shown < 1:
+        return None
+    return Certainty(
+        logprob=float(score.logprobs[:shown].mean()),
+        margin=float(score.margins[:shown].min()),
+        entropy=float(score.entropies[:shown].mean()),
+    )

@@ -11,6 +11,7 @@ from msgspec import Struct
 from backends.bundled import BUNDLED_MODELS
 from backends.evaluation.candidate import Candidate
 from backends.evaluation.errors import EvaluationError, UsageError
+from backends.quantization.schemes import QuantizeAtLoad
 
 API_KEY_ENV: Final = "HEADGATE_API_KEY"
 
@@ -25,7 +26,7 @@ class Target(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     base_url: str = ""
     api_key_env: str | None = None
     api_key_file: str | None = None
-    quantization: Literal["int8"] | None = None
+    quantization: QuantizeAtLoad | None = None
 
 
 def parse_target(text: str) -> Target:

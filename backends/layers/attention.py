@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from backends.layers.norm import RMSNorm
 from kernels.paged_attention import paged_attention
 from kernels.rope import rope
 from kernels.store_kv import store_kv
@@ -43,11 +44,27 @@ class LayerCache(NamedTuple):
 class Attention:
     """Rotates, stores and attends; the projections around it belong to the model."""
 
-    def __init__(self, heads: int, kv_heads: int, head_dim: int) -> None:
+    def __init__(
+        self,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        window: int | None = None,
+        query_norm: RMSNorm | None = None,
+        key_norm: RMSNorm | None = None,
+    ) -> None:
+        """Args:
+        window: positions that a query sees; None: all.
+        query_norm, key_norm: of each head, before the rotation; both or neither.
+        """
         self.heads = heads
         self.kv_heads = kv_heads
         self.head_dim = head_dim
         self.scale = head_dim**-0.5
+        self.window = window
+        self.query_norm = query_norm
+        self.key_norm = key_norm
 
     def __call__(
         self, qkv: Tensor, cos_sin_cache: Tensor, batch: ForwardBatch, cache: LayerCache
@@ -63,6 +80,8 @@ class Attention:
         """
         packed = qkv.view(-1, self.heads + 2 * self.kv_heads, self.head_dim)
         q, k, v = torch.split(packed, [self.heads, self.kv_heads, self.kv_heads], dim=1)
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
         q, k = rope(q, k, cos_sin_cache, batch.positions)
         store_kv(
             k,
@@ -83,6 +102,7 @@ class Attention:
             scale=self.scale,
             max_query_len=batch.max_query_len,
             max_context_len=batch.max_context_len,
+            window=self.window,
             k_scale=cache.key_scales,
             v_scale=cache.value_scales,
         )

@@ -1,6 +1,7 @@
 """Linear layers: y = x Wᵀ + b, with the weight plain or int8."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -92,7 +93,27 @@ class Int8Linear:
         return PackedWeight(self.packed, self.scales, self.bias, *self.codes.shape)
 
 
-AnyLinear = Linear | Int8Linear
+class AnyLinear(Protocol):
+    """What a model needs of a linear layer, whatever its weight is kept as."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map x [T, in] to [T, out]."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes read to apply the layer once."""
+        ...
+
+    @property
+    def num_weights(self) -> int:
+        """Entries of the weight."""
+        ...
+
+    @property
+    def packed_weight(self) -> PackedWeight | None:
+        """The layer as the decoder in one call takes it; None where there is no packed form."""
+        ...
 
 
 def _is_fp32(bias: Tensor | None) -> bool:

@@ -9,6 +9,9 @@ from typing import Any, Final, Literal, cast
 import msgspec
 
 from backends.errors import ModelLoadError
+from backends.models.families import Family, read_family
+from backends.models.quantization_config import read_quantization
+from backends.quantization.schemes import StoredQuantization
 
 RopeType = Literal["default", "linear", "dynamic", "llama3", "yarn"]
 ROPE_TYPES: Final[tuple[str, ...]] = ("default", "linear", "dynamic", "llama3", "yarn")
@@ -48,11 +51,12 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     rms_norm_eps: float = 1e-6
     rope: RopeParameters = RopeParameters()
     tie_word_embeddings: bool = False
-    attention_bias: bool = False
+    family: Family
+    """How its layers differ from Llama's."""
     mlp_bias: bool = False
     dtype: Dtype = "float32"
     """What the checkpoint's floating-point weights are stored in."""
-    quantization: Literal["int8"] | None = None
+    quantization: StoredQuantization | None = None
     """How the checkpoint's own linear weights are quantised; None: they are not."""
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
@@ -80,12 +84,13 @@ def read_model_config(folder: Path) -> ModelConfig:
         raise ModelLoadError(f"{where}: hidden_act is {act!r}; we serve: 'silu'")
     architectures = raw.get("architectures") or [f"model_type={raw.get('model_type')!r}"]
     positions = _positive(raw, "max_position_embeddings", where, default=2048)
+    layers = _positive(raw, "num_hidden_layers", where)
     return ModelConfig(
         architecture=str(architectures[0]),
         vocab_size=_positive(raw, "vocab_size", where),
         hidden_size=hidden,
         intermediate_size=_positive(raw, "intermediate_size", where),
-        num_hidden_layers=_positive(raw, "num_hidden_layers", where),
+        num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=_positive(raw, "head_dim", where, default=hidden // heads),
@@ -93,10 +98,10 @@ def read_model_config(folder: Path) -> ModelConfig:
         rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
         rope=_rope(raw, positions, where),
         tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        attention_bias=bool(raw.get("attention_bias", False)),
+        family=read_family(raw, where, layers),
         mlp_bias=bool(raw.get("mlp_bias", False)),
         dtype=_dtype(raw, where),
-        quantization=_quantization(raw, where),
+        quantization=read_quantization(raw, where),
         eos_token_ids=_ids(generation.get("eos_token_id", raw.get("eos_token_id"))),
         bos_token_id=next(iter(_ids(raw.get("bos_token_id"))), None),
     )
@@ -166,33 +171,6 @@ def _dtype(raw: dict[str, Any], where: str) -> Dtype:
             f"{where}: dtype is {name!r}; we serve: 'float32', 'bfloat16', 'float16'"
         )
     return cast(Dtype, name)
-
-
-def _quantization(raw: dict[str, Any], where: str) -> Literal["int8"] | None:
-    """Accept compressed-tensors int8 with one scale per output channel; refuse the rest."""
-    quantization = raw.get("quantization_config")
-    if quantization is None:
-        return None
-    method, style = quantization.get("quant_method"), quantization.get("format")
-    if method != "compressed-tensors" or style not in ("int-quantized", None):
-        raise ModelLoadError(
-            f"{where}: quantization_config is {method!r} in format {style!r}; "
-            "we serve: 'compressed-tensors' in format 'int-quantized'"
-        )
-    for name, group in (quantization.get("config_groups") or {}).items():
-        weights = group.get("weights") or {}
-        found = (
-            weights.get("num_bits", 8),
-            weights.get("type", "int"),
-            weights.get("strategy", "channel"),
-            weights.get("symmetric", True),
-        )
-        if found != (8, "int", "channel", True) or group.get("input_activations"):
-            raise ModelLoadError(
-                f"{where}: quantization group {name!r} has bits, type, strategy, symmetric = "
-                f"{found}; we serve (8, 'int', 'channel', True) on weights only"
-            )
-    return "int8"
 
 
 def _ids(value: Any) -> tuple[int, ...]:

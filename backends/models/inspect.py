@@ -12,7 +12,9 @@ from backends.errors import ModelLoadError
 from backends.models.config import read_model_config
 from backends.models.folder import model_folder, revision
 
-_SCALE_SUFFIX = "_scale"
+_BESIDE_WEIGHTS = ("_scale", "_zero_point", "_shape", ".scales", ".qzeros", ".g_idx")
+_WORDS = (".weight_packed", ".qweight")
+"""Each number of these holds eight weights."""
 
 
 def inspect_model(model: str) -> dict[str, Any]:
@@ -29,7 +31,7 @@ def inspect_model(model: str) -> dict[str, Any]:
         "architecture": config.architecture,
         "parameters": parameters,
         "bytes_on_disk": size,
-        "quantization": config.quantization,
+        "quantization": None if config.quantization is None else config.quantization.scheme,
         "dtype": config.dtype,
         "layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
@@ -43,7 +45,7 @@ def inspect_model(model: str) -> dict[str, Any]:
 
 
 def _count(folder: Path) -> tuple[int, int]:
-    """Parameters (quantisation scales are not counted) and bytes of all weight files."""
+    """Parameters (what belongs to codes is not counted) and bytes of all weight files."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ModelLoadError(f"no .safetensors file in {str(folder)!r}")
@@ -51,8 +53,8 @@ def _count(folder: Path) -> tuple[int, int]:
     for file in files:
         with safe_open(file, framework="np") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - it is no mapping
-                if not name.endswith(_SCALE_SUFFIX):
-                    count = 1
+                if not name.endswith(_BESIDE_WEIGHTS):
+                    count = 8 if name.endswith(_WORDS) else 1
                     for length in tensors.get_slice(name).get_shape():
                         count *= length
                     parameters += count

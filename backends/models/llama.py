@@ -1,8 +1,11 @@
-"""The Llama architecture: pre-norm decoder, grouped-query attention, rotary positions, SwiGLU.
+"""Llama and its kin: pre-norm decoder, grouped-query attention, rotary positions, SwiGLU.
+
+`families` says what else a model may have: biases, head norms, sliding windows, experts.
 
 Letters: T packed tokens, H hidden size, V vocabulary.
 
-Source: Touvron et al. 2023, "LLaMA"; Dubey et al. 2024, "The Llama 3 Herd of Models".
+Source: Touvron et al. 2023, "LLaMA"; Dubey et al. 2024, "The Llama 3 Herd of Models"; Jiang et al.
+2023, "Mistral 7B"; Jiang et al. 2024, "Mixtral of Experts"; Yang et al. 2025, "Qwen3".
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,14 +16,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backends.layers.attention import Attention, ForwardBatch, LayerCache
-from backends.layers.linear import AnyLinear, Int8Linear
+from backends.layers.coded_linear import kept_as
+from backends.layers.linear import AnyLinear
+from backends.layers.mlp import Experts, Mlp, stack_experts
 from backends.layers.norm import RMSNorm
 from backends.layers.rope import cos_sin_cache
 from backends.models.config import ModelConfig
+from backends.models.families import ExpertsConfig
 from backends.models.loader import WeightReader
 from backends.sampling.likeliest import likeliest
 from kernels.decoder import DecoderWeights, LayerWeights, PackedWeight, plan
-from kernels.silu_mul import silu_mul
 
 if TYPE_CHECKING:
     from kernels.decoder.native import NativeDecoder
@@ -29,10 +34,10 @@ if TYPE_CHECKING:
 class _Layer(NamedTuple):
     input_norm: RMSNorm
     qkv: AnyLinear
+    attention: Attention
     output: AnyLinear
     post_norm: RMSNorm
-    gate_up: AnyLinear
-    down: AnyLinear
+    mlp: Mlp | Experts
 
 
 class Llama:
@@ -46,15 +51,12 @@ class Llama:
         """
         self.config = config
         hidden, dim = config.hidden_size, config.head_dim
-        queries, keys = config.num_attention_heads * dim, config.num_key_value_heads * dim
         self.embedding = weights.take("model.embed_tokens.weight", (config.vocab_size, hidden))
         self.layers = [
-            _read_layer(config, weights, f"model.layers.{index}.", queries, keys)
-            for index in range(config.num_hidden_layers)
+            _read_layer(config, weights, index) for index in range(config.num_hidden_layers)
         ]
         self.norm = RMSNorm(weights.take("model.norm.weight", (hidden,)), config.rms_norm_eps)
         self.head = weights.head(self.embedding, config.vocab_size, hidden)
-        self.attention = Attention(config.num_attention_heads, config.num_key_value_heads, dim)
         self.cos_sin_cache = cos_sin_cache(config.rope, dim, max_positions, self.embedding.device)
         self._in_one_call = self._plan()
 
@@ -70,9 +72,9 @@ class Llama:
                 normed = layer.input_norm(residual)
             else:
                 normed, residual = layer.input_norm.add(x, residual)
-            mixed = self.attention(layer.qkv(normed), self.cos_sin_cache, batch, cache)
+            mixed = layer.attention(layer.qkv(normed), self.cos_sin_cache, batch, cache)
             normed, residual = layer.post_norm.add(layer.output(mixed), residual)
-            x = layer.down(silu_mul(layer.gate_up(normed)))
+            x = layer.mlp(normed)
         return residual if x is None else x + residual
 
     def step(
@@ -104,17 +106,17 @@ class Llama:
     @property
     def step_bytes(self) -> int:
         """Weight bytes that one decode step reads, the embedding's gathered rows aside."""
-        return sum(linear.nbytes for linear in self._linears())
+        return sum(part.nbytes for part in self._parts())
 
     @property
     def step_weights(self) -> int:
         """Weights that one token is multiplied by."""
-        return sum(linear.num_weights for linear in self._linears())
+        return sum(part.num_weights for part in self._parts())
 
     @property
-    def is_int8(self) -> bool:
-        """Whether the decoder's linear layers are int8."""
-        return any(isinstance(layer.qkv, Int8Linear) for layer in self.layers)
+    def quantization(self) -> str | None:
+        """What the layers' weights are kept as: int8, int4, fp8 or w8a8; None: plain floats."""
+        return kept_as(self.layers[0].qkv)
 
     @property
     def is_batch_invariant(self) -> bool:
@@ -128,14 +130,27 @@ class Llama:
         if head is None:
             return None
         for layer in self.layers:
-            linears = (layer.qkv, layer.output, layer.gate_up, layer.down)
+            if isinstance(layer.mlp, Experts):
+                return None
+            linears = (layer.qkv, layer.output, layer.mlp.gate_up, layer.mlp.down)
             packed = [linear.packed_weight for linear in linears]
             if None in packed:
                 return None
             qkv, output, gate_up, down = cast(list[PackedWeight], packed)
+            attention = layer.attention
+            norms = [attention.query_norm, attention.key_norm]
+            query_norm, key_norm = (None if norm is None else norm.weight for norm in norms)
             layers.append(
                 LayerWeights(
-                    layer.input_norm.weight, qkv, output, layer.post_norm.weight, gate_up, down
+                    input_norm=layer.input_norm.weight,
+                    qkv=qkv,
+                    output=output,
+                    post_norm=layer.post_norm.weight,
+                    gate_up=gate_up,
+                    down=down,
+                    query_norm=query_norm,
+                    key_norm=key_norm,
+                    window=attention.window,
                 )
             )
         return plan(
@@ -145,45 +160,73 @@ class Llama:
                 norm=self.norm.weight,
                 head=head,
                 cos_sin_cache=self.cos_sin_cache,
-                heads=self.attention.heads,
-                kv_heads=self.attention.kv_heads,
-                head_dim=self.attention.head_dim,
+                heads=self.config.num_attention_heads,
+                kv_heads=self.config.num_key_value_heads,
+                head_dim=self.config.head_dim,
                 eps=self.config.rms_norm_eps,
-                scale=self.attention.scale,
+                scale=self.layers[0].attention.scale,
             )
         )
 
-    def _linears(self) -> Iterator[AnyLinear]:
+    def _parts(self) -> Iterator[AnyLinear | Mlp | Experts]:
         for layer in self.layers:
-            yield from (layer.qkv, layer.output, layer.gate_up, layer.down)
+            yield from (layer.qkv, layer.output, layer.mlp)
         yield self.head
 
 
-def _read_layer(
-    config: ModelConfig, weights: WeightReader, prefix: str, queries: int, keys: int
-) -> _Layer:
-    """Read one decoder layer; q, k, v and gate, up are fused by rows."""
-    hidden, middle = config.hidden_size, config.intermediate_size
-    attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+def _read_layer(config: ModelConfig, weights: WeightReader, index: int) -> _Layer:
+    """Read one decoder layer; q, k, v are fused by rows."""
+    prefix, hidden, dim = f"model.layers.{index}.", config.hidden_size, config.head_dim
+    queries, keys = config.num_attention_heads * dim, config.num_key_value_heads * dim
+    family, attention = config.family, f"{prefix}self_attn."
+
+    def norm(name: str, size: int) -> RMSNorm:
+        return RMSNorm(weights.take(f"{prefix}{name}.weight", (size,)), config.rms_norm_eps)
+
     return _Layer(
-        input_norm=RMSNorm(
-            weights.take(f"{prefix}input_layernorm.weight", (hidden,)), config.rms_norm_eps
-        ),
+        input_norm=norm("input_layernorm", hidden),
         qkv=weights.linear(
             [f"{attention}q_proj", f"{attention}k_proj", f"{attention}v_proj"],
             [queries, keys, keys],
             hidden,
-            bias=config.attention_bias,
+            bias=family.qkv_bias,
         ),
-        output=weights.linear(
-            [f"{attention}o_proj"], [hidden], queries, bias=config.attention_bias
+        attention=Attention(
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            dim,
+            window=family.windows[index],
+            query_norm=norm("self_attn.q_norm", dim) if family.head_norms else None,
+            key_norm=norm("self_attn.k_norm", dim) if family.head_norms else None,
         ),
-        post_norm=RMSNorm(
-            weights.take(f"{prefix}post_attention_layernorm.weight", (hidden,)),
-            config.rms_norm_eps,
-        ),
-        gate_up=weights.linear(
-            [f"{mlp}gate_proj", f"{mlp}up_proj"], [middle, middle], hidden, bias=config.mlp_bias
-        ),
-        down=weights.linear([f"{mlp}down_proj"], [hidden], middle, bias=config.mlp_bias),
+        output=weights.linear([f"{attention}o_proj"], [hidden], queries, bias=family.output_bias),
+        post_norm=norm("post_attention_layernorm", hidden),
+        mlp=_read_mlp(config, weights, prefix, family.experts[index]),
+    )
+
+
+def _read_mlp(
+    config: ModelConfig, weights: WeightReader, prefix: str, experts: ExpertsConfig | None
+) -> Mlp | Experts:
+    """Read a layer's feed-forward block; gate and up are fused by rows."""
+    hidden = config.hidden_size
+    if experts is None:
+        middle, mlp = config.intermediate_size, f"{prefix}mlp."
+        names = [f"{mlp}gate_proj", f"{mlp}up_proj"]
+        return Mlp(
+            weights.linear(names, [middle, middle], hidden, bias=config.mlp_bias),
+            weights.linear([f"{mlp}down_proj"], [hidden], middle, bias=config.mlp_bias),
+        )
+    middle = experts.intermediate_size
+    gate_up, down = [], []
+    for expert in range(experts.count):
+        *inner, outer = (f"{prefix}{part.format(expert)}" for part in experts.parts)
+        gate_up.append(weights.dense(inner, [middle, middle], hidden))
+        down.append(weights.dense([outer], [hidden], middle))
+    return Experts(
+        weights.dense([f"{prefix}{experts.router}"], [experts.count], hidden),
+        stack_experts(gate_up),
+        stack_experts(down),
+        top_k=experts.per_token,
+        renormalise=experts.renormalise,
     )

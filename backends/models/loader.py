@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 import torch
@@ -10,8 +10,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from backends.errors import ModelLoadError
-from backends.layers.linear import AnyLinear, Int8Linear, Linear, fuse_rows
-from backends.quantization.int8 import quantize_int8
+from backends.layers.coded_linear import coded_linear
+from backends.layers.linear import AnyLinear, Linear, fuse_rows
+from backends.quantization.at_load import quantize
+from backends.quantization.codes import Codes, dequantise, moved, stack
+from backends.quantization.layouts import read
+from backends.quantization.schemes import QuantizeAtLoad, StoredQuantization
 
 _INDEX_FILE: Final = "model.safetensors.index.json"
 _SINGLE_FILE: Final = "model.safetensors"
@@ -88,14 +92,14 @@ class WeightReader:
         *,
         device: torch.device,
         dtype: torch.dtype,
-        stored_int8: bool,
-        quantize: bool,
+        stored: StoredQuantization | None,
+        quantize: QuantizeAtLoad | None,
         tied: bool,
     ) -> None:
         self.checkpoint = checkpoint
         self.device = device
         self.dtype = dtype
-        self.stored_int8 = stored_int8
+        self.stored = stored
         self.quantize = quantize
         self.tied = tied
 
@@ -104,64 +108,75 @@ class WeightReader:
         return self.checkpoint.take(name, shape).to(self.device, self.dtype)
 
     def linear(
-        self, names: Sequence[str], rows: Sequence[int], columns: int, *, bias: bool
+        self,
+        names: Sequence[str],
+        rows: Sequence[int],
+        columns: int,
+        *,
+        bias: bool,
+        scheme: QuantizeAtLoad | Literal["as asked"] | None = "as asked",
     ) -> AnyLinear:
         """Read layers that share an input of `columns` values and fuse them by rows.
 
         Args:
             names: The layers, without `.weight`.
             rows: Output channels of each.
+            scheme: How to quantise them, if they are not stored so already.
 
         Raises:
             ModelLoadError: a tensor is missing or has another shape.
         """
         shapes = list(zip(names, rows, strict=True))
         offset = fuse_rows([self.take(f"{n}.bias", (r,)) for n, r in shapes]) if bias else None
-        if self._is_int8(names):
-            codes = fuse_rows([self._codes(name, (r, columns)) for name, r in shapes])
-            scales = fuse_rows([self._scales(name, r) for name, r in shapes])
-            return self._int8(codes, scales, offset)
+        if self.stored is not None and self._is_coded(names, self.stored):
+            take = self.checkpoint.take
+            parts = [read(self.stored, take, name, r, columns) for name, r in shapes]
+            return self._coded(stack(parts), offset)
         weight = fuse_rows(
             [self.checkpoint.take(f"{name}.weight", (r, columns)) for name, r in shapes]
         )
-        if self.quantize:
-            return self._int8(*quantize_int8(weight), offset)
+        wanted = self.quantize if scheme == "as asked" else scheme
+        if wanted is not None:
+            return self._coded(quantize(weight, wanted), offset)
         return Linear(weight.to(self.device, self.dtype), offset)
 
+    def dense(self, names: Sequence[str], rows: Sequence[int], columns: int) -> Tensor:
+        """Read layers and stack them by rows as plain weights, whatever they are stored as."""
+        parts = []
+        for name, count in zip(names, rows, strict=True):
+            if self.stored is not None and self._is_coded([name], self.stored):
+                codes = read(self.stored, self.checkpoint.take, name, count, columns)
+                parts.append(dequantise(codes))
+            else:
+                parts.append(self.checkpoint.take(f"{name}.weight", (count, columns)))
+        return fuse_rows([part.to(self.dtype) for part in parts]).to(self.device)
+
     def head(self, embedding: Tensor, vocabulary: int, hidden: int) -> AnyLinear:
-        """Read the output layer, or build it from the embedding [V, H] where the two are tied."""
+        """Read the output layer, or build it from the embedding [V, H] where the two are tied.
+
+        Quantised at load it gets 8 bits at least: every answer goes through it.
+        """
+        scheme: QuantizeAtLoad | None = "int8" if self.quantize == "int4" else self.quantize
         if not self.tied:
-            return self.linear(["lm_head"], [vocabulary], hidden, bias=False)
+            return self.linear(["lm_head"], [vocabulary], hidden, bias=False, scheme=scheme)
         self.checkpoint.ignore("lm_head.weight")
-        if self.quantize:
-            return self._int8(*quantize_int8(embedding), None)
+        if scheme is not None:
+            return self._coded(quantize(embedding, scheme), None)
         return Linear(embedding)
 
-    def _is_int8(self, names: Sequence[str]) -> bool:
-        """Whether the checkpoint holds these layers as int8; its config may leave some out."""
-        scaled = [f"{name}.weight_scale" in self.checkpoint for name in names]
-        if self.stored_int8 and any(scaled) and not all(scaled):
-            missing = names[scaled.index(False)]
+    def _is_coded(self, names: Sequence[str], stored: StoredQuantization) -> bool:
+        """Whether the checkpoint holds these layers quantised; its config may leave some out."""
+        coded = [stored.mark(name) in self.checkpoint for name in names]
+        if any(coded) and not all(coded):
+            missing = stored.mark(names[coded.index(False)])
             raise ModelLoadError(
-                f"{str(self.checkpoint.folder)!r} has no tensor '{missing}.weight_scale', though "
-                "the layers it is fused with are int8"
+                f"{str(self.checkpoint.folder)!r} has no tensor {missing!r}, though the layers it "
+                f"is fused with are {stored.scheme}"
             )
-        return self.stored_int8 and all(scaled)
+        return all(coded)
 
-    def _codes(self, name: str, shape: tuple[int, int]) -> Tensor:
-        codes = self.checkpoint.take(f"{name}.weight", shape)
-        if codes.dtype != torch.int8:
-            raise ModelLoadError(
-                f"{str(self.checkpoint.folder)!r}: '{name}.weight' is {codes.dtype}, but "
-                "config.json says the weights are int8"
-            )
-        return codes
-
-    def _scales(self, name: str, rows: int) -> Tensor:
-        return self.checkpoint.take(f"{name}.weight_scale", (rows, 1)).float().reshape(-1)
-
-    def _int8(self, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Int8Linear:
-        return Int8Linear(codes.to(self.device), scales.to(self.device), bias, dtype=self.dtype)
+    def _coded(self, codes: Codes, bias: Tensor | None) -> AnyLinear:
+        return coded_linear(moved(codes, self.device), bias, dtype=self.dtype)
 
 
 def _weight_files(folder: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """Which class serves which architecture, and the one function that loads a folder."""
 
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import torch
 
@@ -9,9 +9,21 @@ from backends.errors import ModelLoadError
 from backends.models.config import ModelConfig, read_model_config
 from backends.models.llama import Llama
 from backends.models.loader import Checkpoint, WeightReader
+from backends.quantization.schemes import QuantizeAtLoad
 
 Model = Llama
-ARCHITECTURES: Final[dict[str, type[Llama]]] = {"LlamaForCausalLM": Llama}
+ARCHITECTURES: Final[dict[str, type[Llama]]] = dict.fromkeys(
+    (
+        "LlamaForCausalLM",
+        "MistralForCausalLM",
+        "MixtralForCausalLM",
+        "Qwen2ForCausalLM",
+        "Qwen3ForCausalLM",
+        "Qwen3MoeForCausalLM",
+    ),
+    Llama,
+)
+"""All of one shape; `families` says how they differ."""
 
 
 def load_model(
@@ -19,7 +31,7 @@ def load_model(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    quantization: Literal["int8"] | None = None,
+    quantization: QuantizeAtLoad | None = None,
     max_positions: int | None = None,
     config: ModelConfig | None = None,
 ) -> Model:
@@ -29,7 +41,7 @@ def load_model(
         folder: Holds config.json and the safetensors files.
         device: Where the weights go.
         dtype: Of activations and of weights that are not quantised.
-        quantization: int8 rounds the linear weights at load, if they are not int8 already.
+        quantization: how to round the linear weights at load, if they are not stored so already.
         max_positions: Longest context the rotary tables must cover; None: the model's own.
         config: The folder's, where the caller has read it already.
 
@@ -47,8 +59,8 @@ def load_model(
         checkpoint,
         device=device,
         dtype=dtype,
-        stored_int8=config.quantization == "int8",
-        quantize=quantization == "int8",
+        stored=config.quantization,
+        quantize=quantization,
         tied=config.tie_word_embeddings,
     )
     model = kind(config, reader, max_positions=max_positions or config.max_position_embeddings)

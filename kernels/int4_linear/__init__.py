@@ -33,10 +33,10 @@ def int4_linear(
         weight_int4: [N, K // 2] uint8, contiguous. The code of input 2j lies in the low four bits
             of byte j, that of 2j + 1 in the high ones; 0..15.
         scale: [N, G] bf16 | fp16 | fp32. The weight is (code - zero) * scale of its group.
-        zero: [N, G] uint8, 0..15; None: 8 everywhere.
+        zero: [N, G] uint8; None: 8 everywhere.
         bias: [N] bf16 | fp16 | fp32, added in fp32.
         packed: [ceil(N / 32), bytes] uint8, the same weight as `pack` lays it out for C++. With it,
-            rows of fp32 are rounded to 16-bit integers, as in `quant_linear`.
+            rows are rounded to 16-bit integers, as in `quant_linear`.
 
     Returns:
         [..., N], x.dtype, accumulated in fp32.

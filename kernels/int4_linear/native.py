@@ -1,4 +1,4 @@
-"""Int4 linear in C++ for fp32 rows and a packed weight; the rest runs the reference."""
+"""Int4 linear in C++ for a packed weight; without one the reference runs."""
 
 import torch
 from torch import Tensor
@@ -18,12 +18,12 @@ def int4_linear(
 ) -> Tensor:
     channels, inputs = weight_int4.shape[0], x.shape[-1]
     rows, groups = x.numel() // inputs, scale.shape[1]
-    if packed is None or x.dtype != torch.float32:
+    if packed is None:
         return reference.int4_linear(x, weight_int4, scale, zero, bias, packed=packed)
-    x = x.contiguous()
+    dtype, x = x.dtype, x.float().contiguous()
     if bias is not None:
         bias = bias.float().contiguous()
-    out = torch.empty(*x.shape[:-1], channels)
+    out = x.new_empty((*x.shape[:-1], channels))
     codes_bytes = function("quant_linear_scratch_bytes")(rows, inputs)
     scratch = torch.empty(codes_bytes + 4 * rows * groups, dtype=torch.uint8)
     function("int4_linear_f32")(
@@ -38,4 +38,4 @@ def int4_linear(
         inputs // groups,
         threads_for(rows * channels * inputs),
     )
-    return out
+    return out.to(dtype)

@@ -16,7 +16,7 @@ def int4_linear(
     packed: Tensor | None = None,
 ) -> Tensor:
     values = x.float()
-    if packed is not None and x.dtype == torch.float32:
+    if packed is not None:
         values = round_rows(values)
     result = values @ dequantise(weight_int4, scale, zero).t()
     if bias is not None:

@@ -19,7 +19,7 @@ def expert_mlp(
     x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, experts: Tensor
 ) -> Tensor:
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-    for expert in range(gate_up.shape[0]):
+    for expert in sorted(set(experts.flatten().tolist())):
         tokens, places = (experts == expert).nonzero(as_tuple=True)
         gate, up = (x[tokens].float() @ gate_up[expert].float().t()).to(x.dtype).chunk(2, dim=-1)
         middle = (F.silu(gate.float()) * up.float()).to(x.dtype)

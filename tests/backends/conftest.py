@@ -27,17 +27,24 @@ _SHAPE: dict[str, Any] = {
 
 @pytest.fixture(scope="session")
 def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
-    """Return a function that writes a random Llama as a Hugging Face folder and names the folder.
+    """Return a function that writes a random model as a Hugging Face folder and names the folder.
 
-    Keywords override the shape; `seed` and `save` (keywords of `save_pretrained`) are its own.
+    Keywords override the shape; `family`, `seed` and `save` (of `save_pretrained`) are its own.
     """
 
-    def make(*, seed: int = 0, save: dict[str, Any] | None = None, **overrides: Any) -> Path:
-        from transformers import LlamaConfig, LlamaForCausalLM
+    def make(
+        *,
+        seed: int = 0,
+        save: dict[str, Any] | None = None,
+        family: str = "Llama",
+        **overrides: Any,
+    ) -> Path:
+        import transformers
 
         torch.manual_seed(seed)
-        folder = tmp_path_factory.mktemp("llama")
-        model = LlamaForCausalLM(LlamaConfig(**{**_SHAPE, **overrides}))
+        folder = tmp_path_factory.mktemp(family.lower())
+        config = getattr(transformers, f"{family}Config")(**{**_SHAPE, **overrides})
+        model = getattr(transformers, f"{family}ForCausalLM")(config)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name.endswith("bias") or "norm" in name:

@@ -9,6 +9,7 @@ import torch
 
 from backends.engine.factory import pick_device, pick_dtype, pick_threads
 from backends.models.config import ModelConfig
+from backends.models.families import read_family
 
 CPU = torch.device("cpu")
 
@@ -24,6 +25,7 @@ def _config(layers: int) -> ModelConfig:
         num_key_value_heads=8,
         head_dim=128,
         max_position_embeddings=4096,
+        family=read_family({}, "config.json", layers),
     )
 
 

@@ -71,9 +71,9 @@ def _ours(folder: Path, ids: Tensor, chunks: list[int]) -> Tensor:
 
 
 def _theirs(folder: Path, ids: Tensor) -> Tensor:
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.inference_mode():
         logits: Tensor = model(ids[None]).logits[0]
     return logits
@@ -87,6 +87,41 @@ def test_llama_logits_equal_those_of_transformers(
     folder = make_checkpoint(**VARIANTS[variant])
     ids = torch.randint(3, 512, (200,), generator=torch.Generator().manual_seed(2))
     ours = _ours(folder, ids, [100, 1, 37, 58, 1, 1, 2])
+    assert (ours - _theirs(folder, ids)).abs().max() < TOLERANCE
+
+
+_QWEN_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mistral": ("Mistral", {"sliding_window": 24}),
+    "mistral_without_window": ("Mistral", {"sliding_window": None}),
+    "qwen2": ("Qwen2", {}),
+    "qwen2_windows": (
+        "Qwen2",
+        {"use_sliding_window": True, "sliding_window": 19, "max_window_layers": 1},
+    ),
+    "qwen3": ("Qwen3", {"head_dim": 32}),
+    "qwen3_windows": (
+        "Qwen3",
+        {"use_sliding_window": True, "sliding_window": 19, "max_window_layers": 1, "head_dim": 16},
+    ),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3_moe": ("Qwen3Moe", {**_QWEN_EXPERTS, "norm_topk_prob": True, "head_dim": 16}),
+    "qwen3_moe_some_layers": (
+        "Qwen3Moe",
+        {**_QWEN_EXPERTS, "mlp_only_layers": [0], "norm_topk_prob": False, "head_dim": 16},
+    ),
+}
+
+
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_families_logits_equal_those_of_transformers(
+    variant: str, make_checkpoint: Callable[..., Path]
+) -> None:
+    """Windows, biases, head norms and experts: every logit within 1e-4 of transformers'."""
+    family, changes = FAMILIES[variant]
+    folder = make_checkpoint(family=family, **changes)
+    ids = torch.randint(3, 512, (120,), generator=torch.Generator().manual_seed(2))
+    ours = _ours(folder, ids, [50, 1, 37, 28, 1, 1, 2])
     assert (ours - _theirs(folder, ids)).abs().max() < TOLERANCE
 
 

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from backends.errors import ModelLoadError
 from backends.layers.linear import Int8Linear, Linear
+from backends.layers.mlp import Mlp
 from backends.models.config import read_model_config
 from backends.models.folder import model_folder, revision
 from backends.models.registry import Model, load_model
 from backends.quantization.int8 import dequantize_int8, quantize_int8
+from backends.quantization.schemes import StoredQuantization
 from kernels.quant_linear.reference import round_rows
 
 INT8_CONFIG = {
@@ -59,9 +61,14 @@ def _weights(model: Model) -> list[Tensor]:
     return [
         layer.weight
         for block in model.layers
-        for layer in (block.qkv, block.output, block.gate_up, block.down)
+        for layer in (block.qkv, block.output, *_mlp(block))
         if isinstance(layer, Linear)
     ]
+
+
+def _mlp(block: Any) -> tuple[Any, Any]:
+    assert isinstance(block.mlp, Mlp)
+    return block.mlp.gate_up, block.mlp.down
 
 
 def test_sharded_checkpoints_load_like_whole_ones(
@@ -101,8 +108,8 @@ def test_int8_folders_load_as_they_are(copy: Path) -> None:
     save_file(stored, copy / "model.safetensors", metadata={"format": "pt"})
     _change(copy, quantization_config=INT8_CONFIG)
     model = _load(copy)
-    assert read_model_config(copy).quantization == "int8"
-    up = model.layers[1].gate_up
+    assert read_model_config(copy).quantization == StoredQuantization(scheme="int8")
+    up = _mlp(model.layers[1])[0]
     assert isinstance(up, Int8Linear)
     names = [f"model.layers.1.mlp.{part}_proj.weight" for part in ("gate", "up")]
     assert torch.equal(up.codes, torch.cat([stored[name] for name in names]))
@@ -120,7 +127,7 @@ def test_int8_at_load_rounds_every_linear_layer(tiny_llama: Path) -> None:
     exact, rounded = _load(tiny_llama), _load(tiny_llama, quantization="int8")
     for plain, small in (
         (exact.layers[0].qkv, rounded.layers[0].qkv),
-        (exact.layers[1].down, rounded.layers[1].down),
+        (_mlp(exact.layers[1])[1], _mlp(rounded.layers[1])[1]),
         (exact.head, rounded.head),
     ):
         assert isinstance(plain, Linear)
@@ -213,12 +220,23 @@ def test_damaged_and_missing_files_are_named(copy: Path, tmp_path: Path) -> None
             {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
             r"partial_rotary_factor is 0\.5",
         ),
-        ({"quantization_config": {"quant_method": "gptq"}}, "'gptq'.*'compressed-tensors'"),
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 3}},
+            "'gptq'.*'bits': 3.*we serve",
+        ),
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 4, "desc_act": True}},
+            "'desc_act': True.*we serve",
+        ),
+        (
+            {"quantization_config": {"quant_method": "awq", "bits": 4, "version": "gemv"}},
+            "'version': 'gemv'.*we serve",
+        ),
         (
             {
                 "quantization_config": {
                     "quant_method": "compressed-tensors",
-                    "config_groups": {"g": {"weights": {"num_bits": 4}}},
+                    "config_groups": {"g": {"weights": {"num_bits": 2}}},
                 }
             },
             "group 'g'.*we serve",

@@ -1,0 +1,105 @@
+"""Linear layers whose weight is kept as int4 or fp8 codes, and the choice of a layer for codes."""
+
+import torch
+from torch import Tensor
+
+from backends.layers.linear import AnyLinear, Int8Linear, Linear
+from backends.quantization.codes import Codes, Fp8Codes, Int4Codes, Int8Codes, dequantise
+from backends.quantization.schemes import Scheme
+from kernels.decoder import PackedWeight
+from kernels.dispatch import implementation_for
+from kernels.int4_linear import int4_linear, pack
+from kernels.scaled_linear import scaled_linear
+
+_FP8_CAPABILITY = (8, 9)
+
+
+class Int4Linear:
+    """An int4 weight in groups; activations stay as they are."""
+
+    def __init__(self, weight: Int4Codes, bias: Tensor | None) -> None:
+        self.codes = weight.codes.contiguous()
+        self.scales = weight.scales.contiguous()
+        self.zeros = weight.zeros
+        self.bias = bias
+        native = self.codes.device.type == "cpu" and implementation_for("cpu") == "native"
+        self.packed = pack(self.codes, self.scales, self.zeros) if native else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map x [T, in] to [T, out]."""
+        return int4_linear(x, self.codes, self.scales, self.zeros, self.bias, packed=self.packed)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes read to apply the layer once."""
+        zeros = 0 if self.zeros is None else self.zeros.nbytes
+        return self.codes.nbytes + self.scales.nbytes + zeros
+
+    @property
+    def num_weights(self) -> int:
+        """Entries of the weight."""
+        return 2 * self.codes.numel()
+
+    @property
+    def packed_weight(self) -> PackedWeight | None:
+        """The layer as the decoder in one call takes it; None where there is no packed form."""
+        if self.packed is None or not (self.bias is None or self.bias.dtype == torch.float32):
+            return None
+        channels, inputs = self.codes.shape[0], 2 * self.codes.shape[1]
+        group = inputs // self.scales.shape[1]
+        return PackedWeight(self.packed, None, self.bias, channels, inputs, group)
+
+
+class ScaledLinear:
+    """An int8 or fp8 weight; each row of activations is rounded to the same dtype."""
+
+    packed_weight = None
+
+    def __init__(self, weight: Int8Codes | Fp8Codes, bias: Tensor | None) -> None:
+        self.codes = weight.codes.contiguous()
+        self.scales = weight.scales.contiguous()
+        self.bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map x [T, in] to [T, out]."""
+        return scaled_linear(x, self.codes, self.scales, self.bias)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes read to apply the layer once."""
+        return self.codes.nbytes + self.scales.nbytes
+
+    @property
+    def num_weights(self) -> int:
+        """Entries of the weight."""
+        return self.codes.numel()
+
+
+def coded_linear(weight: Codes, bias: Tensor | None, *, dtype: torch.dtype) -> AnyLinear:
+    """Make the layer that is fastest where the codes lie.
+
+    Rounding activations to 8 bits pays where tensor cores multiply 8 bits. On a CPU int8 weights
+    meet 16-bit activations, which are nearer to the original; fp8 weights, which no instruction
+    reads there, become plain ones.
+    """
+    if isinstance(weight, Int4Codes):
+        return Int4Linear(weight, bias)
+    if isinstance(weight, Int8Codes):
+        if weight.rounds_activations and weight.codes.device.type == "cuda":
+            return ScaledLinear(weight, bias)
+        return Int8Linear(weight.codes, weight.scales, bias, dtype=dtype)
+    device = weight.codes.device
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FP8_CAPABILITY:
+        return ScaledLinear(weight, bias)
+    return Linear(dequantise(weight).to(dtype), bias)
+
+
+def kept_as(layer: AnyLinear) -> Scheme | None:
+    """Name what a layer's weight is kept as; None: plain floats."""
+    if isinstance(layer, Int4Linear):
+        return "int4"
+    if isinstance(layer, Int8Linear):
+        return "int8"
+    if isinstance(layer, ScaledLinear):
+        return "w8a8" if layer.codes.dtype == torch.int8 else "fp8"
+    return None

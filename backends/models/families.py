@@ -1,0 +1,131 @@
+"""What sets the served architectures apart from Llama, read out of config.json. No torch.
+
+=====================  ====================================================================
+architecture           differences
+=====================  ====================================================================
+LlamaForCausalLM       none
+MistralForCausalLM     every query sees the last `sliding_window` positions only
+Qwen2ForCausalLM       biases on q, k and v; some layers may have sliding windows
+Qwen3ForCausalLM       queries and keys are normed head by head; windows as in Qwen2
+MixtralForCausalLM     a mixture of experts in every layer
+Qwen3MoeForCausalLM    Qwen3 with experts in some layers or all
+=====================  ====================================================================
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from backends.errors import ModelLoadError
+
+
+class ExpertsConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A mixture of experts."""
+
+    count: int
+    per_token: int
+    intermediate_size: int
+    renormalise: bool
+    router: str
+    """Name of the router's tensor under the layer, without `.weight`."""
+    parts: tuple[str, str, str]
+    """Names of an expert's gate, up and down projections; {} stands for its number."""
+
+
+class Family(msgspec.Struct, frozen=True, kw_only=True):
+    """How the layers of one model differ from Llama's."""
+
+    qkv_bias: bool = False
+    output_bias: bool = False
+    head_norms: bool = False
+    """Whether queries and keys are normed before they are rotated."""
+    windows: tuple[int | None, ...]
+    """Of each layer: how many positions a query sees; None: all."""
+    experts: tuple[ExpertsConfig | None, ...]
+    """Of each layer; None: a dense block."""
+
+
+_MIXTRAL: Final = ("block_sparse_moe.gate", "block_sparse_moe.experts.{}.")
+_QWEN: Final = ("mlp.gate", "mlp.experts.{}.")
+
+
+def read_family(raw: Mapping[str, Any], where: str, layers: int) -> Family:
+    """Read a config.json.
+
+    Raises:
+        ModelLoadError: a key is missing, or its value is none that we serve.
+    """
+    name = str((raw.get("architectures") or [""])[0])
+    bias = bool(raw.get("attention_bias", False))
+    if name == "MistralForCausalLM":
+        return Family(windows=(_window(raw),) * layers, experts=(None,) * layers)
+    if name == "MixtralForCausalLM":
+        return Family(windows=(_window(raw),) * layers, experts=(_mixtral(raw, where),) * layers)
+    windows = _windows_of_layers(raw, layers) if name.startswith("Qwen") else (None,) * layers
+    if name == "Qwen2ForCausalLM":
+        return Family(qkv_bias=True, windows=windows, experts=(None,) * layers)
+    experts: tuple[ExpertsConfig | None, ...] = (None,) * layers
+    if name == "Qwen3MoeForCausalLM":
+        experts = _qwen_experts(raw, where, layers)
+    return Family(
+        qkv_bias=bias,
+        output_bias=bias,
+        head_norms=name.startswith("Qwen3"),
+        windows=windows,
+        experts=experts,
+    )
+
+
+def _window(raw: Mapping[str, Any]) -> int | None:
+    window = raw.get("sliding_window")
+    return int(window) if window else None
+
+
+def _windows_of_layers(raw: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
+    """Qwen's windows: off unless asked for; by layer type, or from some layer on."""
+    window = _window(raw) if raw.get("use_sliding_window") else None
+    kinds = raw.get("layer_types")
+    if kinds:
+        return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    first = raw.get("max_window_layers", 28)
+    return tuple(window if layer >= first else None for layer in range(layers))
+
+
+def _mixtral(raw: Mapping[str, Any], where: str) -> ExpertsConfig:
+    router, expert = _MIXTRAL
+    return ExpertsConfig(
+        count=_number(raw, "num_local_experts", where),
+        per_token=_number(raw, "num_experts_per_tok", where),
+        intermediate_size=_number(raw, "intermediate_size", where),
+        renormalise=True,
+        router=router,
+        parts=(f"{expert}w1", f"{expert}w3", f"{expert}w2"),
+    )
+
+
+def _qwen_experts(
+    raw: Mapping[str, Any], where: str, layers: int
+) -> tuple[ExpertsConfig | None, ...]:
+    router, expert = _QWEN
+    config = ExpertsConfig(
+        # transformers 5 writes every family's number by Mixtral's name.
+        count=_number(raw, "num_experts" if "num_experts" in raw else "num_local_experts", where),
+        per_token=_number(raw, "num_experts_per_tok", where),
+        intermediate_size=_number(raw, "moe_intermediate_size", where),
+        renormalise=bool(raw.get("norm_topk_prob", False)),
+        router=router,
+        parts=(f"{expert}gate_proj", f"{expert}up_proj", f"{expert}down_proj"),
+    )
+    dense, step = raw.get("mlp_only_layers") or (), raw.get("decoder_sparse_step", 1)
+    return tuple(
+        config if layer not in dense and (layer + 1) % step == 0 else None
+        for layer in range(layers)
+    )
+
+
+def _number(raw: Mapping[str, Any], key: str, where: str) -> int:
+    value = raw.get(key)
+    if not isinstance(value, int) or value < 1:
+        raise ModelLoadError(f"{where}: {key} is {value!r}; allowed: a positive whole number")
+    return value

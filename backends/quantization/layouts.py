@@ -1,0 +1,105 @@
+"""How checkpoints write quantised linear layers, and what is read out of them.
+
+=====================  =====================================================================
+layout                 tensors of a layer with N outputs, K inputs and G groups
+=====================  =====================================================================
+compressed-tensors     `weight` int8 or fp8 [N, K], `weight_scale` [N, 1] or [1]; int4:
+                       `weight_packed` int32 [N, K/8], `weight_scale` [N, G],
+                       `weight_shape`, and, unless symmetric, `weight_zero_point` [N/8, G]
+gptq                   `qweight` int32 [K/8, N], `qzeros` [G, N/8], `scales` [G, N], `g_idx`
+awq                    `qweight` int32 [K, N/8], `qzeros` [G, N/8], `scales` [G, N]; the eight
+                       channels of a word in an order of their own
+=====================  =====================================================================
+
+Sources: compressed-tensors' pack-quantized compressor; GPTQModel's checkpoint formats "gptq" (zero
+points less one) and "gptq_v2"; AutoAWQ's gemm packing.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from backends.errors import ModelLoadError
+from backends.quantization.codes import Codes, Fp8Codes, Int4Codes, Int8Codes
+from backends.quantization.int4 import pack_nibbles
+from backends.quantization.schemes import StoredQuantization
+
+Take = Callable[[str, tuple[int, ...]], Tensor]
+"""Reads the tensor of that name, which must have that shape."""
+
+_AWQ_ORDER: Final = (0, 4, 1, 5, 2, 6, 3, 7)
+"""Which four bits of a word hold channels 0 to 7."""
+
+
+def read(stored: StoredQuantization, take: Take, name: str, channels: int, inputs: int) -> Codes:
+    """Read one layer.
+
+    Raises:
+        ModelLoadError: a tensor is missing, has another shape or another dtype.
+    """
+    groups = inputs // (stored.group_size or inputs)
+    if stored.layout == "gptq":
+        return _gptq(take, name, channels, inputs, groups, stored.zero_offset)
+    if stored.layout == "awq":
+        return _awq(take, name, channels, inputs, groups)
+    if stored.scheme == "int4":
+        return _packed(take, name, channels, inputs, groups, stored.symmetric)
+    codes = take(f"{name}.weight", (channels, inputs))
+    wanted = torch.float8_e4m3fn if stored.scheme == "fp8" else torch.int8
+    if codes.dtype != wanted:
+        raise ModelLoadError(
+            f"'{name}.weight' is {codes.dtype}, but config.json says the weights are {wanted}"
+        )
+    shape = (1,) if stored.per_tensor else (channels, 1)
+    scales = take(f"{name}.weight_scale", shape).float().reshape(-1).expand(channels).contiguous()
+    if stored.scheme == "fp8":
+        return Fp8Codes(codes, scales)
+    return Int8Codes(codes, scales, stored.scheme == "w8a8")
+
+
+def _packed(
+    take: Take, name: str, channels: int, inputs: int, groups: int, symmetric: bool
+) -> Int4Codes:
+    words = take(f"{name}.weight_packed", (channels, inputs // 8))
+    scales = take(f"{name}.weight_scale", (channels, groups)).float()
+    take(f"{name}.weight_shape", (2,))
+    zeros = None
+    if not symmetric:
+        stored = take(f"{name}.weight_zero_point", (-(-channels // 8), groups))
+        zeros = _unpack(stored.t()).t()[:channels].contiguous()
+    return Int4Codes(words.contiguous().view(torch.uint8), scales, zeros)
+
+
+def _gptq(
+    take: Take, name: str, channels: int, inputs: int, groups: int, zero_offset: int
+) -> Int4Codes:
+    codes = _unpack(take(f"{name}.qweight", (inputs // 8, channels)).t())
+    zeros = _unpack(take(f"{name}.qzeros", (groups, channels // 8))).t() + zero_offset
+    scales = take(f"{name}.scales", (groups, channels)).t().float()
+    order = take(f"{name}.g_idx", (inputs,))
+    if not torch.equal(order.long(), torch.arange(inputs) // (inputs // groups)):
+        raise ModelLoadError(
+            f"'{name}.g_idx' scatters the groups (desc_act); we serve GPTQ without it"
+        )
+    return Int4Codes(pack_nibbles(codes), scales.contiguous(), zeros.contiguous())
+
+
+def _awq(take: Take, name: str, channels: int, inputs: int, groups: int) -> Int4Codes:
+    codes = _unpack(take(f"{name}.qweight", (inputs, channels // 8)), _AWQ_ORDER).t()
+    zeros = _unpack(take(f"{name}.qzeros", (groups, channels // 8)), _AWQ_ORDER).t()
+    scales = take(f"{name}.scales", (groups, channels)).t().float()
+    return Int4Codes(pack_nibbles(codes), scales.contiguous(), zeros.contiguous())
+
+
+def _unpack(words: Tensor, order: tuple[int, ...] = tuple(range(8))) -> Tensor:
+    """[R, C] int32 of eight codes each -> [R, 8 * C] uint8; code j lies at bits 4 * order[j]."""
+    codes = [(words >> 4 * place & 15).to(torch.uint8) for place in order]
+    return torch.stack(codes, dim=-1).flatten(1)
+
+
+def pack_words(codes: Tensor) -> Tensor:
+    """[R, C] uint8 of 0..15 -> [R, ceil(C / 8)] int32, eight codes a word in their order."""
+    padded = torch.nn.functional.pad(codes, (0, -codes.shape[1] % 8))
+    return pack_nibbles(padded).contiguous().view(torch.int32)
