@@ -97,7 +97,7 @@ def engine_command(backend: BackendSettings, socket: Path, threads: int) -> list
     """Command line of the process that serves a local engine."""
     command = [*PYTHON, "backends.server", "--model", backend.model]
     command += ["--served-model-name", backend.name, "--uds", str(socket)]
-    if backend.quantization == "int8":
+    if backend.quantization not in (None, "none"):
         command += ["--quantization", backend.quantization]
     engine = backend.engine
     for name in engine.__struct_fields__:

@@ -149,8 +149,8 @@ def as_target(backend: BackendSettings) -> str:
     if backend.kind == "encoder":
         fail(f"backend {backend.name!r} is an encoder; it answers no questions", code=2)
     target: dict[str, Any] = {"name": backend.name, "model": backend.model, "kind": backend.kind}
-    if backend.kind == "engine" and backend.quantization == "int8":
-        target["quantization"] = "int8"
+    if backend.kind == "engine" and backend.quantization not in (None, "none"):
+        target["quantization"] = backend.quantization
     if backend.kind == "openai":
         target["base_url"] = backend.base_urls[0]
         target["api_key_env"] = backend.api_key_env
