@@ -17,7 +17,7 @@ from backends.quantization.codes import Codes, dequantise, moved, stack
 from backends.quantization.layouts import read
 from backends.quantization.schemes import QuantizeAtLoad, StoredQuantization
 
-_INDEX_FILE: Final = "model.safetensors.index.json"
+INDEX_FILE: Final = "model.safetensors.index.json"
 _SINGLE_FILE: Final = "model.safetensors"
 _DERIVED: Final = ".rotary_emb.inv_freq"
 """Old checkpoints store these; we compute them."""
@@ -35,7 +35,7 @@ class Checkpoint:
         self.folder = folder
         self._files: dict[str, Any] = {}
         self._taken: set[str] = set()
-        for name in _weight_files(folder):
+        for name in weight_files(folder):
             opened = _open(folder / name)
             self._files.update(dict.fromkeys(opened.keys(), opened))
 
@@ -179,14 +179,14 @@ class WeightReader:
         return coded_linear(moved(codes, self.device), bias, dtype=self.dtype)
 
 
-def _weight_files(folder: Path) -> list[str]:
+def weight_files(folder: Path) -> list[str]:
     """Name the folder's weight files."""
-    index = folder / _INDEX_FILE
+    index = folder / INDEX_FILE
     if (folder / _SINGLE_FILE).is_file():
         return [_SINGLE_FILE]
     if not index.is_file():
         raise ModelLoadError(
-            f"{str(folder)!r} has neither {_SINGLE_FILE} nor {_INDEX_FILE}; "
+            f"{str(folder)!r} has neither {_SINGLE_FILE} nor {INDEX_FILE}; "
             "convert the weights to safetensors"
         )
     try:

@@ -20,6 +20,7 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from backends.errors import ModelLoadError
 from backends.quantization.codes import Codes, Fp8Codes, Int4Codes, Int8Codes
@@ -99,7 +100,18 @@ def _unpack(words: Tensor, order: tuple[int, ...] = tuple(range(8))) -> Tensor:
     return torch.stack(codes, dim=-1).flatten(1)
 
 
-def pack_words(codes: Tensor) -> Tensor:
-    """[R, C] uint8 of 0..15 -> [R, ceil(C / 8)] int32, eight codes a word in their order."""
-    padded = torch.nn.functional.pad(codes, (0, -codes.shape[1] % 8))
-    return pack_nibbles(padded).contiguous().view(torch.int32)
+def as_compressed_tensors(name: str, weight: Codes) -> dict[str, Tensor]:
+    """The tensors of one layer, as `read` reads them back; int4 scales in fp16."""
+    if not isinstance(weight, Int4Codes):
+        return {f"{name}.weight": weight.codes, f"{name}.weight_scale": weight.scales[:, None]}
+    channels, half = weight.codes.shape
+    stored = {
+        f"{name}.weight_packed": weight.codes.view(torch.int32),
+        f"{name}.weight_scale": weight.scales.half(),
+        f"{name}.weight_shape": torch.tensor([channels, 2 * half]),
+    }
+    if weight.zeros is not None:
+        padded = functional.pad(weight.zeros.t(), (0, -channels % 8)).contiguous()
+        words = pack_nibbles(padded).contiguous().view(torch.int32)
+        stored[f"{name}.weight_zero_point"] = words.t().contiguous()
+    return stored

@@ -25,6 +25,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("report", "Cost reports out of the ledger."),
     "policy": ("policy", "Check and explain routing policies."),
     "models": ("models", "What can be served."),
+    "quantize": ("quantize", "Make a smaller copy of a model."),
     "plan": ("plan", "Capacity and cost on paper."),
     "bench": ("bench", "Measure speed."),
     "config": ("config", "Check, show and describe the configuration."),
