@@ -177,6 +177,8 @@ class GenerateRequest(Struct, kw_only=True, frozen=True):
     """Passed on: x-request-id, traceparent."""
     timeout_s: float = 600.0
     """To the whole answer, or between two chunks of a stream."""
+    beside: str | None = None
+    """Id of a call of the same request that is under way: this one goes to another replica."""
 
 
 class Completion(Struct, kw_only=True):

@@ -10,17 +10,17 @@ import time
 
 import structlog
 
-from backends.contract import GenerateRequest
 from backends.errors import BackendError, InvalidRequestError
 from gateway.api.reply import Reply
-from gateway.api.translate import backend_body
+from gateway.calls import request_of, shown
 from gateway.exchange import Exchange
+from gateway.hedging import Hedging
 from gateway.ledger.records import AttemptRecord, ChargeKind
 from gateway.limits.fair_queue import QueueError
 from gateway.parts import Parts
-from gateway.relay import relay
+from gateway.relay import relay, restart_event
 from gateway.settlement import Settler
-from gateway.spending import Spending, tightest
+from gateway.spending import Spending, hedge_of
 from gateway.turns import HELPS_ELSEWHERE, ClosedError, RetryBudget, Turns
 
 log = structlog.get_logger(__name__)
@@ -35,6 +35,7 @@ class Attempts:
         self._settler = settler
         self._budget = RetryBudget(parts.settings.failure.retry_budget)
         self._draw = random.Random().random
+        self.hedging = Hedging(parts, spending, settler, self._budget)
 
     async def ask(self, x: Exchange, reply: Reply) -> str:
         """Call `x.affordable` until one answers; the name of the one that did.
@@ -47,44 +48,67 @@ class Attempts:
         while True:
             name, charges, x.usage = turns.backend, len(x.charges), None
             try:
-                await self._turn(x, reply, name)
+                await self._turn(x, reply, turns)
             except BackendError as error:
                 self._note_failure(x, name, error)
                 pause_s = turns.after(error, started=reply.started)
                 if pause_s is None:
                     self._settler.last_call(x, charges)
                     raise
-                await asyncio.sleep(pause_s)
+                await self._before_next(x, reply, turns.backend, pause_s, error)
             else:
-                self._parts.registry.mark_success(name)
-                return name
+                assert x.backend is not None
+                self._parts.registry.mark_success(x.backend)
+                return x.backend
 
     def _turns(self, x: Exchange) -> Turns:
-        cards = self._parts.registry.cards()
+        parts, decision = self._parts, x.decision
+        assert decision is not None
+        cards = parts.registry.cards()
         return Turns(
             x.affordable,
-            settings=self._parts.settings.failure,
+            settings=parts.settings.failure,
             budget=self._budget,
             draw=self._draw,
             context_of=lambda name: cards[name].context_tokens,
+            replicas_of=self._replicas,
+            retries=decision.retries,
+            restart=decision.restart and x.stream and x.options.accept_restart,
         )
 
-    async def _turn(self, x: Exchange, reply: Reply, name: str) -> None:
+    def _replicas(self, name: str) -> int:
+        return max(len(getattr(self._parts.backends[name], "breakers", ())), 1)
+
+    async def _before_next(
+        self, x: Exchange, reply: Reply, name: str, pause_s: float, error: BackendError
+    ) -> None:
+        self._parts.metrics.retries.labels(name).inc()
+        if reply.started:
+            await reply.event(restart_event(x, error.message))
+        if pause_s:
+            await asyncio.sleep(pause_s)
+
+    async def _turn(self, x: Exchange, reply: Reply, turns: Turns) -> None:
         """One backend's turn: past its breaker, through its queue, to its answer."""
-        registry = self._parts.registry
+        registry, name = self._parts.registry, turns.backend
         if not registry.admits(name):
             why, left_s = registry.closed_to(name)
             error = ClosedError(
                 f"backend {name!r} was not asked: {why}", backend=name, retry_after_s=left_s
             )
-            x.attempts.append(AttemptRecord(backend=name, ms=0.0, error=_shown(error)))
+            x.attempts.append(AttemptRecord(backend=name, ms=0.0, error=shown(error)))
             raise error
         assert x.caller is not None
         queue = self._parts.queues.of(name)
         try:
             await queue.enter(x.caller.team, x.caller.weight)
             try:
-                await self._call(x, reply, name)
+                hedge = hedge_of(x)
+                if hedge is None:
+                    await self._call(x, reply, name)
+                else:
+                    other = name if self._replicas(name) > 1 else turns.following
+                    await self.hedging.call(x, reply, name, other, hedge)
             finally:
                 queue.leave()
         except asyncio.CancelledError:
@@ -105,10 +129,10 @@ class Attempts:
         """One call of one backend, booked whether it works or not."""
         parts = self._parts
         assert x.facts is not None
-        request = self._request(x, name)
+        request = request_of(parts, x, name)
         backend = parts.backends[name]
         x.backend, x.card = name, parts.registry.cards()[name]
-        x.usage, x.tokens_seen = None, 0
+        x.tokens_seen = 0
         began = x.asked_at = time.perf_counter()
         failure: str | None = None
         prompt_tokens = x.facts.features.prompt_tokens
@@ -123,7 +147,7 @@ class Attempts:
                     completion = await backend.generate(request)
                     x.usage, x.answer = completion.usage, completion.body
             except BaseException as error:
-                failure = _shown(error)
+                failure = shown(error)
                 elapsed_s = time.perf_counter() - began
                 kind: ChargeKind = "retry" if isinstance(error, BackendError) else "answer"
                 await self._settler.charge_lost(x, name, error, elapsed_s, kind)
@@ -135,26 +159,3 @@ class Attempts:
                 x.in_backend_s += elapsed_s
                 x.attempts.append(AttemptRecord(backend=name, ms=elapsed_s * 1e3, error=failure))
             self._settler.charge(x, name, x.usage, elapsed_s)
-
-    def _request(self, x: Exchange, name: str) -> GenerateRequest:
-        settings = self._parts.backend_settings[name]
-        assert x.asked is not None
-        assert x.decision is not None
-        assert x.facts is not None
-        return GenerateRequest(
-            request_id=x.request_id,
-            endpoint=x.endpoint,
-            body=backend_body(
-                x.asked.raw,
-                model=settings.model if settings.kind == "openai" else name,
-                needs=x.facts.needs,
-                max_tokens=tightest(x.decision.max_tokens, x.token_cap),
-                stream=x.stream,
-            ),
-            headers={"traceparent": x.options.traceparent} if x.options.traceparent else {},
-            timeout_s=settings.timeout_s,
-        )
-
-
-def _shown(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"

@@ -35,6 +35,7 @@ class Exchange:
         "affordable",
         "answer",
         "asked",
+        "asked_as",
         "asked_at",
         "attempts",
         "backend",
@@ -86,6 +87,8 @@ class Exchange:
         self.candidates: tuple[CandidateRecord, ...] = ()
         self.affordable: tuple[str, ...] = ()
         """Candidates within the request's own cap, in the order to try."""
+        self.asked_as: dict[int, str] = {}
+        """By number of charge, the id at the backend of a call whose usage it has not told yet."""
         self.asked_at: float | None = None
         """When the backend that answered was called."""
         self.cache: CacheVerdict = "off"

@@ -7,7 +7,7 @@ in the background, and what it says is booked as a further charge: late, but not
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 
 import structlog
 
@@ -40,12 +40,17 @@ class LateCharges:
         self._parts = parts
         self._running: set[asyncio.Task[None]] = set()
 
-    def follow(self, settlement: Settlement) -> None:
-        """Find out later what a cut-off request used, where that is still unknown."""
+    def follow(self, settlement: Settlement, asked_as: Mapping[int, str]) -> None:
+        """Find out later what cut-off calls used, where that is still unknown.
+
+        Args:
+            asked_as: by number of charge, the call's id at its backend; else the request's.
+        """
         for charge in settlement.charges:
             settings = self._parts.backend_settings[charge.backend]
             if settings.kind == "engine" and charge.machine_ns == 0:
-                self._start(self._ask(settlement, charge))
+                request_id = asked_as.get(charge.seq, charge.request_id)
+                self._start(self._ask(settlement, charge, request_id))
 
     def follow_encoding(self, encoding: Encoding, caches: Caches, settlement: Settlement) -> None:
         """Book what the encoder takes for a question, once it is done with it."""
@@ -77,10 +82,10 @@ class LateCharges:
         if usage is not None:
             self._book(settlement, encoder, usage, kind="encoder", seq=_ENCODER_SEQ)
 
-    async def _ask(self, settlement: Settlement, unknown: ChargeRecord) -> None:
+    async def _ask(self, settlement: Settlement, unknown: ChargeRecord, request_id: str) -> None:
         for pause_s in _PAUSES_S:
             await asyncio.sleep(pause_s)
-            usage = await self._usage_of(unknown)
+            usage = await self._usage_of(unknown.backend, request_id)
             if usage is not None:
                 if usage.headgate is not None and usage.headgate.billable_ns:
                     time_only = Usage(headgate=usage.headgate)  # tokens were counted at once
@@ -90,10 +95,10 @@ class LateCharges:
         self.unknown += 1
         log.warning("usage_lost", request_id=unknown.request_id, backend=unknown.backend)
 
-    async def _usage_of(self, charge: ChargeRecord) -> Usage | None:
+    async def _usage_of(self, backend: str, request_id: str) -> Usage | None:
         try:
             async with asyncio.timeout(_TIMEOUT_S):
-                return await self._parts.backends[charge.backend].usage_of(charge.request_id)
+                return await self._parts.backends[backend].usage_of(request_id)
         except (BackendError, TimeoutError):
             return None
 

@@ -205,6 +205,15 @@ class Metrics:
         self.attempts_failed = counter(
             "headgate_attempts_failed_total", "Backend calls that failed.", "backend", "error"
         )
+        self.retries = counter(
+            "headgate_retries_total", "Calls of a backend after one that had failed.", "backend"
+        )
+        self.hedges = counter(
+            "headgate_hedges_total",
+            "Calls made beside a slow one, by backend and whether they answered first.",
+            "backend",
+            "won",
+        )
         self.in_flight = Gauge(
             "headgate_requests_in_flight",
             "Requests being answered.",

@@ -110,8 +110,8 @@ class Pipeline:
         settlement = self._settler.settle(x)
         await parts.ledger.journalled()
         await self._finish(x, reply)
-        if x.outcome in ("cancelled", "error"):
-            self.late_charges.follow(settlement)
+        if x.asked_as or x.outcome in ("cancelled", "error"):
+            self.late_charges.follow(settlement, x.asked_as)
         if x.lookup.encoding is not None and parts.caches is not None:
             self.late_charges.follow_encoding(x.lookup.encoding, parts.caches, settlement)
         self.shadows.follow(x, settlement)

@@ -75,6 +75,22 @@ async def relay(
     x.answer = {**assembler.body(chat=x.chat), "usage": usage_to_wire(x.usage)}
 
 
+def restart_event(x: Exchange, why: str) -> bytes:
+    """Tells a client that asked for it to forget what it has seen: the answer begins again.
+
+    A chunk without choices, which others skip.
+    """
+    body: dict[str, Any] = {
+        "id": x.answer_id,
+        "object": "chat.completion.chunk" if x.chat else "text_completion",
+        "created": int(x.started_at),
+        "model": x.backend or "",
+        "choices": [],
+        "headgate": {"restart": True, "reason": why},
+    }
+    return sse.event(body)
+
+
 def _ended(body: dict[str, Any], assembler: sse.Assembler, *, chat: bool) -> dict[str, Any]:
     """The chunk that ends all choices for want of tokens."""
     rest: dict[str, Any] = {"delta": {}} if chat else {"text": ""}

@@ -14,7 +14,9 @@ from backends.contract import Usage
 from backends.errors import BackendError, BackendStreamError, BackendTimeoutError
 from backends.wire import usage_from_wire, usage_to_wire
 from gateway.cache.model import Hit
+from gateway.calls import Call
 from gateway.exchange import Exchange
+from gateway.ledger.foreign_time import Watched
 from gateway.ledger.money import NANO, usd_text
 from gateway.ledger.pricing import price_usage
 from gateway.ledger.records import ChargeKind, Settlement
@@ -47,8 +49,9 @@ class Settler:
         elapsed_s: float,
         *,
         kind: ChargeKind = "answer",
+        watched: Watched | None = None,
     ) -> None:
-        """Book what one call of a backend used."""
+        """Book what one call of a backend used; `watched`: under which its flight is known."""
         parts = self._parts
         charge = price_usage(
             parts.settings,
@@ -56,7 +59,7 @@ class Settler:
             usage,
             elapsed_s=elapsed_s,
             in_flight=max(1, parts.registry.in_flight(backend)),
-            machine_ns=parts.foreign.end(x, backend, usage),
+            machine_ns=parts.foreign.end(watched or x, backend, usage),
             kind=kind,
             at=parts.clock(),
             request_id=x.request_id,
@@ -76,20 +79,28 @@ class Settler:
             self.charge(x, name, encoding.result().usage, 0.0, kind="encoder")
 
     async def charge_lost(
-        self, x: Exchange, backend: str, error: BaseException, elapsed_s: float, kind: ChargeKind
+        self,
+        x: Exchange,
+        backend: str,
+        error: BaseException,
+        elapsed_s: float,
+        kind: ChargeKind,
+        call: Call | None = None,
     ) -> None:
         """Book a call that was cut off or broke: as the backend counted, else what was seen."""
         cut_off = isinstance(error, asyncio.CancelledError)
         if not cut_off and not isinstance(error, BackendTimeoutError | BackendStreamError):
             return  # it was refused: nothing was used
-        usage = x.usage or await self._usage_of(x, backend)
+        request_id = call.request.request_id if call else x.request_id
+        usage = x.usage or await self._usage_of(backend, request_id)
         if usage is None:
             usage = Usage(
                 prompt_tokens=x.facts.features.prompt_tokens if x.facts else 0,
                 completion_tokens=x.tokens_seen,
             )
         x.usage = usage
-        self.charge(x, backend, usage, elapsed_s, kind=kind)
+        watched = call.watched if call else None
+        self.charge(x, backend, usage, elapsed_s, kind=kind, watched=watched)
 
     def last_call(self, x: Exchange, first: int) -> None:
         """No call follows the one that failed: its charges, from the `first` on, are the answer's,
@@ -98,23 +109,34 @@ class Settler:
             if x.charges[place].kind == "retry":
                 x.charges[place] = replace(x.charges[place], kind="answer")
 
-    async def _usage_of(self, x: Exchange, backend: str) -> Usage | None:
+    async def charge_hedge(self, x: Exchange, call: Call) -> None:
+        """Book the call that lost against the one beside it, once it is cancelled."""
+        request_id = call.request.request_id
+        usage = call.usage or await self._usage_of(call.backend, request_id)
+        if usage is None:
+            x.asked_as[len(x.charges)] = request_id  # it may tell later
+            assert x.facts is not None
+            seen = call.watched.tokens_seen
+            usage = Usage(prompt_tokens=x.facts.features.prompt_tokens, completion_tokens=seen)
+        self.charge(x, call.backend, usage, call.elapsed_s, kind="hedge", watched=call.watched)
+
+    async def _usage_of(self, backend: str, request_id: str) -> Usage | None:
         if self._parts.backend_settings[backend].price is not None:
             return None  # somebody else's server: it knows no such question
         try:
             async with asyncio.timeout(_USAGE_TIMEOUT_S):
                 for pause_s in _USAGE_WAITS_S:
                     await asyncio.sleep(pause_s)
-                    usage = await self._parts.backends[backend].usage_of(x.request_id)
+                    usage = await self._parts.backends[backend].usage_of(request_id)
                     if usage is not None:
                         return usage
         except (BackendError, TimeoutError) as error:
-            log.debug("usage_unknown", request_id=x.request_id, backend=backend, error=str(error))
+            log.debug("usage_unknown", request_id=request_id, backend=backend, error=str(error))
         return None
 
     async def learn_usage(self, x: Exchange, backend: str) -> None:
         """After a stream was stopped here: as the backend counted, if it says."""
-        x.usage = await self._usage_of(x, backend) or x.usage
+        x.usage = await self._usage_of(backend, x.request_id) or x.usage
         if x.answer is not None and x.usage is not None:
             x.answer["usage"] = usage_to_wire(x.usage)
 

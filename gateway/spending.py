@@ -17,6 +17,7 @@ from gateway.ledger.pricing import price_usage
 from gateway.ledger.reservation_log import Held
 from gateway.ledger.slices import Reservation
 from gateway.parts import Parts
+from policies.model import Hedge
 
 log = structlog.get_logger(__name__)
 
@@ -59,7 +60,7 @@ class Spending:
             x.token_cap = DEFAULT_ANSWER_TOKENS
         need = {name: self.ceiling(x, name, tokens) for name in x.affordable}
         x.reservation = await budgets.reserve(
-            x.caller, max(need.values()), request_id=x.request_id, tags=x.tags
+            x.caller, _most(x, need), request_id=x.request_id, tags=x.tags
         )
         try:
             await self._reserve_models(x, x.reservation, need)
@@ -193,6 +194,26 @@ class Meter:
         ).cost_nano_usd
         ahead = max(tokens - x.usage.completion_tokens, 0)
         return so_far + parts.estimator.estimate(self._backend, 0, ahead)
+
+
+def hedge_of(x: Exchange) -> Hedge | None:
+    """How a request may be hedged: by its policy, if it is short, and its client sets no cap on
+    what it costs."""
+    assert x.decision is not None
+    assert x.facts is not None
+    hedge, tokens = x.decision.hedge, x.facts.max_tokens
+    if hedge is None or x.options.max_cost_nano_usd is not None:
+        return None
+    caps = [cap for cap in (tokens, x.decision.max_tokens) if cap is not None]
+    if not caps or min(caps) > hedge.max_answer_tokens:
+        return None
+    return hedge if x.facts.features.prompt_tokens <= hedge.max_prompt_tokens else None
+
+
+def _most(x: Exchange, need: Mapping[str, int]) -> int:
+    """What the dearest may take; a hedged request is asked of two at once."""
+    dearest = sorted(need.values())[-2:]
+    return max(dearest) if hedge_of(x) is None else dearest[-1] + dearest[0]
 
 
 def answer_tokens(x: Exchange) -> int:

@@ -61,7 +61,9 @@ class Turns:
 
     Args:
         names: the chain, first to last; not empty.
-        retries: of each backend, as the policy says; None: of the last one, as configured.
+        retries: of each backend, as the policy says; None: as configured, of the last one and of
+            those with several replicas.
+        replicas_of: how many addresses a backend has.
         restart: whether an answer that broke off may begin again.
         draw: a number in [0, 1), for the jitter.
         context_of: a backend's context in tokens, if known.
@@ -75,6 +77,7 @@ class Turns:
         budget: RetryBudget,
         draw: Callable[[], float],
         context_of: Callable[[str], int | None],
+        replicas_of: Callable[[str], int] = lambda _: 1,
         retries: int | None = None,
         restart: bool = False,
     ) -> None:
@@ -85,6 +88,7 @@ class Turns:
         self._budget = budget
         self._draw = draw
         self._context_of = context_of
+        self._replicas_of = replicas_of
         self._retries = retries
         self._restart = restart
 
@@ -114,11 +118,13 @@ class Turns:
     def _pause_s(self, error: BackendError) -> float | None:
         """Before the same backend is asked again; None: it is not."""
         settings = self._settings
-        allowed = self._retries
+        allowed, replicas = self._retries, self._replicas_of(self.backend)
         if allowed is None:
-            allowed = 0 if self._left else settings.retries
+            allowed = 0 if self._left and replicas == 1 else settings.retries
         if self._again >= allowed or not _passing(error):
             return None
+        if self._again < replicas - 1:
+            return 0.0  # another replica is asked
         mean_s = min(settings.backoff_s * 2.0**self._again, settings.backoff_max_s)
         pause_s = 2.0 * mean_s * self._draw()
         if isinstance(error, BackendOverloadedError):

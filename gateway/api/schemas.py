@@ -35,6 +35,8 @@ class Options(Struct, frozen=True, kw_only=True):
     request_id: str | None = None
     """The client's own id of the request."""
     traceparent: str | None = None
+    accept_restart: bool = False
+    """The client understands a stream that begins again."""
 
 
 _NONE = Options()
@@ -45,6 +47,7 @@ _READ = frozenset(
         "x-headgate-max-cost-usd",
         "x-headgate-deadline-ms",
         "x-headgate-tags",
+        "x-headgate-accept-restart",
         "x-request-id",
         "traceparent",
     }
@@ -67,6 +70,7 @@ def read_options(headers: Mapping[str, str]) -> Options:
         tags=_tags(headers.get("x-headgate-tags")),
         request_id=_matching(headers, "x-request-id", _REQUEST_ID, "1 to 128 printable characters"),
         traceparent=_matching(headers, "traceparent", _TRACEPARENT, "a W3C trace context"),
+        accept_restart=_flag(headers, "x-headgate-accept-restart"),
     )
 
 
@@ -104,6 +108,13 @@ def _deadline(value: str | None) -> float | None:
     if not value.isascii() or not value.isdigit() or not 1 <= int(value[:12]) <= 86_400_000:
         raise _refuse("x-headgate-deadline-ms", value, "milliseconds, 1 to 86400000")
     return int(value) / 1000
+
+
+def _flag(headers: Mapping[str, str], name: str) -> bool:
+    value = headers.get(name, "0")
+    if value not in ("0", "1"):
+        raise _refuse(name, value, "0, 1")
+    return value == "1"
 
 
 def _matching(

@@ -113,6 +113,13 @@ class FairQueue:
             if not self._by_team[team]:
                 del self._by_team[team]
 
+    def enter_now(self) -> bool:
+        """Take a place if there is one and nobody waits for it; `leave` gives it back."""
+        if self._waiting or self.running >= self._limit():
+            return False
+        self.running += 1
+        return True
+
     def leave(self) -> None:
         """Give a place back; the next in turn takes it."""
         self.running -= 1
