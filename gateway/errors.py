@@ -11,6 +11,7 @@ GatewayError
 ├── ModelNotFound             404 model_not_found
 ├── NotFound                  404 not_found
 ├── MethodNotAllowed          405 method_not_allowed    Allow
+├── Conflict                  409 conflict              somebody else was quicker
 ├── RateLimited               429 rate_limit_exceeded   Retry-After
 ├── BudgetReserved            429 rate_limit_exceeded   Retry-After: others' reservations only
 ├── BudgetSpent               429 insufficient_quota    x-should-retry: false
@@ -104,6 +105,10 @@ class MethodNotAllowed(GatewayError):
     def headers(self) -> dict[str, str]:
         """Names the methods that the path answers."""
         return {**super().headers(), "allow": self.allow}
+
+
+class Conflict(GatewayError):
+    status, kind, code = 409, "invalid_request_error", "conflict"
 
 
 class RateLimited(GatewayError):

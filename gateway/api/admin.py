@@ -15,6 +15,7 @@ from gateway.api.acts import acting, admin_guard, reading
 from gateway.api.admin_budgets import budget_routes
 from gateway.api.admin_keys import key_routes
 from gateway.api.admin_overrides import override_routes
+from gateway.api.admin_policies import policy_routes
 from gateway.api.admin_teams import team_routes
 from gateway.api.bodies import parameter
 from gateway.api.health import describe
@@ -33,6 +34,7 @@ def admin_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
         *team_routes(pipeline),
         *budget_routes(pipeline),
         *override_routes(pipeline),
+        *policy_routes(pipeline),
         *_operator_routes(pipeline),
         _audit_route(pipeline),
     ]
@@ -70,15 +72,6 @@ def _operator_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
     reads = [admin_guard(pipeline, "operations:read")]
     parts = pipeline.parts
 
-    @get("/admin/policies", guards=reads, summary="All policies, and the one in use")
-    async def policies() -> dict[str, Any]:
-        active = parts.book.get()
-        return {
-            "active": {"name": active.name, "ref": active.ref, "path": active.path},
-            "policies": parts.book.names(),
-            "problems": parts.book.problems(),
-        }
-
     @get("/admin/backends", guards=reads, summary="Backends and their condition")
     async def backends() -> dict[str, Any]:
         return {"backends": (await describe(pipeline))["backends"]}
@@ -94,12 +87,19 @@ def _operator_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
         summary="Forget a team's answers",
     )
     async def clear_cache(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        namespace = parameter(request, "namespace")
-        async with acting(pipeline, request, "cache.clear", namespace):
-            try:
-                removed = await parts.caches.clear(namespace) if parts.caches is not None else 0
-            except StoreUnavailable:
-                raise Unavailable("The cache's store does not answer.") from None
-        return {"namespace": namespace, "removed": removed}
+        return await clear_caches(pipeline, request, parameter(request, "namespace"))
 
-    return [policies, backends, cache, clear_cache]
+    return [backends, cache, clear_cache]
+
+
+async def clear_caches(
+    pipeline: Pipeline, request: Request[Any, Any, Any], namespace: str
+) -> dict[str, Any]:
+    """Forget a team's answers; the dashboard's form does the same."""
+    caches = pipeline.parts.caches
+    async with acting(pipeline, request, "cache.clear", namespace):
+        try:
+            removed = await caches.clear(namespace) if caches is not None else 0
+        except StoreUnavailable:
+            raise Unavailable("The cache's store does not answer.") from None
+    return {"namespace": namespace, "removed": removed}

@@ -20,9 +20,7 @@ from gateway.pipeline import Pipeline
 
 def override_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
     """List, set and lift."""
-    parts = pipeline.parts
     writes = [admin_guard(pipeline, "operations:write")]
-    asked = Asked(parts.backends, parts.book, parts.engine)
 
     @get(
         "/admin/overrides",
@@ -30,7 +28,7 @@ def override_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
         summary="What operators have changed for a while",
     )
     async def current() -> dict[str, Any]:
-        return {"overrides": [_in_full(one) for one in parts.overrides.current()]}
+        return {"overrides": [in_full(one) for one in pipeline.parts.overrides.current()]}
 
     @put(
         "/admin/overrides",
@@ -38,36 +36,56 @@ def override_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
         summary="Pin a policy or backend, turn a cache off, drain a backend",
     )
     async def set_(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        wanted = await read_body(request, Wanted)
-        override = await asked.override(
-            wanted,
-            now=parts.clock(),
-            version=parts.overrides.next_version,
-            **_who(request, wanted.by),
-        )
-        return _in_full(override) | {"stores": await parts.overrides.put(override)}
+        return await set_override(pipeline, request, await read_body(request, Wanted))
 
     @delete("/admin/overrides", guards=writes, status_code=200, summary="End an override")
     async def lift(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        slot = parameter(request, "slot")
-        if slot not in {one.slot for one in parts.overrides.current()}:
-            raise NotFound(f"No override {slot!r} is in force.", param="slot")
-        version = parts.overrides.next_version(slot)
-        who = _who(request, request.query_params.get("by") or "")
-        stores = await parts.overrides.put(lifted(slot, version=version, **who))
-        return {"slot": slot, "lifted": True, "stores": stores}
-
-    def _who(request: Request[Any, Any, Any], by: str) -> dict[str, str]:
-        """The key, and who says to use it."""
-        key = caller_of(request).key_id
-        client = request.scope.get("client")
-        return {
-            "actor": f"{key} ({by[:64]})" if by else key,
-            "address": pipeline.gate.address(request.headers, client),
-        }
+        by = request.query_params.get("by") or ""
+        return await lift_override(pipeline, request, parameter(request, "slot"), by=by)
 
     return [current, set_, lift]
 
 
-def _in_full(override: Override) -> dict[str, Any]:
+# What the paths and the dashboard's forms do
+
+
+async def set_override(
+    pipeline: Pipeline, request: Request[Any, Any, Any], wanted: Wanted
+) -> dict[str, Any]:
+    """Put it in force, in every gateway process."""
+    parts = pipeline.parts
+    override = await Asked(parts.backends, parts.book, parts.engine).override(
+        wanted,
+        now=parts.clock(),
+        version=parts.overrides.next_version,
+        **_who(pipeline, request, wanted.by),
+    )
+    return in_full(override) | {"stores": await parts.overrides.put(override)}
+
+
+async def lift_override(
+    pipeline: Pipeline, request: Request[Any, Any, Any], slot: str, *, by: str = ""
+) -> dict[str, Any]:
+    """End it before its time."""
+    overrides = pipeline.parts.overrides
+    if slot not in {one.slot for one in overrides.current()}:
+        raise NotFound(f"No override {slot!r} is in force.", param="slot")
+    version = overrides.next_version(slot)
+    who = _who(pipeline, request, by)
+    stores = await overrides.put(lifted(slot, version=version, **who))
+    return {"slot": slot, "lifted": True, "stores": stores}
+
+
+def in_full(override: Override) -> dict[str, Any]:
+    """As administrators see it."""
     return {**shown(override), "by": override.actor, "why": override.why}
+
+
+def _who(pipeline: Pipeline, request: Request[Any, Any, Any], by: str) -> dict[str, str]:
+    """The key, and who says to use it."""
+    key = caller_of(request).key_id
+    client = request.scope.get("client")
+    return {
+        "actor": f"{key} ({by[:64]})" if by else key,
+        "address": pipeline.gate.address(request.headers, client),
+    }

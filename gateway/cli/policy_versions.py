@@ -1,14 +1,12 @@
 """`headgate policy history|rollback`: versions of policies that decided, out of the database."""
 
-import os
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from gateway.cli.common import config_option, fail, json_option, print_json, settings_of
 from gateway.cli.database import moment, run_in_transaction, table
+from gateway.routing.policy_files import file_of, replace
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -64,9 +62,10 @@ def rollback(ctx: click.Context, version: str, config: str | None) -> None:
     name, at, sha256 = version.partition("@")
     if not (name and at and sha256):
         raise click.BadParameter("NAME@SHA, as `policy history` prints it")
-    folder = next(iter(settings.routing.policy_dirs), None)
-    if folder is None:
-        fail("routing.policy_dirs is empty: there is no folder to write to", code=2)
+    try:
+        target = file_of(name, settings.routing.policy_dirs)
+    except ValueError as error:
+        fail(str(error), code=2)
 
     async def read(connection: "AsyncConnection") -> tuple[str, str]:
         from gateway.routing.policy_history import version_text
@@ -74,27 +73,8 @@ def rollback(ctx: click.Context, version: str, config: str | None) -> None:
         return await version_text(connection, name, sha256)
 
     full, text = run_in_transaction(settings, read, act=("policy.rollback", version))
-    target = _file_of(name, settings.routing.policy_dirs) or Path(folder) / f"{name}.toml"
-    _replace(target, text)
-    click.echo(f"{target}: {name}@{full[:8]}")
-
-
-def _file_of(name: str, folders: list[str]) -> Path | None:
-    """Where the policy stands now, links followed: a rollback changes what they name."""
-    for folder in folders:
-        file = Path(folder) / f"{name}.toml"
-        if file.exists():
-            return file.resolve()
-    return None
-
-
-def _replace(target: Path, text: str) -> None:
-    """Write so that a reader sees the old file or the new one, never a half."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=target.parent, delete=False, newline="") as file:
-            file.write(text)
-        Path(file.name).chmod(0o644)
-        os.replace(file.name, target)  # noqa: PTH105 (both are names here)
+        replace(target, text)
     except OSError as error:
         fail(f"{target}: {error.strerror}")
+    click.echo(f"{target}: {name}@{full[:8]}")

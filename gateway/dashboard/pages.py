@@ -1,220 +1,284 @@
-"""The pages themselves. Everything shown comes from the same places as the API's answers."""
+"""The pages' paths: who may open what, and what becomes of a form.
 
-import asyncio
-import json
+Everything shown and done goes through the functions of the API. A key opens the pages that its
+scopes allow; others are neither linked nor shown, and a try is refused and written down.
+"""
+
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime
-from functools import cache
-from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import msgspec
 from litestar import Response, get, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.response import Redirect, ServerSentEvent
+from msgspec import Struct
 from sqlalchemy.exc import SQLAlchemyError
 
-from gateway.api.health import describe
-from gateway.dashboard import figures
-from gateway.dashboard.visitor import COOKIE, SIGNED_IN_S, AnyRequest, refuse_foreign_forms, visitor
+from gateway.api.acts import admit, note_refusal
+from gateway.dashboard.budgets import budgets
+from gateway.dashboard.caches import caches
+from gateway.dashboard.costs import costs
+from gateway.dashboard.forms import FORMS, NOTES, Form
+from gateway.dashboard.live import Feed
+from gateway.dashboard.machines import machines
+from gateway.dashboard.overview import overview
+from gateway.dashboard.policies import policies
+from gateway.dashboard.render import HEADERS, STATIC, csv_file, html, static_file
+from gateway.dashboard.requests import request, requests
+from gateway.dashboard.routing import routing
+from gateway.dashboard.visitor import (
+    COOKIE,
+    SIGNED_IN_S,
+    AnyRequest,
+    Visit,
+    refuse_foreign_forms,
+    visitor,
+    zone_of,
+)
 from gateway.errors import Forbidden, GatewayError, InvalidApiKey, NotFound
-from gateway.ledger.keys import Scope
-from gateway.ledger.report_query import GROUP_KEYS, ReportError
-from gateway.ledger.reports import costs_report
+from gateway.ledger.keys import Caller
+from gateway.ledger.report_query import ReportError
 from gateway.pipeline import Pipeline
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
-LIVE_INTERVAL_S = 2.0
-_HEADERS = {
-    "content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; "
-    "connect-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; "
-    "frame-ancestors 'none'",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-    "cache-control": "no-store",
-}
-_STATIC = {"style.css": "text/css; charset=utf-8", "live.js": "text/javascript; charset=utf-8"}
-Fill = Callable[[AnyRequest], Awaitable[dict[str, Any]]]
+STILL_ALLOWED_EVERY = 5
+"""Live messages after which a watcher's key is looked at again."""
+_YEAR_S = 31_536_000
 
 
-@cache
-def _templates() -> "Environment":
-    """Loaded when the first page is asked for: most gateways never show one."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+class Page(Struct, frozen=True):
+    """One page."""
 
-    loader = PackageLoader("gateway.dashboard", "templates")
-    always = select_autoescape(default=True, default_for_string=True)
-    found = Environment(loader=loader, autoescape=always, undefined=StrictUndefined)
-    found.filters["short_usd"] = figures.short_usd
-    return found
+    path: str
+    name: str
+    """Of its template."""
+    label: str
+    """In the navigation; empty: it is reached from another page."""
+    may: Callable[[Caller], bool]
+    needs: str
+    """What the key must have, in words."""
+    fill: Callable[[Visit], Awaitable[dict[str, Any]]]
 
 
-def _html(template: str, values: dict[str, Any], status: int = 200) -> Response[str]:
-    body = _templates().get_template(f"{template}.html.jinja").render(**values)
-    return Response(body, status_code=status, headers=_HEADERS, media_type="text/html")
+def _reports(caller: Caller) -> bool:
+    return caller.may("reports")
+
+
+def _reports_or_team(caller: Caller) -> bool:
+    """A team's admin sees what his own team asked and spent."""
+    return caller.may("reports") or "admin" in caller.scopes
+
+
+def _administers(caller: Caller) -> bool:
+    return caller.can("budgets:read", team=caller.team)
+
+
+def _operates(caller: Caller) -> bool:
+    return caller.can("operations:read")
+
+
+_SCOPE = "the scope 'reports' or 'admin'"
+_ADMIN = "the scope 'admin'"
+_OPERATIONS = "the scope 'admin' with a role for operations"
+PAGES = (
+    Page("/", "overview", "Overview", _reports, _SCOPE, overview),
+    Page("/costs", "costs", "Costs", _reports_or_team, _SCOPE, costs),
+    Page("/requests", "requests", "Requests", _reports_or_team, _SCOPE, requests),
+    Page("/requests/{request_id:str}/page", "request", "", _reports_or_team, _SCOPE, request),
+    Page("/routing", "routing", "Routing", _reports, _SCOPE, routing),
+    Page("/caches", "caches", "Caches", _reports, _SCOPE, caches),
+    Page("/backends", "backends", "Machines", _reports, _SCOPE, machines),
+    Page("/budgets", "budgets", "Budgets and keys", _administers, _ADMIN, budgets),
+    Page("/policies", "policies", "Policies", _operates, _OPERATIONS, policies),
+)
+_BY_NAME = {page.name: page for page in PAGES}
 
 
 class Dashboard:
-    """Fills the pages; one per gateway process."""
+    """Shows pages and takes forms; one per gateway process."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
-        self.parts = pipeline.parts
+        self.feed = Feed(pipeline)
 
-    async def show(
-        self, request: AnyRequest, template: str, scope: Scope, fill: Fill
-    ) -> Response[Any]:
-        """A page, or the way to sign in, or why not."""
+    async def show(self, asked: AnyRequest, page: Page) -> Response[Any]:
+        """A page, one of its charts as CSV, the way to sign in, or why not."""
         try:
-            caller = await visitor(self.pipeline, request, scope)
+            visit = await self._visit(asked)
         except InvalidApiKey:
-            if "text/html" not in request.headers.get("accept", ""):
+            if "text/html" not in asked.headers.get("accept", ""):
                 raise  # a script: it hears 401, as on every other path
             return Redirect("/sign-in")
-        except Forbidden as error:
-            return self._problem(error.message, 403)
+        except GatewayError as error:
+            return self.problem(None, error.message, error.status)
+        if not page.may(visit.caller):
+            first = self._first(visit.caller)
+            if page.path == "/" and first is not None:
+                return Redirect(first.path)
+            why = f"This key may not open {page.label or 'this page'}: it needs {page.needs}."
+            await note_refusal(self.pipeline, asked, visit.caller, why)
+            return self.problem(visit.caller, why, 403)
+        note = NOTES.get(asked.query_params.get("done", ""), "")
+        return await self._filled(visit, page, {"note": note})
+
+    async def act(self, asked: AnyRequest, form: Form) -> Response[Any]:
+        """Do what a form asks for, and show what came of it."""
+        caller: Caller | None = None
         try:
-            values = await fill(request)
+            refuse_foreign_forms(self.pipeline, asked)
+            visit = await self._visit(asked)
+            caller = visit.caller
+            await admit(self.pipeline, asked, caller, form.permission, team=caller.team)
+        except InvalidApiKey as error:
+            return html("sign_in", _nobody(problem=error.message), error.status)
+        except GatewayError as error:
+            return self.problem(caller, error.message, error.status)
+        page = _BY_NAME[form.page]
+        try:
+            done = await form.act(visit, await asked.form())
+        except GatewayError as error:
+            return await self._filled(visit, page, {"problem": error.message}, error.status)
+        if isinstance(done, str):
+            return Redirect(f"{page.path}?done={done}", status_code=303)
+        return await self._filled(visit, page, done)
+
+    async def _visit(self, asked: AnyRequest) -> Visit:
+        return Visit(
+            pipeline=self.pipeline,
+            request=asked,
+            caller=await visitor(self.pipeline, asked),
+            tz=zone_of(asked),
+            asked=dict(asked.query_params),
+            live=self.feed.figures(),
+        )
+
+    async def _filled(
+        self, visit: Visit, page: Page, beside: dict[str, Any], status: int = 200
+    ) -> Response[Any]:
+        try:
+            values = await page.fill(visit)
         except (ReportError, GatewayError) as error:
-            status = error.status if isinstance(error, GatewayError) else 400
-            return self._problem(str(error), status)
+            code = error.status if isinstance(error, GatewayError) else 400
+            return self.problem(visit.caller, str(error), code)
         except SQLAlchemyError as error:
-            return self._problem(f"The ledger's database does not answer: {error}", 503)
-        signed_in = COOKIE in request.cookies
-        return _html(
-            template, {"caller": caller, "page": template, "signed_in": signed_in} | values
-        )
+            words = f"The ledger's database does not answer: {str(error)[:300]}"
+            return self.problem(visit.caller, words, 503)
+        chart = values.get("charts", {}).get(visit.asked.get("csv", ""))
+        if chart is not None:
+            return csv_file(chart)
+        shown = {"note": "", "problem": "", "made": None} | values | beside
+        return html(page.name, {**self._frame(visit, page), **shown}, status)
 
-    def _problem(self, words: str, status: int) -> Response[str]:
-        values = {"caller": None, "page": "", "signed_in": True, "words": words, "status": status}
-        return _html("problem", values, status)
+    def problem(self, caller: Caller | None, words: str, status: int) -> Response[str]:
+        """A page that says why not."""
+        first = None if caller is None else self._first(caller)
+        values = {"words": words, "status": status, "first": first}
+        return html("problem", {**_nobody(), **values, **self._menu(caller)}, status)
 
-    async def overview(self, _request: AnyRequest) -> dict[str, Any]:
-        """Now, today and this month."""
-        now = datetime.now(UTC)
-        await self.parts.ledger.flush(timeout_s=1.0)
-        since = figures.periods(now)
-        engine, settings = self.parts.engine, self.parts.settings
-        today = await costs_report(engine, settings, since=since["today"], group_by="backend")
-        month = await costs_report(engine, settings, since=since["month"])
-        async with engine.connect() as connection:
-            times = await figures.latencies(connection, now)
-            rows = await figures.recent_requests(connection, {}, limit=10)
+    def _frame(self, visit: Visit, page: Page) -> dict[str, Any]:
+        signed_in = COOKIE in visit.request.cookies
         return {
-            "health": await describe(self.pipeline),
-            "today": today,
-            "month": month,
-            "bars": figures.bars(today["rows"], ["backend"], "cost_usd"),
-            "latency": times,
-            "requests": rows,
+            **_nobody(),
+            **self._menu(visit.caller),
+            "page": page.name,
+            "signed_in": signed_in,
+            "tz": visit.tz,
+            "here": visit.request.url.path,
+            "query": "&".join(
+                part
+                for part in visit.request.url.query.split("&")
+                if part and not part.startswith(("csv=", "done="))
+            ),
         }
 
-    async def costs(self, request: AnyRequest) -> dict[str, Any]:
-        """Any grouping, any period."""
-        asked = request.query_params
-        groups = [key for key in asked.get("group_by", "team").split(",") if key]
-        since = asked.get("since") or figures.periods(datetime.now(UTC))["month"]
-        await self.parts.ledger.flush(timeout_s=1.0)
-        report = await costs_report(
-            self.parts.engine,
-            self.parts.settings,
-            group_by=groups,
-            since=since,
-            until=asked.get("until") or None,
-            tz=asked.get("tz") or "UTC",
-        )
-        return {
-            "report": report,
-            "asked": {"group_by": ",".join(groups), "since": since, "until": asked.get("until")},
-            "keys": GROUP_KEYS,
-            "bars": figures.bars(report["rows"], groups, "cost_usd"),
-        }
+    def _menu(self, caller: Caller | None) -> dict[str, Any]:
+        pages = [page for page in PAGES if page.label and caller is not None and page.may(caller)]
+        return {"pages": pages, "caller": caller}
 
-    async def requests(self, request: AnyRequest) -> dict[str, Any]:
-        """The newest requests, filtered."""
-        asked = {name: request.query_params.get(name, "") for name in figures.FILTERS}
-        before = request.query_params.get("before", "")
-        await self.parts.ledger.flush(timeout_s=1.0)
-        async with self.parts.engine.connect() as connection:
-            rows = await figures.recent_requests(
-                connection, asked, int(before) if before.isdigit() else None
-            )
-        older = rows[-1]["started_us"] if len(rows) == figures.PAGE_ROWS else None
-        return {"requests": rows, "asked": asked, "older": older}
+    def _first(self, caller: Caller) -> Page | None:
+        return next((page for page in PAGES if page.label and page.may(caller)), None)
 
-    async def request(self, request: AnyRequest) -> dict[str, Any]:
-        """One request: decision, attempts, charges."""
-        request_id = request.path_params["request_id"]
-        found = await self.parts.ledger.find(request_id)
-        if found is None:
-            raise NotFound(f"There is no request {request_id!r}.")
-        row = msgspec.to_builtins(found.request)
-        return {"row": row, "charges": msgspec.to_builtins(found.charges)}
+    async def watch(self, asked: AnyRequest) -> AsyncIterator[str]:
+        """Live messages, for as long as the key may see them."""
+        seen = 0
+        async for message in self.feed.messages():
+            yield message
+            seen += 1
+            if seen % STILL_ALLOWED_EVERY == 0 and not await self._still(asked):
+                return
 
-    async def backends(self, _request: AnyRequest) -> dict[str, Any]:
-        """Each backend's load and machine; policies in use."""
-        return {"health": await describe(self.pipeline), "policies": self.parts.book.names()}
+    async def _still(self, asked: AnyRequest) -> bool:
+        try:
+            return _reports(await visitor(self.pipeline, asked))
+        except GatewayError:
+            return False
 
-    def live(self) -> dict[str, Any]:
-        """The figures that change by the second."""
-        state = self.parts.registry.state()
-        return {
-            "in_flight": self.pipeline.in_flight,
-            "pending": self.parts.ledger.state()["pending"],
-            **{f"load {name}": about["load"] for name, about in state.items()},
-            **{f"ready {name}": "ready" if a["ready"] else "away" for name, a in state.items()},
-        }
+
+def _nobody(problem: str = "") -> dict[str, Any]:
+    """Of a page for somebody who is not known."""
+    return {"caller": None, "page": "", "pages": [], "signed_in": False, "problem": problem,
+            "note": "", "here": "/", "query": "", "tz": "UTC"}  # fmt: skip
 
 
 def dashboard_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
-    """/, /costs, /requests, /requests/{id}/page, /backends, /live, /sign-in, /sign-out."""
+    """The pages, their forms, /live, /static, /sign-in and /sign-out."""
     board = Dashboard(pipeline)
 
-    def page(path: str, template: str, scope: Scope, fill: Fill) -> HTTPRouteHandler:
-        @get(path, name=f"page {template}", include_in_schema=False)
+    def page(one: Page) -> HTTPRouteHandler:
+        @get(one.path, name=f"page {one.name}", include_in_schema=False)
         async def handler(request: AnyRequest) -> Response[Any]:
-            return await board.show(request, template, scope, fill)
+            return await board.show(request, one)
+
+        return handler
+
+    def form(one: Form) -> HTTPRouteHandler:
+        @post(one.path, name=f"form {one.path}", include_in_schema=False, status_code=200)
+        async def handler(request: AnyRequest) -> Response[Any]:
+            return await board.act(request, one)
 
         return handler
 
     @get("/live", include_in_schema=False)
     async def live(request: AnyRequest) -> Response[Any]:
-        await visitor(pipeline, request, "reports")
-
-        async def events() -> AsyncIterator[str]:
-            while not pipeline.draining:
-                yield json.dumps(board.live())
-                await asyncio.sleep(LIVE_INTERVAL_S)
-
-        return ServerSentEvent(events(), headers=_HEADERS)
+        caller = await visitor(pipeline, request)
+        if not _reports(caller):
+            why = f"Live figures need {_SCOPE}."
+            await note_refusal(pipeline, request, caller, why)
+            raise Forbidden(why)
+        return ServerSentEvent(board.watch(request), headers=dict(HEADERS))
 
     @get("/static/{name:str}", include_in_schema=False)
     async def static(request: AnyRequest) -> Response[bytes]:
         name = request.path_params["name"]
-        if name not in _STATIC:
+        body = static_file(name)
+        if body is None:
             raise NotFound(f"There is no file {name!r}.")
-        body = files("gateway.dashboard").joinpath("static", name).read_bytes()
-        headers = {**_HEADERS, "cache-control": "max-age=300"}
-        return Response(body, headers=headers, media_type=_STATIC[name])
+        headers = {**HEADERS, "cache-control": f"public, max-age={_YEAR_S}, immutable"}
+        return Response(body, headers=headers, media_type=STATIC[name])
+
+    return [*map(page, PAGES), *map(form, FORMS), live, static, *_signing(board)]
+
+
+def _signing(board: Dashboard) -> list[HTTPRouteHandler]:
+    pipeline = board.pipeline
 
     @get("/sign-in", include_in_schema=False)
     async def sign_in_form() -> Response[str]:
-        values = {"caller": None, "page": "", "signed_in": False, "problem": ""}
-        return _html("sign_in", values)
+        return html("sign_in", _nobody())
 
     @post("/sign-in", include_in_schema=False, status_code=200)
     async def sign_in(request: AnyRequest) -> Response[Any]:
-        refuse_foreign_forms(request)
-        key = str((await request.form()).get("key", "")).strip()
         try:
+            refuse_foreign_forms(pipeline, request)
+            key = str((await request.form()).get("key", "")).strip()
             headers = {"authorization": f"Bearer {key}"}
-            await pipeline.gate.caller(headers, request.scope.get("client"))
+            caller = await pipeline.gate.caller(headers, request.scope.get("client"))
+            first = board._first(caller)
+            if first is None:
+                why = f"This key opens no page: it needs {_SCOPE}."
+                await note_refusal(pipeline, request, caller, why)
+                raise Forbidden(why)
         except GatewayError as error:
-            values = {"caller": None, "page": "", "signed_in": False, "problem": error.message}
-            return _html("sign_in", values, error.status)
-        response = Redirect("/", status_code=303)
+            return html("sign_in", _nobody(problem=error.message), error.status)
+        response = Redirect(first.path, status_code=303)
         response.set_cookie(
             COOKIE,
             key,
@@ -227,20 +291,12 @@ def dashboard_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
 
     @post("/sign-out", include_in_schema=False, status_code=200)
     async def sign_out(request: AnyRequest) -> Response[Any]:
-        refuse_foreign_forms(request)
+        try:
+            refuse_foreign_forms(pipeline, request)
+        except Forbidden as error:
+            return board.problem(None, error.message, error.status)
         response = Redirect("/sign-in", status_code=303)
         response.delete_cookie(COOKIE)
         return response
 
-    return [
-        page("/", "overview", "reports", board.overview),
-        page("/costs", "costs", "reports", board.costs),
-        page("/requests", "requests", "reports", board.requests),
-        page("/requests/{request_id:str}/page", "request", "reports", board.request),
-        page("/backends", "backends", "reports", board.backends),
-        live,
-        static,
-        sign_in_form,
-        sign_in,
-        sign_out,
-    ]
+    return [sign_in_form, sign_in, sign_out]

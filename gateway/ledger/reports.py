@@ -48,7 +48,7 @@ from gateway.settings import Settings
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-__all__ = ["ReportError", "costs_report", "parse_query"]
+__all__ = ["ReportError", "cost_rows", "costs_report", "parse_query"]
 
 _MTOK = Decimal(1_000_000)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -161,6 +161,38 @@ async def costs_report(
         "machines": [machine.shown(charged.get(machine.machine.name, 0)) for machine in machines],
         "savings": savings(settings, query, machines, total.saved, _by_kind(by_kind)),
     }
+
+
+async def cost_rows(
+    engine: "AsyncEngine",
+    *,
+    group_by: str | Sequence[str] = (),
+    since: str | None = None,
+    until: str | None = None,
+    tz: str = "UTC",
+    filters: Mapping[str, Sequence[str]] | None = None,
+    now: datetime | None = None,
+) -> list[dict[str, Any]]:
+    """Only the rows of `costs_report`, without machines, their idle shares and totals: for charts.
+
+    Raises:
+        ReportError, SQLAlchemyError: as there.
+    """
+    query = parse_query(
+        group_by=group_by,
+        since=since,
+        until=until,
+        tz=tz,
+        filters=filters,
+        now=now or datetime.now(UTC),
+    )
+    async with snapshot(engine) as connection:
+        query = await _with_ids(connection, query)
+        named = await _named(connection, await _lines(connection, query), query)
+    return [
+        {**dict(zip(query.group_by, group, strict=True)), **_shown(line)}
+        for group, line in _sorted(named, query)
+    ]
 
 
 def _by_kind(lines: Mapping[Group, _Line]) -> dict[str, Booked]:

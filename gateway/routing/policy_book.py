@@ -74,6 +74,12 @@ class _Entry(Struct):
     problem: str | None = None
 
 
+def check_name(name: str) -> None:
+    """Raises UnknownPolicy for what can be no policy's name."""
+    if not _NAME.match(name):
+        raise UnknownPolicy(f"{name!r} is no name of a policy")
+
+
 class PolicyBook:
     """Policies out of `policy_dirs`, then the shipped ones; the first folder that has a name wins.
 
@@ -102,8 +108,7 @@ class PolicyBook:
         name = name or self.default
         entry = self._entries.get(name)
         if entry is None:
-            if not _NAME.match(name):
-                raise UnknownPolicy(f"{name!r} is no name of a policy")
+            check_name(name)
             entry = _Entry()
         self._refresh(name, entry)
         if entry.loaded is None:

@@ -1,0 +1,97 @@
+"""Charts as tables: one struct gives the drawing, the numbers beside it and the CSV file.
+
+The page holds the table; the script draws what it reads there. So a chart can never say something
+else than its numbers, and without a script the numbers are still there.
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from gateway.ledger.csv_text import safe_cell
+
+Cell = str | int | float | None
+Kind = Literal["stack", "lines", "curve", "bars"]
+Unit = Literal["$", "ms", "%", ""]
+MOST_SERIES = 6
+"""More cannot be told apart by colour; the smallest are added up as `other`."""
+OTHER = "other"
+
+
+class Chart(Struct, frozen=True, kw_only=True):
+    """What is drawn, told and saved."""
+
+    name: str
+    """Of its CSV file, and in the page."""
+    title: str
+    kind: Kind
+    """stack, lines: over time. curve: points in a plane. bars: one bar per row."""
+    columns: tuple[str, ...]
+    """The first is what stands below the drawing, or beside the bars."""
+    rows: Sequence[tuple[Cell, ...]]
+    """Over time the first cell is unix seconds."""
+    unit: Unit = ""
+    note: str = ""
+
+    @property
+    def timed(self) -> bool:
+        """Whether rows begin with a moment."""
+        return self.kind in ("stack", "lines")
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to draw."""
+        return not any(value for row in self.rows for value in row[1:])
+
+
+def csv_of(chart: Chart) -> str:
+    """The numbers, in full; texts cannot become formulas."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow([safe_cell(column) for column in chart.columns])
+    for row in chart.rows:
+        first: Any = iso(float(row[0] or 0)) if chart.timed else row[0]
+        writer.writerow([_cell(value) for value in (first, *row[1:])])
+    return out.getvalue()
+
+
+def _cell(value: Cell) -> str | int | float:
+    if value is None:
+        return ""
+    return value if isinstance(value, int | float) else _text(value)
+
+
+def _text(value: str) -> str:
+    """A number in words, such as a price, stays one: only other texts can be formulas."""
+    try:
+        float(value)
+    except ValueError:
+        return safe_cell(value)
+    return value
+
+
+def iso(unix_s: float) -> str:
+    """RFC 3339, UTC; the page's script shows it in the reader's zone."""
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="seconds")
+
+
+def over_time(
+    cells: Mapping[tuple[float, str], float], moments: Iterable[float]
+) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
+    """(series, rows) of values by (unix seconds, series): one row per moment, the largest first."""
+    sums: dict[str, float] = {}
+    for (_, series), value in cells.items():
+        sums[series] = sums.get(series, 0.0) + value
+    order = sorted(sums, key=lambda series: (-sums[series], series))
+    few = order if len(order) <= MOST_SERIES else order[: MOST_SERIES - 1]
+    rows: list[tuple[Cell, ...]] = []
+    for at in moments:
+        values: list[Cell] = [cells.get((at, series), 0.0) for series in few]
+        if len(few) < len(order):
+            values.append(sum(cells.get((at, series), 0.0) for series in order[len(few) :]))
+        rows.append((at, *values))
+    return (*few, *([OTHER] if len(few) < len(order) else [])), rows

@@ -1,0 +1,143 @@
+"""`/costs`: any grouping, any period, beside the period before, down to the single requests."""
+
+import asyncio
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+from urllib.parse import urlencode
+
+from gateway.dashboard.charts import Chart, over_time
+from gateway.dashboard.periods import PRESETS, Period, period_of, steps
+from gateway.dashboard.render import now as clock
+from gateway.dashboard.request_rows import FILTERS
+from gateway.dashboard.visitor import Visit
+from gateway.ledger.compare import compared_report
+from gateway.ledger.report_query import GROUP_KEYS, TIME_KEYS, parse_query
+from gateway.ledger.reports import cost_rows, costs_report
+
+KEYS = tuple(key for key in GROUP_KEYS if key not in TIME_KEYS)
+DRILL = {"team": "key", "key": "task", "user": "task", "model": "backend", "backend": "team",
+         "policy": "rule", "rule": "backend", "task": "backend", "machine": "backend",
+         "machine_type": "machine", "kind": "backend"}  # fmt: skip
+"""What a reader asks next of one group."""
+_FIGURES = (
+    "requests", "errors", "prompt_tokens", "cached_prompt_tokens", "completion_tokens",
+    "cost_usd", "idle_share_usd", "full_cost_usd", "saved_usd", "usd_per_million_tokens",
+)  # fmt: skip
+
+
+async def costs(visit: Visit) -> dict[str, Any]:
+    """The report, its rows over time, and the ways further down."""
+    asked, now = visit.asked, clock()
+    groups = [key.strip() for key in asked.get("group_by", "team").split(",") if key.strip()]
+    period = period_of(asked, visit.tz, now)
+    filters = filters_of(visit)
+    compare = asked.get("compare") == "previous" and not set(groups) & set(TIME_KEYS)
+    question: dict[str, Any] = {"tz": visit.tz, "now": now, "filters": filters, **period.moments}
+    parse_query(group_by=groups, **question)  # refuses in words before anything is looked up
+    engine, settings = visit.parts.engine, visit.parts.settings
+    if compare:
+        whole = compared_report(
+            engine, settings, compare="previous", group_by=groups, idle_by="charges", **question
+        )
+    else:
+        whole = costs_report(engine, settings, group_by=groups, **question)
+    step = [period.step] if period.step not in groups else []
+    report, stepped = await asyncio.gather(
+        whole, cost_rows(engine, group_by=[*step, *groups], **question)
+    )
+    names = _Names(groups, period, filters, asked)
+    return {
+        "report": report,
+        "rows": [{"figures": row, "links": names.links(row)} for row in report["rows"]],
+        "groups": groups,
+        "period": period,
+        "presets": PRESETS,
+        "keys": KEYS,
+        "filters": filters,
+        "compare": compare,
+        "only_team": visit.only_team,
+        "without": {key: names.without(key) for key in filters},
+        "charts": {
+            "over-time": _over_time(stepped, groups, period, visit.tz, now),
+            "costs": _groups(report, groups),
+        },
+    }
+
+
+def filters_of(visit: Visit) -> dict[str, list[str]]:
+    """Group keys in the query; a key without `reports` sees its own team, whatever it asks."""
+    found = {key: [visit.asked[key]] for key in KEYS if visit.asked.get(key)}
+    found |= {k: [v] for k, v in visit.asked.items() if k.startswith("tag:") and v}
+    return found if visit.only_team is None else found | {"team": [visit.only_team]}
+
+
+class _Names:
+    """Links from one report to the next."""
+
+    def __init__(
+        self,
+        groups: list[str],
+        period: Period,
+        filters: Mapping[str, list[str]],
+        asked: Mapping[str, str],
+    ) -> None:
+        self._groups = groups
+        self._fixed = {key: values[0] for key, values in filters.items()}
+        self._when = period.moments if period.name == "custom" else {"period": period.name}
+        self._compare = {"compare": "previous"} if asked.get("compare") else {}
+
+    def links(self, row: Mapping[str, Any]) -> dict[str, str]:
+        """Of a row: each group's report by what comes next, and `requests`: the rows behind it."""
+        own = {key: row[key] for key in self._groups if key not in TIME_KEYS and row[key]}
+        found = {}
+        for key in own:
+            further = DRILL.get(key, "team")
+            while further in {**self._fixed, **own} and further in DRILL and further != key:
+                further = DRILL[further]
+            chosen = {**self._fixed, key: row[key], **self._when, **self._compare}
+            found[key] = "/costs?" + urlencode({"group_by": further, **chosen})
+        fits = {**self._fixed, **own}
+        if set(fits) <= set(FILTERS):
+            found["requests"] = "/requests?" + urlencode({**fits, **self._when})
+        return found
+
+    def without(self, key: str) -> str:
+        """The same report without one filter."""
+        kept = {name: value for name, value in self._fixed.items() if name != key}
+        groups = {"group_by": ",".join(self._groups)}
+        return "/costs?" + urlencode({**groups, **kept, **self._when, **self._compare})
+
+
+def label_of(row: Mapping[str, Any], groups: list[str]) -> str:
+    """What a row is called in a chart."""
+    return " · ".join(str(row[key]) if row[key] else f"no {key}" for key in groups) or "all"
+
+
+def _over_time(
+    rows: list[dict[str, Any]], groups: list[str], period: Period, tz: str, now: Any
+) -> Chart:
+    at = {said: unix_s for unix_s, said in steps(period, tz, now)}
+    others = [key for key in groups if key not in TIME_KEYS]
+    cells: dict[tuple[float, str], float] = {}
+    for row in rows:
+        if row[period.step] in at:
+            cell = (at[row[period.step]], label_of(row, others))
+            cells[cell] = cells.get(cell, 0.0) + float(row["cost_usd"])
+    series, table = over_time(cells, at.values())
+    columns = (period.step.capitalize(), *series)
+    title = f"Cost per {period.step}"
+    return Chart(name="over-time", title=title, kind="stack", columns=columns, rows=table, unit="$")
+
+
+def _groups(report: Mapping[str, Any], groups: list[str]) -> Chart:
+    """The report itself: what the CSV file holds in full."""
+    rows = [(label_of(row, groups), *(row[name] for name in _FIGURES)) for row in report["rows"]]
+    columns = (" · ".join(groups) or "all", *_FIGURES)
+    return Chart(name="costs", title="Costs", kind="bars", columns=columns, rows=rows, unit="$")
+
+
+def change(cost_usd: str, before_usd: str) -> float | None:
+    """By what share of the period before costs have changed; None: there was nothing."""
+    before = Decimal(before_usd)
+    return float((Decimal(cost_usd) - before) / before) if before else None
