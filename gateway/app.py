@@ -48,6 +48,7 @@ from gateway.parts import Parts
 from gateway.pipeline import Pipeline
 from gateway.recovery import Recovery
 from gateway.routing.classifier import Classifier
+from gateway.routing.conversations import Conversations
 from gateway.routing.forecasts import Forecasts
 from gateway.routing.health import BackendRegistry
 from gateway.routing.past import learn
@@ -109,6 +110,7 @@ def create_app(
     estimator = CostEstimator(settings)
     history = PolicyHistory(engine, clock)
     overrides = Overrides(_override_stores(engine, store), clock)
+    conversations = Conversations(store, settings.routing.conversation_s)
     router = Router(
         settings,
         classifier,
@@ -117,6 +119,7 @@ def create_app(
         Forecasts(estimator),
         decides=history.note,
         effect=lambda: overrides.effect,
+        conversations=conversations,
     )
     parts = Parts(
         settings=settings,
@@ -144,6 +147,7 @@ def create_app(
         ),
         breakers=_breakers(registry, store, listed, runtime.run_dir),
         overrides=overrides,
+        conversations=conversations,
         metrics=Metrics(),
         engine=engine,
         started_at=runtime.started_at,

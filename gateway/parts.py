@@ -17,6 +17,7 @@ from gateway.limits.fair_queue import FairQueues
 from gateway.limits.limiter import Limiter
 from gateway.observability import Metrics
 from gateway.overrides.channel import Overrides
+from gateway.routing.conversations import Conversations
 from gateway.routing.health import BackendRegistry
 from gateway.routing.policy_book import PolicyBook
 from gateway.routing.policy_history import PolicyHistory
@@ -48,6 +49,7 @@ class Parts(Struct, frozen=True, kw_only=True):
     breakers: SharedBreakers | None
     """None: without Redis each process has its own."""
     overrides: Overrides
+    conversations: Conversations
     metrics: Metrics
     engine: AsyncEngine
     """Of the ledger's database."""

@@ -41,16 +41,18 @@ from gateway.ledger.records import CandidateRecord
 from gateway.parts import Parts
 from gateway.relay import last_events
 from gateway.repeats import Asked, Repeats
-from gateway.routing.router import candidate_record, sticky_draw
+from gateway.routing.router import candidate_record, sticky_draw, strictest
 from gateway.settlement import Settler
 from gateway.shadow import Shadows
 from gateway.spending import Spending, answer_tokens
-from policies.model import CacheRule, Facts
+from policies.model import CacheRule, Facts, Warm
 
 log = structlog.get_logger(__name__)
 
 EXPECTED_ANSWER_TOKENS = 256
 """Assumed when candidates' costs are compared."""
+_HEADER_RULES: Mapping[str | None, CacheRule] = {"off": "off", "exact": "exact"}
+"""Values of x-headgate-cache that tighten."""
 _encode = msgspec.json.Encoder().encode
 _NO_DEADLINE = contextlib.nullcontext()
 
@@ -214,7 +216,7 @@ class Pipeline:
         caches, decision = self.parts.caches, x.decision
         assert decision is not None
         assert x.caller is not None
-        rule = _tightest(decision.cache, x.options.cache)
+        rule = strictest(decision.cache, _HEADER_RULES.get(x.options.cache))
         if caches is None or rule == "off" or isinstance(x.request, EmbeddingRequest):
             return
         assert x.request is not None
@@ -286,6 +288,7 @@ class Pipeline:
         reasons = {choice.get("finish_reason") for choice in answer.get("choices", ())}
         if x.token_cap is not None and "length" in reasons:
             x.stopped = "budget"
+        self._note_turn(x, name)
         caches, decision = self.parts.caches, x.decision
         assert decision is not None
         if caches is None or x.cache != "miss" or name != decision.candidates[0]:
@@ -305,6 +308,16 @@ class Pipeline:
                 created_at=self.parts.clock(),
             ),
         )
+
+    def _note_turn(self, x: Exchange, name: str) -> None:
+        """For the conversation's next turn, if the policy asks where its prefix is warm."""
+        assert x.routed is not None
+        if x.usage is None or not x.routed.loaded_policy.compiled.uses_warmth:
+            return
+        assert x.request is not None
+        assert x.caller is not None
+        tokens = x.usage.prompt_tokens + x.usage.completion_tokens
+        self.parts.conversations.note(x.request, x.caller.team, Warm(backend=name, tokens=tokens))
 
     def _fail(self, x: Exchange, reply: Reply, error: BaseException) -> None:
         """Note how the request ended."""
@@ -346,15 +359,6 @@ class Pipeline:
 def _deadline(deadline_s: float | None) -> contextlib.AbstractAsyncContextManager[Any]:
     """Raises TimeoutError inside after that long; most requests have no deadline."""
     return _NO_DEADLINE if deadline_s is None else asyncio.timeout(deadline_s)
-
-
-def _tightest(policy: CacheRule | None, header: str | None) -> CacheRule:
-    """The most that both allow."""
-    asked: CacheRule = "semantic"
-    if header in ("off", "exact"):
-        asked = "off" if header == "off" else "exact"
-    order: tuple[CacheRule, ...] = ("off", "exact", "semantic")
-    return min(policy or "semantic", asked, key=order.index)
 
 
 def _draw(asked: Asked, team: str) -> float:

@@ -136,6 +136,9 @@ class RoutingSettings(_Table, frozen=True, kw_only=True):
     """Folder of a classifier head made by `policy fit`; None: the shipped one."""
     explore: Annotated[float, Meta(ge=0, le=0.5)] = 0.0
     """Share of requests for which chance, not the policy, picks among the candidates."""
+    conversation_s: Annotated[float, Meta(ge=0, le=86_400)] = 600.0
+    """How long a turn's backend is remembered, for policies that count what its prefix cache saves:
+    about as long as that cache lasts. 0: not at all."""
 
 
 class ReportSettings(_Table, frozen=True, kw_only=True):

@@ -42,6 +42,8 @@ class DecidedOn(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Backends that were not ready."""
     warm: tuple[str, int] | None = None
     """Who answered the conversation's turn before, and how many tokens that left there."""
+    warm: tuple[str, int] | None = None
+    """Who answered the conversation's turn before, and how many tokens that left there."""
     explored: str | None = None
     """The rule that decided, where chance then took another backend."""
 

@@ -84,6 +84,7 @@ class Forecasts:
         self._prices = prices
         self._lengths: dict[tuple[str, str], Moving] = {}
         self._cached: dict[tuple[str, bool], Moving] = {}
+        self._kept: dict[str, Moving] = {}
         self._speeds: dict[str, _Speed] = {}
         self._days: dict[str, _Day] = {}
 
@@ -96,10 +97,20 @@ class Forecasts:
             for task in (record.task, ""):
                 self._lengths.setdefault((record.backend, task), Moving()).add(math.log(tokens))
         if prompt > 0:
-            key = (record.backend, record.turns > 1)
-            share = record.cached_prompt_tokens / prompt
-            self._cached.setdefault(key, Moving()).add(min(share, 1.0))
+            self._note_cached(record, prompt)
         self._time(record, tokens)
+
+    def _note_cached(self, record: RequestRecord, prompt: int) -> None:
+        """What was found cached: of the prompt, or of what the turn before had left there."""
+        assert record.backend is not None
+        warm = record.decided_on.warm if record.decided_on is not None else None
+        found = record.cached_prompt_tokens
+        if warm is not None and warm[0] == record.backend and warm[1] > 0:
+            kept = self._kept.setdefault(record.backend, Moving())
+            kept.add(min(found / min(warm[1], prompt), 1.0))
+            return
+        later = record.turns > 1 and warm is None
+        self._cached.setdefault((record.backend, later), Moving()).add(min(found / prompt, 1.0))
 
     def _time(self, record: RequestRecord, tokens: int) -> None:
         assert record.backend is not None
@@ -130,8 +141,7 @@ class Forecasts:
         elif facts.max_tokens is not None:
             median, low, high = (min(n, float(facts.max_tokens)) for n in (median, low, high))
         prompt = facts.features.prompt_tokens
-        seen = self._cached.get((card.name, facts.features.turns > 1))
-        cached = 0 if seen is None else int(prompt * seen.mean)
+        cached = self.cached_tokens(facts, card.name)
         return Estimate(
             cost_nano_usd=self._prices.expected(card.name, prompt, round(median), cached),
             latency_s=self.latency_s(card, median),
@@ -139,6 +149,20 @@ class Forecasts:
             answer_tokens_low=low,
             answer_tokens_high=high,
         )
+
+    def cached_tokens(self, facts: Facts, backend: str) -> int:
+        """Of the prompt, those that the backend will probably find cached.
+
+        Where a conversation was, all that it left there, until that is known to be too hopeful;
+        elsewhere what a first turn finds.
+        """
+        prompt, warm = facts.features.prompt_tokens, facts.warm
+        if warm is not None and warm.backend == backend:
+            kept = self._kept.get(backend)
+            return int(min(warm.tokens, prompt) * (1.0 if kept is None else kept.mean))
+        later = facts.features.turns > 1 and warm is None
+        seen = self._cached.get((backend, later))
+        return 0 if seen is None else int(prompt * seen.mean)
 
     def lengths(self, backend: str, task: str) -> tuple[float, float, float]:
         """Median, 5th and 95th percentile of an answer's tokens."""

@@ -188,6 +188,7 @@ def table_of(past: Past, cards: Mapping[str, BackendCard], estimator: CostEstima
         started_us=columns["started_us"],
         down=[one.down for one in told],
         costs=expected_costs(past, cards, estimator, tokens),
+        warm=[one.warm and one.warm[0] for one in told],
         latencies=by_task(past, cards, "duration_ms") / 1e3,
     )
 
@@ -233,10 +234,13 @@ def expected_costs(
     guess = np.array(past.columns["prompt_tokens_estimate"], dtype=np.float64)
     prompt = np.where(prompt > 0, prompt, guess)
     costs = np.empty_like(tokens)
+    warm = [one.warm or ("", 0) for one in past.columns["decided_on"]]
+    held = np.array([tokens for _, tokens in warm], dtype=np.float64) / np.maximum(prompt, 1)
     for place, name in enumerate(cards):
+        here = np.array([at == name for at, _ in warm], dtype=bool)
         fresh = estimator.expected(name, _MTOK, 0) / _MTOK
         reused = estimator.expected(name, _MTOK, 0, _MTOK) / _MTOK
-        share = cached.get(name, 0.0)
+        share = np.where(here, np.minimum(held, 1.0), cached.get(name, 0.0))
         each = fresh * (1 - share) + reused * share
         costs[:, place] = prompt * each + tokens[:, place] * (
             estimator.expected(name, 0, _MTOK) / _MTOK

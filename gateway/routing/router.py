@@ -31,6 +31,7 @@ from gateway.ledger.records import CandidateRecord, DecidedOn, RequestRecord
 from gateway.overrides.model import NOTHING, Effect
 from gateway.repeats import Asked
 from gateway.routing.classifier import Classifier
+from gateway.routing.conversations import Conversations
 from gateway.routing.explanation import Routed, expectation, explanation
 from gateway.routing.features import Request, read
 from gateway.routing.forecasts import Forecasts
@@ -83,6 +84,7 @@ class Router:
         forecasts: what answers will take; fed by `observe`.
         decides: told once of each version of a policy that decides.
         effect: what operators' overrides mean now.
+        conversations: who answered earlier turns.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Router:
         forecasts: Forecasts | None = None,
         decides: Callable[[LoadedPolicy], None] | None = None,
         effect: Callable[[], Effect] = lambda: NOTHING,
+        conversations: Conversations | None = None,
     ) -> None:
         self._aliases = settings.models
         self._classifier = classifier
@@ -103,6 +106,7 @@ class Router:
         self._explore = settings.routing.explore
         self._decides = decides
         self._effect = effect
+        self._conversations = conversations
         self._decided: set[tuple[str, str]] = set()
 
     def facts(
@@ -208,10 +212,14 @@ class Router:
                 self._decides(loaded)
         now = now or datetime.now(UTC)
         cards = self._registry.cards()
-        estimated = loaded.compiled.uses_estimates
-        if estimated:
+        if asked is not None and loaded.compiled.uses_warmth and facts.features.turns > 1:
+            facts = await self._with_warmth(facts, asked)
+        paced = loaded.compiled.uses_estimates
+        estimated = paced or facts.warm is not None
+        if paced:
             spent_usd, requests = self.forecasts.day(loaded.name, now)
             budget = replace(budget, day_spent_usd=spent_usd, day_requests=requests)
+        if estimated:
             facts = replace(facts, estimates=self.forecasts.estimates(facts, cards))
         exploring = luck is not None and luck < self._explore
         inputs = (facts, loaded, cards, budget, only, now.timestamp() // 60, draw, effect)
@@ -247,7 +255,7 @@ class Router:
             decision = explore(decision, luck / self._explore, self._explore)
         elif self._explore and decision.candidates:
             decision = not_explored(decision, self._explore)
-        if estimated and decision.candidates and not dry:
+        if paced and decision.candidates and not dry:
             expected = facts.estimates[decision.candidates[0]].cost_nano_usd or 0
             self.forecasts.spend(loaded.name, now, expected)
         routed = Routed(
@@ -261,6 +269,12 @@ class Router:
         if asked is None or unsure or estimated or explored:
             return routed
         return asked.remember("routed", inputs, routed)
+
+    async def _with_warmth(self, facts: Facts, asked: Asked) -> Facts:
+        if self._conversations is None:
+            return facts
+        warm = await self._conversations.warm(asked.request, facts.team)
+        return facts if warm is None else replace(facts, warm=warm)
 
     async def explain(
         self,
@@ -485,6 +499,7 @@ def _decided_on(
         quality=facts.features.quality,
         loads={card.name: card.load for card in cards.values()},
         down=tuple(card.name for card in cards.values() if not card.ready),
+        warm=None if facts.warm is None else (facts.warm.backend, facts.warm.tokens),
         explored=explored,
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from policies.evaluator import CompiledPolicy, decide
 from policies.model import (
@@ -103,7 +104,7 @@ def test_decide_is_unmoved_by_an_impossible_rule(
     """A rule that can never match changes nothing but the reasons."""
     rules = list(policy.rules)
     rules.insert(place, Rule(name="never", when=IMPOSSIBLE, deny="never"))
-    more = Policy(rules=rules, default=policy.default)
+    more = replace(policy, rules=rules)
     plain = decide(policy, about, cards, BudgetState(), now, draw)
     other = decide(more, about, cards, BudgetState(), now, draw)
     kept = tuple(reason for reason in other.reasons if reason.subject != "rule never")

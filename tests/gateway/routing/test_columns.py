@@ -73,6 +73,7 @@ def table_of(cards: Mapping[str, BackendCard], told: list[Row]) -> Table:
         ),
         started_us=[round(row[4].timestamp() * 1e6) for row in told],
         down=[row[2] for row in told],
+        warm=[f.warm and f.warm.backend for f in facts],
     )
 
 
@@ -127,6 +128,7 @@ def test_columns_decide_a_hundred_thousand_rows_in_well_under_two_seconds() -> N
         | {"load": [{"nano": 0.0, "small": 0.0, "base": 0.0}] * size},
         costs=np.full((size, 3), np.nan),
         latencies=np.full((size, 3), np.nan),
+        warm=[None] * size,
         started_us=list(range(size)),
         down=[()] * size,
     )
