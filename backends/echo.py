@@ -65,12 +65,14 @@ class EchoBackend:
         context_tokens: int | None = None,
         model_revision: str = "echo-1",
         dimensions: int = 384,
+        logprob: float = 0.0,
     ) -> None:
         """`reply` replaces the echo; `tokens` repeats or cuts it to that many words.
 
         `delay_s` is before the first word, `token_delay_s` before each further one.
         `ns_per_token` reports machine time as our engine does. `faults` are spent one per
-        request, in order; None among them lets one pass.
+        request, in order; None among them lets one pass. `logprob` is every word's; the rest of
+        the probability is another word's.
         """
         self.name = name
         self.fault = fault
@@ -86,6 +88,7 @@ class EchoBackend:
         self._context_tokens = context_tokens
         self._model_revision = model_revision
         self._dimensions = dimensions
+        self._logprob = logprob
         self._running = 0
         self._usages: dict[str, Usage] = {}
 
@@ -218,7 +221,7 @@ class EchoBackend:
             if chat:
                 choice["message"] = {"role": "assistant", "content": text, "refusal": None}
                 if request.body.get("logprobs"):
-                    choice["logprobs"] = {"content": [_logprob(word) for word in words]}
+                    choice["logprobs"] = {"content": [self._told(request, word) for word in words]}
             else:
                 choice["text"] = text
             choices.append(choice)
@@ -244,7 +247,7 @@ class EchoBackend:
             if word is not None:
                 choice["delta"] = {"content": word}
                 if request.body.get("logprobs"):
-                    choice["logprobs"] = {"content": [_logprob(word)]}
+                    choice["logprobs"] = {"content": [self._told(request, word)]}
         else:
             choice["text"] = word or ""
         return Chunk(body={**self._head(request, True), "choices": [choice]})
@@ -259,6 +262,14 @@ class EchoBackend:
             "model": request.body.get("model", self.name),
         }
 
+    def _told(self, request: GenerateRequest, word: str) -> dict[str, Any]:
+        """A word's log-probabilities: its own, and one other word's."""
+        own = {"token": word, "logprob": self._logprob, "bytes": list(word.encode())}
+        rest = math.log(max(1 - math.exp(self._logprob), 1e-9))
+        other = {"token": f"~{word}", "logprob": rest, "bytes": []}
+        top = sorted((own, other), key=lambda entry: -float(str(entry["logprob"])))
+        return {**own, "top_logprobs": top[: request.body.get("top_logprobs") or 0]}
+
     def _usage(self, request: GenerateRequest, answered: int) -> Usage:
         prompt = _prompt_tokens(request.body)
         engine = None
@@ -266,7 +277,17 @@ class EchoBackend:
             engine = EngineUsage(
                 prefill_ns=prompt * self._ns_per_token, decode_ns=answered * self._ns_per_token
             )
-        return Usage(prompt_tokens=prompt, completion_tokens=answered, headgate=engine)
+        expected = (request.body.get("prediction") or {}).get("content")
+        predicted = _WORDS.findall(_content_text(expected))
+        pairs = zip(predicted, self._answer(request)[0], strict=False)
+        right = sum(mine == theirs for mine, theirs in pairs)
+        return Usage(
+            prompt_tokens=prompt,
+            completion_tokens=answered,
+            accepted_prediction_tokens=right,
+            rejected_prediction_tokens=len(predicted) - right,
+            headgate=engine,
+        )
 
     def _keep_usage(self, request_id: str, usage: Usage) -> None:
         self._usages[request_id] = usage
@@ -334,10 +355,6 @@ def _prompt_tokens(body: Mapping[str, Any]) -> int:
     else:
         texts = [_last_text(body)]
     return sum(len(_WORDS.findall(text)) for text in texts) + len(texts)
-
-
-def _logprob(word: str) -> dict[str, Any]:
-    return {"token": word, "logprob": 0.0, "bytes": list(word.encode()), "top_logprobs": []}
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ class Attempts:
             draw=self._draw,
             context_of=lambda name: cards[name].context_tokens,
             replicas_of=self._replicas,
-            retries=decision.retries,
+            retries=0 if x.buffered and decision.retries is None else decision.retries,
             restart=decision.restart and x.stream and x.options.accept_restart,
         )
 
@@ -138,7 +138,7 @@ class Attempts:
         prompt_tokens = x.facts.features.prompt_tokens
         with parts.registry.running(name), parts.foreign.flight(x, name, prompt_tokens):
             try:
-                if x.stream:
+                if x.streams:
                     meter = self._spending.meter(x, name)
                     await relay(x, reply, backend.stream(request), name, meter)
                     if x.stopped is not None:

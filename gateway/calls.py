@@ -23,16 +23,17 @@ def request_of(parts: Parts, x: Exchange, name: str, *, beside: bool = False) ->
     assert x.asked is not None
     assert x.decision is not None
     assert x.facts is not None
+    body = backend_body(
+        x.asked.raw,
+        model=settings.model if settings.kind == "openai" else name,
+        needs=x.facts.needs,
+        max_tokens=tightest(x.decision.max_tokens, x.token_cap),
+        stream=x.streams,
+    )
     return GenerateRequest(
         request_id=x.request_id + _SUFFIX if beside else x.request_id,
         endpoint=x.endpoint,
-        body=backend_body(
-            x.asked.raw,
-            model=settings.model if settings.kind == "openai" else name,
-            needs=x.facts.needs,
-            max_tokens=tightest(x.decision.max_tokens, x.token_cap),
-            stream=x.stream,
-        ),
+        body=body | x.extra[name] if name in x.extra else body,
         headers={"traceparent": x.options.traceparent} if x.options.traceparent else {},
         timeout_s=settings.timeout_s,
         beside=x.request_id if beside else None,
@@ -71,7 +72,8 @@ class Call:
         assert x.facts is not None
         prompt_tokens = x.facts.features.prompt_tokens
         self._counted.enter_context(parts.foreign.flight(self.watched, backend, prompt_tokens))
-        work: Coroutine[None, None, None] = self._open() if x.stream else self._whole()
+        streams = bool(request.body.get("stream"))
+        work: Coroutine[None, None, None] = self._open() if streams else self._whole()
         self.answering = asyncio.create_task(work, name=f"call {request.request_id}")
         """Done with the answer, or the first token of it."""
 

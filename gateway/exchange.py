@@ -17,6 +17,7 @@ from gateway.ledger.records import (
     Outcome,
     RequestRecord,
     Settlement,
+    verdicts_shown,
 )
 from gateway.ledger.slices import Reservation
 from gateway.limits.limiter import Admission
@@ -40,16 +41,20 @@ class Exchange:
         "attempts",
         "backend",
         "began",
+        "buffered",
         "cache",
         "caller",
         "candidates",
         "card",
         "charges",
+        "drafted",
         "endpoint",
         "error",
+        "extra",
         "facts",
         "first_token_at",
         "held",
+        "hides_logprobs",
         "hit",
         "in_backend_s",
         "lookup",
@@ -60,12 +65,14 @@ class Exchange:
         "reservation",
         "routed",
         "saved_nano_usd",
+        "settled",
         "started_at",
         "status",
         "stopped",
         "tags",
         "token_cap",
         "tokens_seen",
+        "unseen",
         "usage",
     )
 
@@ -91,6 +98,18 @@ class Exchange:
         """By number of charge, the id at the backend of a call whose usage it has not told yet."""
         self.asked_at: float | None = None
         """When the backend that answered was called."""
+        self.extra: dict[str, dict[str, Any]] = {}
+        """By backend, fields of ours in what it is sent. This and the next five: of cascades."""
+        self.buffered = False
+        """The client sees nothing of the answer until a judge has seen it."""
+        self.hides_logprobs = False
+        """The backend tells more log-probabilities than the client asked for."""
+        self.drafted = False
+        """The prediction that goes along is ours."""
+        self.unseen = False
+        """The client of a stream has seen nothing yet of the answer that stands."""
+        self.settled = False
+        """A judge accepted the answer, or nobody above could give a better one."""
         self.cache: CacheVerdict = "off"
         self.lookup: Lookup = OFF
         self.hit: Hit | None = None
@@ -139,6 +158,11 @@ class Exchange:
         return bool(getattr(self.request, "stream", False))
 
     @property
+    def streams(self) -> bool:
+        """Whether the client sees the answer as it comes."""
+        return self.stream and not self.buffered
+
+    @property
     def chat(self) -> bool:
         return self.endpoint == "chat/completions"
 
@@ -170,6 +194,8 @@ class Exchange:
         if self.facts is not None:
             shown["task"] = self.facts.features.task
             shown["difficulty"] = f"{self.facts.features.difficulty:.3f}"
+        if self.extra:
+            shown["rungs"] = verdicts_shown(self.attempts)
         shown["cache"] = self.cache
         if self.stopped is not None:
             shown["stopped"] = self.stopped

@@ -156,7 +156,7 @@ class Hedging:
         error = None if call.answering.cancelled() else call.answering.exception()
         self._end(x, call, shown(error) if error else f"{winner.backend} answered first")
         if error is None or isinstance(error, BackendTimeoutError | BackendStreamError):
-            await self._settler.charge_hedge(x, call)
+            await self._settler.charge_beside(x, call)
         if isinstance(error, BackendError):
             self._parts.registry.mark_failure(call.backend, error.message)
         call.close()

@@ -25,6 +25,7 @@ from gateway.api.translate import decode_body, gateway_error
 from gateway.attempts import Attempts
 from gateway.cache.caches import CacheQuery
 from gateway.cache.model import CachedAnswer
+from gateway.cascade import Cascades, cached_as
 from gateway.errors import (
     GatewayError,
     LedgerUnavailable,
@@ -70,6 +71,7 @@ class Pipeline:
         self._spending = Spending(parts)
         self._settler = Settler(parts, self._spending)
         self.attempts = Attempts(parts, self._spending, self._settler)
+        self.cascades = Cascades(parts, self.attempts, self._settler)
         self.shadows = Shadows(parts)
         self.late_charges = LateCharges(parts)
 
@@ -97,7 +99,7 @@ class Pipeline:
                 if x.hit is None:
                     await self._reserve(x)
                     with reply.watching():
-                        self._keep(x, await self.attempts.ask(x, reply))
+                        self._keep(x, await self._ask(x, reply))
         except ClientGone:
             return  # it left before it had asked for anything
         except (Exception, asyncio.CancelledError) as error:
@@ -220,14 +222,14 @@ class Pipeline:
         if caches is None or rule == "off" or isinstance(x.request, EmbeddingRequest):
             return
         assert x.request is not None
-        first = decision.candidates[0]
-        card = self.parts.registry.cards()[first]
+        cards = self.parts.registry.cards()
+        backend, revision = cached_as(decision, cards)
         x.lookup = await caches.lookup(
             CacheQuery(
                 namespace=x.caller.team,
                 request=x.request,
-                backend=first,
-                revision=card.revision,
+                backend=backend,
+                revision=revision,
                 max_tokens=decision.max_tokens,
                 rule=rule,
                 refresh=x.options.cache == "refresh",
@@ -236,9 +238,10 @@ class Pipeline:
         )
         x.cache = x.lookup.verdict
         if x.lookup.hit is not None:
-            x.card = card
+            made_by = x.lookup.hit.answer.backend if decision.rungs else backend
+            x.card = cards.get(made_by)
             self._settler.reuse(x, x.lookup.hit)
-            x.answer = {**x.lookup.hit.answer.body, "id": x.answer_id, "model": first}
+            x.answer = {**x.lookup.hit.answer.body, "id": x.answer_id, "model": made_by}
 
     def _begin_admission(self, x: Exchange) -> None:
         """Ask for a place under the rate limits, in one write with the look at the cache."""
@@ -276,6 +279,13 @@ class Pipeline:
             x.affordable = tuple(name for name, cost in estimates.items() if cost <= cap)
         await self._spending.reserve(x)
 
+    async def _ask(self, x: Exchange, reply: Reply) -> str:
+        """The backend that answered."""
+        assert x.decision is not None
+        if x.decision.rungs:
+            return await self.cascades.climb(x, reply)
+        return await self.attempts.ask(x, reply)
+
     def _keep(self, x: Exchange, name: str) -> None:
         """Name the answer, and give it to the caches if it may be reused."""
         answer = x.answer
@@ -291,7 +301,8 @@ class Pipeline:
         self._note_turn(x, name)
         caches, decision = self.parts.caches, x.decision
         assert decision is not None
-        if caches is None or x.cache != "miss" or name != decision.candidates[0]:
+        chosen = x.settled if decision.rungs else name == decision.candidates[0]
+        if caches is None or x.cache != "miss" or not chosen:
             return
         if not reasons <= {"stop", "length", "tool_calls"} or not reasons:
             return

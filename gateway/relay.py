@@ -10,6 +10,7 @@ from backends.wire import usage_to_wire
 from gateway.api import sse
 from gateway.api.reply import Reply
 from gateway.exchange import Exchange
+from gateway.hidden import hide_logprobs
 from gateway.spending import Meter
 
 
@@ -39,6 +40,8 @@ async def relay(
             body = _renamed(x, chunk.body, model)
             carried = assembler.add(body)
             body.pop("usage", None)
+            if x.hides_logprobs and x.asked is not None:
+                hide_logprobs(body, x.asked.raw)
             if chunk.usage is not None:
                 x.usage = chunk.usage
             if not body.get("choices"):
@@ -53,8 +56,9 @@ async def relay(
             if not carried:
                 continue
             x.tokens_seen = assembler.tokens_seen
-            if not reply.started:
+            if x.first_token_at is None:
                 x.first_token_at = time.perf_counter()
+            if not reply.started:
                 await reply.start_stream(x.headers(settled=False))
             if waiting:
                 await reply.event(b"".join(waiting))
@@ -114,7 +118,7 @@ def last_events(x: Exchange) -> bytes:
     events: list[bytes] = []
     answer = x.answer or {}
     held = x.held
-    if x.hit is not None:
+    if x.hit is not None or x.unseen:
         *most, held = sse.replay(answer, chat=x.chat)
         events = [sse.event(chunk) for chunk in most]
     if held is None:

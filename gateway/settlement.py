@@ -109,8 +109,8 @@ class Settler:
             if x.charges[place].kind == "retry":
                 x.charges[place] = replace(x.charges[place], kind="answer")
 
-    async def charge_hedge(self, x: Exchange, call: Call) -> None:
-        """Book the call that lost against the one beside it, once it is cancelled."""
+    async def charge_beside(self, x: Exchange, call: Call, kind: ChargeKind = "hedge") -> None:
+        """Book a call beside the answer's that was cancelled: by default, it lost against that."""
         request_id = call.request.request_id
         usage = call.usage or await self._usage_of(call.backend, request_id)
         if usage is None:
@@ -118,7 +118,7 @@ class Settler:
             assert x.facts is not None
             seen = call.watched.tokens_seen
             usage = Usage(prompt_tokens=x.facts.features.prompt_tokens, completion_tokens=seen)
-        self.charge(x, call.backend, usage, call.elapsed_s, kind="hedge", watched=call.watched)
+        self.charge(x, call.backend, usage, call.elapsed_s, kind=kind, watched=call.watched)
 
     async def _usage_of(self, backend: str, request_id: str) -> Usage | None:
         if self._parts.backend_settings[backend].price is not None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import structlog
 
+from gateway.cascade_costs import climbing, judge_backend, judge_cost
 from gateway.errors import BudgetUnavailable, GatewayError
 from gateway.exchange import Exchange
 from gateway.ledger.late_spending import by_backend
@@ -41,7 +42,10 @@ class Spending:
         assert x.decision is not None
         tokens, prompt = answer_tokens(x), x.facts.features.prompt_tokens
         estimate = self._parts.estimator.estimate
-        return {name: estimate(name, prompt, tokens) for name in x.decision.candidates}
+        costs = {name: estimate(name, prompt, tokens) for name in x.decision.candidates}
+        if not x.decision.rungs:
+            return costs
+        return climbing(x.decision, costs, judge_cost(x.decision, estimate, prompt, tokens))
 
     async def reserve(self, x: Exchange) -> None:
         """Hold money for `x.affordable` in all budgets concerned; none: nothing is held.
@@ -50,18 +54,25 @@ class Spending:
             BudgetSpent, BudgetReserved, BudgetUnavailable: nothing is held, nothing may run.
         """
         assert x.caller is not None
-        budgets = self._parts.budgets
-        if not await budgets.concern(x.caller, x.tags, x.affordable):
+        assert x.decision is not None
+        budgets, judge = self._parts.budgets, judge_backend(x.decision)
+        asked = x.affordable if judge is None else (*x.affordable, judge)
+        if not await budgets.concern(x.caller, x.tags, asked):
             return
         tokens = answer_tokens(x)
-        if x.stream:
+        if x.stream and not x.decision.rungs:
             tokens = min(tokens, SLICE_TOKENS)
         elif x.facts is not None and x.facts.max_tokens is None:
             x.token_cap = DEFAULT_ANSWER_TOKENS
         need = {name: self.ceiling(x, name, tokens) for name in x.affordable}
-        x.reservation = await budgets.reserve(
-            x.caller, _most(x, need), request_id=x.request_id, tags=x.tags
-        )
+        most = _most(x, need)
+        if x.decision.rungs:
+            prompt = max(self._prompt_tokens(x, name) for name in x.affordable)
+            look = judge_cost(x.decision, self._parts.estimator.estimate, prompt, tokens)
+            most = max(climbing(x.decision, need, look).values())
+            if judge is not None:
+                need[judge] = need.get(judge, 0) + look * len(x.decision.rungs)
+        x.reservation = await budgets.reserve(x.caller, most, request_id=x.request_id, tags=x.tags)
         try:
             await self._reserve_models(x, x.reservation, need)
             self._write_down(x, x.reservation)
@@ -79,7 +90,9 @@ class Spending:
             return
         reservation.models, refusal = await budgets.reserve_models(need, request_id=x.request_id)
         x.affordable = tuple(
-            name for name in need if name in reservation.models or not budgets.limits_model(name)
+            name
+            for name in x.affordable
+            if name in reservation.models or not budgets.limits_model(name)
         )
         if not x.affordable:
             assert refusal is not None, "somebody refused the last one"
@@ -109,18 +122,22 @@ class Spending:
 
     def ceiling(self, x: Exchange, backend: str, tokens: int) -> int:
         """What a prompt and `tokens` of its answer should cost at most, nano-dollars."""
+        return self._parts.estimator.estimate(backend, self._prompt_tokens(x, backend), tokens)
+
+    def _prompt_tokens(self, x: Exchange, backend: str) -> int:
         assert x.facts is not None
         facts = x.facts
-        prompt = facts.prompt_tokens_exact.get(backend)
-        if prompt is None:
-            prompt = min(facts.prompt_tokens_bound, 2 * facts.features.prompt_tokens)
-            prompt = max(prompt, facts.features.prompt_tokens)
-        return self._parts.estimator.estimate(backend, prompt, tokens)
+        exact = facts.prompt_tokens_exact.get(backend)
+        if exact is not None:
+            return exact
+        prompt = min(facts.prompt_tokens_bound, 2 * facts.features.prompt_tokens)
+        return max(prompt, facts.features.prompt_tokens)
 
     def meter(self, x: Exchange, backend: str) -> "Meter | None":
         """Keeps a stream within its reservation; None: nothing limits it."""
-        if not x.stream or x.reservation is None:
-            return None
+        assert x.decision is not None
+        if not x.stream or x.reservation is None or x.decision.rungs:
+            return None  # all of a cascade is held from the beginning
         return Meter(self._parts, self, x, x.reservation, backend)
 
     def settle(self, x: Exchange) -> None:
@@ -202,7 +219,7 @@ def hedge_of(x: Exchange) -> Hedge | None:
     assert x.decision is not None
     assert x.facts is not None
     hedge, tokens = x.decision.hedge, x.facts.max_tokens
-    if hedge is None or x.options.max_cost_nano_usd is not None:
+    if hedge is None or x.decision.rungs or x.options.max_cost_nano_usd is not None:
         return None
     caps = [cap for cap in (tokens, x.decision.max_tokens) if cap is not None]
     if not caps or min(caps) > hedge.max_answer_tokens:

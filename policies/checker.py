@@ -14,9 +14,11 @@ from typing import Any, Literal, get_args
 import msgspec
 from msgspec import Struct
 
+from policies.cascade import BACKEND, cascade_problems
 from policies.conditions import ANY, minutes, time_zone
 from policies.failing import failing_problems
 from policies.model import (
+    Accept,
     BackendRange,
     Hedge,
     Hours,
@@ -25,16 +27,11 @@ from policies.model import (
     Range,
     Route,
     Rule,
-    Sticky,
     When,
 )
 from policies.reachability import covered, impossible
 
-ACTIONS = ("route", "split", "objective", "deny")
-LATER = {
-    "cascade": "cascades are not supported yet; use route with fallbacks",
-    "accept": "belongs to cascade, which is not supported yet",
-}
+ACTIONS = ("route", "split", "cascade", "objective", "deny")
 
 
 class Problem(Struct, frozen=True, kw_only=True):
@@ -156,8 +153,6 @@ def _keys(kind: type[Struct]) -> dict[str, str]:
 def _check_keys(tree: dict[str, Any], lines: _Lines) -> Iterator[Problem]:
     """Unknown keys, everywhere, before types are looked at."""
     yield from _unknown(tree, Policy, "", lines)
-    if isinstance(tree.get("sticky"), dict):
-        yield from _unknown(tree["sticky"], Sticky, "sticky", lines)
     rules = tree.get("rules")
     tables: list[tuple[str, Any, type[Struct]]] = []
     if isinstance(rules, list):
@@ -167,8 +162,9 @@ def _check_keys(tree: dict[str, Any], lines: _Lines) -> Iterator[Problem]:
         if not isinstance(table, dict):
             continue
         yield from _unknown(table, kind, path, lines)
-        if isinstance(table.get("objective"), dict):
-            yield from _unknown(table["objective"], Objective, f"{path}.objective", lines)
+        for name, inner in (("objective", Objective), ("accept", Accept)):
+            if isinstance(table.get(name), dict):
+                yield from _unknown(table[name], inner, f"{path}.{name}", lines)
         if isinstance(table.get("hedge"), dict):
             yield from _unknown(table["hedge"], Hedge, f"{path}.hedge", lines)
         when = table.get("when") if kind is Rule else None
@@ -200,13 +196,10 @@ def _unknown(
         if key in allowed:
             continue
         place = f"{path}.{key}" if path else key
-        if key in LATER and issubclass(kind, Route):
-            message = LATER[key]
-        else:
-            word = "condition" if kind is When else "key"
-            near = get_close_matches(key, allowed, 1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            message = f"unknown {word}; {hint}allowed: {', '.join(allowed)}"
+        word = "condition" if kind is When else "key"
+        near = get_close_matches(key, allowed, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        message = f"unknown {word}; {hint}allowed: {', '.join(allowed)}"
         yield Problem(level="error", path=place, message=message, line=lines(place))
 
 
@@ -276,8 +269,6 @@ def _check_values(policy: Policy, lines: _Lines) -> Iterator[Problem]:
     if unconditional is not None:
         text = f"never reached: rule {unconditional!r} has no conditions"
         yield problem("default", text, "warning")
-    for where, message in _sticky_problems(policy.sticky or Sticky()):
-        yield problem(f"sticky.{where}", message)
     for where, message in _action_problems(policy.default):
         yield problem(f"default.{where}", message)
 
@@ -295,6 +286,7 @@ def _action_problems(action: Route) -> Iterator[tuple[str, str]]:
                 yield f"split.{target}", f"{weight!r}: a weight is more than 0"
     if action.objective is not None:
         yield from _objective_problems(action.objective)
+    yield from cascade_problems(action)
     if action.deny is not None:
         if not action.deny.strip():
             yield "deny", f"{action.deny!r}: say why; the client reads it"
@@ -304,13 +296,6 @@ def _action_problems(action: Route) -> Iterator[tuple[str, str]]:
     if action.max_tokens is not None and action.max_tokens < 1:
         yield "max_tokens", f"{action.max_tokens!r}: at least 1"
     yield from failing_problems(action)
-
-
-def _sticky_problems(sticky: Sticky) -> Iterator[tuple[str, str]]:
-    if not 0 <= sticky.min_gain <= 1:
-        yield "min_gain", f"{sticky.min_gain!r}: a difference of probabilities is 0 to 1"
-    if not (sticky.headroom >= 1 and math.isfinite(sticky.headroom)):
-        yield "headroom", f"{sticky.headroom!r}: at least 1"
 
 
 def _objective_problems(goal: Objective) -> Iterator[tuple[str, str]]:
@@ -384,7 +369,7 @@ def _alone(action: Route, known: Collection[str]) -> bool:
     """Whether one target stands alone although there are others."""
     if action.deny is not None or action.fallbacks or action.objective is not None:
         return False
-    targets = {action.route} if action.route is not None else set(action.split or {})
+    targets = {action.route} if action.route else {*(action.split or ()), *(action.cascade or ())}
     return len(targets) == 1 and ANY not in targets and len(known) > 1
 
 
@@ -409,6 +394,10 @@ def _check_targets(policy: Policy, known: Collection[str], lines: _Lines) -> lis
             look(f"{path}.route", target, safe)
         for target in action.split or {}:
             look(f"{path}.split.{target}", target, safe)
+        for target in action.cascade or ():
+            look(f"{path}.cascade", target, safe)
+        if action.accept is not None and action.accept.judge.startswith(BACKEND):
+            look(f"{path}.accept.judge", action.accept.judge, "warning")
         if _alone(action, known):
             text = "no fallbacks: when the one backend behind it is down, requests fail"
             problems.append(Problem(level="warning", path=path, message=text, line=lines(path)))

@@ -11,10 +11,19 @@ from datetime import datetime
 from msgspec.structs import replace
 
 from policies.candidates import Candidates
+from policies.cascade import rungs as rungs_of
 from policies.conditions import ANY, Check, Situation, compile_when
-from policies.model import BackendCard, BudgetState, Decision, Facts, Policy, Reason, Route, Sticky
+from policies.model import (
+    Accept,
+    BackendCard,
+    BudgetState,
+    Decision,
+    Facts,
+    Policy,
+    Reason,
+    Route,
+)
 from policies.objective import rank
-from policies.sticky import settle
 
 Cards = Mapping[str, BackendCard] | Sequence[BackendCard]
 PINNED = "pin"
@@ -53,8 +62,6 @@ class CompiledPolicy:
         actions = (*policy.rules, policy.default)
         self.uses_estimates = any(action.objective is not None for action in actions)
         """Whether decisions depend on `facts.estimates`."""
-        self.uses_warmth = policy.sticky is not None or self.uses_estimates
-        """Whether they depend on `facts.warm`; if that is known, on the estimates, too."""
         self._rules: list[tuple[str, str, Route, list[Check]]] = [
             (rule.name, f"rule {rule.name}", rule, compile_when(rule.when)) for rule in policy.rules
         ]
@@ -70,9 +77,9 @@ class CompiledPolicy:
             holds, why = _ask(checks, situation)
             reasons.append(Reason(subject=subject, matched=holds, why=why))
             if holds:
-                return _act(name, action, situation, draw, reasons, self.policy.sticky)
+                return _act(name, action, situation, draw, reasons)
         reasons.append(Reason(subject="default", matched=True, why="no rule before it matched"))
-        return _act("default", self.policy.default, situation, draw, reasons, self.policy.sticky)
+        return _act("default", self.policy.default, situation, draw, reasons)
 
     def verdicts(
         self, facts: Facts, cards: Cards, budget: BudgetState, now: datetime
@@ -100,12 +107,7 @@ def _ask(checks: Sequence[Check], situation: Situation) -> tuple[bool, str]:
 
 
 def _act(
-    name: str,
-    action: Route,
-    situation: Situation,
-    draw: float,
-    reasons: list[Reason],
-    sticky: Sticky | None,
+    name: str, action: Route, situation: Situation, draw: float, reasons: list[Reason]
 ) -> Decision:
     facts, cards = situation.facts, situation.cards
     if action.deny is not None:
@@ -113,6 +115,8 @@ def _act(
             rule=name, candidates=(), denied=action.deny, draw=draw, reasons=tuple(reasons)
         )
     candidates = Candidates(facts, cards, action.max_tokens)
+    accept = action.accept or Accept()
+    rungs: tuple[str, ...] = ()
     pinned = f"backend:{facts.pinned}"
     if facts.pinned is not None and candidates.of(pinned):
         why = f"{facts.pinned} is pinned by an operator"
@@ -123,6 +127,11 @@ def _act(
         reasons.append(ranking.reason)
         probability, all_targets = 1.0, list(action.objective.among)
         targets = [*(f"backend:{name}" for name in ranking.order), *action.fallbacks]
+    elif action.cascade is not None:
+        rungs = rungs_of(action.cascade, accept, candidates, situation, reasons)
+        probability, all_targets = 1.0, action.cascade.copy()
+        ladder = [*(f"backend:{name}" for name in rungs), action.cascade[-1]]
+        targets = [*(ladder if rungs else action.cascade), *action.fallbacks]
     else:
         target, probability, all_targets = _choose(action, candidates, draw, reasons)
         targets = [target, *action.fallbacks]
@@ -131,13 +140,12 @@ def _act(
         # a policy that routes text only does not stand in the way of embeddings
         all_targets.append(ANY)
         order = candidates.order([ANY])
-    if sticky is not None and order and name != PINNED:
-        order, reason = settle(sticky, action, facts, order, cards)
-        reasons += [] if reason is None else [reason]
     reasons.extend(candidates.reasons([*all_targets, *action.fallbacks]))
     return Decision(
         rule=name,
         candidates=order,
+        rungs=rungs if len(rungs) > 1 else (),
+        accept=accept if len(rungs) > 1 else None,
         max_tokens=action.max_tokens,
         cache=action.cache,
         shadow=_shadow(action, facts, cards),

@@ -103,6 +103,25 @@ class Objective(_Frozen, frozen=True, kw_only=True):
     """Tiers or backends to choose from."""
 
 
+class Accept(_Frozen, frozen=True, kw_only=True):
+    """When a cascade's answer stands."""
+
+    judge: str = "answer"
+    """answer (all that its tokens' probabilities say, and what the question promised), logprob,
+    margin, entropy, consistency (with further answers), format, or backend:NAME (a model that is
+    asked)."""
+    min: float = 0.7
+    """P(good) from which an answer is accepted; the last rung's always is."""
+    n: int = 3
+    """Answers that `consistency` compares, the one that is judged included."""
+    skip_below: float = 0.0
+    """A rung whose predicted quality is lower is not asked, unless it is the last."""
+    predict: bool = True
+    """Send a rejected answer along as a draft, where the next rung can verify it."""
+    restart: bool = True
+    """Clients that ask for it may see answers before they are judged."""
+
+
 class Hedge(_Frozen, frozen=True, kw_only=True):
     """When a second backend is asked beside a slow one: the first to answer wins, both are paid."""
 
@@ -123,6 +142,10 @@ class Route(_Frozen, frozen=True, kw_only=True):
     """A tier or a backend."""
     split: dict[str, float] | None = None
     """Weights by tier or backend, drawn by a hash of the sticky id."""
+    cascade: list[str] | None = None
+    """Tiers or backends that answer one after another until `accept` is content."""
+    accept: Accept | None = None
+    """Beside cascade; None: as if it were empty."""
     objective: Objective | None = None
     """Chosen by predicted quality, cost and latency."""
     deny: str | None = None
@@ -152,21 +175,10 @@ class Rule(Route, frozen=True, kw_only=True):
     when: When = field(default_factory=When)
 
 
-class Sticky(_Frozen, frozen=True, kw_only=True):
-    """When a conversation stays with the backend that has its prefix warm."""
-
-    min_gain: float = 0.05
-    """Predicted quality that moving must add; or it costs less and loses less than this."""
-    headroom: float = 2.0
-    """A smaller window must hold the conversation this many times."""
-
-
 class Policy(_Frozen, frozen=True, kw_only=True):
     """A policy file."""
 
     description: str = ""
-    sticky: Sticky | None = None
-    """None: each turn is decided as if it were the first."""
     rules: list[Rule] = field(default_factory=list)
     default: Route
 
@@ -202,14 +214,6 @@ class Estimate(Struct, frozen=True, kw_only=True):
     answer_tokens_high: float = 0.0
 
 
-class Warm(Struct, frozen=True, kw_only=True):
-    """Where a conversation's last turn was answered."""
-
-    backend: str
-    tokens: int
-    """Of prompt and answer then: what may be found cached now."""
-
-
 class Facts(Struct, frozen=True, kw_only=True):
     """Everything a rule may ask about one request."""
 
@@ -234,8 +238,6 @@ class Facts(Struct, frozen=True, kw_only=True):
     """Backends that the requested model names; None: all."""
     estimates: dict[str, Estimate] = field(default_factory=dict)
     """By backend; made only for policies with objectives."""
-    warm: Warm | None = None
-    """None: the first turn, too long ago, or nobody asks."""
     pinned: str | None = None
     """The backend that answers all that it may and can, by an operator's hand."""
     barred: dict[str, str] = field(default_factory=dict)
@@ -291,6 +293,11 @@ class Decision(Struct, frozen=True, kw_only=True):
     """Name of the rule, or `default`."""
     candidates: tuple[str, ...]
     """Backends in the order to try; empty when denied or when none is left."""
+    rungs: tuple[str, ...] = ()
+    """Of a cascade, two or more, the first of the candidates; the other candidates stand in for
+    the last one."""
+    accept: Accept | None = None
+    """When a rung's answer stands."""
     denied: str | None = None
     """The reason for a denial."""
     max_tokens: int | None = None

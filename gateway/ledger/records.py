@@ -1,5 +1,6 @@
 """Rows of the ledger as structs: what the pipeline hands over, the journal keeps, SQL stores."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from msgspec import Struct, field
@@ -42,10 +43,19 @@ class DecidedOn(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Backends that were not ready."""
     warm: tuple[str, int] | None = None
     """Who answered the conversation's turn before, and how many tokens that left there."""
-    warm: tuple[str, int] | None = None
-    """Who answered the conversation's turn before, and how many tokens that left there."""
     explored: str | None = None
     """The rule that decided, where chance then took another backend."""
+
+
+class Verdict(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What became of a cascade's answer."""
+
+    judge: str
+    """Empty: the last rung's is not judged."""
+    p_good: float | None = None
+    """None: the judge had nothing to go by."""
+    accepted: bool
+    why: str = ""
 
 
 class AttemptRecord(Struct, frozen=True, kw_only=True):
@@ -54,6 +64,21 @@ class AttemptRecord(Struct, frozen=True, kw_only=True):
     backend: str
     ms: float
     error: str | None = None
+    verdict: Verdict | None = None
+    """Of a cascade's rung that answered."""
+
+
+def verdicts_shown(attempts: Sequence[AttemptRecord]) -> str:
+    """Rungs and what became of them, for a header: `nano=0.310, small=0.870`."""
+    shown = []
+    for attempt in attempts:
+        if attempt.verdict is None:
+            shown.append(f"{attempt.backend}=failed")
+        elif attempt.verdict.p_good is None:
+            shown.append(f"{attempt.backend}={'unjudged' if attempt.verdict.accepted else '?'}")
+        else:
+            shown.append(f"{attempt.backend}={attempt.verdict.p_good:.3f}")
+    return ", ".join(shown)
 
 
 class RequestRecord(Struct, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from gateway.errors import SettingsError
 from gateway.routing.features import Content, Request, read
+from gateway.routing.judges import Judges
 from gateway.routing.language import detect
 from gateway.routing.vectorise import (
     CHARS,
@@ -62,6 +63,8 @@ class Head(Struct, frozen=True, kw_only=True):
     words: WordVectors
     to_task: Floats
     """[L, 8], 1 where a label belongs to a task."""
+    judges: Judges = Judges()
+    """Of answers; empty where none were fitted."""
 
     @classmethod
     def load(cls, folder: Path) -> "Head":
@@ -86,6 +89,7 @@ class Head(Struct, frozen=True, kw_only=True):
                 bias=arrays["bias"].astype(np.float32),
                 words=WordVectors(words, vectors, arrays["word_weights"].astype(np.float32)),
                 to_task=to_task,
+                judges=Judges.load(folder),
             )
         except (OSError, ValueError, KeyError) as error:
             raise SettingsError(

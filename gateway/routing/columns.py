@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from policies.conditions import ANY, local_time, minutes, named, time_zone
 from policies.model import (
+    Accept,
     BackendCard,
     BackendRange,
     BudgetState,
@@ -24,11 +25,9 @@ from policies.model import (
     Policy,
     Range,
     Route,
-    Sticky,
     When,
 )
 from policies.objective import NANO, STEPS, limit_nano_usd
-from policies.sticky import window
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -97,8 +96,6 @@ class Table(Struct, frozen=True, kw_only=True):
     """[N, K] nano-dollars."""
     latencies: Floats
     """[N, K] seconds."""
-    warm: Codes
-    """[N]: place of the backend that answered the conversation's turn before; NOBODY."""
 
     def __len__(self) -> int:
         return len(self.started_us)
@@ -116,7 +113,6 @@ class Table(Struct, frozen=True, kw_only=True):
             exact=self.exact[part],
             costs=self.costs[part],
             latencies=self.latencies[part],
-            warm=self.warm[part],
         )
 
     @classmethod
@@ -131,17 +127,14 @@ class Table(Struct, frozen=True, kw_only=True):
         down: Sequence[Hashable],
         costs: Floats,
         latencies: Floats,
-        warm: Sequence[str | None],
     ) -> "Table":
         """Columns as lists; `figures` has quality, load and exact as a dict by backend a row.
 
         Args:
             down: of each row, the backends that were not ready, as a tuple or set.
-            warm: of each row, who answered the turn before.
             costs, latencies: [N, K], NaN: unknown.
         """
         gone = Words.of(down)
-        place = {name: place for place, name in enumerate(cards)}
         return cls(
             cards=cards,
             words={name: Words.of(column, KINDS.get(name)) for name, column in words.items()},
@@ -150,7 +143,6 @@ class Table(Struct, frozen=True, kw_only=True):
             ready=~gone.where_each(cards),
             costs=costs,
             latencies=latencies,
-            warm=np.array([place.get(n or "", NOBODY) for n in warm], dtype=np.int64),
             quality=by_backend(figures["quality"], cards),
             exact=by_backend(figures["exact"], cards),
             load=np.nan_to_num(by_backend(figures["load"], cards)),  # a new backend is idle
@@ -198,10 +190,7 @@ def decide_all(policy: Policy, table: Table) -> Decided:
         if action.deny is not None:
             denied[mine] = True
             continue
-        choice = _Choice(table, action, mine)
-        winner[mine], probability[mine] = choice.winners()
-        if policy.sticky is not None:
-            winner[mine] = choice.settled(policy.sticky, winner[mine])
+        winner[mine], probability[mine] = _Choice(table, action, mine).winners()
     return Decided(rule, winner, denied, probability)
 
 
@@ -319,6 +308,9 @@ class _Choice:
         firsts: list[tuple[Mask | None, str | Objective]] = []
         if action.objective is not None:
             firsts.append((None, action.objective))
+        elif action.cascade is not None:
+            winner = self._first_rung(action.cascade, action.accept or Accept())
+            firsts += [(None, target) for target in action.cascade]
         elif action.route is not None:
             firsts.append((None, action.route))
         else:
@@ -338,33 +330,6 @@ class _Choice:
             winner = np.where(left, found, winner)
         return winner, probability
 
-    def settled(self, sticky: Sticky, winner: Codes) -> Codes:
-        """The winners, after conversations stayed where they are warm; see policies.sticky."""
-        action, table, rows = self._action, self._table, self._rows
-        targets = action.objective.among if action.objective else [action.route or ""]
-        warm = table.warm[rows]
-        if (action.route is None and action.objective is None) or not (warm != NOBODY).any():
-            return winner
-        named = [
-            k for target in (*targets, *action.fallbacks) for k in _places(target, table.cards)
-        ]
-        in_order = np.zeros(self._usable.shape, dtype=bool)
-        in_order[:, named] = self._usable[:, named]
-        in_order |= self._usable & ~in_order.any(axis=1, keepdims=True)  # embeddings: anybody
-        there, at, other = np.arange(len(rows)), np.maximum(warm, 0), np.maximum(winner, 0)
-        can = (warm != NOBODY) & (winner != NOBODY) & (warm != winner)
-        can &= in_order[there, at] & self._ready[there, at]
-        windows = np.array([window(card) for card in self._cards])
-        narrow = windows[other] < windows[at]
-        narrow &= windows[other] < table.numbers["prompt_tokens"][rows] * sticky.headroom
-        if action.objective is not None:
-            return np.where(can & narrow, warm, winner)
-        quality, costs = table.quality[rows], table.costs[rows]
-        gain = np.nan_to_num(quality[there, other] - quality[there, at])
-        saved = np.nan_to_num(costs[there, at] - costs[there, other])
-        pays = (gain >= sticky.min_gain) | ((saved > 0) & (gain > -sticky.min_gain))
-        return np.where(can & (narrow | ~pays), warm, winner)
-
     def _best(self, target: str | Objective, state: Mask) -> Codes:
         """The first of the target's backends in `state`, NOBODY without one."""
         if isinstance(target, Objective):
@@ -372,6 +337,21 @@ class _Choice:
         names = _places(target, self._table.cards)
         keys = [self._price, self._load] if target == ANY else [self._load]
         return _first(state, keys, names)
+
+    def _first_rung(self, targets: Sequence[str], accept: Accept) -> Codes:
+        """Of a cascade; NOBODY where none of its backends is ready."""
+        quality = self._table.quality[self._rows]
+        winner = np.full(len(self._rows), NOBODY, dtype=np.int64)
+        last = winner.copy()
+        settled = np.zeros(len(self._rows), dtype=bool)
+        for target in targets if self._cards else ():
+            found = self._best(target, self._usable & self._ready)
+            known = np.take_along_axis(quality, np.maximum(found, 0)[:, None], 1)[:, 0]
+            good = (found != NOBODY) & ~(known < accept.skip_below)
+            winner = np.where(good & ~settled, found, winner)
+            settled |= good
+            last = np.where(found == NOBODY, last, found)
+        return np.where(settled, winner, last)
 
     def _by_objective(self, goal: Objective, state: Mask) -> Codes:
         table, rows = self._table, self._rows

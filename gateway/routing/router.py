@@ -36,6 +36,7 @@ from gateway.routing.explanation import Routed, expectation, explanation
 from gateway.routing.features import Request, read
 from gateway.routing.forecasts import Forecasts
 from gateway.routing.health import BackendRegistry
+from gateway.routing.judges import Judges
 from gateway.routing.moved import moved
 from gateway.routing.policy_book import LoadedPolicy, PolicyBook, UnknownPolicy
 from gateway.settings import Settings
@@ -136,6 +137,11 @@ class Router:
             prompt_tokens_bound=content.prompt_tokens_bound,
             endpoint=_ENDPOINTS[type(request)],
         )
+
+    @property
+    def judges(self) -> Judges:
+        """Of answers, as calibrated with the head."""
+        return self._classifier.head.judges
 
     def observe(self, record: RequestRecord) -> None:
         """Learn from a settled request what answers take."""
@@ -451,6 +457,8 @@ def explore(decision: Decision, luck: float, share: float) -> Decision:
     return replace(
         decision,
         rule=EXPLORED,
+        rungs=(),
+        accept=None,
         candidates=(chosen, *(name for name in names if name != chosen)),
         probability=_probability(decision, chosen, share),
     )

@@ -5,7 +5,9 @@ from typing import get_args
 
 from hypothesis import strategies as st
 
+from policies.cascade import JUDGES
 from policies.model import (
+    Accept,
     BackendCard,
     BackendRange,
     BudgetState,
@@ -19,9 +21,7 @@ from policies.model import (
     RequestFeatures,
     Route,
     Rule,
-    Sticky,
     Task,
-    Warm,
     When,
 )
 
@@ -83,6 +83,14 @@ whens = st.builds(
 weights = st.floats(0.01, 100)
 splits = st.dictionaries(targets, weights, min_size=1, max_size=3)
 
+ladders = st.lists(names, min_size=2, max_size=3, unique=True)
+accepts = st.none() | st.builds(
+    Accept,
+    judge=st.sampled_from((*JUDGES, "backend:base")),
+    min=st.floats(0, 1),
+    skip_below=st.sampled_from((0.0, 0.3, 1.0)),
+)
+
 
 @st.composite
 def objectives(draw: st.DrawFn) -> Objective:
@@ -102,11 +110,13 @@ def objectives(draw: st.DrawFn) -> Objective:
 
 @st.composite
 def actions(draw: st.DrawFn) -> dict[str, object]:
-    kind = draw(st.sampled_from(("route", "split", "objective", "deny")))
+    kind = draw(st.sampled_from(("route", "split", "cascade", "objective", "deny")))
     if kind == "deny":
         return {"deny": "because"}
+    kinds = {"route": targets, "split": splits, "cascade": ladders, "objective": objectives()}
     return {
-        kind: draw({"route": targets, "split": splits, "objective": objectives()}[kind]),
+        kind: draw(kinds[kind]),
+        "accept": draw(accepts) if kind == "cascade" else None,
         "fallbacks": draw(st.lists(targets, max_size=3)),
         "max_tokens": draw(st.none() | st.integers(1, 50)),
         "cache": draw(st.sampled_from((None, "off", "exact", "semantic"))),
@@ -114,15 +124,11 @@ def actions(draw: st.DrawFn) -> dict[str, object]:
     }
 
 
-stickies = st.builds(Sticky, min_gain=st.floats(0, 1), headroom=st.floats(1, 5))
-
-
 @st.composite
 def policies(draw: st.DrawFn) -> Policy:
     count = draw(st.integers(0, 4))
     rules = [Rule(name=f"r{i}", when=draw(whens), **draw(actions())) for i in range(count)]
-    sticky = draw(st.none() | stickies)
-    return Policy(sticky=sticky, rules=rules, default=Route(**draw(actions())))
+    return Policy(rules=rules, default=Route(**draw(actions())))
 
 
 cards = st.dictionaries(
@@ -177,7 +183,6 @@ facts = st.builds(
     endpoint=st.sampled_from(("chat/completions", "completions", "embeddings")),
     allowed=st.none() | st.frozensets(names),
     estimates=st.dictionaries(names, estimates),
-    warm=st.none() | st.builds(Warm, backend=names, tokens=st.integers(0, 5000)),
 )
 budgets = st.builds(
     BudgetState,

@@ -49,10 +49,10 @@ def test_check_accepts_a_valid_policy_by_name_and_by_path(folder: Path) -> None:
 def test_check_names_file_line_and_key_of_each_error(folder: Path) -> None:
     """Exit 1; both mistakes are printed like a compiler's, and again as JSON."""
     file = folder / "bad.toml"
-    file.write_text(GOOD + "cascade = ['a']\n" + '[default]\nroute = "nano"\nfallback = []\n')
+    file.write_text(GOOD + "cascad = ['a']\n" + '[default]\nroute = "nano"\nfallback = []\n')
     result = run("check", "bad.toml", "mine")
     assert result.exit_code == 1
-    assert "bad.toml:6: error: rules[0].cascade: cascades are not supported yet" in result.stdout
+    assert "bad.toml:6: error: rules[0].cascad: unknown key; did you mean" in result.stdout
     assert "bad.toml:9: error: default.fallback: unknown key; did you mean" in result.stdout
     assert "mine.toml: valid" in result.stdout
     data = json.loads(run("check", "bad.toml", "--json").stdout)["policies"][0]

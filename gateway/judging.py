@@ -1,0 +1,233 @@
+"""Judging an answer: may it stand, or does the next rung of the cascade have to answer?
+
+A judge says P(good). An answer that breaks the form that its request asked for is never good. Of
+several choices the worst one counts. A judge that has nothing to go by (no log-probabilities, a
+judge backend that is away) leaves the answer to the judges of its tokens; where these know nothing
+either, the answer is not accepted.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from msgspec.structs import replace
+
+from backends.contract import Completion, GenerateRequest
+from backends.errors import BackendError, BackendTimeoutError
+from gateway.answer_format import format_problem
+from gateway.calls import Call, request_of
+from gateway.exchange import Exchange
+from gateway.ledger.records import Verdict
+from gateway.limits.fair_queue import QueueError
+from gateway.parts import Parts
+from gateway.routing.judges import Judges, Signals, signals_of
+from gateway.settlement import Settler
+from gateway.turns import ClosedError
+from policies.cascade import BACKEND, TOKEN_JUDGES
+from policies.model import Accept
+
+log = structlog.get_logger(__name__)
+
+_QUESTION = (
+    "Judge an assistant's answer.\n\n[Question]\n{question}\n\n[Answer]\n{answer}\n\n"
+    "Is the answer correct, complete and as asked for? Say only Yes or No."
+)
+_WORDS = re.compile(r"\w+")
+SAMPLE_TEMPERATURE = 0.7
+"""Of the further answers that consistency compares with, where the request is greedy."""
+
+
+class Judging:
+    """Asks the judge that a policy names; one per gateway process."""
+
+    def __init__(self, parts: Parts, settler: Settler, judges: Judges) -> None:
+        self._parts = parts
+        self._settler = settler
+        self._judges = judges
+
+    async def judge(self, x: Exchange, backend: str, accept: Accept) -> Verdict:
+        """What becomes of `x.answer`, which `backend` has written."""
+        assert x.asked is not None
+        answer, judge = x.answer or {}, accept.judge
+        choices = answer.get("choices") or [{}]
+        broken = [p for p in (format_problem(x.asked.raw, choice) for choice in choices) if p]
+        if broken or judge == "format":
+            why = broken[0] if broken else ""
+            return Verdict(judge="format", p_good=float(not broken), accepted=not broken, why=why)
+        p_good, why = None, ""
+        try:
+            if judge == "consistency":
+                p_good = await self._consistency(x, backend, choices, accept)
+            elif judge.startswith(BACKEND):
+                p_good = await self._opinion(x, backend, choices, judge)
+        except BackendError as error:
+            why = f"{judge} cannot say ({error.message})"
+            judge = "answer"
+            log.warning("judge_failed", request_id=x.request_id, judge=judge, error=error.message)
+        if judge in TOKEN_JUDGES:
+            p_good = self._by_tokens(x, backend, choices, judge)
+            if p_good is None:
+                why = f"{why}; no log-probabilities" if why else "no log-probabilities"
+        accepted = p_good is not None and p_good >= accept.min
+        return Verdict(judge=judge, p_good=p_good, accepted=accepted, why=why)
+
+    def _by_tokens(
+        self, x: Exchange, backend: str, choices: list[dict[str, Any]], judge: str
+    ) -> float | None:
+        """The least P(good) of the choices; None where one of them tells nothing."""
+        found = [signals_of(choice) for choice in choices]
+        if any(signals is None for signals in found):
+            return None
+        return min(self._p_good(x, backend, judge, s) for s in found if s is not None)
+
+    def _p_good(self, x: Exchange, backend: str, judge: str, signal: Signals | float) -> float:
+        assert x.facts is not None
+        return self._judges.p_good(backend, judge, signal, x.facts.features.quality)
+
+    async def _consistency(
+        self, x: Exchange, backend: str, choices: list[dict[str, Any]], accept: Accept
+    ) -> float:
+        """How far further answers of the same backend agree with the one that is judged."""
+        request = request_of(self._parts, x, backend)
+        body = dict(request.body)
+        for name in ("logprobs", "top_logprobs", "prediction", "seed", "stream", "stream_options"):
+            body.pop(name, None)
+        body["n"] = accept.n - 1
+        if not body.get("temperature", 1.0):
+            body["temperature"] = SAMPLE_TEMPERATURE
+        found = await self._ask(x, backend, replace(request, body=body))
+        others = [text_of(choice) for choice in found.body.get("choices", ())]
+        if not others:
+            return self._p_good(x, backend, "consistency", 0.0)
+        agreed = (
+            sum(agreement(text_of(choice), other) for other in others) / len(others)
+            for choice in choices
+        )
+        return self._p_good(x, backend, "consistency", min(agreed))
+
+    async def _opinion(
+        self, x: Exchange, backend: str, choices: list[dict[str, Any]], judge: str
+    ) -> float:
+        """What another model thinks: the odds that it says yes."""
+        parts, name = self._parts, judge.removeprefix(BACKEND)
+        settings = parts.backend_settings.get(name)
+        if settings is None or name not in parts.backends:
+            raise ClosedError(f"there is no backend {name!r}", backend=name)
+        found = []
+        for choice in choices:
+            text = _QUESTION.format(question=question_of(x), answer=text_of(choice))
+            body = {
+                "model": settings.model if settings.kind == "openai" else name,
+                "messages": [{"role": "user", "content": text}],
+                "max_tokens": 1,
+                "temperature": 0.0,
+                "logprobs": True,
+                "top_logprobs": 20,
+            }
+            request = GenerateRequest(
+                request_id=x.request_id,
+                endpoint="chat/completions",
+                body=body,
+                timeout_s=settings.timeout_s,
+            )
+            opinion = yes_of((await self._ask(x, name, request)).body)
+            found.append(self._p_good(x, backend, judge, opinion))
+        return min(found)
+
+    async def _ask(self, x: Exchange, name: str, request: GenerateRequest) -> Completion:
+        """One call on the judge's account: past the breaker, through the queue, booked."""
+        parts = self._parts
+        assert x.caller is not None
+        assert x.facts is not None
+        held = x.reservation.models if x.reservation is not None else {name: 0}
+        if parts.budgets.limits_model(name) and name not in held:
+            raise ClosedError(f"backend {name!r}: its budget has no room", backend=name)
+        if not parts.registry.admits(name):
+            why, left_s = parts.registry.closed_to(name)
+            raise ClosedError(f"backend {name!r}: {why}", backend=name, retry_after_s=left_s)
+        request = replace(request, request_id=f"{x.request_id}-judge{len(x.charges)}")
+        queue = parts.queues.of(name)
+        try:
+            await queue.enter(x.caller.team, x.caller.weight)
+            try:
+                found = await self._called(Call(parts, x, name, request), x)
+            finally:
+                queue.leave()
+        except BackendError as error:
+            if isinstance(error, QueueError):
+                parts.registry.release(name)
+            else:
+                parts.registry.mark_failure(name, error.message)
+            raise
+        except BaseException:
+            parts.registry.release(name)
+            raise
+        parts.registry.mark_success(name)
+        return found
+
+    async def _called(self, call: Call, x: Exchange) -> Completion:
+        try:
+            await call.answering
+        except BaseException as error:
+            await call.stop()
+            if not isinstance(error, BackendError) or isinstance(error, BackendTimeoutError):
+                await self._settler.charge_beside(x, call, kind="judge")
+            raise
+        else:
+            x.in_backend_s += call.elapsed_s
+            usage, took_s = call.usage, call.elapsed_s
+            self._settler.charge(x, call.backend, usage, took_s, kind="judge", watched=call.watched)
+        finally:
+            call.close()
+        assert call.completion is not None
+        return call.completion
+
+
+def text_of(choice: Mapping[str, Any]) -> str:
+    """What a choice says."""
+    message = choice.get("message")
+    text = message.get("content") if isinstance(message, Mapping) else choice.get("text")
+    return text if isinstance(text, str) else ""
+
+
+def question_of(x: Exchange) -> str:
+    """The last user turn, or the prompt."""
+    messages = getattr(x.request, "messages", None)
+    if messages:
+        users = [message for message in messages if message.role == "user"]
+        return str((users or messages)[-1].text())
+    prompt = getattr(x.request, "prompt", "")
+    return prompt if isinstance(prompt, str) else " ".join(map(str, prompt))
+
+
+def agreement(one: str, other: str) -> float:
+    """1 for the same words in the same number, 0 for none in common; F1 in between."""
+    mine, theirs = (Counter(_WORDS.findall(text.lower())) for text in (one, other))
+    if not mine or not theirs:
+        return float(one.strip().lower() == other.strip().lower())
+    common = sum((mine & theirs).values())
+    return 2 * common / (mine.total() + theirs.total())
+
+
+def yes_of(body: Mapping[str, Any]) -> float:
+    """P(yes) as a share of yes and no; from the word itself where there are no log-probabilities.
+
+    Raises:
+        BackendError: it said neither.
+    """
+    choice = (body.get("choices") or [{}])[0]
+    entries = ((choice.get("logprobs") or {}).get("content")) or [{}]
+    yes = no = 0.0
+    for other in entries[0].get("top_logprobs") or ():
+        word = str(other.get("token", "")).strip().lower()
+        yes += math.exp(other["logprob"]) if word == "yes" else 0.0
+        no += math.exp(other["logprob"]) if word == "no" else 0.0
+    if yes + no > 0:
+        return yes / (yes + no)
+    word = text_of(choice).strip().lower()
+    if word.startswith(("yes", "no")):
+        return float(word.startswith("yes"))
+    raise BackendError(f"the judge said neither yes nor no, but {word[:20]!r}", backend="")

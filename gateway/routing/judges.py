@@ -1,0 +1,192 @@
+"""What an answer's own tokens say of it: P(good), from how likely the model found them.
+
+`policy fit` finds, for each backend and judge, the logistic regression from these signals, and from
+what the question promised, to P(good): judges.json beside the head. Without one the signals stand
+for themselves, uncalibrated: the tokens' mean probability, the surest margin, the lack of entropy.
+
+Judging happens while a request waits, so this is plain Python over a few numbers.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from gateway.errors import SettingsError
+
+JUDGES_FILE = "judges.json"
+TOP = 5
+"""Likeliest tokens at each place that a backend is asked for."""
+_SLIGHT = 1e-3
+_CERTAIN = 12.0
+"""Nats from which a margin says nothing more."""
+
+
+class Signals(Struct, frozen=True, kw_only=True):
+    """How sure a model was of one answer; the token that ended it is not counted."""
+
+    logprob: float
+    """Mean log-probability of its tokens."""
+    margin: float
+    """Least gap between a token's log-probability and that of the likeliest other one."""
+    entropy: float
+    """Mean over its places, nats; what is beyond the likeliest tokens counts as one more."""
+    tokens: int
+
+
+class Calibration(Struct, frozen=True, kw_only=True):
+    """P(good) = sigmoid(offset + weights · features)."""
+
+    weights: tuple[float, ...]
+    offset: float
+    rows: int = 0
+    auc: float | None = None
+    ece: float | None = None
+
+
+class Judges(Struct, frozen=True, kw_only=True):
+    """The calibrations of one file of outcomes."""
+
+    question: tuple[str, ...] = ()
+    """Backends whose predicted quality is a feature, in this order."""
+    backends: Mapping[str, Mapping[str, Calibration]] = msgspec.field(default_factory=dict)
+    """By backend, by judge."""
+    head: str = ""
+    """Version of the head whose predictions they were fitted with."""
+    data_sha256: str = ""
+
+    @classmethod
+    def load(cls, folder: Path) -> "Judges":
+        """Read judges.json; without one nothing is calibrated. Raises SettingsError."""
+        path = folder / JUDGES_FILE
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=cls)
+        except FileNotFoundError:
+            return cls()
+        except (OSError, msgspec.MsgspecError) as error:
+            raise SettingsError(f"routing.head: {str(path)!r} cannot be used: {error}") from None
+
+    def p_good(
+        self,
+        backend: str,
+        judge: str,
+        signal: "Signals | float",
+        quality: Mapping[str, float],
+    ) -> float:
+        """P(the answer is good).
+
+        Args:
+            signal: of its tokens, or what another judge said, 0 to 1.
+            quality: predicted from the question, by backend.
+        """
+        known = self.backends.get(backend, {}).get(judge)
+        if known is None:
+            return uncalibrated(judge, signal)
+        features = features_of(judge, signal, [quality.get(name) for name in self.question])
+        total = known.offset + sum(map(float.__mul__, known.weights, features))
+        return 1.0 / (1.0 + math.exp(-max(-60.0, min(60.0, total))))
+
+    def calibrated(self, backend: str, judge: str) -> bool:
+        """Whether `policy fit` has seen this judge on this backend's answers."""
+        return judge in self.backends.get(backend, {})
+
+
+def features_of(
+    judge: str, signal: Signals | float, quality: Sequence[float | None]
+) -> list[float]:
+    """What a calibration weighs: the judge's signals, then the question's promise as logits."""
+    found: list[float] = []
+    if not isinstance(signal, Signals):
+        found += [signal, logit(signal)]
+    else:
+        if judge in ("answer", "logprob"):
+            found += [signal.logprob, math.log(_SLIGHT - signal.logprob)]
+        if judge in ("answer", "margin"):
+            margin = min(max(signal.margin, 0.0), _CERTAIN)
+            found += [margin, math.log(_SLIGHT + margin)]
+        if judge in ("answer", "entropy"):
+            found += [signal.entropy, math.log(_SLIGHT + signal.entropy)]
+        if judge == "answer":
+            found += [math.log(max(signal.tokens, 1)), signal.logprob * signal.tokens]
+    return found + [0.0 if p is None else logit(p) for p in quality]
+
+
+def uncalibrated(judge: str, signal: Signals | float) -> float:
+    """The signal itself, as a number from 0 to 1."""
+    if not isinstance(signal, Signals):
+        return min(max(signal, 0.0), 1.0)
+    if judge == "margin":
+        return math.tanh(max(signal.margin, 0.0) / 2)
+    if judge == "entropy":
+        return math.exp(-max(signal.entropy, 0.0))
+    return math.exp(min(signal.logprob, 0.0))
+
+
+def logit(p: float) -> float:
+    """The log-odds, finite also for 0 and 1."""
+    p = min(max(p, _SLIGHT), 1.0 - _SLIGHT)
+    return math.log(p / (1.0 - p))
+
+
+def signals_of(choice: Mapping[str, Any]) -> Signals | None:
+    """Of one choice of a chat or completion; None where the server told no log-probabilities."""
+    told = choice.get("logprobs")
+    if not isinstance(told, Mapping):
+        return None
+    try:
+        places = _chat(told["content"]) if "content" in told else _completion(told)
+        return _summed(places)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None  # another server's idea of log-probabilities
+
+
+_Place = tuple[float, list[float], list[float]]
+"""A token's log-probability, those of the likeliest ones, and of those but the token itself."""
+
+
+def _chat(entries: Sequence[Mapping[str, Any]] | None) -> list[_Place]:
+    places: list[_Place] = []
+    for entry in entries or ():
+        top = entry.get("top_logprobs") or ()
+        others = [float(o["logprob"]) for o in top if o["token"] != entry["token"]]
+        places.append((float(entry["logprob"]), [float(o["logprob"]) for o in top], others))
+    return places
+
+
+def _completion(told: Mapping[str, Any]) -> list[_Place]:
+    places: list[_Place] = []
+    tops = told.get("top_logprobs") or [{}] * len(told["tokens"])
+    for token, logprob, top in zip(told["tokens"], told["token_logprobs"], tops, strict=True):
+        if logprob is not None:
+            others = [float(value) for name, value in (top or {}).items() if name != token]
+            places.append((float(logprob), [float(v) for v in (top or {}).values()], others))
+    return places
+
+
+def _summed(places: list[_Place]) -> Signals | None:
+    if not places:
+        return None
+    entropy, margin = 0.0, _CERTAIN
+    for logprob, top, others in places:
+        likeliest = sorted(top or [logprob], reverse=True)[:TOP]
+        rest = max(0.0, 1.0 - sum(map(math.exp, likeliest)))
+        entropy -= sum(math.exp(value) * value for value in likeliest)
+        entropy -= rest * math.log(rest) if rest else 0.0
+        if others:
+            margin = min(margin, logprob - max(others))
+    return Signals(
+        logprob=sum(logprob for logprob, _, _ in places) / len(places),
+        margin=margin,
+        entropy=entropy / len(places),
+        tokens=len(places),
+    )
+
+
+def write_judges(judges: Judges, folder: Path) -> None:
+    """judges.json, indented."""
+    text = json.dumps(msgspec.to_builtins(judges), indent=1, ensure_ascii=False)
+    (folder / JUDGES_FILE).write_text(text + "\n", encoding="utf-8")
