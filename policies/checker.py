@@ -27,6 +27,7 @@ from policies.model import (
     Range,
     Route,
     Rule,
+    Sticky,
     When,
 )
 from policies.reachability import covered, impossible
@@ -153,6 +154,8 @@ def _keys(kind: type[Struct]) -> dict[str, str]:
 def _check_keys(tree: dict[str, Any], lines: _Lines) -> Iterator[Problem]:
     """Unknown keys, everywhere, before types are looked at."""
     yield from _unknown(tree, Policy, "", lines)
+    if isinstance(tree.get("sticky"), dict):
+        yield from _unknown(tree["sticky"], Sticky, "sticky", lines)
     rules = tree.get("rules")
     tables: list[tuple[str, Any, type[Struct]]] = []
     if isinstance(rules, list):
@@ -269,6 +272,8 @@ def _check_values(policy: Policy, lines: _Lines) -> Iterator[Problem]:
     if unconditional is not None:
         text = f"never reached: rule {unconditional!r} has no conditions"
         yield problem("default", text, "warning")
+    for where, message in _sticky_problems(policy.sticky or Sticky()):
+        yield problem(f"sticky.{where}", message)
     for where, message in _action_problems(policy.default):
         yield problem(f"default.{where}", message)
 
@@ -296,6 +301,13 @@ def _action_problems(action: Route) -> Iterator[tuple[str, str]]:
     if action.max_tokens is not None and action.max_tokens < 1:
         yield "max_tokens", f"{action.max_tokens!r}: at least 1"
     yield from failing_problems(action)
+
+
+def _sticky_problems(sticky: Sticky) -> Iterator[tuple[str, str]]:
+    if not 0 <= sticky.min_gain <= 1:
+        yield "min_gain", f"{sticky.min_gain!r}: a difference of probabilities is 0 to 1"
+    if not (sticky.headroom >= 1 and math.isfinite(sticky.headroom)):
+        yield "headroom", f"{sticky.headroom!r}: at least 1"
 
 
 def _objective_problems(goal: Objective) -> Iterator[tuple[str, str]]:

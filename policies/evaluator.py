@@ -22,8 +22,10 @@ from policies.model import (
     Policy,
     Reason,
     Route,
+    Sticky,
 )
 from policies.objective import rank
+from policies.sticky import settle
 
 Cards = Mapping[str, BackendCard] | Sequence[BackendCard]
 PINNED = "pin"
@@ -62,6 +64,8 @@ class CompiledPolicy:
         actions = (*policy.rules, policy.default)
         self.uses_estimates = any(action.objective is not None for action in actions)
         """Whether decisions depend on `facts.estimates`."""
+        self.uses_warmth = policy.sticky is not None or self.uses_estimates
+        """Whether they depend on `facts.warm`; if that is known, on the estimates, too."""
         self._rules: list[tuple[str, str, Route, list[Check]]] = [
             (rule.name, f"rule {rule.name}", rule, compile_when(rule.when)) for rule in policy.rules
         ]
@@ -77,9 +81,9 @@ class CompiledPolicy:
             holds, why = _ask(checks, situation)
             reasons.append(Reason(subject=subject, matched=holds, why=why))
             if holds:
-                return _act(name, action, situation, draw, reasons)
+                return _act(name, action, situation, draw, reasons, self.policy.sticky)
         reasons.append(Reason(subject="default", matched=True, why="no rule before it matched"))
-        return _act("default", self.policy.default, situation, draw, reasons)
+        return _act("default", self.policy.default, situation, draw, reasons, self.policy.sticky)
 
     def verdicts(
         self, facts: Facts, cards: Cards, budget: BudgetState, now: datetime
@@ -107,7 +111,12 @@ def _ask(checks: Sequence[Check], situation: Situation) -> tuple[bool, str]:
 
 
 def _act(
-    name: str, action: Route, situation: Situation, draw: float, reasons: list[Reason]
+    name: str,
+    action: Route,
+    situation: Situation,
+    draw: float,
+    reasons: list[Reason],
+    sticky: Sticky | None,
 ) -> Decision:
     facts, cards = situation.facts, situation.cards
     if action.deny is not None:
@@ -140,6 +149,9 @@ def _act(
         # a policy that routes text only does not stand in the way of embeddings
         all_targets.append(ANY)
         order = candidates.order([ANY])
+    if sticky is not None and order and name != PINNED:
+        order, reason = settle(sticky, action, facts, order, cards)
+        reasons += [] if reason is None else [reason]
     reasons.extend(candidates.reasons([*all_targets, *action.fallbacks]))
     return Decision(
         rule=name,

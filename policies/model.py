@@ -175,10 +175,21 @@ class Rule(Route, frozen=True, kw_only=True):
     when: When = field(default_factory=When)
 
 
+class Sticky(_Frozen, frozen=True, kw_only=True):
+    """When a conversation stays with the backend that has its prefix warm."""
+
+    min_gain: float = 0.05
+    """Predicted quality that moving must add; or it costs less and loses less than this."""
+    headroom: float = 2.0
+    """A smaller window must hold the conversation this many times."""
+
+
 class Policy(_Frozen, frozen=True, kw_only=True):
     """A policy file."""
 
     description: str = ""
+    sticky: Sticky | None = None
+    """None: each turn is decided as if it were the first."""
     rules: list[Rule] = field(default_factory=list)
     default: Route
 
@@ -214,6 +225,14 @@ class Estimate(Struct, frozen=True, kw_only=True):
     answer_tokens_high: float = 0.0
 
 
+class Warm(Struct, frozen=True, kw_only=True):
+    """Where a conversation's last turn was answered."""
+
+    backend: str
+    tokens: int
+    """Of prompt and answer then: what may be found cached now."""
+
+
 class Facts(Struct, frozen=True, kw_only=True):
     """Everything a rule may ask about one request."""
 
@@ -238,6 +257,8 @@ class Facts(Struct, frozen=True, kw_only=True):
     """Backends that the requested model names; None: all."""
     estimates: dict[str, Estimate] = field(default_factory=dict)
     """By backend; made only for policies with objectives."""
+    warm: Warm | None = None
+    """None: the first turn, too long ago, or nobody asks."""
     pinned: str | None = None
     """The backend that answers all that it may and can, by an operator's hand."""
     barred: dict[str, str] = field(default_factory=dict)

@@ -9,11 +9,25 @@ from backends.evaluation.items import Item, Text
 
 CONCURRENT: Final = 16
 """Questions under way at once: machine-seconds depend on it."""
+TOP: Final = 5
+"""Likeliest tokens at each place that are asked for."""
 MachineTime = Literal["engine", "wall"]
 """engine: each answer's share of the engine's steps. wall: the server tells nothing, so the time
 that all answers took, shared out by their tokens."""
 Progress = Callable[[int], None]
 """Called with the number of answers that have come so far."""
+
+
+class Certainty(Struct, frozen=True, kw_only=True):
+    """How sure a model was of an answer's text, as a server tells it: the token that ended the
+    answer is not counted."""
+
+    logprob: float
+    """Mean log-probability of its tokens."""
+    margin: float
+    """Least gap between a token's log-probability and that of the likeliest other one."""
+    entropy: float
+    """Mean over its places, nats; what is beyond the likeliest TOP tokens counts as one more."""
 
 
 class Answer(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -30,6 +44,7 @@ class Answer(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Over the answer's tokens; None: not known."""
     margin: float | None = None
     """Least gap between the chosen token's log-probability and the next one's."""
+    certainty: Certainty | None = None
     error: str | None = None
     """Why there is no answer."""
 

@@ -20,7 +20,9 @@ from backends.errors import (
 )
 from backends.evaluation.candidate import (
     CONCURRENT,
+    TOP,
     Answer,
+    Certainty,
     MachineTime,
     ModelFacts,
     NoBits,
@@ -94,7 +96,7 @@ class EndpointCandidate:
             "temperature": 0.0,
         }
         if self._asks_logprobs:
-            body |= {"logprobs": True, "top_logprobs": 2}
+            body |= {"logprobs": True, "top_logprobs": TOP}
         try:
             return _answer_of(await self._generate("chat/completions", body))
         except BackendUnavailableError:
@@ -196,6 +198,7 @@ def _answer_of(completion: Completion) -> Answer:
         machine_ns=usage.headgate.machine_ns if usage and usage.headgate else None,
         mean_logprob=sum(e["logprob"] for e in entries) / len(entries) if entries else None,
         margin=_margin(entries),
+        certainty=_certainty(entries),
     )
 
 
@@ -207,3 +210,20 @@ def _margin(entries: Sequence[Mapping[str, Any]]) -> float | None:
         if (others := [o for o in entry.get("top_logprobs", ()) if o["token"] != entry["token"]])
     ]
     return min(gaps, default=None)
+
+
+def _certainty(entries: Sequence[Mapping[str, Any]]) -> Certainty | None:
+    margin = _margin(entries)
+    if margin is None:
+        return None
+    entropy = 0.0
+    for entry in entries:
+        top = [other["logprob"] for other in entry["top_logprobs"]][:TOP]
+        rest = max(0.0, 1 - sum(map(math.exp, top)))
+        entropy -= sum(math.exp(value) * value for value in top)
+        entropy -= rest * math.log(rest) if rest else 0.0
+    return Certainty(
+        logprob=sum(entry["logprob"] for entry in entries) / len(entries),
+        margin=margin,
+        entropy=entropy / len(entries),
+    )

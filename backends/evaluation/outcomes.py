@@ -28,7 +28,9 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     task: str
     difficulty: int | None = None
     logprob: dict[str, float] = {}
-    """Mean over the answer's tokens."""
+    """Mean over the tokens of the answer's text; this and the next two: what judges go by."""
+    margin: dict[str, float] = {}
+    entropy: dict[str, float] = {}
     prompt_tokens: dict[str, int] = {}
     completion_tokens: dict[str, int] = {}
     machine_ns: dict[str, int] = {}
@@ -51,6 +53,7 @@ def outcomes(suite: str, asked: dict[str, Sequence[AskedRow]]) -> list[Outcome]:
 def _outcome(suite: str, names: list[str], rows: Sequence[AskedRow]) -> Outcome:
     item = rows[0][0]
     answers = {name: answer for name, (_, answer, _) in zip(names, rows, strict=True)}
+    sure = {n: a.certainty for n, a in answers.items() if a.certainty is not None}
     return Outcome(
         id=item.id,
         prompt=item.prompt,
@@ -60,9 +63,9 @@ def _outcome(suite: str, names: list[str], rows: Sequence[AskedRow]) -> Outcome:
         part=item.part,
         task=item.task,
         difficulty=item.difficulty,
-        logprob={
-            n: round(a.mean_logprob, 4) for n, a in answers.items() if a.mean_logprob is not None
-        },
+        logprob={n: round(certainty.logprob, 4) for n, certainty in sure.items()},
+        margin={n: round(certainty.margin, 4) for n, certainty in sure.items()},
+        entropy={n: round(certainty.entropy, 4) for n, certainty in sure.items()},
         prompt_tokens={n: a.prompt_tokens for n, a in answers.items()},
         completion_tokens={n: a.completion_tokens for n, a in answers.items()},
         machine_ns={n: a.machine_ns for n, a in answers.items() if a.machine_ns is not None},

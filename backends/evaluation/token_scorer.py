@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backends.engine.kv_cache import allocate
+from backends.evaluation.candidate import TOP
 from backends.layers.attention import ForwardBatch
 from backends.models.registry import Model
 
@@ -24,6 +25,8 @@ class Scored(NamedTuple):
     logprobs: NDArray[np.float64]
     margins: NDArray[np.float64]
     """How far the likeliest other token lies below; negative where one is likelier."""
+    entropies: NDArray[np.float64]
+    """Nats, at each place; what is beyond the likeliest TOP tokens counts as one more."""
 
 
 class TokenScorer:
@@ -49,9 +52,9 @@ class TokenScorer:
                 targets += ids[first:]
                 lengths.append(len(ids) - first)
                 start += len(ids)
-            logprobs, margins = self._pick(hidden[rows], torch.tensor(targets, dtype=torch.int64))
+            picked = self._pick(hidden[rows], torch.tensor(targets, dtype=torch.int64))
             ends = np.cumsum(lengths)[:-1]
-            found += map(Scored, np.split(logprobs, ends), np.split(margins, ends))
+            found += map(Scored, *(np.split(column, ends) for column in picked))
         return found
 
     def _forward(self, sequences: Sequence[Sequence[int]]) -> Tensor:
@@ -85,23 +88,23 @@ class TokenScorer:
         )
         return self._model.forward(batch, caches)
 
-    def _pick(
-        self, hidden: Tensor, targets: Tensor
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _pick(self, hidden: Tensor, targets: Tensor) -> Scored:
         """Log-probabilities and margins [R] of the targets after hidden states [R, H]."""
         rows = max(1, LOGIT_BYTES // (4 * self._model.config.vocab_size))
-        logprobs, margins = [], []
+        logprobs, margins, entropies = [], [], []
         for start in range(0, len(targets), rows):
             logits = self._model.logits(hidden[start : start + rows])
             wanted = targets[start : start + rows, None].to(logits.device)
             chosen = logits.gather(1, wanted)
-            logprobs.append(chosen[:, 0] - logits.logsumexp(1))
+            total = logits.logsumexp(1, keepdim=True)
+            logprobs.append((chosen - total)[:, 0])
+            top = logits.topk(min(TOP, logits.shape[1]), dim=1).values - total
+            rest = (1 - top.exp().sum(1)).clamp_min(0)
+            entropies.append(-(top.exp() * top).sum(1) - torch.special.xlogy(rest, rest))
             best_other = logits.scatter_(1, wanted, -torch.inf).amax(1)
             margins.append(chosen[:, 0] - best_other)
-        return (
-            torch.cat(logprobs).double().cpu().numpy(),
-            torch.cat(margins).double().cpu().numpy(),
-        )
+        columns = (logprobs, margins, entropies)
+        return Scored(*(torch.cat(column).double().cpu().numpy() for column in columns))
 
     def _tensor(self, values: NDArray[np.integer]) -> Tensor:
         return torch.from_numpy(values).to(self._device)

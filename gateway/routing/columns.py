@@ -25,9 +25,11 @@ from policies.model import (
     Policy,
     Range,
     Route,
+    Sticky,
     When,
 )
 from policies.objective import NANO, STEPS, limit_nano_usd
+from policies.sticky import window
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -96,6 +98,8 @@ class Table(Struct, frozen=True, kw_only=True):
     """[N, K] nano-dollars."""
     latencies: Floats
     """[N, K] seconds."""
+    warm: Codes
+    """[N]: place of the backend that answered the conversation's turn before; NOBODY."""
 
     def __len__(self) -> int:
         return len(self.started_us)
@@ -113,6 +117,7 @@ class Table(Struct, frozen=True, kw_only=True):
             exact=self.exact[part],
             costs=self.costs[part],
             latencies=self.latencies[part],
+            warm=self.warm[part],
         )
 
     @classmethod
@@ -127,14 +132,17 @@ class Table(Struct, frozen=True, kw_only=True):
         down: Sequence[Hashable],
         costs: Floats,
         latencies: Floats,
+        warm: Sequence[str | None],
     ) -> "Table":
         """Columns as lists; `figures` has quality, load and exact as a dict by backend a row.
 
         Args:
             down: of each row, the backends that were not ready, as a tuple or set.
+            warm: of each row, who answered the turn before.
             costs, latencies: [N, K], NaN: unknown.
         """
         gone = Words.of(down)
+        place = {name: place for place, name in enumerate(cards)}
         return cls(
             cards=cards,
             words={name: Words.of(column, KINDS.get(name)) for name, column in words.items()},
@@ -143,6 +151,7 @@ class Table(Struct, frozen=True, kw_only=True):
             ready=~gone.where_each(cards),
             costs=costs,
             latencies=latencies,
+            warm=np.array([place.get(n or "", NOBODY) for n in warm], dtype=np.int64),
             quality=by_backend(figures["quality"], cards),
             exact=by_backend(figures["exact"], cards),
             load=np.nan_to_num(by_backend(figures["load"], cards)),  # a new backend is idle
@@ -190,7 +199,10 @@ def decide_all(policy: Policy, table: Table) -> Decided:
         if action.deny is not None:
             denied[mine] = True
             continue
-        winner[mine], probability[mine] = _Choice(table, action, mine).winners()
+        choice = _Choice(table, action, mine)
+        winner[mine], probability[mine] = choice.winners()
+        if policy.sticky is not None:
+            winner[mine] = choice.settled(policy.sticky, winner[mine])
     return Decided(rule, winner, denied, probability)
 
 
@@ -329,6 +341,33 @@ class _Choice:
             found = self._best(ANY, self._usable & (self._ready == ready))
             winner = np.where(left, found, winner)
         return winner, probability
+
+    def settled(self, sticky: Sticky, winner: Codes) -> Codes:
+        """The winners, after conversations stayed where they are warm; see policies.sticky."""
+        action, table, rows = self._action, self._table, self._rows
+        targets = action.objective.among if action.objective else [action.route or ""]
+        warm = table.warm[rows]
+        if (action.route is None and action.objective is None) or not (warm != NOBODY).any():
+            return winner
+        named = [
+            k for target in (*targets, *action.fallbacks) for k in _places(target, table.cards)
+        ]
+        in_order = np.zeros(self._usable.shape, dtype=bool)
+        in_order[:, named] = self._usable[:, named]
+        in_order |= self._usable & ~in_order.any(axis=1, keepdims=True)  # embeddings: anybody
+        there, at, other = np.arange(len(rows)), np.maximum(warm, 0), np.maximum(winner, 0)
+        can = (warm != NOBODY) & (winner != NOBODY) & (warm != winner)
+        can &= in_order[there, at] & self._ready[there, at]
+        windows = np.array([window(card) for card in self._cards])
+        narrow = windows[other] < windows[at]
+        narrow &= windows[other] < table.numbers["prompt_tokens"][rows] * sticky.headroom
+        if action.objective is not None:
+            return np.where(can & narrow, warm, winner)
+        quality, costs = table.quality[rows], table.costs[rows]
+        gain = np.nan_to_num(quality[there, other] - quality[there, at])
+        saved = np.nan_to_num(costs[there, at] - costs[there, other])
+        pays = (gain >= sticky.min_gain) | ((saved > 0) & (gain > -sticky.min_gain))
+        return np.where(can & (narrow | ~pays), warm, winner)
 
     def _best(self, target: str | Objective, state: Mask) -> Codes:
         """The first of the target's backends in `state`, NOBODY without one."""

@@ -21,7 +21,9 @@ from policies.model import (
     RequestFeatures,
     Route,
     Rule,
+    Sticky,
     Task,
+    Warm,
     When,
 )
 
@@ -124,11 +126,15 @@ def actions(draw: st.DrawFn) -> dict[str, object]:
     }
 
 
+stickies = st.builds(Sticky, min_gain=st.floats(0, 1), headroom=st.floats(1, 5))
+
+
 @st.composite
 def policies(draw: st.DrawFn) -> Policy:
     count = draw(st.integers(0, 4))
     rules = [Rule(name=f"r{i}", when=draw(whens), **draw(actions())) for i in range(count)]
-    return Policy(rules=rules, default=Route(**draw(actions())))
+    sticky = draw(st.none() | stickies)
+    return Policy(sticky=sticky, rules=rules, default=Route(**draw(actions())))
 
 
 cards = st.dictionaries(
@@ -183,6 +189,7 @@ facts = st.builds(
     endpoint=st.sampled_from(("chat/completions", "completions", "embeddings")),
     allowed=st.none() | st.frozensets(names),
     estimates=st.dictionaries(names, estimates),
+    warm=st.none() | st.builds(Warm, backend=names, tokens=st.integers(0, 5000)),
 )
 budgets = st.builds(
     BudgetState,
@@ -197,4 +204,15 @@ moments = (
     | st.datetimes()
 )
 draws = st.floats(0, 1, exclude_max=True)
-__all__ = ["actions", "budgets", "cards", "draws", "facts", "moments", "policies", "whens"]
+__all__ = [
+    "accepts",
+    "actions",
+    "budgets",
+    "cards",
+    "draws",
+    "facts",
+    "ladders",
+    "moments",
+    "policies",
+    "whens",
+]

@@ -58,6 +58,14 @@ def test_answers_are_those_of_transformers_and_their_logprobs_too(
         assert answer.margin == pytest.approx(
             (margins[:, 0] - margins[:, 1]).min().item(), abs=1e-3
         )
+        text = logprobs[: len(answered) - answer.ended]
+        top = text.topk(5).values
+        rest = 1 - top.exp().sum(1)
+        entropy = -(top.exp() * top).sum(1) - rest * rest.clamp_min(1e-30).log()
+        assert answer.certainty is not None
+        assert answer.certainty.entropy == pytest.approx(entropy.mean().item(), abs=1e-3)
+        mean = chosen[: len(text)].mean().item()
+        assert answer.certainty.logprob == pytest.approx(mean, abs=1e-4)
 
 
 def test_bits_per_byte_are_those_of_transformers(nano: EngineCandidate, tmp_path: Path) -> None:
