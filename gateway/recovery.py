@@ -9,6 +9,7 @@ read its files, they run out after LEASE_S.
 import asyncio
 import contextlib
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import structlog
@@ -27,6 +28,8 @@ log = structlog.get_logger(__name__)
 
 LOOK_S = 1.0
 _USAGE_TIMEOUT_S = 1.0
+_USAGES_TIMEOUT_S = 10.0
+_ASKED_AT_ONCE = 32
 _JOURNAL_TIMEOUT_S = 5.0
 """How long to wait for the dead process's journal before looking again."""
 
@@ -74,9 +77,11 @@ class Recovery:
     async def _settle(self, orphan: Orphan) -> None:
         parts = self._parts
         booked = 0
-        for held in orphan.open_reservations():
+        left = orphan.open_reservations()
+        usages = await self._usages(left)
+        for held in left:
             if await parts.ledger.find(held.request_id) is None:
-                parts.ledger.settle(await self._settlement(held, orphan.owner))
+                parts.ledger.settle(self._settlement(held, orphan.owner, usages))
                 booked += 1
         if not await parts.ledger.flush():
             raise OSError("the ledger does not take the rows yet")
@@ -94,10 +99,12 @@ class Recovery:
                 raise OSError(f"the journal {pattern} is still being replayed")
             await asyncio.sleep(0.05)
 
-    async def _settlement(self, held: Held, owner: str) -> Settlement:
+    def _settlement(
+        self, held: Held, owner: str, usages: Mapping[tuple[str, str], Usage]
+    ) -> Settlement:
         charges: list[ChargeRecord] = []
         for name in held.backends:
-            usage = await self._usage_of(name, held.request_id)
+            usage = usages.get((held.request_id, name))
             if usage is not None:
                 charges.append(self._charge(held, name, usage, len(charges)))
         if not charges and held.backends:
@@ -124,6 +131,25 @@ class Recovery:
         if beyond > 0:
             self._parts.budgets.overruns.note(held.key, beyond, held.at)
         return Settlement(request=record, charges=tuple(charges))
+
+    async def _usages(self, left: Sequence[Held]) -> dict[tuple[str, str], Usage]:
+        """By request and backend, of those that say it in time: leases must not wait for it."""
+        found: dict[tuple[str, str], Usage] = {}
+        at_once = asyncio.Semaphore(_ASKED_AT_ONCE)
+
+        async def ask(held: Held, name: str) -> None:
+            async with at_once:
+                usage = await self._usage_of(name, held.request_id)
+            if usage is not None:
+                found[held.request_id, name] = usage
+
+        asked = [asyncio.create_task(ask(held, name)) for held in left for name in held.backends]
+        if asked:
+            _, late = await asyncio.wait(asked, timeout=_USAGES_TIMEOUT_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+        return found
 
     async def _usage_of(self, name: str, request_id: str) -> Usage | None:
         backend, settings = self._parts.backends.get(name), self._parts.backend_settings.get(name)

@@ -1,11 +1,14 @@
 """One Redis connection for the hot path: commands of many requests in one write.
 
 redis-py costs more CPU for a GET than everything else a cache hit needs: a pool, a retry loop and
-a write per command. Here all commands of one turn of the event loop go out together and answers
-are matched in order. Only for plain commands; transactions and scans stay with redis-py.
+a write per command. Here answers are matched in order, and commands go out by Nagle's rule: at once
+while no answer is outstanding, else all of one turn of the event loop together. Only for plain
+commands; transactions and scans stay with redis-py.
 """
 
 import asyncio
+import contextlib
+import os
 from collections import deque
 from typing import Any
 
@@ -27,6 +30,7 @@ class PipelinedRedis(asyncio.Protocol):
         self._address: dict[str, Any] = dict(parse_url(url))
         self._timeout_s = timeout_s
         self._transport: asyncio.Transport | None = None
+        self._descriptor = -1
         self._connecting: asyncio.Future[None] | None = None
         self._reader = hiredis.Reader(replyError=ResponseError)
         self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()
@@ -44,6 +48,12 @@ class PipelinedRedis(asyncio.Protocol):
             await self._connect()  # nothing may overtake AUTH and SELECT
         return await self._send(parts)
 
+    def start(self, *parts: bytes) -> asyncio.Future[Any] | None:
+        """Send a command now; its answer, or its RedisError. None: there is no connection."""
+        if self._transport is None or self._connecting is not None:
+            return None
+        return self._send(parts)
+
     async def aclose(self) -> None:
         """Close the connection; what is under way fails."""
         if self._transport is not None:
@@ -53,19 +63,30 @@ class PipelinedRedis(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
         now = loop.time()
-        self._waiting.append((answer, now))
-        if not self._out:
+        alone = not self._waiting
+        if not alone and not self._out:
             loop.call_soon(self._flush)
+        self._waiting.append((answer, now))
         if self._timer is None:
             self._timer = loop.call_later(self._timeout_s, self._check)
         self._out.append(b"*%d\r\n" % len(parts))
         self._out += [b"$%d\r\n%b\r\n" % (len(part), part) for part in parts]
+        if alone:
+            self._flush()
         return answer
 
     def _flush(self) -> None:
         if self._transport is not None and self._out:
-            self._transport.write(b"".join(self._out))
+            self._write(self._transport, b"".join(self._out))
         self._out.clear()
+
+    def _write(self, transport: asyncio.Transport, data: bytes) -> None:
+        """Past the transport, which would keep it until the turn is over."""
+        if transport.get_write_buffer_size() == 0 and not transport.is_closing():
+            with contextlib.suppress(OSError):  # full; or broken, which the transport finds out
+                data = data[os.write(self._descriptor, data) :]
+        if data:
+            transport.write(data)
 
     async def _connect(self) -> None:
         """Open the connection; callers that come meanwhile wait for the same attempt."""
@@ -125,6 +146,7 @@ class PipelinedRedis(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         """Ready to send."""
         self._transport = transport
+        self._descriptor = transport.get_extra_info("socket").fileno()
 
     def data_received(self, data: bytes) -> None:
         """Hand answers out in the order of their commands."""

@@ -113,6 +113,13 @@ class RedisStore:
             return await self._call(lambda: self._redis.execute_command(*parts))
         return await self._guarded(self._fast.command(*parts))
 
+    def start(self, *parts: bytes) -> asyncio.Future[Any] | None:
+        """A plain command that is on its way at the return; its answer may be a RedisError.
+
+        None: not that quickly; `command` can do it.
+        """
+        return None if self._fast is None or self._is_down else self._fast.start(*parts)
+
     async def ping(self) -> bool:
         try:
             return bool(await self._call(lambda: self._redis.ping()))

@@ -10,14 +10,17 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import structlog
+from redis.exceptions import ResponseError
 
 from gateway.cache.model import StoreUnavailable
-from gateway.errors import RateLimited, Unavailable
+from gateway.errors import GatewayError, RateLimited, Unavailable
 from gateway.ledger.keys import Caller
 from gateway.ledger.money import usd_text
+from gateway.limits.redis_store import RedisLimits
 from gateway.limits.window import LARGER_THAN_LIMIT, Demand, LimitStore, MemoryLimits, Verdict
 from gateway.settings import LimitSettings
 
@@ -44,7 +47,7 @@ class Limiter:
 
     def __init__(
         self,
-        shared: LimitStore | None,
+        shared: RedisLimits | None,
         settings: LimitSettings,
         *,
         processes: int = 1,
@@ -55,6 +58,7 @@ class Limiter:
         self._local = MemoryLimits(clock)
         self._processes = max(processes, 1)
         self._away = False
+        self._asking: set[asyncio.Task[Any]] = set()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -86,23 +90,55 @@ class Limiter:
                 demands.append(Demand(subject, "tokens", limits.tokens_per_minute, tokens))
             if limits.nano_usd_per_minute is not None:
                 demands.append(Demand(subject, "usd", limits.nano_usd_per_minute, nano_usd))
-        return Admission(asyncio.ensure_future(self._admit(demands)))
+        admission = Admission()
+        if self._shared is None:
+            admission.answered(self._alone(demands))
+        elif (asked := self._shared.begin(demands)) is not None:
+            asked.add_done_callback(partial(self._told, admission, demands))
+        else:
+            self._ask_again(admission, demands)
+        return admission
 
-    async def _admit(self, demands: list[Demand]) -> "Answer":
-        if self._shared is not None:
-            try:
-                verdict = await self._shared.admit(demands)
-            except StoreUnavailable as error:
-                self._note(error)
-                if self._settings.on_redis_outage == "refuse":
-                    raise Unavailable("Rate limits cannot be checked now; try again.") from None
-            else:
-                self._away = False
-                return Answer(demands, verdict, self._shared)
+    def _told(
+        self, admission: "Admission", demands: list[Demand], asked: "asyncio.Future[Any]"
+    ) -> None:
+        assert self._shared is not None
+        error = asked.exception()
+        if error is None:
+            verdict = self._shared.verdict(asked.result())
+            admission.answered(Answer(demands, verdict, self._shared))
+        elif isinstance(error, ResponseError):  # it was restarted, and has forgotten the script
+            self._ask_again(admission, demands)
+        else:
+            admission.answered(self._without(error, demands))
+
+    def _ask_again(self, admission: "Admission", demands: list[Demand]) -> None:
+        """On a connection that is yet to be opened, or with a script that is yet to be sent."""
+        task = asyncio.ensure_future(self._admit(demands))
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+        task.add_done_callback(lambda done: admission.answered(done.exception() or done.result()))
+
+    async def _admit(self, demands: list[Demand]) -> "Answer | GatewayError":
+        assert self._shared is not None
+        try:
+            verdict = await self._shared.admit(demands)
+        except StoreUnavailable as error:
+            return self._without(error, demands)
+        self._away = False
+        return Answer(demands, verdict, self._shared)
+
+    def _without(self, error: BaseException, demands: list[Demand]) -> "Answer | GatewayError":
+        self._note(error)
+        if self._settings.on_redis_outage == "refuse":
+            return Unavailable("Rate limits cannot be checked now; try again.")
+        return self._alone(demands)
+
+    def _alone(self, demands: list[Demand]) -> "Answer":
         shares = [
             Demand(d.subject, d.kind, max(d.limit // self._processes, 1), d.amount) for d in demands
         ]
-        return Answer(shares, await self._local.admit(shares), self._local)
+        return Answer(shares, self._local.count(shares), self._local)
 
     def report(self) -> dict[str, Any]:
         """For /health."""
@@ -123,7 +159,7 @@ class Limiter:
         except StoreUnavailable as error:
             self._note(error)
 
-    def _note(self, error: Exception) -> None:
+    def _note(self, error: BaseException) -> None:
         if not self._away:
             log.warning("limits_store_lost", error=str(error)[:300], processes=self._processes)
         self._away = True
@@ -142,13 +178,22 @@ class Answer(NamedTuple):
 class Admission:
     """A request's place under its caller's limits, from asking to its end."""
 
-    __slots__ = ("_answer", "_ended", "headers")
+    __slots__ = ("_answer", "_used", "_waiter", "headers")
 
-    def __init__(self, answer: "asyncio.Future[Answer]") -> None:
-        self._answer = answer
-        self._ended = False
+    def __init__(self) -> None:
+        self._answer: Answer | BaseException | None = None
+        self._used: dict[str, int] | None = None
+        self._waiter: asyncio.Future[None] | None = None
         self.headers: RawHeaders = ()
         """OpenAI's x-ratelimit-*, once the answer is there."""
+
+    def answered(self, answer: "Answer | BaseException") -> None:
+        """What came of asking; the request may be over already."""
+        self._answer = answer
+        if self._used is not None:
+            self._correct(answer, self._used)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     async def wait(self) -> None:
         """Wait for the answer.
@@ -157,36 +202,37 @@ class Admission:
             RateLimited: a limit is reached.
             Unavailable: Redis is away, and that is to refuse.
         """
-        demands, verdict, _ = await asyncio.shield(self._answer)
+        if self._answer is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        assert self._answer is not None
+        if isinstance(self._answer, BaseException):
+            raise self._answer
+        demands, verdict, _ = self._answer
         self.headers = _headers(demands, verdict)
         if verdict.refused is not None:
             raise _refusal(demands[verdict.refused], verdict)
 
     def end(self, *, tokens: int, nano_usd: int) -> None:
         """Count what was really used, and no longer as under way. Ending again changes nothing."""
-        if self._ended:
+        if self._used is not None:
             return
-        self._ended = True
-        used = {"tokens": tokens, "usd": nano_usd, "concurrent": 0}
+        self._used = {"tokens": tokens, "usd": nano_usd, "concurrent": 0}
+        if self._answer is not None:
+            self._correct(self._answer, self._used)
 
-        def correct(answer: "asyncio.Future[Answer]") -> None:
-            if answer.cancelled() or answer.exception() is not None:
-                return
-            demands, verdict, store = answer.result()
-            if verdict.refused is not None:
-                return
-            changes = [
-                (demand, more)
-                for demand in demands
-                if (more := used.get(demand.kind, demand.amount) - demand.amount)
-            ]
-            if changes:
-                store.correct(changes, verdict.slot)
-
-        if self._answer.done():
-            correct(self._answer)
-        else:
-            self._answer.add_done_callback(correct)
+    @staticmethod
+    def _correct(answer: "Answer | BaseException", used: dict[str, int]) -> None:
+        if isinstance(answer, BaseException) or answer.verdict.refused is not None:
+            return
+        demands, verdict, store = answer
+        changes = [
+            (demand, more)
+            for demand in demands
+            if (more := used.get(demand.kind, demand.amount) - demand.amount)
+        ]
+        if changes:
+            store.correct(changes, verdict.slot)
 
 
 def _headers(demands: list[Demand], verdict: Verdict) -> RawHeaders:

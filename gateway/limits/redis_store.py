@@ -109,6 +109,7 @@ end
 """
 
 Command = Callable[..., Awaitable[Any]]
+Start = Callable[..., "asyncio.Future[Any] | None"]
 
 
 class Script:
@@ -128,27 +129,55 @@ class Script:
             pass  # it was restarted, and has forgotten the script
         return await command(b"EVAL", self._text, count, *keys, *arguments)
 
+    def start(
+        self, start: Start, keys: list[bytes], arguments: list[bytes]
+    ) -> "asyncio.Future[Any] | None":
+        """The same on its way at once; None: not that quickly."""
+        if self._sha1 is None:
+            return None
+        return start(b"EVALSHA", self._sha1, b"%d" % len(keys), *keys, *arguments)
+
 
 class RedisLimits:
     """Limits of all processes that share a Redis.
 
     Args:
         command: sends one command; raises StoreUnavailable when Redis is away, and ResponseError.
+        start: sends one at once, if it can.
     """
 
-    def __init__(self, command: Command, *, process: str | None = None) -> None:
+    def __init__(
+        self,
+        command: Command,
+        start: Start = lambda *_: None,
+        *,
+        process: str | None = None,
+    ) -> None:
         self._command = command
+        self._start = start
         self._process = (process or worker_id()).encode()
         self._admit, self._beat, self._correct = map(Script, (_ADMIT, _BEAT, _CORRECT))
         self._sending: set[asyncio.Task[Any]] = set()
 
     async def admit(self, demands: Sequence[Demand]) -> Verdict:
         """One round trip."""
+        return self.verdict(await self._admit.run(self._command, *self._asked(demands)))
+
+    def begin(self, demands: Sequence[Demand]) -> "asyncio.Future[Any] | None":
+        """Ask at once, for `verdict` to read the answer; None: `admit` has to."""
+        return self._admit.start(self._start, *self._asked(demands))
+
+    def _asked(self, demands: Sequence[Demand]) -> tuple[list[bytes], list[bytes]]:
         keys, arguments = [_PROCESSES], [self._process]
         for demand in demands:
             keys.append(_key(demand))
             arguments += (demand.kind.encode(), b"%d" % demand.limit, b"%d" % demand.amount)
-        slot, refused, retry_ms, *rest = await self._admit.run(self._command, keys, arguments)
+        return keys, arguments
+
+    @staticmethod
+    def verdict(answer: list[int]) -> Verdict:
+        """The script's answer."""
+        slot, refused, retry_ms, *rest = answer
         levels = tuple(Level(rest[i], rest[i + 1]) for i in range(0, len(rest), 2))
         return Verdict(levels, slot, refused - 1 if refused else None, retry_ms)
 
@@ -158,6 +187,10 @@ class RedisLimits:
         for demand, more in changes:
             field = self._process if demand.kind == "concurrent" else b"%d" % slot
             arguments += (field, b"%d" % more)
+        sent = self._correct.start(self._start, keys, arguments)
+        if sent is not None:
+            sent.add_done_callback(_forget)
+            return
         task = asyncio.get_running_loop().create_task(self._forgiving(keys, arguments))
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
@@ -170,7 +203,13 @@ class RedisLimits:
         try:
             await self._correct.run(self._command, keys, arguments)
         except StoreUnavailable:
-            return  # the window forgets within a minute, a beat within ten seconds
+            return
+
+
+def _forget(sent: "asyncio.Future[Any]") -> None:
+    """The window forgets within a minute, a beat within ten seconds."""
+    if not sent.cancelled():
+        sent.exception()
 
 
 def _key(demand: Demand) -> bytes:

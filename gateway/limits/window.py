@@ -83,6 +83,10 @@ class MemoryLimits:
 
     async def admit(self, demands: Sequence[Demand]) -> Verdict:
         """Never waits."""
+        return self.count(demands)
+
+    def count(self, demands: Sequence[Demand]) -> Verdict:
+        """The same."""
         now_ms = int(self._clock() * 1000)
         slot = now_ms // SLOT_MS
         levels: list[Level] = []

@@ -64,7 +64,9 @@ class Gateways:
         self._upstreams = [
             self._upstream(port, *options)
             for port, options in zip(
-                self._ports[PROCESSES:], ((), ("--ns-per-token", "1000000")), strict=True
+                self._ports[PROCESSES:],
+                ((), ("--ns-per-token", "1000000", "--model", "timed")),
+                strict=True,
             )
         ]
         (folder / "policies").mkdir()
@@ -122,7 +124,7 @@ class Gateways:
 
     def _settings(self, port: int) -> Settings:
         price = PriceSettings(output_usd_per_mtok=Decimal(1))
-        common: dict[str, Any] = {"kind": "openai", "model": "echo", "base_urls": ["http://x/v1"]}
+        urls = ["http://x/v1"]
         return Settings(
             state_dir=str(self._folder / "state"),
             server=ServerSettings(port=port),
@@ -130,8 +132,10 @@ class Gateways:
             routing=RoutingSettings(policy="halves", policy_dirs=[str(self._folder / "policies")]),
             machines=[MachineSettings(name="local", usd_per_hour=Decimal("3.6"))],
             backends=[
-                BackendSettings(name="priced", price=price, **common),
-                BackendSettings(name="timed", **common),
+                BackendSettings(
+                    name="priced", kind="openai", model="echo", base_urls=urls, price=price
+                ),
+                BackendSettings(name="timed", kind="engine", model="echo"),
             ],
             log_level="warning",
         )
