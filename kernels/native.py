@@ -50,7 +50,7 @@ _SIGNATURES = {
     "decoder_step": "pppp ippp i",
     "decoder_logits": "pp i pp i",
     "decoder_scratch_bytes": "p i",
-    "packed_linear_f32": "pppp iiii",
+    "packed_linear_f32": "pppp iiiii",
     "paged_attention_f32": "ppppp ii",
     "quant_linear_f32": "ppppp iiii",
     "quant_linear_packed_f32": "pppppp iiii",

@@ -22,6 +22,7 @@ from backends.models.folder import model_folder
 from backends.models.registry import Model, load_model
 from backends.speculation.speculator import Speculator
 from backends.tokenizer import Tokenizer
+from kernels.dispatch import implementation_for
 
 _DTYPES: Final = {
     "float32": torch.float32,
@@ -123,13 +124,15 @@ def pick_dtype(option: DtypeOption, config: ModelConfig, device: torch.device) -
     """Choose what to compute in.
 
     On the CPU bf16 attention is ten times slower than fp32 at one query, and a small layer's
-    call costs more than its arithmetic, so auto is fp32 there while the weights fit easily.
+    call costs more than its arithmetic, so auto is fp32 there while the weights fit easily. C++
+    keeps weights of 16 bits as they are stored.
     """
     if option != "auto":
         return _DTYPES[option]
     if device.type == "cuda":
         return torch.bfloat16
-    fits = 4 * _parameters(config) < max(free_cpu_memory() // 2, 2**30)
+    kept = config.dtype != "float32" and implementation_for("cpu") == "native"
+    fits = (2 if kept else 4) * _parameters(config) < max(free_cpu_memory() // 2, 2**30)
     return torch.float32 if fits else torch.bfloat16
 
 

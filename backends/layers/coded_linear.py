@@ -91,7 +91,7 @@ def coded_linear(weight: Codes, bias: Tensor | None, *, dtype: torch.dtype) -> A
     device = weight.codes.device
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FP8_CAPABILITY:
         return ScaledLinear(weight, bias)
-    return Linear(dequantise(weight).to(dtype), bias)
+    return Linear(dequantise(weight), bias, dtype=dtype)
 
 
 def kept_as(layer: AnyLinear) -> Scheme | None:

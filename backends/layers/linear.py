@@ -13,14 +13,22 @@ from kernels.quant_linear import copies, quant_linear
 
 
 class Linear:
-    """A plain weight in the activations' dtype."""
+    """A plain weight."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        """Keep weight [out, in] and bias [out], in the form that is fastest where they lie."""
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None = None, *, dtype: torch.dtype | None = None
+    ) -> None:
+        """Keep weight [out, in] and bias [out], in the form that is fastest where they lie.
+
+        Args:
+            dtype: Of the activations; the weight's own if None. A weight of fewer bits is kept so
+                where it is widened as it is read.
+        """
         self.channels, self.inputs = weight.shape
         self.bias = bias
-        packed = is_faster_packed(weight)
-        self._plain = None if packed else weight
+        dtype = dtype or weight.dtype
+        packed = is_faster_packed(weight, dtype)
+        self._plain = None if packed else weight.to(dtype)
         self._packed = pack(weight) if packed else None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -31,11 +39,11 @@ class Linear:
 
     @property
     def weight(self) -> Tensor:
-        """[out, in]."""
+        """[out, in], in the activations' dtype."""
         if self._plain is not None:
             return self._plain
         assert self._packed is not None
-        return unpack(self._packed, self.channels)
+        return unpack(self._packed, self.channels).float()
 
     @property
     def nbytes(self) -> int:

@@ -23,7 +23,7 @@ from backends.layers.norm import RMSNorm
 from backends.layers.rope import cos_sin_cache
 from backends.models.config import ModelConfig
 from backends.models.families import ExpertsConfig
-from backends.models.loader import WeightReader
+from backends.models.loader import EMBEDDING, WeightReader
 from backends.sampling.likeliest import likeliest
 from kernels.decoder import DecoderWeights, LayerWeights, PackedWeight, plan
 
@@ -51,7 +51,7 @@ class Llama:
         """
         self.config = config
         hidden, dim = config.hidden_size, config.head_dim
-        self.embedding = weights.take("model.embed_tokens.weight", (config.vocab_size, hidden))
+        self.embedding = weights.take(EMBEDDING, (config.vocab_size, hidden))
         self.layers = [
             _read_layer(config, weights, index) for index in range(config.num_hidden_layers)
         ]

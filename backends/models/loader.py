@@ -16,9 +16,11 @@ from backends.quantization.at_load import quantize
 from backends.quantization.codes import Codes, dequantise, moved, stack
 from backends.quantization.layouts import read
 from backends.quantization.schemes import QuantizeAtLoad, StoredQuantization
+from kernels.packed_linear import is_faster_packed
 
 INDEX_FILE: Final = "model.safetensors.index.json"
 _SINGLE_FILE: Final = "model.safetensors"
+EMBEDDING: Final = "model.embed_tokens.weight"
 _DERIVED: Final = ".rotary_emb.inv_freq"
 """Old checkpoints store these; we compute them."""
 
@@ -138,7 +140,7 @@ class WeightReader:
         wanted = self.quantize if scheme == "as asked" else scheme
         if wanted is not None:
             return self._coded(quantize(weight, wanted), offset)
-        return Linear(weight.to(self.device, self.dtype), offset)
+        return Linear(weight.to(self.device), offset, dtype=self.dtype)
 
     def dense(self, names: Sequence[str], rows: Sequence[int], columns: int) -> Tensor:
         """Read layers and stack them by rows as plain weights, whatever they are stored as."""
@@ -162,7 +164,9 @@ class WeightReader:
         self.checkpoint.ignore("lm_head.weight")
         if scheme is not None:
             return self._coded(quantize(embedding, scheme), None)
-        return Linear(embedding)
+        stored = self.checkpoint.take(EMBEDDING, (vocabulary, hidden))
+        packed = self.device.type == "cpu" and is_faster_packed(stored, self.dtype)
+        return Linear(stored if packed else embedding, dtype=self.dtype)
 
     def _is_coded(self, names: Sequence[str], stored: StoredQuantization) -> bool:
         """Whether the checkpoint holds these layers quantised; its config may leave some out."""

@@ -22,7 +22,7 @@ class PackedWeight(NamedTuple):
     """A linear layer in the form that C++ reads."""
 
     packed: Tensor
-    """int8, see `quant_linear.copies`, int4, see `int4_linear.pack`, or fp32, see
+    """int8, see `quant_linear.copies`, int4, see `int4_linear.pack`, or floats, see
     `packed_linear.pack`."""
     scale: Tensor | None
     """[N] fp32 of an int8 weight."""

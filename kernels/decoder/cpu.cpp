@@ -7,13 +7,14 @@ namespace {
 constexpr int ROWS_OF_TASK = 8;  // of work that goes row by row
 constexpr int PARTS_OF_LAYER = 10;
 
-// An int4 weight where it has groups, an int8 one where it has scales, else fp32.
+// An int4 weight where it has groups, an int8 one where it has scales, else floats.
 struct Weight {
     const void* packed;
     const float* scale;
     const float* bias;
     int channels, inputs;
     int group;  // inputs of a group of an int4 weight; 0: it is none
+    int kind;   // of CacheKind, where it is a float
 
     bool coded() const { return scale || group; }
     int groups() const { return group ? inputs / group : 0; }
@@ -60,7 +61,7 @@ struct Batch {
 struct Scratch {
     float* product;   // [tokens, the widest layer]
     float* mixed;     // [tokens, heads * dim]: queries, then what they attended to
-    float* inputs;    // [tokens, the widest input] of fp32 weights
+    float* inputs;    // [tokens, the widest input] of float weights
     float* row_sums;  // [tokens, the most groups] of int4 weights
     uint8_t* codes;   // [tokens, the widest input] of int8 and int4 weights
 
@@ -117,8 +118,7 @@ struct Scratch {
                                     w.channels, w.inputs};
             multiply(team, rows, tokens, weight, out);
         } else {
-            const FloatWeight weight{static_cast<const float*>(w.packed), w.bias, w.channels,
-                                     w.inputs};
+            const FloatWeight weight{w.packed, w.bias, w.channels, w.inputs, w.kind};
             multiply(team, inputs, tokens, weight, out);
         }
     }

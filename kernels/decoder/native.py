@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernels.decoder import DecoderWeights, LayerWeights, PackedWeight
 from kernels.native import function, require_ok, threads_for
-from kernels.native_cache import CacheShape, LayerCache, half_of, is_readable, shape_of
+from kernels.native_cache import CACHE_KINDS, CacheShape, LayerCache, half_of, is_readable, shape_of
 
 KeysAndValues = Sequence[tuple[Tensor, Tensor, *tuple[Tensor | None, ...]]]
 """Each layer's caches [num_blocks, block_size, Hkv, D], of any dtype, and of 8-bit codes their
@@ -28,6 +28,7 @@ class _Weight(Structure):
         ("channels", c_int),
         ("inputs", c_int),
         ("group", c_int),
+        ("kind", c_int),
     )
 
 
@@ -284,6 +285,7 @@ def _weight(weight: PackedWeight) -> _Weight:
         channels=weight.channels,
         inputs=weight.inputs,
         group=weight.group or 0,
+        kind=CACHE_KINDS.get(weight.packed.dtype, 0),
     )
 
 

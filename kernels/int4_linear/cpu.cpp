@@ -31,6 +31,41 @@ inline void sum_groups(const Codes& codes, int row, int inputs, int group, float
     }
 }
 
+// What belongs to one group of a vector of channels.
+struct Int4Group {
+    Vector scale, zero;
+    Ints weight_sums;
+
+    explicit Int4Group(const uint8_t* tail, int v) {
+        std::memcpy(&scale, tail + v * LANES * 4, sizeof scale);
+        const Ints sum_and_zero = load_ints(tail + (PACKED_CHANNELS + v * LANES) * 4);
+        zero = __builtin_convertvector(sum_and_zero & 255, Vector);
+        weight_sums = sum_and_zero >> 8;
+    }
+    // Exact sums of both planes' products, as numbers. High bytes are 128 too large.
+    Vector add_to(Vector total, Ints high, Ints low, float row_sum) const {
+        const Vector product = __builtin_convertvector(high - (weight_sums << 7), Vector) * 256.0f +
+                               __builtin_convertvector(low, Vector);
+        return total + scale * (product - zero * row_sum);
+    }
+};
+
+inline void finish_int4_row(const Vector* totals, const Int4Weight& w, int block, float step,
+                            float* out) {
+    for (int v = 0; v < PACKED_VECTORS; ++v) {
+        const int channel = block * PACKED_CHANNELS + v * LANES;
+        const int count = std::min(LANES, w.channels - channel);
+        if (count <= 0) return;
+        const Vector bias = w.bias ? load_some(w.bias + channel, count, 0.0f) : Vector{};
+        const Vector result = totals[v] * step + bias;
+        if (count == LANES) {
+            store(out + channel, result);
+        } else {
+            store_some(out + channel, result, count);
+        }
+    }
+}
+
 template <int ROWS>
 void multiply_nibbles(const Codes& codes, const float* row_sums, int row, const Int4Weight& w,
                       int block, float* out) {
@@ -57,29 +92,102 @@ void multiply_nibbles(const Codes& codes, const float* row_sums, int row, const 
             }
         }
         for (int v = 0; v < PACKED_VECTORS; ++v) {
-            Vector scale;
-            std::memcpy(&scale, weight + v * LANES * 4, sizeof scale);
-            const Ints sum_and_zero = load_ints(weight + (PACKED_CHANNELS + v * LANES) * 4);
-            const Vector zero = __builtin_convertvector(sum_and_zero & 255, Vector);
-            for (int r = 0; r < ROWS; ++r) {
-                // High bytes are 128 too large.
-                const Ints signed_high = high[r][v] - (sum_and_zero >> 8 << 7);
-                const Vector product = __builtin_convertvector(signed_high, Vector) * 256.0f +
-                                       __builtin_convertvector(low[r][v], Vector);
-                totals[r][v] += scale * (product - zero * row_sums[(row + r) * groups + group]);
-            }
+            const Int4Group own(weight, v);
+            for (int r = 0; r < ROWS; ++r)
+                totals[r][v] = own.add_to(totals[r][v], high[r][v], low[r][v],
+                                          row_sums[(row + r) * groups + group]);
         }
         weight += 8 * PACKED_CHANNELS;
     }
-    for (int v = 0; v < PACKED_VECTORS; ++v) {
-        const int channel = block * PACKED_CHANNELS + v * LANES;
-        const int count = std::min(LANES, w.channels - channel);
-        if (count <= 0) return;
-        const Vector bias = w.bias ? load_some(w.bias + channel, count, 0.0f) : Vector{};
-        for (int r = 0; r < ROWS; ++r) {
-            store_some(out + static_cast<int64_t>(row + r) * w.channels + channel,
-                       totals[r][v] * codes.steps[row + r] + bias, count);
+    for (int r = 0; r < ROWS; ++r)
+        finish_int4_row(totals[r], w, block, codes.steps[row + r],
+                        out + static_cast<int64_t>(row + r) * w.channels);
+}
+
+#if defined(TILES)
+
+// One block's codes as bytes, in the order of int8 weights: [inputs / 4, 32, 4].
+void widen_nibbles(const Int4Weight& w, int block, int8_t* to) {
+    const uint8_t* from = w.block(block);
+    for (int group = 0; group < w.inputs / w.group; ++group, from += 8 * PACKED_CHANNELS) {
+        for (int k = 0; k < w.group; k += 8) {
+            for (int i = 0; i < 4 * PACKED_CHANNELS; ++i) {
+                to[i] = static_cast<int8_t>(from[i] & 15);
+                to[4 * PACKED_CHANNELS + i] = static_cast<int8_t>(from[i] >> 4);
+            }
+            from += 4 * PACKED_CHANNELS;
+            to += 8 * PACKED_CHANNELS;
         }
+    }
+}
+
+// A whole tile of rows times one block of channels, group by group.
+void multiply_int4_tiles(const Codes& codes, const float* row_sums, int row, int end,
+                         const Int4Weight& w, int block, const int8_t* weight, float* out) {
+    const int groups = w.inputs / w.group, tiles = w.group / TILE_INPUTS;
+    const uint8_t* from = codes.row(row, w.inputs);
+    Vector totals[TILE_ROWS][PACKED_VECTORS] = {};
+    for (int group = 0; group < groups; ++group) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        for (int tile = 0; tile < tiles; ++tile) {
+            _tile_loadd(4, from, TILE_INPUTS);
+            _tile_loadd(5, from + TILE_BYTES, TILE_INPUTS);
+            _tile_loadd(6, weight, 4 * PACKED_CHANNELS);
+            _tile_loadd(7, weight + 64, 4 * PACKED_CHANNELS);
+            _tile_dpbusd(0, 4, 6);
+            _tile_dpbusd(1, 4, 7);
+            _tile_dpbusd(2, 5, 6);
+            _tile_dpbusd(3, 5, 7);
+            from += 2 * TILE_BYTES;
+            weight += TILE_INPUTS * PACKED_CHANNELS;
+        }
+        alignas(64) int32_t sums[4][TILE_ROWS][16];
+        _tile_stored(0, sums[0], 64);
+        _tile_stored(1, sums[1], 64);
+        _tile_stored(2, sums[2], 64);
+        _tile_stored(3, sums[3], 64);
+        const uint8_t* tail =
+            w.block(block) + (group + 1) * w.group_bytes() - 8 * PACKED_CHANNELS;
+        for (int v = 0; v < PACKED_VECTORS; ++v) {
+            const Int4Group own(tail, v);
+            for (int r = 0; row + r < end; ++r)
+                totals[r][v] = own.add_to(totals[r][v], load_ints(sums[v][r]),
+                                          load_ints(sums[2 + v][r]),
+                                          row_sums[(row + r) * groups + group]);
+        }
+    }
+    for (int r = 0; row + r < end; ++r)
+        finish_int4_row(totals[r], w, block, codes.steps[row + r],
+                        out + static_cast<int64_t>(row + r) * w.channels);
+}
+
+#endif
+
+// Rows [row, last), which begin a tile, times one block of channels.
+void multiply_int4_panel(const Codes& codes, const float* row_sums, int row, int last,
+                         const Int4Weight& w, int block, float* out) {
+#if defined(TILES)
+    if (w.group % TILE_INPUTS == 0 && std::min(last - row, TILE_ROWS) >= amx_from_rows) {
+        static thread_local std::vector<int8_t> wide;
+        wide.resize(int64_t{w.inputs} * PACKED_CHANNELS);
+        widen_nibbles(w, block, wide.data());
+        static const TileShapes shapes;
+        _tile_loadconfig(&shapes);
+        for (; last - row >= amx_from_rows; row = std::min(row + TILE_ROWS, last))
+            multiply_int4_tiles(codes, row_sums, row, std::min(row + TILE_ROWS, last), w, block,
+                                wide.data(), out);
+        _tile_release();
+    }
+#endif
+    while (row < last) {  // Rows of one tile, as many as registers hold.
+        const int end = std::min(last, (row / TILE_ROWS + 1) * TILE_ROWS);
+        if (LANES == 16)
+            for (; row + 4 <= end; row += 4)
+                multiply_nibbles<4>(codes, row_sums, row, w, block, out);
+        for (; row < end; ++row) multiply_nibbles<1>(codes, row_sums, row, w, block, out);
     }
 }
 
@@ -89,14 +197,8 @@ void multiply(Team& team, const Codes& codes, const float* row_sums, int rows, c
     const int panels = (rows + PANEL_ROWS - 1) / PANEL_ROWS, blocks = w.blocks();
     team.each(panels * blocks, [&](int task) {
         const int block = task % blocks, first = task / blocks * PANEL_ROWS;
-        const int last = std::min(first + PANEL_ROWS, rows);
-        for (int row = first; row < last;) {  // Rows of one tile, as many as registers hold.
-            const int end = std::min(last, (row / TILE_ROWS + 1) * TILE_ROWS);
-            if (LANES == 16)
-                for (; row + 4 <= end; row += 4)
-                    multiply_nibbles<4>(codes, row_sums, row, w, block, out);
-            for (; row < end; ++row) multiply_nibbles<1>(codes, row_sums, row, w, block, out);
-        }
+        multiply_int4_panel(codes, row_sums, first, std::min(first + PANEL_ROWS, rows), w, block,
+                            out);
     });
 }
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels.checks import require_dtype, require_float
+from kernels.checks import FLOAT_DTYPES, require_dtype, require_float
 from kernels.dispatch import choose, implementation_for
 from kernels.errors import ShapeError
 
@@ -21,7 +21,8 @@ def packed_linear(
 
     Args:
         x: [..., K] fp32.
-        packed: [ceil(N / 32), K, 32] fp32, contiguous, as `pack` lays it out.
+        packed: [ceil(N / 32), K, 32] bf16 | fp16 | fp32, contiguous, as `pack` lays it out.
+            Products and sums are fp32.
         bias: [N] bf16 | fp16 | fp32.
         channels: N.
 
@@ -33,7 +34,7 @@ def packed_linear(
         DTypeError: a tensor has another dtype than given above.
     """
     require_dtype(x, "x", torch.float32)
-    require_dtype(packed, "packed", torch.float32)
+    require_float(packed, "packed")
     wanted = [-(-channels // CHANNELS_OF_BLOCK), x.shape[-1] if x.dim() else 0, CHANNELS_OF_BLOCK]
     if x.dim() == 0 or list(packed.shape) != wanted or not packed.is_contiguous():
         raise ShapeError(
@@ -48,10 +49,11 @@ def packed_linear(
     return result
 
 
-def is_faster_packed(weight: Tensor) -> bool:
-    """Whether a weight should be packed where it lies: for C++ on the CPU, in fp32."""
+def is_faster_packed(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a float weight should be packed where it lies, given the dtype of the activations."""
     return (
-        weight.dtype == torch.float32
+        dtype == torch.float32
+        and weight.dtype in FLOAT_DTYPES
         and weight.device.type == "cpu"
         and implementation_for("cpu") == "native"
     )

@@ -9,6 +9,6 @@ def packed_linear(
 ) -> Tensor:
     inputs = x.shape[-1]
     rows = x.reshape(1, x.numel() // max(inputs, 1), inputs)
-    side_by_side = torch.matmul(rows, packed).permute(1, 0, 2).flatten(1)
+    side_by_side = torch.matmul(rows, packed.float()).permute(1, 0, 2).flatten(1)
     result = side_by_side[:, :channels].reshape(*x.shape[:-1], channels)
     return result if bias is None else result.add_(bias)

@@ -1,9 +1,9 @@
-"""Packed fp32 linear in C++."""
+"""Packed float linear in C++."""
 
-import torch
 from torch import Tensor
 
 from kernels.native import function, threads_for
+from kernels.native_cache import CACHE_KINDS
 
 
 def packed_linear(
@@ -14,7 +14,7 @@ def packed_linear(
     rows = x.numel() // max(inputs, 1)
     if bias is not None:
         bias = bias.float().contiguous()
-    out = torch.empty(*x.shape[:-1], channels)
+    out = x.new_empty((*x.shape[:-1], channels))
     function("packed_linear_f32")(
         x.data_ptr(),
         packed.data_ptr(),
@@ -23,6 +23,7 @@ def packed_linear(
         rows,
         channels,
         inputs,
+        CACHE_KINDS[packed.dtype],
         threads_for(rows * channels * inputs),
     )
     return out

@@ -13,11 +13,12 @@ from kernels.packed_linear import pack, packed_linear, unpack
 @pytest.mark.parametrize("rows", [0, 1, 2, 3, 9, 40, 150])
 @pytest.mark.parametrize(("channels", "inputs"), [(5, 7), (64, 32), (70, 129), (1, 1)])
 @pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_packed_linear_equals_the_reference(
-    runner: Runner, rows: int, channels: int, inputs: int, biased: bool
+    runner: Runner, rows: int, channels: int, inputs: int, biased: bool, dtype: torch.dtype
 ) -> None:
-    """Few rows and many, odd sizes too, with a bias and without."""
-    weight = random(channels, inputs, seed=1) / inputs**0.5
+    """Few rows and many, odd sizes too, with a bias and without, weights of 32 and 16 bits."""
+    weight = (random(channels, inputs, seed=1) / inputs**0.5).to(dtype)
     x, bias = random(rows, inputs), random(channels, seed=2).half() if biased else None
     arguments = (x, pack(weight), bias)
     actual = runner("packed_linear", *arguments, channels=channels)
@@ -36,6 +37,18 @@ def test_unpack_gives_back_what_was_packed() -> None:
     """Packing loses nothing."""
     weight = random(70, 9)
     assert torch.equal(unpack(pack(weight), 70), weight)
+
+
+@pytest.mark.skipif(not native.available(), reason="no C++ compiler here")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_packed_linear_reads_16_bits_as_the_numbers_they_are(dtype: torch.dtype) -> None:
+    """Every finite number, the subnormal ones too: the same bits as the fp32 weight gives."""
+    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    weight = torch.where(numbers.isfinite(), numbers, 0).view(64, 1024)
+    x = torch.eye(1024)[:128]
+    narrow, wide = (packed_linear(x, pack(w), channels=64) for w in (weight, weight.float()))
+    assert torch.equal(narrow, wide)
+    assert torch.equal(narrow, weight.float()[:, :128].t())
 
 
 @pytest.mark.skipif(not native.available(), reason="no C++ compiler here")
