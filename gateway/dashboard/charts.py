@@ -82,12 +82,15 @@ def iso(unix_s: float) -> str:
 def over_time(
     cells: Mapping[tuple[float, str], float], moments: Iterable[float]
 ) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:
-    """(series, rows) of values by (unix seconds, series): one row per moment, the largest first."""
+    """(series, rows) of values by (unix seconds, series), one row per moment.
+
+    Series are in the order of their names, so that one keeps its colour from chart to chart.
+    """
     sums: dict[str, float] = {}
     for (_, series), value in cells.items():
         sums[series] = sums.get(series, 0.0) + value
     order = sorted(sums, key=lambda series: (-sums[series], series))
-    few = order if len(order) <= MOST_SERIES else order[: MOST_SERIES - 1]
+    few = sorted(order if len(order) <= MOST_SERIES else order[: MOST_SERIES - 1])
     rows: list[tuple[Cell, ...]] = []
     for at in moments:
         values: list[Cell] = [cells.get((at, series), 0.0) for series in few]

@@ -75,7 +75,7 @@ def templates() -> "Environment":
         lstrip_blocks=True, auto_reload=False,
     )  # fmt: skip
     found.filters |= {
-        "short_usd": short_usd,
+        "dollars": dollars,
         "number": number,
         "share": share,
         "ms": milliseconds,
@@ -94,6 +94,12 @@ def short_usd(usd: str) -> str:
         return "0"
     digits = 2 if abs(value) >= 1 else 2 - value.adjusted()
     return f"{value:,.{digits}f}"
+
+
+def dollars(usd: str, *, full: bool = False) -> str:
+    """With its sign; in full, or short."""
+    text = usd.removeprefix("-")
+    return f"{'−' if usd != text else ''}${text if full else short_usd(text)}"
 
 
 def number(value: float | str | None) -> str:

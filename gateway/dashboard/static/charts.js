@@ -21,15 +21,17 @@
     return { names: names.filter((_, i) => drawn[i]), columns: columns.filter((_, i) => drawn[i]), texts };
   }
 
-  function axes(unit, timed) {
+  function axes(unit, timed, daily) {
     const line = { stroke: css("--line"), width: 1 };
     const look = { stroke: css("--dim"), grid: line, ticks: line, font: "12px system-ui, sans-serif" };
     const values = (_, splits) => splits.map((value) => (timed ? said(unit)(value) : number(value)));
-    const below = timed ? { values: moments } : { values: (_, splits) => splits.map((v) => `$${number(v)}`) };
+    const below = timed ? { values: moments, space: 78, ...(daily ? { incrs: [1, 2, 3, 7, 14, 28].map((d) => d * 86400) } : {}) } : { values: (_, splits) => splits.map((v) => `$${number(v)}`) };
     return [{ ...look, ...below }, { ...look, values, size: 64 }];
   }
 
   // Ticks as the reader's language writes them: the day where one begins, else the time.
+  const moment = (at, daily) => new Date(at * 1000).toLocaleString(undefined,
+    daily ? { month: "short", day: "numeric" } : { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" });
   function moments(_, splits, __, space, step) {
     const day = { month: "short", day: "numeric" }, time = { hour: "2-digit", minute: "2-digit" };
     return splits.map((at) => {
@@ -44,7 +46,7 @@
   }
 
   function optionsOf(kind, unit, data, width) {
-    const timed = kind !== "curve";
+    const timed = kind !== "curve", daily = data.names[0] === "Day";
     const bars = uPlot.paths.bars({ size: [0.8, 48] });
     const count = data.columns.length - 1;
     const series = data.names.slice(1).map((label, place) => {
@@ -52,7 +54,7 @@
       const stroke = colour(index);
       const name = kind === "stack" ? data.names[count - place] : label;
       const raw = data.columns[kind === "stack" ? count - place : place + 1];
-      const value = (_, v, __, at) => (at == null ? "–" : said(unit)(raw[at]));
+      const value = (_, v, __, at) => (at == null ? "" : said(unit)(raw[at]));
       if (kind === "stack") return { label: name, fill: stroke, width: 0, paths: bars, points: { show: false }, value };
       if (kind === "curve") {
         const line = name === "Best mix" ? { width: 2, spanGaps: true } : { paths: () => null };
@@ -60,12 +62,12 @@
       }
       return { label: name, stroke, width: 2, points: { show: data.columns[0].length < 40, size: 5 }, value };
     });
-    const first = timed ? { label: "" } : { label: "$ per 1,000", value: (_, v) => (v == null ? "–" : `$${number(v)}`) };
+    const first = { label: "", value: (_, v) => (v == null ? "" : timed ? moment(v, daily) : `$${number(v)} per 1,000`) };
     return {
       width, height: 240, padding: [12, 24, 0, 4],
       scales: { x: { time: timed, ...(timed ? { range: roomy(data.columns[0], kind) } : { range: (_, lo, hi) => [Math.min(0, lo), (hi || 1) * 1.08] }) },
                 y: { range: (_, lo, hi) => (kind === "curve" ? padded(lo, hi) : [0, (hi || 1) * 1.05]) } },
-      axes: axes(unit, timed), series: [first, ...series],
+      axes: axes(unit, timed, daily), series: [first, ...series],
       cursor: { y: false, drag: { x: false, y: false } },
       hooks: kind === "curve" ? { draw: [(u) => label(u, data)] } : {},
     };
@@ -117,14 +119,14 @@
     const place = live.querySelector(".plot"), state = document.getElementById("live-state");
     const kept = [[], [], [], []];
     const empty = () => [[Date.now() / 1000 - 300, Date.now() / 1000], [null, null], [null, null], [null, null]];
-    const line = (name, index, scale) => ({ label: name, stroke: colour(index), width: 2, scale, points: { show: false }, value: (_, v) => number(v) });
+    const line = (name, index, scale) => ({ label: name, stroke: colour(index), width: 2, scale, points: { show: false }, value: (_, v) => (v == null ? "" : number(v)) });
     const current = keep(place, (width) => {
       const [below, left] = axes("", true);
       const right = { ...left, scale: "tokens", side: 1, grid: { show: false } };
       const scale = { range: (_, lo, hi) => [0, Math.max(hi || 0, 1) * 1.1] };
       return new uPlot({ width, height: 240, padding: [12, 4, 0, 4], axes: [below, left, right], cursor: { y: false, drag: { x: false } },
         scales: { x: { time: true, range: () => [Date.now() / 1000 - 300, Date.now() / 1000] }, y: scale, tokens: scale },
-        series: [{ label: "" }, line("requests/s", 0, "y"), line("tokens/s", 1, "tokens"), line("in flight", 2, "y")] },
+        series: [{ label: "", value: () => "" }, line("requests/s", 0, "y"), line("tokens/s", 1, "tokens"), line("in flight", 2, "y")] },
         kept[0].length ? kept : empty(), place);
     });
     document.addEventListener("live", ({ detail }) => {

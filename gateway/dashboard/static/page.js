@@ -24,7 +24,8 @@ document.addEventListener("submit", (event) => {
   const words = event.submitter?.dataset.confirm || event.target.dataset.confirm;
   if (words && !confirm(words)) event.preventDefault();
 });
-for (const form of document.querySelectorAll("form[data-auto]"))
+for (const form of document.querySelectorAll("form[data-auto]")) {
+  if (!form.querySelector("input:not([type=hidden])")) form.classList.add("auto");
   form.addEventListener("change", (event) => {
     if (event.target.name === "period")
       for (const name of ["since", "until"]) if (form.elements[name]) form.elements[name].value = "";
@@ -32,6 +33,7 @@ for (const form of document.querySelectorAll("form[data-auto]"))
     if (event.target.tagName === "SELECT" || event.target.type === "checkbox")
       if (form.elements.period?.value !== "custom" || form.elements.since?.value) form.requestSubmit();
   });
+}
 
 const TAGS = { ready: "good", drained: "warn", away: "bad" };
 function show(figures) {

@@ -203,6 +203,7 @@ class Site:
 
     def __init__(self, port: int, keys: dict[str, str], served: serving.Gateway) -> None:
         self.url = f"http://localhost:{port}"
+        self.loop = asyncio.get_running_loop()
         self.keys = keys
         self.served = served
 
