@@ -1,4 +1,5 @@
-"""A model runner for GPUs: decode steps are replayed graphs, and run one step ahead of the host.
+"""A model runner for GPUs: steps of decodes and of guesses to verify are replayed graphs, and plain
+decodes run one step ahead of the host.
 
 While the host turns the tokens of step n into text and schedules step n + 1, the device would wait.
 So when step n holds decodes alone, step n + 1 is launched before the tokens of step n are read, in
@@ -19,6 +20,7 @@ from backends.engine.model_runner import ModelRunner
 from backends.engine.request import Request
 from backends.engine.runner import SampleResult, ScheduledSequence, SchedulerOutput
 from backends.models.registry import Model
+from backends.sampling.rejection import accepted_length
 from backends.sampling.sampler import Sampler
 
 
@@ -34,7 +36,7 @@ class _Ahead(NamedTuple):
 
 
 class GraphModelRunner(ModelRunner):
-    """Sends plain decodes through `DecodeGraphs`, everything else through `ModelRunner`."""
+    """Sends decodes and verifications through `DecodeGraphs`, the rest through `ModelRunner`."""
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class GraphModelRunner(ModelRunner):
             max_model_len=config.max_model_len + config.speculation.num_tokens,
             device=device,
             capture=capture,
+            most_drafts=0 if config.speculation.method == "off" else config.speculation.num_tokens,
         )
         self._ahead: _Ahead | None = None
 
@@ -70,23 +73,23 @@ class GraphModelRunner(ModelRunner):
             return super().execute(output)
         launched, places = self._launch(decodes, ahead)
         others = [sequence for sequence in sequences if not self._is_plain(sequence)]
-        following = None if others else self._follow(launched, decodes, places)
+        verifying = any(sequence.num_drafts for sequence in decodes)
+        following = None if others or verifying else self._follow(launched, decodes, places)
         rest = iter(super().execute(SchedulerOutput(others, 0)) if others else ())
         tokens = launched.tokens()
         if following is not None:
             self._ahead = _ahead(following, [tokens[place] for place in places])
-        answers = iter(places)
-        return [
-            SampleResult((tokens[next(answers)],)) if self._is_plain(sequence) else next(rest)
-            for sequence in sequences
-        ]
+        answers = iter(_answers(decodes, places, tokens))
+        return [next(answers) if self._is_plain(sequence) else next(rest) for sequence in sequences]
 
     def _is_plain(self, sequence: ScheduledSequence) -> bool:
-        """Whether a graph computes it: one token in, one out, drawn from the logits as they are."""
-        if sequence.num_tokens != 1 or not sequence.samples:
+        """Whether a graph computes it: its newest token and guesses, drawn on the device."""
+        if sequence.num_tokens != 1 + sequence.num_drafts or not sequence.samples:
             return False
         state = self._state_of(sequence.request)
-        return not state.edits_logits and state.params.logprobs is None
+        if state.params.logprobs is not None or state.names_tokens:
+            return False
+        return not (state.penalised and sequence.num_drafts)
 
     def _launch(
         self, decodes: Sequence[ScheduledSequence], ahead: _Ahead | None
@@ -96,7 +99,10 @@ class GraphModelRunner(ModelRunner):
             places = _places(decodes, ahead)
             if places is not None:
                 return ahead.launched, places
-        rows = [DecodeRow(sequence.request, sequence.start) for sequence in decodes]
+        rows = [
+            DecodeRow(s.request, s.start, drafts=s.request.draft_token_ids[: s.num_drafts])
+            for s in decodes
+        ]
         return self._start(rows), list(range(len(rows)))
 
     def _follow(
@@ -119,6 +125,22 @@ class GraphModelRunner(ModelRunner):
         return self.graphs.launch(rows, [self._state_of(row.request) for row in rows])
 
 
+def _answers(
+    decodes: Sequence[ScheduledSequence], places: Sequence[int], tokens: Sequence[int]
+) -> list[SampleResult]:
+    """What each sequence got: its next token, or the guesses that stand and the one after them."""
+    if not any(sequence.num_drafts for sequence in decodes):
+        return [SampleResult((tokens[place],)) for place in places]
+    results, first = [], 0  # Nobody runs ahead of guesses: rows stand in the sequences' order.
+    for sequence in decodes:
+        count = 1 + sequence.num_drafts
+        sampled = tokens[first : first + count]
+        stand = accepted_length(sampled, sequence.request.draft_token_ids[: sequence.num_drafts])
+        results.append(SampleResult(tuple(sampled[: stand + 1])))
+        first += count
+    return results
+
+
 def _ahead(following: Launched, tokens: Sequence[int]) -> _Ahead:
     requests = [row.request for row in following.rows]
     return _Ahead(
@@ -137,6 +159,7 @@ def _places(decodes: Sequence[ScheduledSequence], ahead: _Ahead) -> list[int] | 
         place = ahead.rows.get(request)
         if (
             place is None
+            or sequence.num_drafts
             or ahead.launched.rows[place].start != start
             or ahead.tokens[place] != request.token_ids[start]
             or ahead.preemptions[place] != request.num_preemptions

@@ -92,7 +92,9 @@ class SamplingState:
         self.end_ids = np.asarray(sorted(end_ids), dtype=np.int64)
         self.bias_ids = np.asarray(list(params.logit_bias), dtype=np.int64)
         self.bias_values = np.asarray(list(params.logit_bias.values()), dtype=np.float32)
-        self.edits_logits = self.penalised or bool(params.logit_bias) or self.min_tokens > 0
+        self.names_tokens = bool(params.logit_bias) or self.min_tokens > 0
+        """Whether some logits are changed by name."""
+        self.edits_logits = self.penalised or self.names_tokens
         self.plain_greedy = self.greedy and not self.edits_logits and params.logprobs is None
 
 

@@ -62,7 +62,9 @@ def test_factory_records_every_shape_before_serving(engine: Engine) -> None:
     """The first request of a GPU engine waits for no recording."""
     runner = engine.runner
     assert isinstance(runner, GraphModelRunner)
-    assert len(runner.graphs._replays) == len(runner.graphs.buckets) * len(runner.graphs.tiers)
+    graphs = runner.graphs
+    shapes = len(graphs.buckets) * len(graphs.tiers) * len(graphs.queries)
+    assert len(graphs._replays) == shapes
     assert engine.config.run_ahead
 
 

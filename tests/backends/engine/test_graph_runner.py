@@ -5,6 +5,7 @@ those of a GPU. The recording itself is tested where there is one (`make test-gp
 """
 
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from tiny_tokenizers import save_folder
 
 from backends.contract import SamplingParams
-from backends.engine.config import EngineConfig
+from backends.engine.config import EngineConfig, SpeculationConfig
 from backends.engine.decode_graphs import (
     CudaCapture,
     DecodeGraphs,
@@ -34,6 +35,7 @@ from backends.engine.scheduler import Scheduler
 from backends.models.registry import Model, load_model
 from backends.sampling.sampler import Sampler
 from backends.sampling.state import SamplingState
+from backends.speculation.speculator import Speculator
 from backends.tokenizer import Tokenizer
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -96,6 +98,7 @@ def _params(index: int, chance: random.Random) -> SamplingParams:
         {"temperature": 0.0, "logprobs": 2},
         {"temperature": 0.8, "presence_penalty": 0.7, "seed": index},
         {"temperature": 0.7, "seed": index, "stop": ["e"]},
+        {"temperature": 0.0, "repetition_penalty": 1.4, "frequency_penalty": 0.3},
     ]
     return SamplingParams(
         **kinds[index % len(kinds)],
@@ -140,6 +143,51 @@ def test_graph_runner_answers_as_the_plain_runner_does(
     assert len(expected) == 14
     assert recorder.replays > 20
     assert (plain.stats().preemptions > 0) == (num_blocks == 17)
+
+
+def test_graphs_apply_penalties_while_running_ahead(model: Model, folder: Path) -> None:
+    """A penalised answer is decoded by replays alone, and no token of it is counted twice."""
+    plain, graphed, _, recorder = _engines(model, folder, _config())
+    params = SamplingParams(
+        temperature=0.0, repetition_penalty=1.3, frequency_penalty=0.5, max_tokens=25,
+        ignore_eos=True,
+    )  # fmt: skip
+    answers = []
+    for engine in (plain, graphed):
+        tokens: dict[str, list[int]] = {"a": [], "b": [], "late": []}
+        for name, prompt in (("a", [7, 8, 9]), ("b", [30, 31])):
+            engine.add_request(name, prompt, params)
+        for step in range(60):
+            if step == 9:  # Its prompt makes a step that was launched ahead vain.
+                engine.add_request("late", [9, 9, 50], params)
+            for event in engine.step():
+                tokens[event.request_id] += event.token_ids
+        answers.append(tokens)
+    assert answers[0] == answers[1]
+    assert recorder.replays >= 9 + 24, "of the first two until the third comes, then of it"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.6])
+def test_graphs_verify_guesses(model: Model, folder: Path, temperature: float) -> None:
+    """Guesses of some sequences beside plain decodes of others: the same tokens, by replays."""
+    speculation = SpeculationConfig(method="ngram", num_tokens=3)
+    config = _config(speculation=speculation)
+    plain, graphed, _, recorder = _engines(model, folder, config)
+    answers = []
+    for engine in (plain, graphed):
+        engine._speculator = Speculator.from_config(speculation, now_ns=time.perf_counter_ns)
+        for name, prompt in (("a", [7, 8, 9, 10] * 6), ("b", [30, 31]), ("c", [5, 6] * 9)):
+            params = SamplingParams(temperature=temperature, seed=4, max_tokens=20, ignore_eos=True)
+            engine.add_request(name, prompt, params)
+        tokens: dict[str, list[int]] = {"a": [], "b": [], "c": []}
+        while engine.has_unfinished:
+            for event in engine.step():
+                tokens[event.request_id] += event.token_ids
+        answers.append(tokens)
+    assert answers[0] == answers[1]
+    assert graphed.stats().draft_tokens > 0
+    assert graphed.stats().draft_tokens == plain.stats().draft_tokens
+    assert recorder.replays >= graphed.stats().steps - 3, "only prompts are computed otherwise"
 
 
 def test_graph_runner_is_always_one_step_ahead(model: Model, folder: Path) -> None:
@@ -229,7 +277,8 @@ def test_shapes_are_recorded_once_and_beforehand_where_asked(model: Model, folde
     _, engine, runner, recorder = _engines(model, folder, _config())
     runner.graphs.prepare()
     shapes = recorder.recorded
-    assert shapes == len(runner.graphs.buckets) * len(runner.graphs.tiers)
+    graphs = runner.graphs
+    assert shapes == len(graphs.buckets) * len(graphs.tiers) * len(graphs.queries)
     engine.add_request("a", [7, 8], SamplingParams(temperature=0.0, max_tokens=9))
     while engine.has_unfinished:
         engine.step()
