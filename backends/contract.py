@@ -164,6 +164,8 @@ class TokenEvent(Struct, kw_only=True):
     """The stop string or token id that ended the choice."""
     usage: Usage | None = None
     """The whole request's usage: on its last event."""
+    accrued: Usage | None = None
+    """The whole request's usage so far: now and then, where that was asked for."""
 
 
 class GenerateRequest(Struct, kw_only=True, frozen=True):
@@ -195,7 +197,7 @@ class Chunk(Struct, kw_only=True):
     body: dict[str, Any]
     """The backend's OpenAI chunk, as it came."""
     usage: Usage | None = None
-    """On the chunk that carries it."""
+    """On the chunk that carries it; while choices go on, what was used so far."""
 
 
 class BackendHealth(Struct, kw_only=True, frozen=True):

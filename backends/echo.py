@@ -38,6 +38,8 @@ Fault = Literal["refuse", "overload", "error", "hang", "cut"]
 
 _WORDS = re.compile(r"\S+\s*")
 _KEPT_USAGES = 1000
+_TELL_EVERY = 16
+"""Words between two tellings of usage so far."""
 
 
 class EchoBackend:
@@ -117,6 +119,7 @@ class EchoBackend:
         words, reason = self._answer(request)
         count = _choices(request.body)
         served = 0
+        tells = (request.body.get("stream_options") or {}).get("continuous_usage_stats")
         self._running += 1
         try:
             await asyncio.sleep(self._delay_s)
@@ -133,7 +136,11 @@ class EchoBackend:
                     await asyncio.sleep(self._token_delay_s)
                 for index in range(count):
                     served += 1
-                    yield self._chunk(request, index, word=word)
+                    chunk = self._chunk(request, index, word=word)
+                    if tells and place % _TELL_EVERY == _TELL_EVERY - 1:
+                        chunk.usage = self._usage(request, served)
+                        chunk.body["usage"] = usage_to_wire(chunk.usage)
+                    yield chunk
             for index in range(count):
                 yield self._chunk(request, index, reason=reason)
             usage = self._usage(request, served)

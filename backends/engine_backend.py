@@ -34,6 +34,7 @@ from backends.wire import (
     WireError,
     sampling_params,
     split_inputs,
+    usage_to_wire,
 )
 
 _OFF_LOOP_CHARACTERS = 16_384
@@ -105,8 +106,14 @@ class EngineBackend:
                 yield Chunk(body=body)
             async for index, event in job.events():
                 chunk = job.writer.chunk(index, event)
-                if chunk is not None:
+                if chunk is None:
+                    continue
+                if event.accrued is None:
                     yield Chunk(body=chunk)
+                else:
+                    so_far = job.so_far(event)
+                    body = {**chunk, "usage": usage_to_wire(so_far)}
+                    yield Chunk(body=body, usage=so_far)
             usage = total_usage(job.usages)
             yield Chunk(body=job.writer.usage_chunk(usage), usage=usage)
         finally:
@@ -222,6 +229,7 @@ class EngineBackend:
             if params.max_tokens is None:
                 params = msgspec.structs.replace(params, max_tokens=_COMPLETION_MAX_TOKENS)
         ids = self._engine_ids(request.request_id, len(prompts))
+        options = wire.stream_options
         stream = await self._engine.submit(
             [
                 EngineRequest(
@@ -230,6 +238,7 @@ class EngineBackend:
                     params=params,
                     priority=wire.priority or 0,
                     prediction_text=prediction,
+                    tells_usage=bool(options and options.continuous_usage_stats),
                 )
                 for request_id, prompt in zip(ids, prompts, strict=True)
             ]
@@ -262,6 +271,7 @@ class _Job:
         self.stream = stream
         self.writer = writer
         self.usages: list[Usage] = []
+        self._accrued: dict[str, Usage] = {}
         self._first_choice = {request_id: place * params.n for place, request_id in enumerate(ids)}
         self._metrics = metrics
         self._arrived_s = arrived_s
@@ -277,6 +287,12 @@ class _Job:
                 self.usages.append(event.usage)
             yield index, event
         self._metrics.duration.observe(time.monotonic() - self._arrived_s)
+
+    def so_far(self, event: TokenEvent) -> Usage:
+        """What all prompts together have used, as last told."""
+        assert event.accrued is not None
+        self._accrued[event.request_id] = event.accrued
+        return total_usage(list(self._accrued.values()))
 
     def _observe(self, index: int, event: TokenEvent) -> None:
         if index in self._first_token_s:

@@ -55,6 +55,8 @@ class Message(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=Tr
 class StreamOptions(Struct, kw_only=True, forbid_unknown_fields=True):
     include_usage: bool = False
     include_obfuscation: bool = False
+    continuous_usage_stats: bool = False
+    """vLLM's: usage so far on the way, too. Ours tells it about every 16 tokens."""
 
 
 class Prediction(Struct, kw_only=True, forbid_unknown_fields=True):

@@ -30,6 +30,9 @@ def request_of(parts: Parts, x: Exchange, name: str, *, beside: bool = False) ->
         max_tokens=tightest(x.decision.max_tokens, x.token_cap),
         stream=x.streams,
     )
+    metered = x.reservation is not None and settings.kind == "engine"
+    if x.streams and (metered or x.continuous_usage):
+        body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
     return GenerateRequest(
         request_id=x.request_id + _SUFFIX if beside else x.request_id,
         endpoint=x.endpoint,

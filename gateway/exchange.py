@@ -178,6 +178,12 @@ class Exchange:
         return bool(options and options.include_usage)
 
     @property
+    def continuous_usage(self) -> bool:
+        """Whether the client asked for usage on the way, as far as the backend tells it."""
+        options = getattr(self.request, "stream_options", None)
+        return bool(options and options.continuous_usage_stats)
+
+    @property
     def cost_nano_usd(self) -> int:
         return sum(charge.cost_nano_usd for charge in self.charges)
 

@@ -39,10 +39,11 @@ async def relay(
         async for chunk in chunks:
             body = _renamed(x, chunk.body, model)
             carried = assembler.add(body)
-            body.pop("usage", None)
+            if not x.continuous_usage:
+                body.pop("usage", None)
             if x.hides_logprobs and x.asked is not None:
                 hide_logprobs(body, x.asked.raw)
-            if chunk.usage is not None:
+            if chunk.usage is not None and not _goes_on(body):
                 x.usage = chunk.usage
             if not body.get("choices"):
                 continue
@@ -66,7 +67,7 @@ async def relay(
             if (
                 meter is not None
                 and held is None
-                and x.tokens_seen >= meter.tokens
+                and meter.is_due(chunk.usage)
                 and not await meter.extend()
             ):
                 x.stopped = "budget"
@@ -77,6 +78,12 @@ async def relay(
         x.usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=x.tokens_seen)
     x.held = held
     x.answer = {**assembler.body(chat=x.chat), "usage": usage_to_wire(x.usage)}
+
+
+def _goes_on(body: dict[str, Any]) -> bool:
+    """Whether a chunk's usage is of the answer so far."""
+    choices = body.get("choices") or ()
+    return len(choices) > 0 and not any(choice.get("finish_reason") for choice in choices)
 
 
 def restart_event(x: Exchange, why: str) -> bytes:

@@ -2,14 +2,16 @@
 
 What is held covers the dearest backend that may be asked: twice the prompt's estimate and, for a
 stream, a slice of answer tokens at most, at a rate that is rarely too low. A stream that outgrows
-its slice gets another one, or ends with finish_reason "length" where the budget has no room. An
-answer that is not streamed is held in full, and capped there if the client named no length.
+its slice, in tokens or in what our engine says that it has cost so far, gets another one, or ends
+with finish_reason "length" where the budget has no room. An answer that is not streamed is held in
+full, and capped there if the client named no length.
 """
 
 from collections.abc import Mapping
 
 import structlog
 
+from backends.contract import EngineUsage, Usage
 from gateway.cascade_costs import climbing, judge_backend, judge_cost
 from gateway.errors import BudgetUnavailable, GatewayError
 from gateway.exchange import Exchange
@@ -173,21 +175,49 @@ class Meter:
         self._backend = backend
         self.tokens = self._covered(min(answer_tokens(x), SLICE_TOKENS))
         """Chunks up to which no look is needed."""
+        self._accrued: Usage | None = None
+        """As last told on the way, by our engine."""
+
+    def is_due(self, accrued: Usage | None) -> bool:
+        """Whether the stream has come to the end of what is held for it.
+
+        Args:
+            accrued: what it has used so far, if this chunk says.
+        """
+        if accrued is not None and self._says_cost(accrued):
+            self._accrued = accrued
+            if self._x.cost_nano_usd + self._price(accrued) > self._reservation.nano_usd:
+                return True
+        return self._x.tokens_seen >= self.tokens
+
+    def _says_cost(self, used: Usage) -> bool:
+        price = self._parts.backend_settings[self._backend].price
+        return used.headgate is not None or price is not None
 
     async def extend(self) -> bool:
-        """Hold another slice; False if there is no room for it."""
+        """Hold another slice, or what of one there is room for; False if that is nothing."""
         x = self._x
         seen = x.tokens_seen
-        want = min(seen + SLICE_TOKENS, max(answer_tokens(x), seen + 1))
-        missing = self._cost_at(want) - self._reservation.nano_usd
+        for more in (SLICE_TOKENS, 2 * AHEAD_TOKENS):
+            want = min(seen + more, max(answer_tokens(x), seen + 1))
+            if await self._hold(want):
+                self.tokens = self._covered(want)
+                return True
+        await self._hold(seen)  # what it has cost anyway
+        log.info("stream_stopped", request_id=x.request_id)
+        return False
+
+    async def _hold(self, tokens: int) -> bool:
+        """Hold what the request will have cost when its answer has so many tokens."""
+        x = self._x
+        missing = x.cost_nano_usd + self._cost_at(tokens) - self._reservation.nano_usd
         if missing > 0:
             try:
                 await self._parts.budgets.extend(self._reservation, missing, self._backend)
                 self._parts.reservations.more(x.request_id, self._reservation.nano_usd)
             except (GatewayError, OSError) as error:
-                log.info("stream_stopped", request_id=x.request_id, why=str(error))
+                log.info("slice_refused", request_id=x.request_id, why=str(error))
                 return False
-        self.tokens = self._covered(want)
         return True
 
     def _covered(self, tokens: int) -> int:
@@ -196,21 +226,33 @@ class Meter:
 
     def _cost_at(self, tokens: int) -> int:
         """What the answer will have cost at `tokens`; from what the backend has told, if it has."""
-        x, parts = self._x, self._parts
-        if x.usage is None or x.usage.completion_tokens <= 0:
-            return self._spending.ceiling(x, self._backend, tokens)
-        so_far = price_usage(
+        told = self._accrued
+        if told is None or told.completion_tokens <= 0:
+            return self._spending.ceiling(self._x, self._backend, tokens)
+        ahead = max(tokens - told.completion_tokens, 0)
+        usual = self._parts.estimator.estimate(self._backend, 0, ahead)
+        return self._price(told) + max(usual, self._at_its_own_rate(told, ahead))
+
+    def _at_its_own_rate(self, told: Usage, tokens: int) -> int:
+        """What further tokens cost if they take a quarter longer than those so far."""
+        if told.headgate is None:
+            return 0
+        decode_ns = told.headgate.decode_ns * tokens * 5 // (4 * told.completion_tokens)
+        return self._price(Usage(headgate=EngineUsage(decode_ns=decode_ns)))
+
+    def _price(self, used: Usage) -> int:
+        """Nano-dollars of what was used so far."""
+        parts, x = self._parts, self._x
+        return price_usage(
             parts.settings,
             parts.backend_settings[self._backend],
-            x.usage,
+            used,
             elapsed_s=0.0,
             in_flight=1,
             at=x.started_at,
             request_id=x.request_id,
             seq=0,
         ).cost_nano_usd
-        ahead = max(tokens - x.usage.completion_tokens, 0)
-        return so_far + parts.estimator.estimate(self._backend, 0, ahead)
 
 
 def hedge_of(x: Exchange) -> Hedge | None:

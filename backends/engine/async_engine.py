@@ -43,6 +43,7 @@ class EngineRequest(Struct, kw_only=True, frozen=True):
     priority: int = 0
     prediction_text: str | None = None
     cache_salt: str = ""
+    tells_usage: bool = False
 
 
 class EventStream:
@@ -297,6 +298,7 @@ class AsyncEngine:
                     priority=request.priority,
                     prediction_text=request.prediction_text,
                     cache_salt=request.cache_salt,
+                    tells_usage=request.tells_usage,
                 )
                 added.append(request.request_id)
                 self._arrivals[request.request_id] = self._now_s()

@@ -25,6 +25,8 @@ from backends.meter import MeterSlot
 from backends.speculation.speculator import Speculator
 
 _SEED_MASK: Final = 2**63 - 1
+TELL_USAGE_TOKENS: Final = 16
+"""Of a choice, between two tellings of what its request has used so far."""
 _SEED_STRIDE: Final = 0x9E3779B97F4A7C15
 """2^64 / golden ratio: spreads the seeds of a request's n choices."""
 
@@ -119,6 +121,8 @@ class Engine:
         self._new_seed = new_seed
         self._eos = frozenset(tokenizer.eos_token_ids)
         self._groups: dict[str, _Group] = {}
+        self._telling: set[str] = set()
+        """Requests that say on the way what they have used."""
         self._texts: dict[Request, AnswerText] = {}
         self._totals = _Totals()
         self._watch = Stopwatch(now_ns, started_ns, meter)
@@ -140,6 +144,7 @@ class Engine:
         prediction_text: str | None = None,
         arrival: float | None = None,
         cache_salt: str = "",
+        tells_usage: bool = False,
     ) -> None:
         """Queue a request: one sequence for each of its `params.n` choices.
 
@@ -148,6 +153,7 @@ class Engine:
             prediction_token_ids, prediction_text: the expected answer, one or the other.
             arrival: monotonic seconds; now if None. Earlier is served first.
             cache_salt: requests of different salts share no KV.
+            tells_usage: its events say now and then what it has used so far.
 
         Raises:
             InvalidRequestError: a parameter out of range, an unknown token id, a request id in use.
@@ -183,6 +189,8 @@ class Engine:
             self.scheduler.add(choice)
             self._texts[choice] = AnswerText(self.tokenizer.detokenizer(prompt), params.stop)
         self._groups[request_id] = _Group(choices, len(choices))
+        if tells_usage:
+            self._telling.add(request_id)
         self._watch.work_begins()
 
     def abort(self, request_id: str, delivered_tokens: int | None = None) -> Usage | None:
@@ -197,6 +205,7 @@ class Engine:
         if not self.scheduler.abort(request_id):
             return None
         group = self._groups.pop(request_id)
+        self._telling.discard(request_id)
         for choice in group.choices:
             self._forget(choice)
         if not self.scheduler.has_unfinished:
@@ -251,6 +260,8 @@ class Engine:
         for event in events:
             if event.finish_reason is not None:
                 self._end_choice(event)
+            elif event.request_id in self._telling:
+                self._tell_usage(event)
         return events
 
     def stats(self) -> EngineStats:
@@ -353,7 +364,14 @@ class Engine:
         group.unfinished -= 1
         if group.unfinished == 0:
             del self._groups[event.request_id]
+            self._telling.discard(event.request_id)
             event.usage = self._usage_of(group)
+
+    def _tell_usage(self, event: TokenEvent) -> None:
+        """Put what the request has used so far on every so many tokens' event."""
+        choices = self._groups[event.request_id].choices
+        if len(choices[event.index].output_token_ids) % TELL_USAGE_TOKENS < len(event.token_ids):
+            event.accrued = usage_of(choices)
 
     def _usage_of(self, group: _Group) -> Usage:
         usage = usage_of(group.choices)

@@ -103,6 +103,16 @@ def test_stream_joins_to_the_whole_answer(sdk: openai.OpenAI) -> None:
     assert all(chunk.usage is None for chunk in chat(sdk, stream=True))
 
 
+def test_stream_tells_usage_on_the_way_if_asked(sdk: openai.OpenAI) -> None:
+    """`continuous_usage_stats`, as vLLM calls it: nanoseconds so far beside the text."""
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    stream = chat(sdk, stream=True, max_tokens=40, stream_options=options)
+    told = [chunk.usage for chunk in stream if chunk.usage is not None]
+    assert [usage.completion_tokens for usage in told] == [16, 32, 40]
+    spent = [usage.headgate["decode_ns"] for usage in told]
+    assert 0 < spent[0] < spent[1] < spent[2]
+
+
 def test_chat_logprobs_join_to_the_text(sdk: openai.OpenAI) -> None:
     """Bytes of the listed tokens join to the answer; a greedy token is its place's likeliest."""
     for stream in (False, True):

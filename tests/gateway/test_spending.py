@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from backends.echo import EchoBackend
 from gateway.ledger.reservation_log import Held, ReservationLog, take_over
@@ -84,6 +85,26 @@ async def test_stream_ends_cleanly_where_the_budget_ends(tmp_path: Path) -> None
         again = await served.chat(words(900), stream=True, max_tokens=1000)
         assert again.status_code == 429
         assert again.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize(("limit_s", "ends"), [(1000, "stop"), (90, "length")])
+async def test_stream_is_held_at_what_the_engine_says_it_costs(
+    tmp_path: Path, limit_s: int, ends: str
+) -> None:
+    """Tokens five times as slow as anybody expected: held as they are, and no overrun."""
+    slow_ns = 200_000_000
+    engine = BackendSettings(name="small", model="bundled:small", tier="small")
+    second = 10**9 * Decimal("0.10") / 3600  # of the built-in machine, in nano-dollars
+    made = EchoBackend("small", ns_per_token=slow_ns, token_delay_s=0.001)
+    async with gateway(settings(tmp_path, engine), {"small": made}) as served:
+        await limit(served, int(limit_s * second))
+        answer = await served.chat(words(300), stream=True, max_tokens=1000)
+        chunks = events(answer)
+        assert chunks[-1]["choices"][0]["finish_reason"] == ends
+        assert all("usage" not in chunk for chunk in chunks)
+        cost = (await served.settled(answer)).request.cost_nano_usd
+        assert await spent(served) == (cost, 0, 0)
+        assert 9 * min(limit_s, 120) * second < 10 * cost <= 10 * limit_s * second
 
 
 async def test_whole_answer_without_a_length_is_capped_at_what_is_held(tmp_path: Path) -> None:

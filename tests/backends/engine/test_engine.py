@@ -1,6 +1,6 @@
 """The engine end to end on a toy model: answers, ends, usage, aborts."""
 
-from itertools import count
+from itertools import count, pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -219,6 +219,25 @@ def test_engine_n_choices_share_one_prompt_and_one_usage() -> None:
     usage = events[-1].usage
     assert usage is not None
     assert (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens) == (17, 21, 0)
+
+
+def test_engine_tells_usage_on_the_way_where_that_is_asked_for() -> None:
+    """Every 16 tokens of a choice: what all of the request has used; it only grows to the end."""
+    engine = make_engine("ngram")
+    engine.add_request("told", PROMPT, greedy(70, n=2, ignore_eos=True), tells_usage=True)
+    engine.add_request("not", PROMPT, greedy(70, ignore_eos=True))
+    events = run_all(engine)
+    assert all(event.accrued is None for event in events["not"])
+    told = [event.accrued for event in events["told"] if event.accrued is not None]
+    assert 6 <= len(told) <= 8
+    last = events["told"][-1].usage
+    assert last is not None
+    for before, after in pairwise([*told, last]):
+        assert before.completion_tokens <= after.completion_tokens
+        assert before.headgate is not None
+        assert after.headgate is not None
+        assert 0 < before.headgate.billable_ns <= after.headgate.billable_ns
+    assert not engine._telling
 
 
 def test_engine_abort_frees_blocks_and_tells_what_was_used() -> None:
