@@ -8,6 +8,7 @@ import math
 import re
 import tomllib
 from collections.abc import Collection, Iterator
+from copy import deepcopy
 from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
@@ -16,6 +17,7 @@ from msgspec import Struct
 
 from policies.cascade import BACKEND, cascade_problems
 from policies.conditions import ANY, minutes, time_zone
+from policies.described import described
 from policies.failing import failing_problems
 from policies.model import (
     Accept,
@@ -32,6 +34,9 @@ from policies.model import (
 )
 from policies.reachability import covered, impossible
 
+_MOST_PROBLEMS = 100
+_REQUIRED = {"default": {"route": "*"}, **dict.fromkeys(("name", "backend", "from", "to"), "")}
+"""Keys that must be there, and what may stand for them while others are looked at."""
 ACTIONS = ("route", "split", "cascade", "objective", "deny")
 
 
@@ -85,7 +90,9 @@ def check(text: str, targets: Collection[str] | None = None) -> list[Problem]:
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of a policy file."""
-    return msgspec.json.schema(Policy)
+    kinds: list[type[Struct]] = [Policy, Rule, Route, When, Sticky]
+    kinds += [*_NESTED.values(), *_PARTS.values()]
+    return described(msgspec.json.schema(Policy), *kinds)
 
 
 def _read(text: str) -> tuple[Policy | None, list[Problem]]:
@@ -98,14 +105,52 @@ def _read(text: str) -> tuple[Policy | None, list[Problem]]:
         return None, [problem]
     lines = _Lines(text)
     problems = list(_check_keys(tree, lines))
-    if problems:
+    unknown = {problem.path for problem in problems}
+    policy, wrong = _convert(tree, lines)
+    problems += [problem for problem in wrong if problem.path not in unknown]
+    if policy is None or problems:
         return None, problems
-    try:
-        policy = msgspec.convert(tree, Policy)
-    except msgspec.ValidationError as error:
-        return None, [_decode_problem(str(error), tree, lines)]
-    problems = list(_check_values(policy, lines))
-    return policy, problems
+    return policy, list(_check_values(policy, lines))
+
+
+def _convert(tree: dict[str, Any], lines: "_Lines") -> tuple[Policy | None, list[Problem]]:
+    """The policy, or every value of a wrong type: each is taken out in turn to find the next."""
+    problems: list[Problem] = []
+    rest = {"default": _REQUIRED["default"], **deepcopy(tree)}  # that it is missing was said before
+    while True:
+        try:
+            policy = msgspec.convert(rest, Policy)
+        except msgspec.ValidationError as error:
+            text = str(error)
+            unknown = re.search(r"unknown field `([^`]+)`", text)
+            problem = _decode_problem(text, rest, lines)
+            gone = f"{problem.path}.{unknown.group(1)}".lstrip(".") if unknown else problem.path
+            if unknown is None:
+                problems.append(problem)
+            if len(problems) > _MOST_PROBLEMS or not _take_out(rest, gone):
+                return None, problems
+        else:
+            return (None if problems else policy), problems
+
+
+def _take_out(tree: dict[str, Any], path: str) -> bool:
+    """Remove what stands at a key path, of a list the whole; False: it cannot be found."""
+    found = re.match(r"rules\[(\d+)\]$", path)
+    if found is not None:
+        tree["rules"][int(found.group(1))] = {"name": path}
+        return True
+    *parents, key = re.sub(r"(\[[^\]]*\])+$", "", path).split(".")
+    table: Any = tree
+    for part in parents:
+        name, _, index = part.rstrip("]").partition("[")
+        table = table.get(name) if isinstance(table, dict) else None
+        table = table[int(index)] if index and isinstance(table, list) else table
+    if not isinstance(table, dict) or key not in table:
+        return False
+    del table[key]
+    if key in _REQUIRED:
+        table[key] = _REQUIRED[key]
+    return True
 
 
 class _Lines:
@@ -137,7 +182,7 @@ class _Lines:
     def _inside(self, start: int, keys: list[str]) -> int | None:
         if not keys or not keys[0]:
             return start or None
-        key = re.escape(re.sub(r"\[\d+\]$", "", keys[0]))
+        key = re.escape(re.sub(r"(\[[^\]]*\])+$", "", keys[0]))
         for number in range(start, len(self._lines)):
             line = self._lines[number]
             if re.match(r"\s*\[", line) and number > start:
@@ -165,11 +210,9 @@ def _check_keys(tree: dict[str, Any], lines: _Lines) -> Iterator[Problem]:
         if not isinstance(table, dict):
             continue
         yield from _unknown(table, kind, path, lines)
-        for name, inner in (("objective", Objective), ("accept", Accept)):
+        for name, inner in _PARTS.items():
             if isinstance(table.get(name), dict):
                 yield from _unknown(table[name], inner, f"{path}.{name}", lines)
-        if isinstance(table.get("hedge"), dict):
-            yield from _unknown(table["hedge"], Hedge, f"{path}.hedge", lines)
         when = table.get("when") if kind is Rule else None
         if isinstance(when, dict):
             yield from _unknown(when, When, f"{path}.when", lines)
@@ -180,6 +223,7 @@ def _check_keys(tree: dict[str, Any], lines: _Lines) -> Iterator[Problem]:
         yield Problem(level="error", path="default", message="missing; a default is required")
 
 
+_PARTS: dict[str, type[Struct]] = {"objective": Objective, "accept": Accept, "hedge": Hedge}
 _NESTED: dict[str, type[Struct]] = {
     "difficulty": Range,
     "prompt_tokens": Range,

@@ -114,7 +114,7 @@ def test_own_folder_goes_before_the_shipped_ones(tmp_path: Path) -> None:
     own.unlink()
     assert route(book) == "small"
     assert "stays until a restart" in book.problems()[0]
-    assert book.names() == ["cheapest", "default", "quality_first"]
+    assert {"cheapest", "default", "quality_first"} <= set(book.names())
 
 
 @pytest.mark.parametrize("name", ["../mine", "/etc/passwd", "", "a/b", "mine.toml\n", "nope"])
