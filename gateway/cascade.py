@@ -12,7 +12,7 @@ the best of the rejected answers stands.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -79,8 +79,8 @@ class Cascades:
         spare = [name for name in affordable if name not in x.decision.rungs]
         best: _Answer | None = None
         async with _kept_alive(x, reply):
-            for name in ladder[:-1]:
-                found = await self._rung(x, reply, name, accept, best)
+            for place in range(len(ladder) - 1):
+                found = await self._rung(x, reply, ladder[place:], accept, best)
                 if found is None:
                     continue
                 if found.verdict.accepted:
@@ -91,9 +91,15 @@ class Cascades:
         return await self._last(x, reply, accept, best)
 
     async def _rung(
-        self, x: Exchange, reply: Reply, name: str, accept: Accept, best: _Answer | None
+        self,
+        x: Exchange,
+        reply: Reply,
+        ladder: Sequence[str],
+        accept: Accept,
+        best: _Answer | None,
     ) -> _Answer | None:
-        """One rung's answer, judged; None if it has none."""
+        """The first rung's answer, judged; None if it has none."""
+        name, *above = ladder
         x.affordable = (name,)
         x.buffered = not (accept.restart and x.options.accept_restart)
         x.extra = {name: {**_for_judge(x, accept), **self._draft(x, name, accept, best)}}
@@ -104,7 +110,7 @@ class Cascades:
                 await self._attempts.ask(x, reply)
                 self._book_as_rung(x, first)
                 self._learn(x, name, best)
-                verdict = await self._judging.judge(x, name, accept)
+                verdict = await self._judging.judge(x, name, accept, above)
         except (BackendError, TimeoutError) as error:
             self._book_as_rung(x, first)
             if not _elsewhere(error, x.extra[name]):
@@ -223,7 +229,9 @@ def cached_as(decision: Decision, cards: Mapping[str, BackendCard]) -> tuple[str
         first = decision.candidates[0]
         return first, cards[first].revision
     accept = decision.accept
-    ladder = f"{'>'.join(decision.rungs)} {accept.judge}/{accept.n}>={accept.min:g}"
+    ladder = (
+        f"{'>'.join(decision.rungs)} {accept.judge}/{accept.n}>={accept.min:g},{accept.min_gain:g}"
+    )
     return ladder, "+".join(cards[name].revision for name in decision.rungs)
 
 

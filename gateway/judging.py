@@ -9,14 +9,14 @@ either, the answer is not accepted.
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import structlog
 from msgspec.structs import replace
 
 from backends.contract import Completion, GenerateRequest
-from backends.errors import BackendError, BackendTimeoutError
+from backends.errors import BackendError, BackendResponseError, BackendTimeoutError
 from gateway.answer_format import format_problem
 from gateway.calls import Call, request_of
 from gateway.exchange import Exchange
@@ -48,8 +48,14 @@ class Judging:
         self._settler = settler
         self._judges = judges
 
-    async def judge(self, x: Exchange, backend: str, accept: Accept) -> Verdict:
-        """What becomes of `x.answer`, which `backend` has written."""
+    async def judge(
+        self, x: Exchange, backend: str, accept: Accept, above: Sequence[str]
+    ) -> Verdict:
+        """What becomes of `x.answer`, which `backend` has written.
+
+        Args:
+            above: the rungs that could answer in its place.
+        """
         assert x.asked is not None
         answer, judge = x.answer or {}, accept.judge
         choices = answer.get("choices") or [{}]
@@ -57,40 +63,51 @@ class Judging:
         if broken or judge == "format":
             why = broken[0] if broken else ""
             return Verdict(judge="format", p_good=float(not broken), accepted=not broken, why=why)
-        p_good, why = None, ""
+        signals: list[Signals | float | None] = []
+        why = ""
         try:
             if judge == "consistency":
-                p_good = await self._consistency(x, backend, choices, accept)
+                signals += await self._consistency(x, backend, choices, accept)
             elif judge.startswith(BACKEND):
-                p_good = await self._opinion(x, backend, choices, judge)
+                signals += await self._opinions(x, choices, judge)
         except BackendError as error:
+            log.warning("judge_failed", request_id=x.request_id, judge=judge, error=error.message)
             why = f"{judge} cannot say ({error.message})"
             judge = "answer"
-            log.warning("judge_failed", request_id=x.request_id, judge=judge, error=error.message)
         if judge in TOKEN_JUDGES:
-            p_good = self._by_tokens(x, backend, choices, judge)
-            if p_good is None:
-                why = f"{why}; no log-probabilities" if why else "no log-probabilities"
-        accepted = p_good is not None and p_good >= accept.min
-        return Verdict(judge=judge, p_good=p_good, accepted=accepted, why=why)
+            signals = [signals_of(choice) for choice in choices]
+        known = [signal for signal in signals if signal is not None]
+        if len(known) < len(signals):
+            why = f"{why}; no log-probabilities" if why else "no log-probabilities"
+            return Verdict(judge=judge, accepted=False, why=why)
+        return self._verdict(x, backend, accept, above, judge, known, why)
 
-    def _by_tokens(
-        self, x: Exchange, backend: str, choices: list[dict[str, Any]], judge: str
-    ) -> float | None:
-        """The least P(good) of the choices; None where one of them tells nothing."""
-        found = [signals_of(choice) for choice in choices]
-        if any(signals is None for signals in found):
-            return None
-        return min(self._p_good(x, backend, judge, s) for s in found if s is not None)
-
-    def _p_good(self, x: Exchange, backend: str, judge: str, signal: Signals | float) -> float:
+    def _verdict(
+        self,
+        x: Exchange,
+        backend: str,
+        accept: Accept,
+        above: Sequence[str],
+        judge: str,
+        signals: Sequence[Signals | float],
+        why: str,
+    ) -> Verdict:
+        """By the choice that is the least likely to be good."""
         assert x.facts is not None
-        return self._judges.p_good(backend, judge, signal, x.facts.features.quality)
+        judges, quality = self._judges, x.facts.features.quality
+        p_good, at = min(
+            (judges.p_good(backend, judge, s, quality), i) for i, s in enumerate(signals)
+        )
+        gain = judges.gain(backend, judge, signals[at], quality, above)
+        accepted = p_good >= accept.min
+        if not accepted and gain is not None and gain < accept.min_gain:
+            accepted, why = True, f"no rung above is likelier to be good by {accept.min_gain:g}"
+        return Verdict(judge=judge, p_good=p_good, gain=gain, accepted=accepted, why=why)
 
     async def _consistency(
         self, x: Exchange, backend: str, choices: list[dict[str, Any]], accept: Accept
-    ) -> float:
-        """How far further answers of the same backend agree with the one that is judged."""
+    ) -> list[float]:
+        """How far further answers of the same backend agree with each choice."""
         request = request_of(self._parts, x, backend)
         body = dict(request.body)
         for name in ("logprobs", "top_logprobs", "prediction", "seed", "stream", "stream_options"):
@@ -101,17 +118,16 @@ class Judging:
         found = await self._ask(x, backend, replace(request, body=body))
         others = [text_of(choice) for choice in found.body.get("choices", ())]
         if not others:
-            return self._p_good(x, backend, "consistency", 0.0)
-        agreed = (
+            raise BackendResponseError(f"backend {backend!r} gave no further answers")
+        return [
             sum(agreement(text_of(choice), other) for other in others) / len(others)
             for choice in choices
-        )
-        return self._p_good(x, backend, "consistency", min(agreed))
+        ]
 
-    async def _opinion(
-        self, x: Exchange, backend: str, choices: list[dict[str, Any]], judge: str
-    ) -> float:
-        """What another model thinks: the odds that it says yes."""
+    async def _opinions(
+        self, x: Exchange, choices: list[dict[str, Any]], judge: str
+    ) -> list[float]:
+        """What another model thinks of each choice: the odds that it says yes."""
         parts, name = self._parts, judge.removeprefix(BACKEND)
         settings = parts.backend_settings.get(name)
         if settings is None or name not in parts.backends:
@@ -133,9 +149,8 @@ class Judging:
                 body=body,
                 timeout_s=settings.timeout_s,
             )
-            opinion = yes_of((await self._ask(x, name, request)).body)
-            found.append(self._p_good(x, backend, judge, opinion))
-        return min(found)
+            found.append(yes_of((await self._ask(x, name, request)).body))
+        return found
 
     async def _ask(self, x: Exchange, name: str, request: GenerateRequest) -> Completion:
         """One call on the judge's account: past the breaker, through the queue, booked."""

@@ -79,5 +79,7 @@ def _accept_problems(accept: Accept) -> Iterator[tuple[str, str]]:
         value = getattr(accept, name)
         if not (math.isfinite(value) and 0 <= value <= 1):
             yield f"accept.{name}", f"{value!r}: a probability is 0 to 1"
+    if not -1 <= accept.min_gain <= 1:
+        yield "accept.min_gain", f"{accept.min_gain!r}: a difference of probabilities is -1 to 1"
     if not 2 <= accept.n <= MAX_SAMPLES:
         yield "accept.n", f"{accept.n!r}: 2 to {MAX_SAMPLES} answers"

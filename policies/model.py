@@ -112,6 +112,9 @@ class Accept(_Frozen, frozen=True, kw_only=True):
     asked)."""
     min: float = 0.7
     """P(good) from which an answer is accepted; the last rung's always is."""
+    min_gain: float = -1.0
+    """An answer below `min` stands all the same where no rung above is likelier to be good by this
+    much, as far as the judge is calibrated for both."""
     n: int = 3
     """Answers that `consistency` compares, the one that is judged included."""
     skip_below: float = 0.0

@@ -1,8 +1,8 @@
 """`python -m gateway.learning --outcomes F --out DIR`: what `headgate policy fit` runs as a child.
 
 With --opinions instead, qualities come from feedback out of the ledger. Writes head.npz, words.npz,
-card.json, predictions.jsonl, curves.json and curves.png. Exit codes: 0 written, 2 something given
-cannot be used.
+card.json, judges.json, predictions.jsonl, curves.json and curves.png. Exit codes: 0 written, 2
+something given cannot be used.
 """
 
 import argparse
@@ -13,17 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from gateway.errors import SettingsError
 from gateway.learning.card import card_of, gain_of
+from gateway.learning.cascades import cascade_card
 from gateway.learning.design import Design
 from gateway.learning.head_file import write_head
+from gateway.learning.judges import fit_judges, judges_card
 from gateway.learning.near_duplicates import balanced_groups
 from gateway.learning.opinions import fit_opinions, read_opinions
 from gateway.learning.outcomes import Outcomes, OutcomesError, read_outcomes
 from gateway.learning.plots import write_curves
 from gateway.learning.quality import FOLDS, Fitted, fit_quality, outputs_of
 from gateway.routing.classifier import SHIPPED_HEAD, Head
+from gateway.routing.judges import write_judges
 
 
 def fit_head(outcomes: Outcomes, base_folder: Path, out: Path) -> dict[str, Any]:
@@ -34,7 +38,11 @@ def fit_head(outcomes: Outcomes, base_folder: Path, out: Path) -> dict[str, Any]
     card = card_of(outcomes, fitted, groups) | {"near_duplicate_threshold": threshold}
     card |= {"quality_from": "outcomes", "alphas": fitted.alphas.tolist()}
     outputs = outputs_of(fitted, outcomes.backends)
+    judged = fit_judges(outcomes, fitted.quality, fitted.folds, "")
+    card["judges"] = judges_card(judged.judges)
+    card["cascade"] = cascade_card(outcomes, fitted, judged, groups)
     card = write_head(base, base_folder, outputs, card, out)
+    write_judges(replace(judged.judges, head=card["version"]), out)
     write_predictions(outcomes, fitted, out / "predictions.jsonl")
     if len(outcomes.backends) > 1 and not write_curves(outcomes, fitted, groups, out):
         print("curves.png: not drawn, matplotlib is missing: pip install 'headgate[train]'",

@@ -197,12 +197,12 @@ def cost_curves(
         spent = {name: (weights @ c.costs, weights @ c.scores) for name, c in routers.items()}
         for draw in range(len(weights)):
             limit = BUDGETS * singles[0][draw, -1]
-            hull = _hull(singles[0][draw], singles[1][draw])
+            hull = upper_hull(singles[0][draw], singles[1][draw])
             found["single"].append(_within(limit, *hull))
             for name, (cost, score) in spent.items():
                 points = cost[draw], score[draw]
                 if name == "oracle":
-                    points = _hull(*points)
+                    points = upper_hull(*points)
                 found[name].append(_within(limit, *points))
     return Curves({name: np.array(rows) for name, rows in found.items()}, np.array(dearest))
 
@@ -216,7 +216,7 @@ def _within(limit: Floats, cost: Floats, score: Floats) -> Floats:
     return np.asarray(found)
 
 
-def _hull(cost: Floats, score: Floats) -> tuple[Floats, Floats]:
+def upper_hull(cost: Floats, score: Floats) -> tuple[Floats, Floats]:
     """The upper concave hull from the origin to the best point: mixtures by chance lie on it."""
     points = sorted(zip(cost.tolist(), score.tolist(), strict=True))
     hull: list[tuple[float, float]] = [(0.0, 0.0)]

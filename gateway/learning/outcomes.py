@@ -2,10 +2,14 @@
 
 One line: `{"id"?, "prompt": "…" | "messages": […], "scores": {"small": 0.0, "base": 1.0},
 "cost_usd"?: {"small": 0.0001}, "split"?: "train" | "test", "suite"?}`. A backend may be missing
-from a line's scores: it was not asked.
+from a line's scores: it was not asked. How sure each backend was of its answer stands there as
+`"logprob": {"small": -0.1}` and likewise `margin`, `entropy` and `completion_tokens`; what other
+judges said of it, 0 to 1, as `"judged": {"consistency": {"small": 0.7}, "backend:base": {…}}`.
 """
 
+import gzip
 import hashlib
+import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +40,11 @@ class _Line(Struct, kw_only=True):
     split: Literal["train", "test"] | None = None
     suite: str = ""
     id: str | int | None = None
+    logprob: dict[str, float] = msgspec.field(default_factory=dict)
+    margin: dict[str, float] = msgspec.field(default_factory=dict)
+    entropy: dict[str, float] = msgspec.field(default_factory=dict)
+    completion_tokens: dict[str, float] = msgspec.field(default_factory=dict)
+    judged: dict[str, dict[str, float]] = msgspec.field(default_factory=dict)
 
 
 class Outcomes(Struct, frozen=True, kw_only=True):
@@ -54,6 +63,9 @@ class Outcomes(Struct, frozen=True, kw_only=True):
     suites: list[str]
     sha256: str
     """Of the file's bytes."""
+    signals: dict[str, Floats] = msgspec.field(default_factory=dict)
+    """[N, K] by judge (logprob, margin, entropy, consistency, backend:NAME), and `tokens`; NaN
+    where the file says nothing. Only those of which it says something."""
 
     @property
     def weak(self) -> int:
@@ -70,11 +82,12 @@ def read_outcomes(path: Path) -> Outcomes:
     """Read a file of outcomes. Raises OutcomesError."""
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise OutcomesError(f"{path}: {error.strerror}") from None
+        text = gzip.decompress(data) if path.suffix == ".gz" else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise OutcomesError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     decoder = msgspec.json.Decoder(_Line)
     lines: list[_Line] = []
-    for number, line in enumerate(data.splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
             lines.append(_decode(decoder, line, f"{path}:{number}"))
     backends = sorted({name for line in lines for name in line.scores})
@@ -99,7 +112,20 @@ def read_outcomes(path: Path) -> Outcomes:
         ),
         suites=[line.suite for line in lines],
         sha256=hashlib.sha256(data).hexdigest(),
+        signals=_signals(lines, [backends[index] for index in order]),
     )
+
+
+def _signals(lines: list[_Line], names: list[str]) -> dict[str, Floats]:
+    found = {
+        name: _table([getattr(line, name) for line in lines], names)
+        for name in ("logprob", "margin", "entropy")
+    }
+    # the token that ends an answer is counted, but not judged
+    found["tokens"] = _table([line.completion_tokens for line in lines], names) - 1
+    for judge in sorted({judge for line in lines for judge in line.judged}):
+        found[judge] = _table([line.judged.get(judge, {}) for line in lines], names)
+    return {name: table for name, table in found.items() if not np.isnan(table).all()}
 
 
 def _decode(decoder: "msgspec.json.Decoder[_Line]", line: bytes, place: str) -> _Line:

@@ -54,6 +54,8 @@ class Verdict(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Empty: the last rung's is not judged."""
     p_good: float | None = None
     """None: the judge had nothing to go by."""
+    gain: float | None = None
+    """How much likelier a rung above was thought to be good; None: not known."""
     accepted: bool
     why: str = ""
 

@@ -47,6 +47,11 @@ class Calibration(Struct, frozen=True, kw_only=True):
     auc: float | None = None
     ece: float | None = None
 
+    def __call__(self, features: Sequence[float]) -> float:
+        """P(good) of one answer."""
+        total = self.offset + sum(map(float.__mul__, self.weights, features))
+        return 1.0 / (1.0 + math.exp(-max(-60.0, min(60.0, total))))
+
 
 class Judges(Struct, frozen=True, kw_only=True):
     """The calibrations of one file of outcomes."""
@@ -55,6 +60,10 @@ class Judges(Struct, frozen=True, kw_only=True):
     """Backends whose predicted quality is a feature, in this order."""
     backends: Mapping[str, Mapping[str, Calibration]] = msgspec.field(default_factory=dict)
     """By backend, by judge."""
+    above: Mapping[str, Mapping[str, Mapping[str, Calibration]]] = msgspec.field(
+        default_factory=dict
+    )
+    """By backend, by judge, by a dearer backend: P(that one's answer would be good)."""
     head: str = ""
     """Version of the head whose predictions they were fitted with."""
     data_sha256: str = ""
@@ -86,13 +95,23 @@ class Judges(Struct, frozen=True, kw_only=True):
         known = self.backends.get(backend, {}).get(judge)
         if known is None:
             return uncalibrated(judge, signal)
-        features = features_of(judge, signal, [quality.get(name) for name in self.question])
-        total = known.offset + sum(map(float.__mul__, known.weights, features))
-        return 1.0 / (1.0 + math.exp(-max(-60.0, min(60.0, total))))
+        return known(features_of(judge, signal, [quality.get(name) for name in self.question]))
 
-    def calibrated(self, backend: str, judge: str) -> bool:
-        """Whether `policy fit` has seen this judge on this backend's answers."""
-        return judge in self.backends.get(backend, {})
+    def gain(
+        self,
+        backend: str,
+        judge: str,
+        signal: "Signals | float",
+        quality: Mapping[str, float],
+        others: Sequence[str],
+    ) -> float | None:
+        """How much likelier the best of the others is to be good; None where nobody knows."""
+        known = self.backends.get(backend, {}).get(judge)
+        fitted = self.above.get(backend, {}).get(judge, {})
+        if known is None or any(name not in fitted for name in others):
+            return None
+        features = features_of(judge, signal, [quality.get(name) for name in self.question])
+        return max(fitted[name](features) for name in others) - known(features)
 
 
 def features_of(

@@ -1,0 +1,207 @@
+"""Fitting judges: from what an answer's tokens said, and its question promised, to P(good).
+
+For each backend and judge a logistic regression says how probably the answer is good, and one for
+each dearer backend how probably that one's would be: an answer is worth replacing only where the
+other is likelier to be good. Rows are the outcomes'; the question's promise is the one out of fold,
+and so are the figures.
+
+`python -m gateway.learning.judges --outcomes F --head DIR` fits the judges of a head that is there,
+without fitting the head anew.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from gateway.learning.design import Design
+from gateway.learning.near_duplicates import balanced_groups
+from gateway.learning.outcomes import Outcomes, OutcomesError, read_outcomes
+from gateway.learning.quality import FOLDS, fit_quality
+from gateway.routing.classifier import SHIPPED_HEAD, Head
+from gateway.routing.figures import auc, expected_calibration_error
+from gateway.routing.judges import Calibration, Judges, Signals, features_of, write_judges
+
+Floats = NDArray[np.float64]
+L2 = 3.0
+NEWTON_STEPS = 25
+LEAST_ROWS = 40
+"""Fewer judged answers of one backend calibrate nothing."""
+TOKEN_SIGNALS = {"logprob": ("logprob",), "margin": ("margin",), "entropy": ("entropy",)}
+
+
+class Judged(Struct, frozen=True):
+    """Judges with how they did out of fold."""
+
+    judges: Judges
+    p_good: dict[str, Floats]
+    """By judge, [N, K]: that backend k's answer is good; NaN: not judged."""
+    p_above: dict[str, Floats]
+    """By judge, [N, K, K]: that dearer backend j's would be, once k has answered."""
+
+
+def fit_judges(outcomes: Outcomes, quality: Floats, folds: NDArray[np.int64], head: str) -> Judged:
+    """Fit every judge for which the file has signals.
+
+    Args:
+        quality: [N, K], predicted from the question out of fold.
+        folds: [N]; the last is the frozen test rows', which nothing is fitted on.
+    """
+    names = outcomes.backends
+    found: dict[str, dict[str, Calibration]] = {name: {} for name in names}
+    above: dict[str, dict[str, dict[str, Calibration]]] = {name: {} for name in names}
+    p_good: dict[str, Floats] = {}
+    p_above: dict[str, Floats] = {}
+    for judge, k, x in _designs(outcomes, quality):
+        p_good.setdefault(judge, np.full(outcomes.scores.shape, np.nan))
+        p_above.setdefault(judge, np.full((*outcomes.scores.shape, len(names)), np.nan))
+        for j in range(k, len(names)):
+            truth = outcomes.scores[:, j]
+            known = ~np.isnan(x).any(axis=1) & ~np.isnan(truth)
+            if known.sum() < LEAST_ROWS:
+                continue
+            calibration, said = _cross_fit(x, truth, known, folds)
+            p_above[judge][:, k, j] = said
+            if j == k:
+                p_good[judge][:, k] = said
+                found[names[k]][judge] = calibration
+            else:
+                above[names[k]].setdefault(judge, {})[names[j]] = calibration
+    judges = Judges(
+        question=tuple(names),
+        backends=found,
+        above=above,
+        head=head,
+        data_sha256=outcomes.sha256,
+    )
+    return Judged(judges, p_good, p_above)
+
+
+def _designs(outcomes: Outcomes, quality: Floats) -> Iterator[tuple[str, int, Floats]]:
+    """(judge, backend's place, features [N, F]); NaN where there is nothing to judge by."""
+    signals = outcomes.signals
+    judges = [judge for judge, needs in TOKEN_SIGNALS.items() if all(n in signals for n in needs)]
+    if "logprob" in signals:
+        judges.append("answer")
+    judges += [name for name in signals if name not in (*TOKEN_SIGNALS, "tokens")]
+    for judge in judges:
+        for k in range(len(outcomes.backends)):
+            rows = [_features(outcomes, quality, judge, row, k) for row in range(len(quality))]
+            width = max((len(row) for row in rows), default=0)
+            if width:
+                x = [row or [math.nan] * width for row in rows]
+                yield judge, k, np.array(x, dtype=np.float64)
+
+
+def _features(outcomes: Outcomes, quality: Floats, judge: str, row: int, k: int) -> list[float]:
+    """As `features_of` gives them when serving; empty: the answer was not judged."""
+    signals = outcomes.signals
+
+    def of(name: str, otherwise: float) -> float:
+        return float(signals[name][row, k]) if name in signals else otherwise
+
+    told: Signals | float
+    if judge in (*TOKEN_SIGNALS, "answer"):
+        told = Signals(
+            logprob=of("logprob", 0.0),
+            margin=of("margin", 0.0),
+            entropy=of("entropy", 0.0),
+            tokens=max(int(np.nan_to_num(of("tokens", 1.0), nan=1.0)), 1),
+        )
+        numbers = (told.logprob, told.margin, told.entropy)
+    else:
+        told = of(judge, math.nan)
+        numbers = (told, told, told)
+    if any(map(math.isnan, numbers)):
+        return []
+    return features_of(judge, told, quality[row].tolist())
+
+
+def _cross_fit(
+    x: Floats, truth: Floats, known: NDArray[np.bool_], folds: NDArray[np.int64]
+) -> tuple[Calibration, Floats]:
+    said = np.full(len(truth), np.nan)
+    for fold in np.unique(folds[known]):
+        inside = known & (folds == fold)
+        outside = known & (folds != fold) & (folds != FOLDS)
+        if outside.sum() >= LEAST_ROWS // 2:
+            said[inside] = _sigmoid(x[inside], *logistic(x[outside], truth[outside]))
+    weights, offset = logistic(x[known & (folds != FOLDS)], truth[known & (folds != FOLDS)])
+    judged = ~np.isnan(said)
+    area = auc(said[judged], truth[judged])
+    error = expected_calibration_error(said[judged], truth[judged])
+    calibration = Calibration(
+        weights=tuple(np.round(weights, 6).tolist()),
+        offset=round(offset, 6),
+        rows=int(known.sum()),
+        auc=None if area is None else round(area, 4),
+        ece=round(float(error), 4),
+    )
+    return calibration, said
+
+
+def logistic(x: Floats, truth: Floats) -> tuple[Floats, float]:
+    """(weights, offset) of the least log loss with an L2 penalty on standardised features."""
+    mean, scale = x.mean(0), x.std(0)
+    scale = np.where(scale > 1e-9, scale, 1.0)
+    z = np.column_stack([(x - mean) / scale, np.ones(len(x))])
+    penalty = np.full(z.shape[1], L2)
+    penalty[-1] = 1e-6
+    w = np.zeros(z.shape[1])
+    for _ in range(NEWTON_STEPS):
+        p = 1 / (1 + np.exp(-np.clip(z @ w, -30, 30)))
+        slope = z.T @ (p - truth) + penalty * w
+        bend = (z * (p * (1 - p))[:, None]).T @ z + np.diag(penalty)
+        step = np.linalg.solve(bend, slope)
+        w -= step
+        if np.abs(step).max() < 1e-8:
+            break
+    weights = w[:-1] / scale
+    return weights, float(w[-1] - weights @ mean)
+
+
+def _sigmoid(x: Floats, weights: Floats, offset: float) -> Floats:
+    return np.asarray(1 / (1 + np.exp(-np.clip(x @ weights + offset, -60, 60))))
+
+
+def judges_card(judges: Judges) -> dict[str, dict[str, dict[str, float | int | None]]]:
+    """How good each judge is, by backend."""
+    return {
+        backend: {
+            judge: {"rows": fit.rows, "auc": fit.auc, "ece": fit.ece} for judge, fit in of.items()
+        }
+        for backend, of in judges.backends.items()
+        if of
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Exit codes: 0 written, 2 the file cannot be used."""
+    from gateway.learning.cascades import cascade_card
+
+    parser = argparse.ArgumentParser(prog="python -m gateway.learning.judges", description=__doc__)
+    parser.add_argument("--outcomes", type=Path, required=True, help="JSON Lines, or that in gzip")
+    parser.add_argument("--head", type=Path, default=SHIPPED_HEAD, help="folder to write into")
+    chosen = parser.parse_args(arguments)
+    try:
+        outcomes = read_outcomes(chosen.outcomes)
+    except OutcomesError as error:
+        print(f"headgate: {error}", file=sys.stderr)
+        return 2
+    head = Head.load(chosen.head)
+    groups, _ = balanced_groups(outcomes.prompts, folds=FOLDS)
+    fitted = fit_quality(Design(head), outcomes, groups)
+    judged = fit_judges(outcomes, fitted.quality, fitted.folds, head.card["version"])
+    write_judges(judged.judges, chosen.head)
+    print(json.dumps(cascade_card(outcomes, fitted, judged, groups), indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
