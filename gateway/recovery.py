@@ -55,6 +55,7 @@ class Recovery:
 
     async def _run(self) -> None:
         while True:
+            self._parts.reservations.tidy()
             try:
                 await self.recover()
             except (SQLAlchemyError, OSError) as error:

@@ -55,6 +55,9 @@ class ReservationLog:
         self._owner = owner or worker_id()
         self._open: dict[str, Held] = {}
         self._ends: list[bytes] = []
+        """Of reservations whose lines are in the file."""
+        self._told = 0
+        """Of these, the ones that are there too."""
         self._path: Path | None = None
         self._descriptor = -1
         self._size = 0
@@ -79,15 +82,20 @@ class ReservationLog:
 
     def end(self, request_id: str) -> None:
         """Note that the request is settled; written with the next reservation."""
-        if self._open.pop(request_id, None) is None:
-            return
-        if self._open or self._path is None:
+        if self._open.pop(request_id, None) is not None:
             self._ends.append(_END + request_id.encode("utf-8", "replace") + b"\n")
+
+    def tidy(self) -> None:
+        """Keep no name of whom nothing is open any more: off the requests' way, as it is slow."""
+        if self._path is None or not self._ends:
             return
-        with contextlib.suppress(OSError):  # nothing is open: keep nobody's name
-            os.ftruncate(self._descriptor, 0)
-            self._ends.clear()
-            self._size = 0
+        with contextlib.suppress(OSError):
+            if self._open:
+                self._begin()
+            else:
+                os.ftruncate(self._descriptor, 0)
+                self._ends.clear()
+                self._told = self._size = 0
 
     def close(self) -> None:
         """Remove the file: whatever was open is settled, or its process could not be ending."""
@@ -98,10 +106,10 @@ class ReservationLog:
             self._path = None
 
     def _write(self, line: bytes) -> None:
-        data = b"".join(self._ends) + line
+        data = b"".join(self._ends[self._told :]) + line
         if os.write(self._descriptor, data) != len(data):
             raise OSError(28, f"{self._path}: the disk is full")
-        self._ends.clear()
+        self._told = len(self._ends)
         self._size += len(data)
 
     def _begin(self) -> None:
@@ -117,6 +125,7 @@ class ReservationLog:
         new.rename(path)
         self._path, self._size = path, 0
         self._ends.clear()
+        self._told = 0
         if self._open:
             self._write(b"".join(_encode(held) + b"\n" for held in self._open.values()))
         if old is not None:

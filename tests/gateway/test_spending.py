@@ -272,6 +272,27 @@ async def test_reservation_log_forgets_what_ended(tmp_path: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
+async def test_reservation_log_is_tidied_beside_requests(tmp_path: Path) -> None:
+    """Who has nothing open any more is soon in no file."""
+    folder = tmp_path / "state" / "reservations"
+    log = ReservationLog(folder, owner="me")
+    held = Held(
+        request_id="r0", nano_usd=1, at=0.0, endpoint="completions", model="m", team="t", key="k"
+    )
+    for name in ("r0", "r1"):
+        log.hold(msgspec.structs.replace(held, request_id=name))
+    log.end("r0")
+    log.tidy()
+    (path,) = folder.iterdir()
+    assert b"r0" not in path.read_bytes()
+    assert b"r1" in path.read_bytes()
+    log.end("r1")
+    log.tidy()
+    assert path.read_bytes() == b""
+    log.close()
+    assert list(folder.iterdir()) == []
+
+
 async def test_cost_beyond_the_reservation_stands_under_its_key(tmp_path: Path) -> None:
     """What a request cost more than was held is overrun: apart, by key, and in no other sum."""
     chosen = settings(
