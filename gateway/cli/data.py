@@ -13,6 +13,7 @@ from gateway.runtime import database_url
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
+    from gateway.ledger.audit import ActOutcome
     from gateway.privacy.model import Places, SubjectKind
 
 _team = click.option("--team", metavar="NAME", help="A team, its keys, and users of no other team.")
@@ -67,7 +68,7 @@ def delete(
         found = _run(settings, lambda where: stores.export(where, kind, name))
         counts = {store: len(records) for store, records in found["stores"].items()}
     else:
-        counts = _run(settings, lambda where: stores.delete(where, kind, name))
+        counts = _run(settings, lambda where: _delete(where, kind, name))
         touch(Path(settings.state_dir))
     if as_json:
         print_json({"kind": kind, "name": name, "dry_run": dry_run, "stores": counts})
@@ -75,6 +76,29 @@ def delete(
     for store, count in counts.items():
         click.echo(f"{store:24} {count}")
     click.echo("nothing was deleted" if dry_run else "deleted")
+
+
+async def _delete(where: "Places", kind: "SubjectKind", name: str) -> dict[str, int]:
+    """Delete, and leave a row in the audit log that does not say who is forgotten."""
+    from gateway.ledger.audit import Act, command_line_actor, record
+    from gateway.privacy import stores
+
+    counts: dict[str, int] = {}
+    outcome: ActOutcome = "failed"
+    try:
+        counts = await stores.delete(where, kind, name)
+        outcome = "done"
+    finally:
+        act = Act(
+            actor=command_line_actor(),
+            action="data.delete",
+            target=kind,
+            outcome=outcome,
+            details={"stores": counts},
+        )
+        async with where.engine.begin() as connection:
+            await record(connection, act)
+    return counts
 
 
 def _subject(**asked: str | None) -> "tuple[SubjectKind, str]":

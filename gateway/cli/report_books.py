@@ -67,6 +67,7 @@ def correct(
 ) -> None:
     """Take a charge back by a reversal, and book it again at --cost-usd."""
     from gateway.ledger import corrections
+    from gateway.ledger.audit import command_line_actor
     from gateway.ledger.money import parse_usd, usd_text
 
     settings = settings_of(ctx, config)
@@ -79,6 +80,7 @@ def correct(
             cost_nano_usd=None if cost_usd is None else parse_usd(cost_usd),
             now=time.time(),
             chained=settings.database.audit_chain,
+            by=command_line_actor(),
         )
 
     booked = run_on_engine(settings, write)
@@ -120,10 +122,11 @@ def bill(ctx: click.Context, month: str, config: str | None, as_json: bool) -> N
 def close(ctx: click.Context, month: str, config: str | None, as_json: bool) -> None:
     """Freeze a month (YYYY-MM, UTC); what comes later posts to the open one and says so."""
     from gateway.ledger import month_end
+    from gateway.ledger.audit import command_line_actor
 
-    settings = settings_of(ctx, config)
+    settings, by = settings_of(ctx, config), command_line_actor()
     found = run_on_engine(
-        settings, lambda engine: month_end.close(engine, settings, month, now=time.time())
+        settings, lambda engine: month_end.close(engine, settings, month, now=time.time(), by=by)
     )
     _print_bill(found.shown(), as_json)
 
@@ -151,6 +154,7 @@ def print_invoice(
 ) -> None:
     """`report reconcile --invoice`: post what an invoice says beyond the charges."""
     from gateway.ledger import month_end
+    from gateway.ledger.audit import command_line_actor
     from gateway.ledger.money import parse_usd
 
     if month is None:
@@ -167,6 +171,7 @@ def print_invoice(
             payee=payee,
             note=note,
             now=time.time(),
+            by=command_line_actor(),
         )
 
     found = run_on_engine(settings, post)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from gateway.ledger.audit import Act, record
 from gateway.ledger.budget_store import NOT_CHARGED
 from gateway.ledger.database import writing
 from gateway.ledger.late_spending import Correction, by_backend
@@ -33,12 +34,14 @@ async def correct(
     cost_nano_usd: int | None = None,
     now: float,
     chained: bool,
+    by: str = "",
 ) -> tuple[ChargeRecord, ...]:
     """Reverse a charge and, if a cost is given, book it again at that cost.
 
     Args:
         now: unix seconds.
         chained: the audit chain is on.
+        by: who does it, for the audit log.
 
     Returns:
         The new charges as they are booked.
@@ -67,6 +70,10 @@ async def correct(
         )
         if wrong.kind not in NOT_CHARGED:
             await budgets.apply(connection, by_backend(booked))
+        cost_usd = None if cost_nano_usd is None else usd_text(cost_nano_usd)
+        details = {"seq": seq, "cost_usd": cost_usd}
+        act = Act(actor=by, action="charges.correct", target=request_id, details=details)
+        await record(connection, act)
         after = await find_settlement(connection, request_id)
     assert after is not None, "it was there a moment ago"
     return tuple(charge for charge in after.charges if charge.seq >= next_seq)

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from sqlalchemy import insert, or_, select
 
 from gateway.ledger import state, subjects
+from gateway.ledger.audit import Act, record
 from gateway.ledger.database import writing
 from gateway.ledger.money import parse_usd, usd_text
 from gateway.ledger.report_query import ReportError
@@ -101,8 +102,13 @@ async def bill(engine: "AsyncEngine", settings: Settings, month: str) -> Bill:
     return Bill(month=month, lines=(*await _charged(engine, settings, month), *posted))
 
 
-async def close(engine: "AsyncEngine", settings: Settings, month: str, *, now: float) -> Bill:
+async def close(
+    engine: "AsyncEngine", settings: Settings, month: str, *, now: float, by: str = ""
+) -> Bill:
     """Freeze a month, and with it all before.
+
+    Args:
+        by: who does it, for the audit log.
 
     Raises:
         ReportError: it is not over yet, or closed already.
@@ -126,6 +132,8 @@ async def close(engine: "AsyncEngine", settings: Settings, month: str, *, now: f
             )
         )
         await state.write(connection, "closed_until", to_us(end.timestamp()))
+        total = {"total_usd": usd_text(frozen.total_nano_usd)}
+        await record(connection, Act(actor=by, action="months.close", target=month, details=total))
     return frozen
 
 
@@ -139,6 +147,7 @@ async def reconcile_invoice(
     payee: str = EVERYTHING,
     note: str = "",
     now: float,
+    by: str = "",
 ) -> dict[str, Any]:
     """Post what an invoice says beyond the charges: its discount and the difference.
 
@@ -147,6 +156,7 @@ async def reconcile_invoice(
     Args:
         discount_nano_usd: what the invoice takes off, 0 or more.
         payee: whose invoice: `upstream:BACKEND`, or `all` for everything.
+        by: who does it, for the audit log.
 
     Raises:
         ReportError: no such month or payee, or a negative discount.
@@ -180,6 +190,11 @@ async def reconcile_invoice(
         ]
         if rows:
             await connection.execute(insert(adjustments), rows)
+            details = {"payee": payee, "invoice_usd": usd_text(invoice_nano_usd)}
+            await record(
+                connection,
+                Act(actor=by, action="invoices.reconcile", target=month, details=details),
+            )
     return {
         "month": month,
         "payee": payee,

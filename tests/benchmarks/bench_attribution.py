@@ -32,6 +32,7 @@ from tests.benchmarks.environment import describe, write
 
 _NS = 1_000_000_000
 _TURNS = 7
+_CAUSAL_TURNS = 5
 _CLASSES = {
     # prompt tokens, answer tokens, requests per second of the engine's own time at load 1
     "long prefill": ((400, 900), (4, 8), 1.0),
@@ -113,26 +114,40 @@ def charged_ns(run: Run, arrivals: Iterable[Arrival], kind: str) -> int:
 def causality(
     engine: Engine, clock: VirtualClock, regime: str, arrivals: list[Arrival]
 ) -> list[dict[str, Any]]:
-    """Each class's charge in the whole trace, and how much less was worked without it."""
-    whole = [serve(engine, clock, arrivals) for _ in range(2)][-1]
+    """Each class's charge in the whole trace, and how much less was worked without it.
+
+    A difference of two runs is as uncertain as both together, so it is measured again and again:
+    the trace, one class less, the trace again, in turns; medians count.
+    """
+    serve(engine, clock, arrivals)
     rows = []
     for kind in _CLASSES:
-        rest = serve(engine, clock, [one for one in arrivals if one.kind != kind])
-        again = serve(engine, clock, arrivals)  # in turns: the machine's mood is in both
-        busy_ns = (whole.busy_ns + again.busy_ns) / 2
-        caused = busy_ns - rest.busy_ns
-        charged = (charged_ns(whole, arrivals, kind) + charged_ns(again, arrivals, kind)) / 2
-        whole = again
+        rest = [one for one in arrivals if one.kind != kind]
+        charged, caused, busy = [], [], []
+        whole = serve(engine, clock, arrivals)
+        for _ in range(_CAUSAL_TURNS):
+            without = serve(engine, clock, rest)
+            again = serve(engine, clock, arrivals)  # the machine's mood is in both
+            busy.append((whole.busy_ns + again.busy_ns) / 2)
+            caused.append(busy[-1] - without.busy_ns)
+            both = charged_ns(whole, arrivals, kind) + charged_ns(again, arrivals, kind)
+            charged.append(both / 2)
+            whole = again
         rows.append(
             {
                 "regime": regime,
                 "left_out": kind,
-                "requests": sum(one.kind == kind for one in arrivals),
-                "charged_s": round(charged / _NS, 3),
-                "caused_s": round(caused / _NS, 3),
-                "charged_over_caused": round(charged / caused, 3),
-                "busy_s": round(busy_ns / _NS, 3),
-                "mean_batch": round(again.mean_batch, 2),
+                "requests": len(arrivals) - len(rest),
+                "charged_s": round(statistics.median(charged) / _NS, 3),
+                "caused_s": round(statistics.median(caused) / _NS, 3),
+                "charged_over_caused": round(
+                    statistics.median(charged) / statistics.median(caused), 3
+                ),
+                "charged_over_caused_by_turn": [
+                    round(one / other, 3) for one, other in zip(charged, caused, strict=True)
+                ],
+                "busy_s": round(statistics.median(busy) / _NS, 3),
+                "mean_batch": round(whole.mean_batch, 2),
             }
         )
     return rows

@@ -182,6 +182,10 @@ def test_data_commands_say_what_is_there(spent: Headgate) -> None:
     assert spent.run("data", "delete", "--user", "a", "--team", "b").exit_code == 2
     assert "deleted" in spent.run("data", "delete", "--user", "ann").stdout
     assert spent.json("data", "delete", "--user", "ann", "--json")["stores"]["keys"] == 0
+    acts = spent.json("audit", "--action", "data.delete", "--json")
+    assert [(act["target"], act["outcome"]) for act in acts] == [("user", "done")] * len(acts)
+    assert len(acts) >= 2
+    assert "ann" not in str([act["details"] for act in acts])
 
 
 def test_db_prune_and_check_after_it(spent: Headgate) -> None:

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.ledger import check
 from gateway.ledger.accounts import balances, entries
+from gateway.ledger.audit import list_acts
 from gateway.ledger.corrections import UnknownCharge, correct
 from gateway.ledger.machine_time import MachineClock
 from gateway.ledger.money import parse_usd
@@ -150,6 +151,27 @@ async def test_bill_with_discount_and_difference_is_the_invoice(engine: AsyncEng
         "corrects 2026-11. no. 17",
     )
     assert (await bill(engine, SETTINGS, "2026-11")).total_nano_usd == parse_usd("6.95")
+
+
+async def test_who_changed_the_books_is_written_down(engine: AsyncEngine) -> None:
+    """Corrections, closings and invoices leave a row each, in the same transaction; refusals none."""
+    await _month_of_work(engine)
+    await correct(engine, "a", 0, cost_nano_usd=5, now=NOW, chained=False, by="cli:ann")
+    with pytest.raises(UnknownCharge):
+        await correct(engine, "a", 7, now=NOW, chained=False, by="cli:ann")
+    asked: dict[str, Any] = {"invoice_nano_usd": 5 * USD, "now": DECEMBER, "by": "cli:bob"}
+    for _ in range(2):  # the second posts nothing
+        await reconcile_invoice(engine, SETTINGS, "2026-11", **asked)
+    await close(engine, SETTINGS, "2026-11", now=DECEMBER, by="cli:bob")
+    async with engine.connect() as connection:
+        acts = await list_acts(connection)
+    assert [(act.actor, act.action, act.target) for act in reversed(acts)] == [
+        ("cli:ann", "charges.correct", "a"),
+        ("cli:bob", "invoices.reconcile", "2026-11"),
+        ("cli:bob", "months.close", "2026-11"),
+    ]
+    assert acts[-1].details == {"seq": 0, "cost_usd": "0.000000005"}
+    assert acts[0].details == {"total_usd": "5"}
 
 
 async def test_invoice_of_one_upstream_counts_its_charges_only(engine: AsyncEngine) -> None:
