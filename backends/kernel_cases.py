@@ -217,6 +217,108 @@ def _scaled_linear(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> It
         )
 
 
+def _packed_linear(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    """Weights of 16 bits, as C++ keeps them; GPUs have no such form."""
+    from kernels.packed_linear import pack
+
+    for rows, channels, inputs in _linear_shapes(sizes) if device.type == "cpu" else ():
+        x, weight = _plain_linear(rows, channels, inputs, device, torch.float32)
+        stored = weight.bfloat16()
+        yield Case(
+            op="packed_linear",
+            shape=f"{rows} x {inputs} -> {channels}, bf16",
+            call=_bind(x, pack(stored), channels=channels),
+            bytes_moved=stored.nbytes + x.nbytes + 4 * rows * channels,
+            flops=2 * rows * channels * inputs,
+            torch=_linear_of(x, stored.float()),
+        )
+
+
+def _dense_linear(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    """What batch invariance costs on a GPU."""
+    for rows, channels, inputs in _linear_shapes(sizes) if device.type == "cuda" else ():
+        x, weight = _plain_linear(rows, channels, inputs, device, dtype)
+        yield Case(
+            op="dense_linear",
+            shape=f"{rows} x {inputs} -> {channels}",
+            call=_bind(x, weight),
+            bytes_moved=weight.nbytes + x.nbytes + rows * channels * dtype.itemsize,
+            flops=2 * rows * channels * inputs,
+            torch=_linear_of(x, weight),
+        )
+
+
+def _plain_linear(
+    rows: int, channels: int, inputs: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    weight = _random((channels, inputs), device, dtype) / inputs**0.5
+    return _random((rows, inputs), device, dtype), weight
+
+
+def _rope_store(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    heads, kv_heads, dim = sizes.heads, sizes.kv_heads, sizes.head_dim
+    angles = _random((4096, dim), device, torch.float32)
+    for rows in sizes.rows:
+        q, k, v = (_random((rows, n, dim), device, dtype) for n in (heads, kv_heads, kv_heads))
+        keys, values = _random((2, rows, BLOCK_SIZE, kv_heads, dim), device, dtype)
+        places = torch.arange(rows, device=device)
+        yield Case(
+            op="rope_store",
+            shape=f"{rows} x ({heads} + 2 x {kv_heads}) x {dim}",
+            call=_bind(q, k, v, angles, places, keys, values, places * BLOCK_SIZE),
+            bytes_moved=2 * (q.nbytes + k.nbytes + v.nbytes),
+            flops=0,
+        )
+
+
+def _expert_mlp(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    count, chosen, middle = 8, 2, sizes.middle // 4
+    gate_up = _random((count, 2 * middle, sizes.hidden), device, dtype) / sizes.hidden**0.5
+    down = _random((count, sizes.hidden, middle), device, dtype) / middle**0.5
+    for rows in sizes.rows:
+        x = _random((rows, sizes.hidden), device, dtype)
+        experts = torch.stack(
+            [torch.randperm(count, device=device)[:chosen] for _ in range(rows)]
+        ).int()
+        weights = torch.full(experts.shape, 1 / chosen, device=device)
+        used = len(set(experts.flatten().tolist()))
+        yield Case(
+            op="expert_mlp",
+            shape=f"{rows} x {sizes.hidden}, {chosen} of {count} experts of {middle}",
+            call=_bind(x, gate_up, down, weights, experts),
+            bytes_moved=(gate_up.nbytes + down.nbytes) * used // count + 2 * x.nbytes,
+            flops=6 * rows * chosen * sizes.hidden * middle,
+        )
+
+
+def _lora_add(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    adapters, rank, size = 8, 16, sizes.hidden
+    a = _random((adapters, rank, size), device, dtype) / size**0.5
+    b = _random((adapters, size, rank), device, dtype)
+    scales = torch.ones(adapters, device=device)
+    for rows in sizes.rows:
+        x = _random((rows, size), device, dtype)
+        starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
+        chosen = (torch.arange(rows, device=device) % adapters).int()
+
+        yield Case(
+            op="lora_add",
+            shape=f"{rows} x {size}, rank {rank}, {adapters} adapters",
+            call=_added_by(x, a, b, scales, starts, chosen),
+            bytes_moved=(a.nbytes + b.nbytes) * min(rows, adapters) // adapters + 3 * x.nbytes,
+            flops=4 * rows * rank * size,
+        )
+
+
+def _added_by(x: Tensor, *rest: Tensor) -> Call:
+    def call(op: Callable[..., Any]) -> Tensor:
+        out = torch.zeros_like(x)
+        op(out, x, *rest)
+        return out
+
+    return call
+
+
 def _linear_of(x: Tensor, dense: Tensor) -> Callable[[], Tensor]:
     return lambda: F.linear(x, dense)
 
@@ -318,7 +420,12 @@ _BUILDERS: dict[str, Callable[[Sizes, torch.device, torch.dtype], Iterator[Case]
     "quant_linear": _quant_linear,
     "int4_linear": _int4_linear,
     "scaled_linear": _scaled_linear,
+    "packed_linear": _packed_linear,
+    "dense_linear": _dense_linear,
+    "expert_mlp": _expert_mlp,
+    "lora_add": _lora_add,
     "rms_norm": _rms_norm,
+    "rope_store": _rope_store,
     "silu_mul": _silu_mul,
     "sample": _sample,
 }

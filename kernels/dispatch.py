@@ -38,9 +38,11 @@ _FOLDERS = {
     "rms_norm": "rms_norm",
     "add_rms_norm": "rms_norm",
     "rope": "rope",
+    "rope_store": "rope_store",
     "silu_mul": "silu_mul",
     "quant_linear": "quant_linear",
     "packed_linear": "packed_linear",
+    "dense_linear": "dense_linear",
     "int4_linear": "int4_linear",
     "scaled_linear": "scaled_linear",
     "sample": "sampling",
@@ -51,6 +53,7 @@ _FOLDERS = {
 }
 _PLAIN_ON_CPU = frozenset(
     {
+        "dense_linear",
         "scaled_linear",
         "sample",
         "penalise",

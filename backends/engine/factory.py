@@ -23,6 +23,7 @@ from backends.models.registry import Model, load_model
 from backends.speculation.speculator import Speculator
 from backends.tokenizer import Tokenizer
 from kernels.dispatch import implementation_for
+from kernels.invariance import promise
 
 _DTYPES: Final = {
     "float32": torch.float32,
@@ -76,6 +77,8 @@ def build_engine(options: EngineOptions, *, meter: MeterSlot | None = None) -> E
         config=model_config,
     )
     if options.deterministic:
+        if device.type == "cuda":
+            promise()
         check_deterministic(model)
     if device.type == "cpu":
         torch.set_num_threads(options.threads or pick_threads(model.step_bytes))
@@ -144,9 +147,9 @@ def check_deterministic(model: Model) -> None:
     """
     if not model.is_batch_invariant:
         raise ValueError(
-            "deterministic is true, but only the C++ kernels can promise it: on a CPU, with a C++ "
-            "compiler installed, dtype float32 (weights may be int8 or int4), and a head size that "
-            "is a multiple of 16"
+            "deterministic is true, but these kernels cannot promise it: give a GPU, or on a CPU a "
+            "C++ compiler, dtype float32 (weights may be int8 or int4), and a model with a head "
+            "size that is a multiple of 16; no mixture of experts"
         )
 
 

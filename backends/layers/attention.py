@@ -7,8 +7,7 @@ from torch import Tensor
 
 from backends.layers.norm import RMSNorm
 from kernels.paged_attention import paged_attention
-from kernels.rope import rope
-from kernels.store_kv import store_kv
+from kernels.rope_store import rope_store
 
 
 class ForwardBatch(NamedTuple):
@@ -82,10 +81,12 @@ class Attention:
         q, k, v = torch.split(packed, [self.heads, self.kv_heads, self.kv_heads], dim=1)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
-        q, k = rope(q, k, cos_sin_cache, batch.positions)
-        store_kv(
+        q = rope_store(
+            q,
             k,
             v,
+            cos_sin_cache,
+            batch.positions,
             cache.keys,
             cache.values,
             batch.slot_mapping,

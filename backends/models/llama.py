@@ -26,6 +26,7 @@ from backends.models.families import ExpertsConfig
 from backends.models.loader import EMBEDDING, WeightReader
 from backends.sampling.likeliest import likeliest
 from kernels.decoder import DecoderWeights, LayerWeights, PackedWeight, plan
+from kernels.invariance import is_promised
 
 if TYPE_CHECKING:
     from kernels.decoder.native import NativeDecoder
@@ -121,7 +122,10 @@ class Llama:
     @property
     def is_batch_invariant(self) -> bool:
         """Whether a sequence's logits have the same bits whatever else is in the batch."""
-        return self._in_one_call is not None
+        if self._in_one_call is not None:
+            return True
+        has_experts = any(isinstance(layer.mlp, Experts) for layer in self.layers)
+        return self.embedding.is_cuda and is_promised() and not has_experts
 
     def _plan(self) -> "NativeDecoder | None":
         """All layers as one C++ call, where every linear layer has a packed form."""

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.invariance import rows_to_choose_by
 from kernels.quant_linear.reference import round_rows
 from kernels.split_k import partial_sums, splits_for, sum_splits
 from kernels.tuning import linear_class, tuned
@@ -117,7 +118,7 @@ def int4_linear(
     *,
     packed: Tensor | None = None,
 ) -> Tensor:
-    if packed is not None and x.dtype == torch.float32:
+    if packed is not None:
         x = round_rows(x)
     channels, inputs = weight_int4.shape[0], x.shape[-1]
     out = torch.empty((*x.shape[:-1], channels), dtype=x.dtype, device=x.device)
@@ -128,15 +129,14 @@ def int4_linear(
         rows = rows.contiguous()
     count, groups = rows.shape[0], scale.shape[1]
     size = inputs // groups
-    options = tuned(
-        "int4_linear",
-        f"{linear_class(count, channels, inputs, x.dtype)}-g{size}",
-        x.device,
-        gemv_options(size) if count == 1 else gemm_options(count, size, x.dtype),
-    )
+    choose_by = rows_to_choose_by(count)
+    options = gemv_options(size) if choose_by == 1 else gemm_options(choose_by, size, x.dtype)
+    if choose_by == count:
+        shape = f"{linear_class(count, channels, inputs, x.dtype)}-g{size}"
+        options = tuned("int4_linear", shape, x.device, options)
     tiles = triton.cdiv(channels, options["BLOCK_N"])
-    if count > 1:
-        tiles *= triton.cdiv(count, options["BLOCK_M"])
+    if choose_by > 1:
+        tiles *= triton.cdiv(choose_by, options["BLOCK_M"])
     block_k = 2 * options["BLOCK_J"]
     splits = splits_for(tiles, inputs, block_k)
     part = triton.cdiv(triton.cdiv(inputs, splits), block_k) * block_k
@@ -151,7 +151,7 @@ def int4_linear(
     )
     flags = {"HAS_ZERO": zero is not None, "HAS_BIAS": bias is not None, "SPLIT": splits > 1}
     sizes = (channels, inputs, groups, size, part)
-    if count == 1:
+    if choose_by == 1:
         gemv_kernel[(tiles, splits)](*tensors, *sizes, **flags, **options)
     else:
         grid = (

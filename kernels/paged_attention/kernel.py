@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.invariance import is_promised
 from kernels.ragged import find_sequence
 from kernels.tuning import tuned
 
@@ -210,19 +211,22 @@ def paged_attention(
     if q.stride(2) != 1:
         q = q.contiguous()
     group = query_heads // kv_heads
-    options = tuned(
-        "paged_attention",
-        shape_class(k_cache.dtype, group, head_dim, max_query_len),
-        q.device,
-        launch_options(
-            q.dtype,
-            k_cache.dtype,
-            group=group,
-            head_dim=head_dim,
-            max_query_len=max_query_len,
-            max_context_len=max_context_len,
-        ),
+    if is_promised():
+        # A decode step's tiles for prompts too, over a context that is never split.
+        max_query_len, longest = 1, 1
+    else:
+        longest = max_context_len
+    options = launch_options(
+        q.dtype,
+        k_cache.dtype,
+        group=group,
+        head_dim=head_dim,
+        max_query_len=max_query_len,
+        max_context_len=longest,
     )
+    if not is_promised():
+        shape = shape_class(k_cache.dtype, group, head_dim, max_query_len)
+        options = tuned("paged_attention", shape, q.device, options)
     segments = triton.cdiv(max_context_len, SEGMENT) if options["SEGMENT"] else 1
     partial, stats = out, out  # Not touched where contexts are not split.
     if segments > 1:

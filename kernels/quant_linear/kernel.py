@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.invariance import rows_to_choose_by
 from kernels.quant_linear.reference import round_rows
 from kernels.split_k import partial_sums, splits_for, sum_splits
 from kernels.tuning import linear_class, tuned
@@ -99,7 +100,15 @@ def quant_linear(
     del dense  # Reading half the bytes is the point on a GPU.
     if packed is not None and x.dtype == torch.float32:
         x = round_rows(x)
-    channels, inputs = weight_int8.shape
+    rows = x.numel() // max(x.shape[-1], 1)
+    return multiply(x, weight_int8, scale, bias, choose_by=rows_to_choose_by(rows))
+
+
+def multiply(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, *, choose_by: int
+) -> Tensor:
+    """Launch the kernel that is fastest for `choose_by` rows; weight [N, K] int8, or x.dtype."""
+    channels, inputs = weight.shape
     out = torch.empty((*x.shape[:-1], channels), dtype=x.dtype, device=x.device)
     if out.numel() == 0:
         return out
@@ -107,21 +116,19 @@ def quant_linear(
     if rows.stride(1) != 1:
         rows = rows.contiguous()
     count = rows.shape[0]
-    options = tuned(
-        "quant_linear",
-        linear_class(count, channels, inputs, x.dtype),
-        x.device,
-        gemv_options() if count == 1 else gemm_options(count, x.dtype),
-    )
+    options = gemv_options() if choose_by == 1 else gemm_options(choose_by, x.dtype)
+    if choose_by == count:
+        shape = linear_class(count, channels, inputs, x.dtype)
+        options = tuned("quant_linear", shape, x.device, options)
     tiles = triton.cdiv(channels, options["BLOCK_N"])
-    if count > 1:
-        tiles *= triton.cdiv(count, options["BLOCK_M"])
+    if choose_by > 1:
+        tiles *= triton.cdiv(choose_by, options["BLOCK_M"])
     splits = splits_for(tiles, inputs, options["BLOCK_K"])
     part = triton.cdiv(triton.cdiv(inputs, splits), options["BLOCK_K"]) * options["BLOCK_K"]
     target = partial_sums(splits, count, channels, x) if splits > 1 else out
-    tensors = (rows, weight_int8.contiguous(), scale, out if bias is None else bias, target)
+    tensors = (rows, weight.contiguous(), scale, out if bias is None else bias, target)
     flags = {"HAS_BIAS": bias is not None, "SPLIT": splits > 1}
-    if count == 1:
+    if choose_by == 1:
         gemv_kernel[(tiles, splits)](*tensors, channels, inputs, part, **flags, **options)
     else:
         grid = (

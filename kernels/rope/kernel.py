@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @triton.jit
-def _rotate(
+def rotate(
     x, out, stride, token, cos, sin, HEADS: tl.constexpr, BLOCK_HEADS: tl.constexpr,
     HALF: tl.constexpr, BLOCK_HALF: tl.constexpr,
 ):  # fmt: skip
@@ -38,8 +38,8 @@ def rope_kernel(
     angles = cos_sin_cache + position * (2 * HALF) + pairs
     cos = tl.load(angles, mask=pairs < HALF, other=0.0)
     sin = tl.load(angles + HALF, mask=pairs < HALF, other=0.0)
-    _rotate(q, q_out, q_stride, token, cos, sin, Q_HEADS, BLOCK_Q_HEADS, HALF, BLOCK_HALF)
-    _rotate(k, k_out, k_stride, token, cos, sin, K_HEADS, BLOCK_K_HEADS, HALF, BLOCK_HALF)
+    rotate(q, q_out, q_stride, token, cos, sin, Q_HEADS, BLOCK_Q_HEADS, HALF, BLOCK_HALF)
+    rotate(k, k_out, k_stride, token, cos, sin, K_HEADS, BLOCK_K_HEADS, HALF, BLOCK_HALF)
 
 
 def rope(q: Tensor, k: Tensor, cos_sin_cache: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,7 +49,7 @@ def rope(q: Tensor, k: Tensor, cos_sin_cache: Tensor, positions: Tensor) -> tupl
     k_out = torch.empty(k.shape, dtype=k.dtype, device=k.device)
     if tokens == 0:
         return q_out, k_out
-    q, k = _packed_heads(q), _packed_heads(k)
+    q, k = packed_heads(q), packed_heads(k)
     rope_kernel[(tokens,)](
         q,
         k,
@@ -70,6 +70,6 @@ def rope(q: Tensor, k: Tensor, cos_sin_cache: Tensor, positions: Tensor) -> tupl
     return q_out, k_out
 
 
-def _packed_heads(x: Tensor) -> Tensor:
+def packed_heads(x: Tensor) -> Tensor:
     """Tokens may lie apart; the heads of one token may not."""
     return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()

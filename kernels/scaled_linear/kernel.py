@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.errors import KernelUnavailableError
+from kernels.invariance import rows_to_choose_by
 from kernels.rounding import encode, scale_of
 from kernels.tuning import linear_class, tuned
 
@@ -84,8 +85,11 @@ def scaled_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None 
     encode_kernel[(count,)](
         rows, codes, row_scale, rows.stride(0), inputs, INT8=int8, **encode_options(inputs)
     )
-    shape = linear_class(count, channels, inputs, weight.dtype)
-    options = tuned("scaled_linear", shape, x.device, gemm_options(count))
+    choose_by = rows_to_choose_by(count)
+    options = gemm_options(choose_by)
+    if choose_by == count:
+        shape = linear_class(count, channels, inputs, weight.dtype)
+        options = tuned("scaled_linear", shape, x.device, options)
     grid = (triton.cdiv(count, options["BLOCK_M"]), triton.cdiv(channels, options["BLOCK_N"]))
     gemm_kernel[grid](
         codes, row_scale, weight, scale, out if bias is None else bias, out,

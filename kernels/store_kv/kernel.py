@@ -13,7 +13,7 @@ from kernels.rounding import encode, scale_of
 
 
 @triton.jit
-def _store(
+def store(
     rows, cache, scales, token_offset, slot, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr, CODES: tl.constexpr, INT8: tl.constexpr,
 ):  # fmt: skip
@@ -38,10 +38,10 @@ def store_kv_kernel(
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slot_mapping + token).to(tl.int64)
     if slot >= 0:
-        _store(k, k_cache, k_scale, token * k_stride, slot,
-               HEADS, HEAD_DIM, BLOCK_H, BLOCK_D, CODES, INT8)  # fmt: skip
-        _store(v, v_cache, v_scale, token * v_stride, slot,
-               HEADS, HEAD_DIM, BLOCK_H, BLOCK_D, CODES, INT8)  # fmt: skip
+        store(k, k_cache, k_scale, token * k_stride, slot,
+              HEADS, HEAD_DIM, BLOCK_H, BLOCK_D, CODES, INT8)  # fmt: skip
+        store(v, v_cache, v_scale, token * v_stride, slot,
+              HEADS, HEAD_DIM, BLOCK_H, BLOCK_D, CODES, INT8)  # fmt: skip
 
 
 def store_kv(
@@ -57,7 +57,7 @@ def store_kv(
     tokens, kv_heads, head_dim = k.shape
     if tokens == 0:
         return
-    k, v = _packed_heads(k), _packed_heads(v)
+    k, v = packed_heads(k), packed_heads(v)
     store_kv_kernel[(tokens,)](
         k,
         v,
@@ -86,6 +86,6 @@ def launch_options(kv_heads: int, head_dim: int, cache_dtype: torch.dtype) -> di
     }
 
 
-def _packed_heads(x: Tensor) -> Tensor:
+def packed_heads(x: Tensor) -> Tensor:
     """Tokens may lie apart; the heads of one token may not."""
     return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()

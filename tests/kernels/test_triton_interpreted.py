@@ -15,12 +15,14 @@ HERE = Path(__file__).parent
 TIMEOUT_S = 600  # Under a minute of an idle core; many when others share it.
 OP_TESTS = (
     "test_int4_linear.py",
+    "test_invariance.py",
     "test_lora.py",
     "test_moe.py",
     "test_paged_attention.py",
     "test_quant_linear.py",
     "test_rms_norm.py",
     "test_rope.py",
+    "test_rope_store.py",
     "test_sampling.py",
     "test_scaled_linear.py",
     "test_silu_mul.py",

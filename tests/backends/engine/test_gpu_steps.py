@@ -12,6 +12,7 @@ from backends.engine.engine import Engine
 from backends.engine.factory import build_engine
 from backends.engine.graph_runner import GraphModelRunner
 from backends.engine.options import read_options
+from kernels import invariance
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
@@ -77,3 +78,33 @@ def test_steady_decode_allocates_nothing(engine: Engine) -> None:
     for _ in range(10):
         engine.step()
     assert torch.cuda.memory_allocated() == before
+
+
+def test_deterministic_answers_do_not_depend_on_the_batch(folder: Path) -> None:
+    """On a GPU too: the same tokens alone, and in company that comes and goes."""
+    options = {"model": str(folder), "device": "cuda", "max_num_seqs": 8, "num_blocks": 64}
+    engine = build_engine(read_options({**options, "deterministic": True}))
+    try:
+        alone = [_answers(engine, [index])[index] for index in range(6)]
+        together = _answers(engine, list(range(6)))
+    finally:
+        invariance.forget()
+    assert [together[index] for index in range(6)] == alone
+
+
+def _answers(engine: Engine, indices: list[int]) -> dict[int, list[tuple[int, float]]]:
+    """Tokens and their log-probabilities of prompts of several lengths, one joining each step."""
+    answers: dict[int, list[tuple[int, float]]] = {index: [] for index in indices}
+    left = list(indices)
+    while left or engine.has_unfinished:
+        if left:
+            index = left.pop(0)
+            params = SamplingParams(
+                temperature=0.5 * (index % 2), seed=index, max_tokens=12, ignore_eos=True,
+                logprobs=1,
+            )  # fmt: skip
+            engine.add_request(str(index), [7 + index] * (1 + 9 * index), params)
+        for event in engine.step():
+            taken = [(entry.token_id, entry.logprob) for entry in event.logprobs]
+            answers[int(event.request_id)] += taken
+    return answers

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from backends.bench_kernels import main, op_names
+from backends.bench_kernels import main
 from backends.kernel_cases import SMALL, cases
 from kernels.dispatch import load
 
@@ -64,7 +64,7 @@ def test_bench_kernels_refuses_nonsense(
     assert re.search(message, capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("op", [name for name in op_names() if "norm" in name or "sample" in name])
+@pytest.mark.parametrize("op", ["rms_norm", "sample", "rope_store", "lora_add"])
 def test_cases_count_what_their_op_moves(op: str) -> None:
     """A case calls the op it names, and its bytes are those of its smallest inputs at least."""
     for case in cases(torch.device("cpu"), frozenset({op})):
