@@ -194,7 +194,7 @@ class BackendSettings(_Table, frozen=True, kw_only=True):
     """A size class; None: the backend's own name."""
     machine: str | None = None
     """None: the implicit machine "local", unless the backend has a price."""
-    quantization: Literal["int8", "none"] | None = None
+    quantization: Literal["int8", "int4", "fp8", "none"] | None = None
     engine: EngineSettings = field(default_factory=EngineSettings)
     speculation: SpeculationSettings = field(default_factory=SpeculationSettings)
     base_urls: list[str] = field(default_factory=list)
