@@ -77,6 +77,11 @@ class Breaker(Struct, eq=False):
         """The trial ended without a verdict: its client left, or it never got a place."""
         self.trial = False
 
+    def eject(self, now: float, error: str) -> bool:
+        """Open it whatever the count says; whether it was not open."""
+        self.failures = max(self.failures, self.settings.failures_to_open - 1)
+        return self.failure(now, error)
+
     def close(self) -> None:
         """As new."""
         self.failures = self.opened = 0

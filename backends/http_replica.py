@@ -1,4 +1,4 @@
-"""One address of an OpenAI-compatible server: connections, prebuilt URLs, load."""
+"""One address of an OpenAI-compatible server: connections, prebuilt URLs, condition."""
 
 import asyncio
 import contextlib
@@ -10,6 +10,8 @@ import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
 
+from backends.breaker import Breaker, BreakerSettings
+
 CONNECT_TIMEOUT_S = 5.0
 # Below uvicorn's 5 s: a reused connection must not be one that the server is just closing.
 _KEEPALIVE_S = 4.0
@@ -19,17 +21,27 @@ TRANSPORT_ERRORS = (httpx.HTTPError, aiohttp.ClientError, OSError)
 
 
 class Replica:
-    """One address: its transport, prebuilt URLs and load."""
+    """One address: its transport, prebuilt URLs and condition."""
 
-    def __init__(self, base_url: str, uds: str | None) -> None:
+    def __init__(
+        self, base_url: str, uds: str | None, breaker: BreakerSettings | None = None
+    ) -> None:
         self.base = base_url.rstrip("/")
         self.root = httpx.URL(self.base.removesuffix("/v1") or "/")
         self.urls = {
             endpoint: httpx.URL(f"{self.base}/{endpoint}")
             for endpoint in ("chat/completions", "completions", "embeddings")
         }
-        self.outstanding = 0
+        self.address = uds or self.base
+        """What it is called, here and by other gateways."""
+        self.breaker = Breaker(breaker or BreakerSettings())
+        self.failing = 0.0
+        """Share of its latest answers that failed, smoothed."""
+        self.ready = True
+        """By its last probe."""
         self.skip_until = 0.0
+        self.no_metrics = False
+        """It has no /metrics, or they say nothing of its load."""
         context = (
             ssl.create_default_context()
             if self.base.startswith("https")
@@ -100,9 +112,8 @@ async def read_body(response: httpx.Response) -> bytes:
     return b"".join([piece async for piece in body_pieces(response)])
 
 
-async def release(response: httpx.Response, replica: Replica) -> None:
+async def release(response: httpx.Response) -> None:
     """Give the connection back, or close it where the answer was not read to its end."""
-    replica.outstanding -= 1
     with contextlib.suppress(*TRANSPORT_ERRORS):
         await response.aclose()
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from backends.contract import BackendHealth
+from backends.server_metrics import ServerMetrics
 
 
 def own_health(health: Mapping[str, Any]) -> BackendHealth:
@@ -22,20 +23,31 @@ def own_health(health: Mapping[str, Any]) -> BackendHealth:
 
 
 def foreign_health(
-    models: Mapping[str, Any], model: str, *, running: int, capacity: int
+    models: Mapping[str, Any],
+    model: str,
+    *,
+    running: int,
+    capacity: int,
+    metrics: ServerMetrics | None = None,
 ) -> BackendHealth:
     """A server that answers /v1/models (or says that it has no such path) is ready.
 
     vLLM lists `max_model_len` and `root`; others at least the id.
+
+    Args:
+        running: what we know of; `metrics` tell what others have there, too.
     """
+    load = metrics or ServerMetrics()
     cards = [card for card in models.get("data") or [] if isinstance(card, dict)]
     card: dict[str, Any] = next((card for card in cards if card.get("id") == model), {})
     context = card.get("max_model_len")
     unknown = bool(cards) and bool(model) and not card
     return BackendHealth(
         ready=True,
-        running=running,
+        running=max(running, round(load.running or 0)),
+        waiting=round(load.waiting or 0),
         capacity=capacity,
+        kv_usage_ratio=load.kv_usage,
         model_revision=str(card.get("root") or model),
         context_tokens=context if isinstance(context, int) else None,
         detail=f"model {model!r} is not in its list" if unknown else "",

@@ -7,13 +7,14 @@ call than everything else here, and adds nothing that a fixed address needs.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
 
+from backends.breaker import Breaker, BreakerSettings
 from backends.contract import BackendHealth, Chunk, Completion, GenerateRequest, Usage
 from backends.errors import (
     BackendError,
@@ -34,11 +35,14 @@ from backends.http_replica import (
 )
 from backends.openai_errors import describe_error, error_from_response, transport_error
 from backends.openai_health import foreign_health, own_health, why_unready
+from backends.replica_set import Place, ReplicaSet
+from backends.server_metrics import ServerMetrics
 from backends.sse_reader import SSEReader
 from backends.wire import usage_from_wire
 
 _PROBE_TIMEOUT_S = 5.0
 _SKIP_AFTER_REFUSAL_S = 1.0
+_QUESTION = GenerateRequest(request_id="", endpoint="chat/completions", body={})
 
 
 class OpenAIHTTPBackend:
@@ -59,9 +63,11 @@ class OpenAIHTTPBackend:
         uds: str | Path | Sequence[str | Path] | None = None,
         timeout_s: float = 600.0,
         max_concurrency: int | None = None,
+        breaker: BreakerSettings | None = None,
     ) -> None:
         """`base_urls` end in the API's root, usually /v1. `uds`: Unix sockets, one per replica,
         each spoken to with the first base URL. `timeout_s` caps every request's own timeout.
+        `breaker`: when one of several addresses is left alone.
         """
         self.name = name
         self.model = model
@@ -78,34 +84,34 @@ class OpenAIHTTPBackend:
             headers.append((b"authorization", f"Bearer {api_key}".encode()))
         self._headers = headers
         if uds is None:
-            self._replicas = [Replica(url, None) for url in base_urls]
+            self._replicas = [Replica(url, None, breaker) for url in base_urls]
         else:
             sockets = [uds] if isinstance(uds, str | Path) else uds
-            self._replicas = [Replica(base_urls[0], str(socket)) for socket in sockets]
+            self._replicas = [Replica(base_urls[0], str(socket), breaker) for socket in sockets]
         if not self._replicas:
             raise ValueError(f"backend {name!r} has no address; give base_urls or uds")
-        self._next = 0
+        self._set = ReplicaSet(self._replicas)
         self._no_tokenize = False
 
     async def generate(self, request: GenerateRequest) -> Completion:
         """Answer whole. Raises BackendError: see `backends.errors`."""
         timeout_s = min(request.timeout_s, self._timeout_s)
         content = msgspec.json.encode(request.body)
-        async with self._slot(timeout_s):
+        ends_at = time.monotonic() + timeout_s
+        async with (
+            self._slot(timeout_s),
+            self._placed(request, content, timeout_s) as response,
+        ):
+            left_s = max(ends_at - time.monotonic(), 0.001)
             try:
-                async with asyncio.timeout(timeout_s):
-                    response, replica = await self._send(request, content, timeout_s)
-                    try:
-                        body = await read_body(response)
-                    finally:
-                        await release(response, replica)
+                async with asyncio.timeout(left_s):
+                    body = await self._body(response)
             except TimeoutError as error:
                 raise self._timed_out(timeout_s) from error
-            except TRANSPORT_ERRORS as error:
-                raise transport_error(self.name, error) from error
-        if response.status_code != 200:
-            raise error_from_response(self.name, response.status_code, response.headers, body)
-        return self._completion(request, body)
+            if response.status_code != 200:
+                status, headers = response.status_code, response.headers
+                raise error_from_response(self.name, status, headers, body)
+            return self._completion(request, body)
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         """Answer chunk by chunk, usage always asked for. Closing it closes the connection."""
@@ -114,26 +120,21 @@ class OpenAIHTTPBackend:
         body["stream"] = True
         body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
         content = msgspec.json.encode(body)
-        async with self._slot(timeout_s):
-            try:
-                async with asyncio.timeout(timeout_s):
-                    response, replica = await self._send(request, content, timeout_s)
-            except TimeoutError as error:
-                raise self._timed_out(timeout_s) from error
-            except TRANSPORT_ERRORS as error:
-                raise transport_error(self.name, error) from error
-            try:
-                if response.status_code != 200:
-                    raise await self._refusal(response, timeout_s)
-                async with contextlib.aclosing(self._chunks(response, timeout_s)) as chunks:
-                    async for chunk in chunks:
-                        yield chunk
-            finally:
-                await release(response, replica)
+        async with (
+            self._slot(timeout_s),
+            self._placed(request, content, timeout_s) as response,
+        ):
+            if response.status_code != 200:
+                raise await self._refusal(response, timeout_s)
+            async with contextlib.aclosing(self._chunks(response, timeout_s)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
 
     async def probe(self) -> BackendHealth:
         """Health of all replicas together: ready if one is, loads added up."""
         found = await asyncio.gather(*(self._probe(replica) for replica in self._replicas))
+        for number, health in enumerate(found):
+            self._set.probed(number, health.ready)
         ready = [health for health in found if health.ready]
         contexts = [h.context_tokens for h in ready if h.context_tokens is not None]
         kv_usages = [h.kv_usage_ratio for h in ready if h.kv_usage_ratio is not None]
@@ -235,41 +236,87 @@ class OpenAIHTTPBackend:
         finally:
             self.outstanding -= 1
 
+    @property
+    def breakers(self) -> dict[str, Breaker]:
+        """Of each address, where there are several."""
+        if len(self._replicas) == 1:
+            return {}
+        return {replica.address: replica.breaker for replica in self._replicas}
+
+    @property
+    def on_breaker(self) -> Callable[[str], None] | None:
+        """Told of each address that was ejected or is back."""
+        return self._set.on_breaker
+
+    @on_breaker.setter
+    def on_breaker(self, told: Callable[[str], None] | None) -> None:
+        self._set.on_breaker = told
+
+    @contextlib.asynccontextmanager
+    async def _placed(
+        self, request: GenerateRequest, content: bytes, timeout_s: float
+    ) -> AsyncIterator[httpx.Response]:
+        """The response's head; its replica hears how it went on while inside."""
+        response, place = await self._send(request, content, timeout_s)
+        try:
+            yield response
+        except BaseException as error:
+            place.failed(error)
+            raise
+        else:
+            place.answered()
+        finally:
+            place.leave()
+            await release(response)
+
     async def _send(
         self, request: GenerateRequest, content: bytes, timeout_s: float
-    ) -> tuple[httpx.Response, "Replica"]:
+    ) -> tuple[httpx.Response, Place]:
         """The response's head, from the first replica in order that accepts the connection."""
         headers = list(self._headers)
         headers.append((b"x-request-id", request.request_id.encode()))
         for key, value in request.headers.items():
             if key.lower() not in ("x-request-id", "authorization", "content-type", "host"):
                 headers.append((key.encode(), value.encode()))
-        refused: BaseException | None = None
-        for replica in self._in_order():
+        refused: BackendError | None = None
+        blocks, tokens = self._set.size_of(request, len(content))
+        for number in self._set.in_order(request, blocks, tokens):
+            place = self._set.take(number, request, blocks, tokens)
+            replica = place.replica
             url = replica.urls[request.endpoint]
-            replica.outstanding += 1
             try:
-                response = await replica.send("POST", url, headers, content, timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    response = await replica.send("POST", url, headers, content, timeout_s)
                 replica.skip_until = 0.0
-                return response, replica
-            except BaseException as error:
-                replica.outstanding -= 1
-                if not never_connected(error):
-                    raise
-                # Nothing was sent: another replica may have the request.
-                replica.skip_until = time.monotonic() + _SKIP_AFTER_REFUSAL_S
-                refused = error
+                return response, place
+            except TimeoutError as error:
+                failure: BackendError = self._timed_out(timeout_s)
+                failure.__cause__ = error
+            except TRANSPORT_ERRORS as error:
+                failure = transport_error(self.name, error)
+                failure.__cause__ = error
+                if never_connected(error):
+                    # Nothing was sent: another replica may have the request.
+                    replica.skip_until = time.monotonic() + _SKIP_AFTER_REFUSAL_S
+                    refused = failure
+            except BaseException:
+                place.leave()
+                raise
+            place.failed(failure)
+            place.leave()
+            if failure is not refused:
+                raise failure
         assert refused is not None
-        raise transport_error(self.name, refused)
+        raise refused
 
-    def _in_order(self) -> list["Replica"]:
-        """Replicas, the best first: not just refused, then least outstanding, then by turns."""
-        if len(self._replicas) == 1:
-            return self._replicas
-        self._next = (self._next + 1) % len(self._replicas)
-        turned = self._replicas[self._next :] + self._replicas[: self._next]
-        now = time.monotonic()
-        return sorted(turned, key=lambda r: (r.skip_until > now, r.outstanding))
+    async def _body(self, response: httpx.Response) -> bytes:
+        """All of it. Raises BackendStreamError: it broke off."""
+        try:
+            return await read_body(response)
+        except TRANSPORT_ERRORS as error:
+            if isinstance(transport_cause(error), TimeoutError):
+                raise
+            raise self._broken(repr(transport_cause(error))) from error
 
     async def _chunks(
         self, response: httpx.Response, timeout_s: float
@@ -358,7 +405,7 @@ class OpenAIHTTPBackend:
         self, method: str, path: str, content: bytes = b"", replica: "Replica | None" = None
     ) -> tuple[int, bytes]:
         """The same, with the answer as it came."""
-        replica = replica or self._in_order()[0]
+        replica = replica or self._first_well()
         url = replica.root.copy_with(raw_path=path.encode())
         if path.startswith("/v1/"):
             url = httpx.URL(f"{replica.base}{path.removeprefix('/v1')}")
@@ -375,6 +422,26 @@ class OpenAIHTTPBackend:
             raise transport_error(self.name, error) from error
         return response.status_code, body
 
+    def _first_well(self) -> "Replica":
+        """Any replica that is well, for questions that all of them can answer."""
+        order = self._set.in_order(_QUESTION, (), 0)
+        return self._replicas[order[0]]
+
+    async def _load_of(self, replica: "Replica") -> ServerMetrics | None:
+        """What its /metrics say of its load; None: it has none, and is not asked again."""
+        if replica.no_metrics:
+            return None
+        try:
+            status, body = await self._ask_raw("GET", "/metrics", replica=replica)
+        except BackendError:
+            return None
+        if status >= 500:
+            replica.no_metrics = status == 501  # llama.cpp without --metrics
+            return None
+        metrics = ServerMetrics.parse(body.decode("utf-8", "replace")) if status == 200 else None
+        replica.no_metrics = metrics is None or metrics.running is None
+        return metrics
+
     async def _probe(self, replica: "Replica") -> BackendHealth:
         try:
             status, health = await self._ask("GET", "/health", replica=replica)
@@ -388,7 +455,11 @@ class OpenAIHTTPBackend:
         if status in (401, 403) or status >= 500:
             return BackendHealth(ready=False, detail=f"GET models answered {status}")
         return foreign_health(
-            models, self.model, running=self.outstanding, capacity=self._max_concurrency
+            models,
+            self.model,
+            running=self.outstanding,
+            capacity=self._max_concurrency,
+            metrics=await self._load_of(replica),
         )
 
 

@@ -19,6 +19,7 @@ from litestar.datastructures import State
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from backends.breaker import BreakerSettings
 from backends.contract import Backend
 from backends.echo import EchoBackend
 from backends.meter import Meter, MeterSlot
@@ -98,7 +99,10 @@ def create_app(
             name=ENCODER, kind="encoder", model=settings.cache.semantic.encoder
         )
     if backends is None:
-        backends = {b.name: open_backend(b, _address(runtime, b.name)) for b in listed.values()}
+        breaker = settings.failure.breaker
+        backends = {
+            b.name: open_backend(b, _address(runtime, b.name), breaker) for b in listed.values()
+        }
     engine = open_engine(runtime.database_url)
     stamp = Path(runtime.state_dir) / stamp_file.NAME
     budgets = Budgets(engine, clock=clock, stamp=stamp)
@@ -243,7 +247,9 @@ async def _learn(parts: Parts) -> None:
         log.info("forecasts_not_learned", error=str(error)[:200])
 
 
-def open_backend(backend: BackendSettings, address: Address) -> Backend:
+def open_backend(
+    backend: BackendSettings, address: Address, breaker: BreakerSettings | None = None
+) -> Backend:
     """The client of one configured backend. Raises SettingsError for a missing API key."""
     if backend.kind == "echo":
         return EchoBackend(backend.name)
@@ -256,6 +262,7 @@ def open_backend(backend: BackendSettings, address: Address) -> Backend:
         uds=address.uds,
         timeout_s=backend.timeout_s,
         max_concurrency=backend.max_concurrency,
+        breaker=breaker,
     )
 
 

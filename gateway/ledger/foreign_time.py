@@ -28,8 +28,8 @@ from msgspec import Struct
 from backends.contract import Usage
 from backends.fitting import LinearFit
 from backends.meter import MeterSlot
+from backends.server_metrics import ServerMetrics
 from backends.shares import share
-from gateway.ledger.server_metrics import ServerMetrics
 from gateway.settings import BackendSettings, Settings
 
 _PRIOR: Final = (8.0, 1.0, 8.0, 1.2)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from backends.contract import Usage
 from backends.meter import Meter
 from gateway.ledger.foreign_time import ForeignTime, Unwatched, foreign_machine
-from gateway.ledger.server_metrics import ServerMetrics
+from backends.server_metrics import ServerMetrics
 from gateway.price_settings import MachineSettings, PriceSettings
 from gateway.settings import BackendSettings, Settings
 

@@ -19,6 +19,12 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
         "tgi_queue_size",
         "llamacpp:requests_deferred",
     ),
+    "kv_usage": (
+        "vllm:kv_cache_usage_perc",
+        "vllm:gpu_cache_usage_perc",  # before 0.10
+        "sglang:token_usage",
+        "llamacpp:kv_cache_usage_ratio",
+    ),
     "prompt_tokens": (
         "vllm:prompt_tokens_total",
         "sglang:prompt_tokens_total",
@@ -58,6 +64,8 @@ class ServerMetrics(Struct, frozen=True, kw_only=True):
 
     running: float | None = None
     waiting: float | None = None
+    kv_usage: float | None = None
+    """Of the fullest of several engines."""
     prompt_tokens: float | None = None
     cached_tokens: float | None = None
     generated_tokens: float | None = None
@@ -83,7 +91,9 @@ class ServerMetrics(Struct, frozen=True, kw_only=True):
                 number = float(value)
             except ValueError:
                 continue
-            if number >= 0:  # not NaN either
+            if field == "kv_usage":
+                found[field] = max(found.get(field, 0.0), number)
+            elif number >= 0:  # not NaN either
                 found[field] = found.get(field, 0.0) + number
         return msgspec.convert(found, cls, strict=False)
 
