@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
+from gateway.alerts.settings import AlertSettings, check_alerts
 from gateway.errors import SettingsError
 from gateway.failure_settings import FailureSettings
 from gateway.litellm_prices import read_rates
@@ -226,6 +227,7 @@ class Settings(_Table, frozen=True, kw_only=True):
     limits: LimitSettings = field(default_factory=LimitSettings)
     failure: FailureSettings = field(default_factory=FailureSettings)
     reports: ReportSettings = field(default_factory=ReportSettings)
+    alerts: AlertSettings = field(default_factory=AlertSettings)
     models: dict[str, str] = field(default_factory=dict)
     """Aliases: requested name → model."""
     machines: list[MachineSettings] = field(default_factory=list)
@@ -465,6 +467,7 @@ def check(settings: Settings, where: str) -> None:
             refuse("reports.baseline_machines", name, f"one of {machines}")
         if not (count.is_finite() and count >= 0):
             refuse(f"reports.baseline_machines.{name}", str(count), "0 or more")
+    check_alerts(settings.alerts, where)
     _check_backends(settings, machines, refuse)
 
 

@@ -22,6 +22,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "cache": ("cache", "Turn a cache off, for a while."),
     "backends": ("backends", "Drain backends; list them."),
     "overrides": ("overrides", "What operators have changed for a while."),
+    "alerts": ("alerts", "What was found wrong, and who was told."),
     "report": ("report", "Cost reports out of the ledger."),
     "policy": ("policy", "Check and explain routing policies."),
     "models": ("models", "What can be served."),

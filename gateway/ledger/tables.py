@@ -369,3 +369,51 @@ overrides = Table(
 )
 """What operators changed for a while, the newest of each slot; NULL: lifted. See
 gateway/overrides/model.py."""
+
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("key", Text, nullable=False),
+    Column("open_key", Text, unique=True),
+    Column("kind", String(16), nullable=False),
+    Column("severity", String(8), nullable=False),
+    Column("title", Text, nullable=False),
+    _text("text"),
+    Column("facts", JSON, nullable=False),
+    Column("opened_us", BigInteger, nullable=False, index=True),
+    Column("seen_us", BigInteger, nullable=False),
+    Column("resolved_us", BigInteger),
+)
+"""What was found wrong. open_key: the key while it is open, so that no key is open twice."""
+
+alert_deliveries = Table(
+    "alert_deliveries",
+    metadata,
+    Column("alert_id", String(32), primary_key=True),
+    Column("event", String(8), primary_key=True),
+    Column("channel", String(64), primary_key=True),
+    Column("created_us", BigInteger, nullable=False),
+    Column("due_us", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("delivered_us", BigInteger),
+    _text("error"),
+    Index(None, "delivered_us", "due_us"),
+)
+"""The outbox: who is still to be told. due_us: not before; a claimed one is due again later."""
+
+shadows = Table(
+    "shadows",
+    metadata,
+    Column("request_id", String(128), primary_key=True),
+    Column("backend", Text, nullable=False),
+    Column("at_us", BigInteger, nullable=False, index=True),
+    Column("error", Text),
+    Column("ms", Float, nullable=False),
+    _count("completion_tokens"),
+    _count("cost_nano_usd"),
+    _text("finish_reason"),
+    Column("same", Boolean),
+)
+"""What became of copies that were sent to another backend: error NULL: it answered; same: word for
+word what the client got. No text. The cost is a charge of the request, too."""

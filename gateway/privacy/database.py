@@ -175,6 +175,26 @@ class Feedback:
         return gone
 
 
+class Alerts:
+    """What was found wrong, where it names the subject; with it goes what is not delivered yet."""
+
+    name = "alerts"
+
+    async def export(self, places: Places, subject: Subject) -> list[dict[str, Any]]:
+        async with places.engine.connect() as connection:
+            rows = await connection.execute(
+                select(tables.alerts).where(_told_of(subject)).order_by(tables.alerts.c.opened_us)
+            )
+            return [dict(row._mapping) for row in rows]
+
+    async def delete(self, places: Places, subject: Subject) -> int:
+        alerts, deliveries = tables.alerts, tables.alert_deliveries
+        async with writing(places.engine) as connection:
+            theirs = select(alerts.c.id).where(_told_of(subject))
+            await connection.execute(delete(deliveries).where(deliveries.c.alert_id.in_(theirs)))
+            return (await connection.execute(delete(alerts).where(_told_of(subject)))).rowcount
+
+
 class Acts:
     """The audit log: acts stay, whom they concerned goes."""
 
@@ -211,6 +231,13 @@ def _naming(table: Table, subject: Subject) -> ColumnElement[bool]:
     for kind, column in _OWNERS.get(table.name, ()):
         conditions.append(c[column].in_(subject.names(kind)))
     return or_(*conditions)
+
+
+def _told_of(subject: Subject) -> ColumnElement[bool]:
+    c = tables.alerts.c
+    texts = (c.key, c.title, c.text, cast(c.facts, Text))
+    names = [name for _, name in subject.everybody]
+    return or_(*(text.contains(name, autoescape=True) for text in texts for name in names))
 
 
 def _concerning(subject: Subject) -> ColumnElement[bool]:

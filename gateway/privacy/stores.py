@@ -23,6 +23,7 @@ STORES: tuple[Store, ...] = (
     database.LedgerRows(),
     database.Feedback(),
     database.Rows("budgets", *_BUDGETS),
+    database.Alerts(),
     database.Acts(),
     database.Rows("keys", tables.keys),
     database.Rows("teams and users", tables.teams, tables.users),

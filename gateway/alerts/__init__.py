@@ -1,0 +1,1 @@
+"""Alerts: what is looked for, told once, and delivered at least once."""

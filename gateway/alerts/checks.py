@@ -1,0 +1,287 @@
+"""What is looked for in the ledger: each check gives all that it finds wrong now."""
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Final
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import case, func, select
+
+from gateway.alerts.model import Finding, Severity
+from gateway.alerts.settings import AlertSettings, Kind
+from gateway.insights.changes import Change, find_changes
+from gateway.insights.outlook import Outlook, outlook
+from gateway.insights.series import By
+from gateway.ledger import budget_store as budgets
+from gateway.ledger.money import usd_text
+from gateway.ledger.reconcile import reconcile_hours
+from gateway.ledger.rollups import QUARTER_S
+from gateway.ledger.tables import budget_alerts, requests, rollup_keys, rollups
+from gateway.ledger.windows import first_start_us
+from gateway.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+FEWEST_REQUESTS: Final = 20
+"""Fewer are no ground for a rate."""
+_BURNS: Final[tuple[tuple[float, float, float, Severity], ...]] = (
+    (3600, 300, 14.4, "critical"),
+    (6 * 3600, 1800, 6.0, "warning"),
+)
+"""Long window, short window (seconds), rate: Site Reliability Workbook, 2018, chapter 5."""
+_DIMENSIONS: Final[dict[str, By]] = {"team": "team", "key": "key", "model": "backend"}
+"""Of budgets' scopes, as roll-ups call them."""
+_LATE: Final = timedelta(minutes=10)
+"""Until so long after its end an hour may still get charges."""
+
+Check = Callable[["AsyncEngine", Settings, datetime], Awaitable[list[Finding]]]
+
+
+async def budget_thresholds(
+    engine: "AsyncEngine", _settings: Settings, now: datetime
+) -> list[Finding]:
+    """Thresholds passed in windows that still last."""
+    async with engine.connect() as connection:
+        limits = {(b.scope, b.window): b for b in await budgets.list_budgets(connection)}
+        passed = (await connection.execute(select(budget_alerts))).all()
+    found = []
+    for row in passed:
+        budget = limits.get((row.scope, row.window))
+        if budget is None:
+            continue
+        counter = budgets.counter_of(budget, now.timestamp())
+        if row.window_start_us >= first_start_us(budget.window, counter.start_us):
+            found.append(_threshold(row, budget))
+    return found
+
+
+def _threshold(row: Any, budget: budgets.Budget) -> Finding:
+    spent, limit = usd_text(row.spent_nano_usd), usd_text(row.limit_nano_usd)
+    refuses = row.percent >= 100 and not budget.soft
+    follows = "Further requests get 429 budget_exceeded." if refuses else ""
+    if budget.downgrade_percent is not None and row.percent >= budget.downgrade_percent:
+        follows = f"Policy {budget.downgrade_policy!r} decides until the window ends."
+    return Finding(
+        key=f"budget:{row.scope}:{row.window}:{row.window_start_us}:{row.percent}",
+        kind="budget",
+        severity="critical" if refuses else "warning",
+        title=f"Budget of {row.scope} per {row.window}: {row.percent} % spent",
+        text=f"${spent} of ${limit}. {follows}".strip(),
+        facts={"scope": row.scope, "window": row.window, "spent_usd": spent, "limit_usd": limit},
+    )
+
+
+async def budget_forecasts(
+    engine: "AsyncEngine", _settings: Settings, now: datetime
+) -> list[Finding]:
+    """Budgets of days, weeks and months that their window's end will find overspent."""
+    found: list[Finding] = []
+    known: dict[tuple[By, datetime, datetime], list[Outlook]] = {}
+    async with engine.connect() as connection:
+        limits = await budgets.list_budgets(connection)
+        counters = {budgets.counter_of(b, now.timestamp()): b for b in limits}
+        spend = await budgets.read_spend(connection, list(counters))
+        for counter, budget in counters.items():
+            kind, _, name = budget.scope.partition(":")
+            by = "all" if budget.scope == budgets.EVERYBODY else _DIMENSIONS.get(kind)
+            period = _period(budget, counter.start_us)
+            if by is None or period is None:
+                continue
+            if (by, *period) not in known:
+                begin, end = period
+                known[by, begin, end] = await outlook(connection, by, begin=begin, end=end, now=now)
+            used = spend[counter].used if counter in spend else 0
+            for one in known[by, *period]:
+                if one.name == name and used < budget.limit_nano_usd:
+                    found += _overspent(budget, one, counter.start_us)
+    return found
+
+
+def _overspent(budget: budgets.Budget, one: Outlook, start_us: int) -> list[Finding]:
+    forecast, limit = one.forecast, budget.limit_nano_usd
+    if forecast is None or forecast.expected <= limit:
+        return []
+    usd = {n: usd_text(round(getattr(forecast, n))) for n in ("expected", "low", "high")}
+    return [
+        Finding(
+            key=f"budget_forecast:{budget.scope}:{budget.window}:{start_us}",
+            kind="budget_forecast",
+            title=f"Budget of {budget.scope} per {budget.window}: ${usd['expected']} forecast, "
+            f"${usd_text(limit)} allowed",
+            text=f"Between ${usd['low']} and ${usd['high']} in {forecast.coverage:.0%} of cases. "
+            f"{forecast.note}".strip(),
+            facts={"scope": budget.scope, "limit_usd": usd_text(limit), **usd},
+        )
+    ]
+
+
+def _period(budget: budgets.Budget, start_us: int) -> tuple[datetime, datetime] | None:
+    """Begin and end of a calendar window; None for others."""
+    begin = datetime.fromtimestamp(start_us / 1e6, ZoneInfo(budget.tz))
+    if budget.window == "month":
+        return begin, (begin + timedelta(days=32)).replace(day=1)
+    days = {"day": 1, "week": 7}.get(budget.window)
+    return None if days is None else (begin, begin + timedelta(days=days))
+
+
+async def anomalies(engine: "AsyncEngine", _settings: Settings, now: datetime) -> list[Finding]:
+    """Teams, models and machines that left their band in the last full hour."""
+    async with engine.connect() as connection:
+        return [_anomaly(change) for change in await find_changes(connection, now)]
+
+
+def _anomaly(change: Change) -> Finding:
+    hours = "the last hour" if change.hours == 1 else f"{change.hours} hours"
+    actual, expected = usd_text(change.actual_nano_usd), usd_text(change.expected_nano_usd)
+    return Finding(
+        key=f"anomaly:{change.by}:{change.name}:{'more' if change.times > 1 else 'less'}",
+        kind="anomaly",
+        title=f"{change.by} {change.name}: {change.times:.1f} times its usual spending in {hours}",
+        text=f"${actual}, where ${expected} is usual. {change.reason}.",
+        facts={
+            change.by: change.name,
+            "actual_usd": actual,
+            "expected_usd": expected,
+            "score": change.score,
+        },
+    )
+
+
+async def error_rate(engine: "AsyncEngine", settings: Settings, now: datetime) -> list[Finding]:
+    """Too many of the last minutes' requests failed for our reasons."""
+    bound = settings.alerts.error_rate
+    if bound is None:
+        return []
+    async with engine.connect() as connection:
+        count, failed, _ = await _recent(connection, now, 300, None)
+    if count < FEWEST_REQUESTS or failed / count <= bound:
+        return []
+    return [
+        Finding(
+            key="error_rate",
+            kind="error_rate",
+            severity="critical",
+            title=f"{failed / count:.0%} of the requests of five minutes failed",
+            text=f"{failed} of {count}; the bound is {bound:.0%}. "
+            "`headgate status` names backends that are down.",
+            facts={"requests": count, "failed": failed},
+        )
+    ]
+
+
+async def slo_burn(engine: "AsyncEngine", settings: Settings, now: datetime) -> list[Finding]:
+    """Objectives whose error budget burns so fast that a month's would not last."""
+    alerts = settings.alerts
+    found = []
+    async with engine.connect() as connection:
+        for long_s, short_s, rate, severity in _BURNS:
+            windows = [await _window(connection, now, s, alerts) for s in (long_s, short_s)]
+            if min(count for count, _, _ in windows) < FEWEST_REQUESTS:
+                continue
+            for name, bad, allowed in _objectives(alerts):
+                burns = [one[bad] / one[0] / allowed for one in windows]
+                if min(burns) > rate:
+                    found.append(_burn(name, severity, long_s, burns[0], allowed))
+    return found
+
+
+def _objectives(alerts: AlertSettings) -> list[tuple[str, int, float]]:
+    """(name, place of its bad requests in a window's counts, share allowed)"""
+    found = []
+    if alerts.availability is not None:
+        found.append(("availability", 1, 1 - alerts.availability))
+    if alerts.ttft_ms is not None:
+        found.append(("time to first token", 2, 1 - alerts.ttft_share))
+    return found
+
+
+def _burn(name: str, severity: Severity, long_s: float, burn: float, allowed: float) -> Finding:
+    return Finding(
+        key=f"slo_burn:{name}:{severity}",
+        kind="slo_burn",
+        severity=severity,
+        title=f"Objective {name}: the error budget burns {burn:.1f} times too fast",
+        text=f"{burn * allowed:.2%} of the requests of {long_s / 3600:.0f} h missed it, "
+        f"{allowed:.2%} may; at this rate 30 days' budget lasts {30 * 24 / burn:.0f} h.",
+        facts={"objective": name, "burn_rate": round(burn, 2)},
+    )
+
+
+async def _window(
+    connection: "AsyncConnection", now: datetime, seconds: float, alerts: AlertSettings
+) -> tuple[int, int, int]:
+    """Requests, failed ones, slow ones: by rows where that is an hour at most, else rolled up."""
+    if seconds <= 3600:
+        return await _recent(connection, now, seconds, alerts.ttft_ms)
+    since_us = round((now.timestamp() - seconds) * 1e6)
+    k, r = rollup_keys.c, rollups.c
+    row = (
+        await connection.execute(
+            select(func.sum(r.requests), func.sum(r.errors))
+            .join_from(rollups, rollup_keys, k.id == r.key_id)
+            .where(k.fact == "request", r.span_s == QUARTER_S, r.bucket_us >= since_us)
+        )
+    ).one()
+    return int(row[0] or 0), int(row[1] or 0), 0
+
+
+async def _recent(
+    connection: "AsyncConnection", now: datetime, seconds: float, ttft_ms: float | None
+) -> tuple[int, int, int]:
+    c = requests.c
+    slow = case((c.ttft_ms > (ttft_ms or 0), 1), else_=0) if ttft_ms else 0
+    row = (
+        await connection.execute(
+            select(
+                func.count(),
+                func.sum(case((c.outcome == "error", 1), else_=0)),
+                func.sum(slow),
+            ).where(c.started_us >= round((now.timestamp() - seconds) * 1e6))
+        )
+    ).one()
+    return int(row[0] or 0), int(row[1] or 0), int(row[2] or 0)
+
+
+async def unattributed(engine: "AsyncEngine", settings: Settings, now: datetime) -> list[Finding]:
+    """Machines whose last hour cost more, or less, than charges and idle time explain."""
+    bound = settings.alerts.unattributed
+    if bound is None:
+        return []
+    end = (now.astimezone(UTC) - _LATE).replace(minute=0, second=0, microsecond=0)
+    report = await reconcile_hours(
+        engine,
+        settings,
+        since=(end - timedelta(hours=1)).isoformat(),
+        until=end.isoformat(),
+        tolerance=Decimal(str(bound)),
+        now=now,
+    )
+    return [
+        Finding(
+            key=f"unattributed:{row['machine']}",
+            kind="unattributed",
+            title=f"Machine {row['machine']}: ${row['unattributed_usd']} of "
+            f"${row['cost_usd']} in the hour of {row['hour']} is unattributed",
+            text=f"The bound is {bound:.1%}. `headgate report reconcile --since {row['hour']}` "
+            "says which engine or charge is missing.",
+            facts={"machine": row["machine"], "hour": row["hour"]},
+        )
+        for row in report["hours"]
+        if not row["ok"]
+    ]
+
+
+OFTEN: Final[dict[Kind, Check]] = {
+    "budget": budget_thresholds,
+    "error_rate": error_rate,
+    "slo_burn": slo_burn,
+}
+"""At every look."""
+HOURLY: Final[dict[Kind, Check]] = {
+    "budget_forecast": budget_forecasts,
+    "anomaly": anomalies,
+    "unattributed": unattributed,
+}
+"""Of full hours: once each."""

@@ -1,0 +1,67 @@
+"""What is found, and what becomes of it."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from msgspec import Struct, field
+
+from gateway.alerts.settings import Kind
+
+Severity = Literal["info", "warning", "critical"]
+Event = Literal["opened", "resolved", "test", "report"]
+
+
+class Finding(Struct, frozen=True, kw_only=True):
+    """Something is wrong now. The same key is the same thing, however often it is found."""
+
+    key: str
+    kind: Kind
+    severity: Severity = "warning"
+    title: str
+    """One line, with the figure."""
+    text: str = ""
+    """What is behind it, and what to do."""
+    facts: Mapping[str, str | float | int] = field(default_factory=dict)
+
+
+class Alert(Struct, frozen=True, kw_only=True):
+    """A finding with its life."""
+
+    id: str
+    key: str
+    kind: str
+    severity: Severity
+    title: str
+    text: str
+    facts: Mapping[str, str | float | int]
+    opened_at: float
+    """Unix seconds."""
+    seen_at: float
+    """Of the last look that found it."""
+    resolved_at: float | None = None
+
+
+class Attachment(Struct, frozen=True, kw_only=True):
+    """A file that goes along by mail."""
+
+    name: str
+    media_type: str
+    content: str
+
+
+class Message(Struct, frozen=True, kw_only=True):
+    """What one channel is told."""
+
+    id: str
+    """Of the delivery: the same however often it is tried."""
+    event: Event
+    kind: str
+    severity: Severity
+    title: str
+    text: str
+    facts: Mapping[str, str | float | int] = field(default_factory=dict)
+    opened_at: float | None = None
+    resolved_at: float | None = None
+    attempt: int = 1
+    """From 2 on the message may have arrived before."""
+    attachment: Attachment | None = None
