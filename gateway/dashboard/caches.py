@@ -31,9 +31,9 @@ async def caches(visit: Visit) -> dict[str, Any]:
     period = period_of(visit.asked, visit.tz, now, default="7d")
     question: dict[str, Any] = {"tz": visit.tz, "now": now, **period.moments}
     stepped, by_team, by_backend, by_kind = await asyncio.gather(
-        cost_rows(parts.engine, group_by=[period.step], **question),
-        cost_rows(parts.engine, group_by=["team"], **question),
-        cost_rows(parts.engine, group_by=["backend"], **question),
+        cost_rows(parts.engine, group_by=[period.step], wanted={"counts"}, **question),
+        cost_rows(parts.engine, group_by=["team"], wanted={"counts"}, **question),
+        cost_rows(parts.engine, group_by=["backend"], wanted={"counts"}, **question),
         cost_rows(parts.engine, group_by=["kind"], **question),
     )
     query = parse_query(tz=visit.tz, now=now, **period.moments)

@@ -44,7 +44,7 @@ async def costs(visit: Visit) -> dict[str, Any]:
         whole = costs_report(engine, settings, group_by=groups, **question)
     step = [period.step] if period.step not in groups else []
     report, stepped = await asyncio.gather(
-        whole, cost_rows(engine, group_by=[*step, *groups], **question)
+        whole, cost_rows(engine, group_by=[*step, *groups], wanted={"costs"}, **question)
     )
     names = _Names(groups, period, filters, asked)
     return {

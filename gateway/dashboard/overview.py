@@ -28,7 +28,7 @@ async def overview(visit: Visit) -> dict[str, Any]:
     hours = period_of({"period": "24h"}, visit.tz, now)
     today, this_month, by_hour, health = await asyncio.gather(
         costs_report(parts.engine, parts.settings, since=day.since, **asked),
-        costs_report(parts.engine, parts.settings, since=month.since, **asked),
+        cost_rows(parts.engine, since=month.since, **asked),
         cost_rows(parts.engine, since=hours.since, group_by=["hour", "backend"], **asked),
         describe(visit.pipeline),
     )
@@ -40,7 +40,7 @@ async def overview(visit: Visit) -> dict[str, Any]:
     return {
         "health": health,
         "today": today,
-        "month": this_month,
+        "month": this_month[0],
         "latency": times,
         "requests": rows,
         "budgets": budgets[:BUDGETS_SHOWN],

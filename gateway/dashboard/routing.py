@@ -36,7 +36,7 @@ async def routing(visit: Visit) -> dict[str, Any]:
     engine = visit.parts.engine
     by_rule, stepped, by_kind = await asyncio.gather(
         cost_rows(engine, group_by=["policy", "rule", "backend"], **question),
-        cost_rows(engine, group_by=[period.step, "backend"], **question),
+        cost_rows(engine, group_by=[period.step, "backend"], wanted={"counts"}, **question),
         cost_rows(engine, group_by=["rule", "kind"], **question),
     )
     query = parse_query(tz=visit.tz, now=now, **period.moments)

@@ -16,11 +16,11 @@ used stays unshared. `cost_usd` is what a request caused (marginal), `full_cost_
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from zoneinfo import ZoneInfo
 
 from msgspec import Struct, field
@@ -53,6 +53,8 @@ __all__ = ["ReportError", "cost_rows", "costs_report", "parse_query"]
 _MTOK = Decimal(1_000_000)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Group = tuple[str | None, ...]
+Wanted = Set[Literal["counts", "costs"]]
+BOTH: Wanted = frozenset(("counts", "costs"))
 
 
 class _OnMachine(Struct):
@@ -118,9 +120,9 @@ async def costs_report(
         query = await _with_ids(connection, query)
         lines = await _lines(connection, query)
         whole = ReportQuery(until=query.until, since=query.since)
-        totals = await _lines(connection, whole)
+        totals = lines if query == whole else await _lines(connection, whole)
         measured = await machine_intervals(connection, query.since_us, query.until_us)
-        by_kind = await _lines(connection, replace(whole, group_by=("kind",)))
+        by_kind = await _lines(connection, replace(whole, group_by=("kind",)), {"costs"})
         total = totals.get((), _Line())
         shown = total
         if query.filters:
@@ -172,8 +174,12 @@ async def cost_rows(
     tz: str = "UTC",
     filters: Mapping[str, Sequence[str]] | None = None,
     now: datetime | None = None,
+    wanted: Wanted = BOTH,
 ) -> list[dict[str, Any]]:
     """Only the rows of `costs_report`, without machines, their idle shares and totals: for charts.
+
+    Args:
+        wanted: counts (requests, tokens, hits), costs or both; what is not wanted is 0.
 
     Raises:
         ReportError, SQLAlchemyError: as there.
@@ -188,7 +194,7 @@ async def cost_rows(
     )
     async with snapshot(engine) as connection:
         query = await _with_ids(connection, query)
-        named = await _named(connection, await _lines(connection, query), query)
+        named = await _named(connection, await _lines(connection, query, wanted), query)
     return [
         {**dict(zip(query.group_by, group, strict=True)), **_shown(line)}
         for group, line in _sorted(named, query)
@@ -221,7 +227,9 @@ async def snapshot(engine: "AsyncEngine") -> AsyncIterator["AsyncConnection"]:
 # Rows
 
 
-async def _lines(connection: "AsyncConnection", query: ReportQuery) -> dict[Group, _Line]:
+async def _lines(
+    connection: "AsyncConnection", query: ReportQuery, wanted: Wanted = BOTH
+) -> dict[Group, _Line]:
     """All rows of the report by group, teams and users as ids, without idle shares."""
     lines: dict[Group, _Line] = {}
     plan = rolled.plan(
@@ -230,10 +238,10 @@ async def _lines(connection: "AsyncConnection", query: ReportQuery) -> dict[Grou
         held_us=await rolled.held_us(connection),
     )
     if plan.buckets:
-        await _add(connection, lines, rolled.FromRollups(query, plan.buckets))
+        await _add(connection, lines, rolled.FromRollups(query, plan.buckets), wanted)
     for begin_us, end_us in plan.rows:
         part = replace(query, since=_moment(begin_us), until=_moment(end_us))
-        await _add(connection, lines, sql.FromRows(part))
+        await _add(connection, lines, sql.FromRows(part), wanted)
     if not query.group_by:
         lines.setdefault((), _Line())
     return lines
@@ -243,6 +251,7 @@ async def _add(
     connection: "AsyncConnection",
     lines: dict[Group, _Line],
     source: sql.FromRows | rolled.FromRollups,
+    wanted: Wanted,
 ) -> None:
     """Add what a source has of the period to the lines."""
     query = source.query
@@ -254,13 +263,17 @@ async def _add(
             for figure, value in zip(figures, row[width:], strict=True):
                 setattr(line, figure, getattr(line, figure) + int(value or 0))
 
-    if any(key in CHARGE_KEYS for key in (*query.group_by, *query.filters)):
+    if "counts" not in wanted:
+        pass
+    elif any(key in CHARGE_KEYS for key in (*query.group_by, *query.filters)):
         await add(source.requests_by_charge(), ("requests", "errors"))
         await add(source.tokens_by_charge(), sql.TOKENS)
         await add(source.uncharged(), (*sql.COUNTS, *sql.TOKENS))
         await add(source.hits_beside_charges(), sql.HITS)
     else:
         await add(source.by_request(), (*sql.COUNTS, *sql.TOKENS))
+    if "costs" not in wanted:
+        return
     for row in await connection.execute(source.costs()):
         line = lines.setdefault(fold(row[:width]), _Line())
         cost, count, *tokens = (int(value or 0) for value in row[width + 1 :])
