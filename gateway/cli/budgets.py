@@ -26,6 +26,11 @@ _window = click.option(
 )
 
 
+_SET = (
+    "window", "limit_usd", "soft", "tz", "alert_percents", "downgrade_percent", "downgrade_policy"
+)  # fmt: skip
+
+
 @click.group()
 def budgets() -> None:
     """Set, list and remove budgets.
@@ -88,7 +93,12 @@ def set_(
         )
         return await set_budget(connection, wanted, now=time.time())
 
-    budget = run_in_transaction(settings_of(ctx, config), work, act=("budgets.set", scope))
+    budget = run_in_transaction(
+        settings_of(ctx, config),
+        work,
+        act=("budgets.set", scope),
+        details=lambda made: {name: _json(made, None)[name] for name in _SET},
+    )
     if as_json:
         print_json(_json(budget, None))
     else:
@@ -139,6 +149,7 @@ def remove(ctx: click.Context, scope: str, window: str, config: str | None, as_j
         settings_of(ctx, config),
         lambda connection: remove_budget(connection, scope=scope, window=window),
         act=("budgets.remove", scope),
+        details=lambda _: {"window": window},
     )
     if as_json:
         print_json({"scope": scope, "window": window, "removed": True})

@@ -5,10 +5,10 @@ and budgets at once, others within two seconds.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.cli.common import fail
 from gateway.ledger.stamp import touch
@@ -17,6 +17,8 @@ from gateway.settings import Settings
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+    from gateway.ledger.audit import ActOutcome
 
 T = TypeVar("T")
 
@@ -54,30 +56,49 @@ def run_in_transaction(
     work: Callable[["AsyncConnection"], Awaitable[T]],
     *,
     act: tuple[str, str] | None = None,
+    details: Callable[[T], Mapping[str, Any]] = lambda _: {},
 ) -> T:
     """`run_on_engine` with one transaction, committed at the end.
 
     Args:
         act: action and target for the audit log, of work that changes something; gateways on this
-            host then look again at once.
+            host then look again at once. What fails stands there too.
+        details: of what was done, for the audit log.
     """
 
     async def run(engine: "AsyncEngine") -> T:
-        from gateway.ledger.audit import Act, command_line_actor, record
-
-        async with engine.begin() as connection:
-            result = await work(connection)
+        try:
+            async with engine.begin() as connection:
+                result = await work(connection)
+                if act is not None:
+                    await _audit(connection, act, "done", details(result))
+                return result
+        except (LookupError, ValueError) as error:
             if act is not None:
-                action, target = act
-                await record(
-                    connection, Act(actor=command_line_actor(), action=action, target=target)
-                )
-            return result
+                async with engine.begin() as connection:
+                    await _audit(connection, act, "failed", {"why": str(error.args[0])})
+            raise
 
     result = run_on_engine(settings, run)
     if act is not None:
         touch(Path(settings.state_dir))
     return result
+
+
+async def _audit(
+    connection: "AsyncConnection",
+    act: tuple[str, str],
+    outcome: "ActOutcome",
+    details: Mapping[str, Any],
+) -> None:
+    from gateway.ledger.audit import Act, command_line_actor, record
+
+    action, target = act
+    told = {name: value for name, value in details.items() if value not in (None, "", [], {})}
+    actor = command_line_actor()
+    await record(
+        connection, Act(actor=actor, action=action, target=target, outcome=outcome, details=told)
+    )
 
 
 def moment(unix_s: float | None) -> str | None:

@@ -2,12 +2,15 @@
 
 import asyncio
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gateway.cli.common import config_option, fail, json_option, print_json, settings_of
 from gateway.runtime import database_url
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 _OLD_SCHEMA = "the schema is not the newest; run `headgate db upgrade`"
 
@@ -91,14 +94,25 @@ def prune(ctx: click.Context, days: int | None, config: str | None, as_json: boo
     """Remove requests and charges that are older; their sums stay. A gateway does it every hour."""
     from gateway.cli.database import run_on_engine
     from gateway.ledger import retention
+    from gateway.ledger.audit import Act, command_line_actor, record
 
     settings = settings_of(ctx, config)
     kept = days or settings.database.retention_days
     if kept is None:
         fail("how many days are to be kept? --days N, or [database] retention_days", code=2)
-    gone = run_on_engine(
-        settings, lambda engine: retention.prune(engine, retention_days=kept, now=time.time())
-    )
+
+    async def work(engine: "AsyncEngine") -> int:
+        count = await retention.prune(engine, retention_days=kept, now=time.time())
+        act = Act(
+            actor=command_line_actor(),
+            action="db.prune",
+            details={"retention_days": kept, "requests": count},
+        )
+        async with engine.begin() as connection:
+            await record(connection, act)
+        return count
+
+    gone = run_on_engine(settings, work)
     if as_json:
         print_json({"retention_days": kept, "requests": gone})
     else:
@@ -117,6 +131,7 @@ def _link(anchor: str | None) -> tuple[int, str] | None:
 async def _contents(url: str, anchor: tuple[int, str] | None, rebuild: bool) -> dict[str, Any]:
     """What the ledger's own check finds; problems, first of all."""
     from gateway.ledger import check as ledger_check
+    from gateway.ledger.audit import Act, command_line_actor, record
     from gateway.ledger.database import open_engine, writing
     from gateway.ledger.reports import snapshot
 
@@ -125,6 +140,7 @@ async def _contents(url: str, anchor: tuple[int, str] | None, rebuild: bool) -> 
         if rebuild:
             async with writing(engine) as connection:
                 await ledger_check.rebuild_rollups(connection)
+                await record(connection, Act(actor=command_line_actor(), action="db.rebuild"))
         async with snapshot(engine) as connection:
             problems = await ledger_check.rollup_problems(connection)
             problems += await ledger_check.row_problems(connection)

@@ -90,7 +90,12 @@ def create(
         )
         return await create_key(connection, wanted, now=now)
 
-    key, secret = run_in_transaction(settings_of(ctx, config), work, act=("keys.create", team))
+    key, secret = run_in_transaction(
+        settings_of(ctx, config),
+        work,
+        act=("keys.create", team),
+        details=lambda made: _told(made[0], "id", "name", "scopes", "role", "user", "expires_at"),
+    )
     _show_secret(key, secret, as_json)
 
 
@@ -143,7 +148,12 @@ def limit(
     async def work(connection: "AsyncConnection") -> "Key":
         return await limit_key(connection, key_id, limits_of(limits))
 
-    key = run_in_transaction(settings_of(ctx, config), work, act=("keys.limit", key_id))
+    key = run_in_transaction(
+        settings_of(ctx, config),
+        work,
+        act=("keys.limit", key_id),
+        details=lambda key: _told(key, "limits"),
+    )
     if as_json:
         print_json(_json(key))
     else:
@@ -191,6 +201,7 @@ def rotate(
         settings_of(ctx, config),
         lambda connection: rotate_key(connection, key_id, overlap_s=overlap_s, now=time.time()),
         act=("keys.rotate", key_id),
+        details=lambda _: {"overlap_s": overlap_s},
     )
     _show_secret(key, secret, as_json)
 
@@ -200,6 +211,12 @@ def _show_secret(key: "Key", secret: str, as_json: bool) -> None:
         print_json({"id": key.id, "key": secret})
         return
     click.echo(f"{secret}\n\nThis is the only time it is shown. Its id is {key.id}.")
+
+
+def _told(key: "Key", *names: str) -> dict[str, Any]:
+    """Of a key, for the audit log."""
+    shown = _json(key)
+    return {name: shown[name] for name in names}
 
 
 def _state(key: "Key", now: float) -> str:

@@ -61,8 +61,13 @@ def limit(
     async def work(connection: "AsyncConnection") -> None:
         await change_team(connection, name, limits=limits_of(limits), weight=weight)
 
-    run_in_transaction(settings_of(ctx, config), work, act=("teams.change", name))
     wanted = limits_of(limits)
+    run_in_transaction(
+        settings_of(ctx, config),
+        work,
+        act=("teams.change", name),
+        details=lambda _: {"limits": shown(wanted), "weight": weight},
+    )
     if as_json:
         print_json({"name": name, "limits": shown(wanted), "weight": weight})
     else:

@@ -33,11 +33,17 @@ def create(
 ) -> None:
     """Make a user, or set the rate limits of one that is there."""
     from gateway.ledger.key_store import create_user
+    from gateway.limits.model import shown
 
     async def work(connection: "AsyncConnection") -> None:
         await create_user(connection, name, team=team, limits=limits_of(limits), now=time.time())
 
-    run_in_transaction(settings_of(ctx, config), work, act=("users.create", name))
+    run_in_transaction(
+        settings_of(ctx, config),
+        work,
+        act=("users.create", name),
+        details=lambda _: {"team": team, "limits": shown(limits_of(limits))},
+    )
     if as_json:
         print_json({"name": name, "team": team})
     else:

@@ -48,12 +48,21 @@ def test_restrictions_and_roles_are_options_of_a_new_key(headgate: Headgate) -> 
 
 
 def test_commands_stand_in_the_audit_log(headgate: Headgate) -> None:
-    """Who ran what, the newest first, and no secret."""
+    """Who ran what with what outcome, the newest first, and no secret."""
     made = headgate.json("keys", "create", "--team", "search", "--json")
     headgate.json("budgets", "set", "--scope", "global", "--limit-usd", "5", "--json")
-    acts = headgate.json("audit", "--json")
-    assert [act["action"] for act in acts] == ["budgets.set", "keys.create"]
-    assert acts[0]["actor"].startswith("cli")
+    assert headgate.run("budgets", "set", "--scope", "team:a", "--limit-usd", "-5").exit_code == 2
+    assert headgate.run("keys", "revoke", "key_none").exit_code == 1
+    headgate.json("db", "prune", "--days", "30", "--json")
+    pruned, unknown, negative, budget, key = headgate.json("audit", "--json")
+    assert budget["actor"].startswith("cli")
+    assert (key["action"], key["details"]["id"]) == ("keys.create", made["id"])
+    assert (budget["action"], budget["details"]["limit_usd"]) == ("budgets.set", "5")
+    assert (negative["outcome"], negative["target"]) == ("failed", "team:a")
+    assert "allowed: more than 0" in negative["details"]["why"]
+    assert (unknown["action"], unknown["outcome"]) == ("keys.revoke", "failed")
+    assert (pruned["action"], pruned["details"]["retention_days"]) == ("db.prune", 30)
+    acts = [pruned, unknown, negative, budget, key]
     assert made["key"] not in str(acts)
     assert "keys.create" in headgate.run("audit").stdout
     assert headgate.json("budgets", "overruns", "--json") == []
