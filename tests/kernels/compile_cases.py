@@ -51,6 +51,7 @@ def all_cases() -> list[Compilation]:
     return [
         *_paged_attention(),
         *_quant_linear(),
+        *_dense_linear(),
         *_int4_linear(),
         *_scaled_linear(),
         *_split_k(),
@@ -163,6 +164,25 @@ def _quant_linear() -> Iterator[Compilation]:
                     {**tensors, **sizes},
                     {**flags, **gemm_options(rows, dtype)},
                 )
+
+
+def _dense_linear() -> Iterator[Compilation]:
+    from kernels.invariance import ROWS
+    from kernels.quant_linear.kernel import gemm_kernel, gemm_options
+
+    for dtype in (torch.bfloat16, torch.float32):
+        pointer = POINTERS[dtype]
+        for split in (False, True):
+            yield Compilation(
+                f"dense_linear-{_short(dtype)}{'-split' if split else ''}",
+                gemm_kernel,
+                {
+                    **_types(pointer, "x", "weight", "bias"),
+                    **{"scale": "*fp32", "out": "*fp32" if split else pointer},
+                    **_types("i32", "x_stride", "rows", "channels", "inputs", "part"),
+                },
+                {"HAS_BIAS": not split, "SPLIT": split, **gemm_options(ROWS, dtype)},
+            )
 
 
 def _int4_linear() -> Iterator[Compilation]:
@@ -299,9 +319,29 @@ def _lora() -> Iterator[Compilation]:
 def _elementwise() -> Iterator[Compilation]:
     from kernels.rms_norm.kernel import num_warps, rms_norm_kernel
     from kernels.rope.kernel import rope_kernel
+    from kernels.rope_store.kernel import launch_options as rope_store_options
+    from kernels.rope_store.kernel import rope_store_kernel
     from kernels.silu_mul.kernel import silu_mul_kernel
     from kernels.store_kv.kernel import launch_options, store_kv_kernel
 
+    for dtype, cache in (
+        *((torch.bfloat16, kept) for kept in (torch.bfloat16, torch.int8, torch.float8_e4m3fn)),
+        (torch.float32, torch.float32),
+    ):
+        pointer = POINTERS[dtype]
+        yield Compilation(
+            f"rope_store-{_short(dtype)}-{_short(cache)}",
+            rope_store_kernel,
+            {
+                **_types(pointer, "q", "k", "v", "q_out"),
+                "cos_sin_cache": "*fp32",
+                **_types(POINTERS[cache], "k_cache", "v_cache"),
+                **_types("*fp32", "k_scale", "v_scale"),
+                **_types("*i64", "positions", "slot_mapping"),
+                **_types("i32", "q_stride", "k_stride", "v_stride"),
+            },
+            rope_store_options(32, 8, 128, cache),
+        )
     for dtype in FLOATS:
         pointer = POINTERS[dtype]
         for hidden, block in ((256, 256), (4096, 4096), (5120, 8192)):
