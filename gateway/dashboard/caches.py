@@ -14,7 +14,6 @@ from gateway.errors import Unavailable
 from gateway.ledger import subjects
 from gateway.ledger.money import usd_text
 from gateway.ledger.report_query import parse_query
-from gateway.ledger.reports import cost_rows
 from gateway.ledger.tables import requests
 
 if TYPE_CHECKING:
@@ -31,10 +30,10 @@ async def caches(visit: Visit) -> dict[str, Any]:
     period = period_of(visit.asked, visit.tz, now, default="7d")
     question: dict[str, Any] = {"tz": visit.tz, "now": now, **period.moments}
     stepped, by_team, by_backend, by_kind = await asyncio.gather(
-        cost_rows(parts.engine, group_by=[period.step], wanted={"counts"}, **question),
-        cost_rows(parts.engine, group_by=["team"], wanted={"counts"}, **question),
-        cost_rows(parts.engine, group_by=["backend"], wanted={"counts"}, **question),
-        cost_rows(parts.engine, group_by=["kind"], **question),
+        visit.questions.rows(group_by=[period.step], wanted={"counts"}, **question),
+        visit.questions.rows(group_by=["team"], wanted={"counts"}, **question),
+        visit.questions.rows(group_by=["backend"], wanted={"counts"}, **question),
+        visit.questions.rows(group_by=["kind"], **question),
     )
     query = parse_query(tz=visit.tz, now=now, **period.moments)
     async with parts.engine.connect() as connection:

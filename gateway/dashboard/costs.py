@@ -11,15 +11,14 @@ from gateway.dashboard.periods import PRESETS, Period, period_of, steps
 from gateway.dashboard.render import now as clock
 from gateway.dashboard.request_rows import FILTERS
 from gateway.dashboard.visitor import Visit
-from gateway.ledger.compare import compared_report
 from gateway.ledger.report_query import GROUP_KEYS, TIME_KEYS, parse_query
-from gateway.ledger.reports import cost_rows, costs_report
 
 KEYS = tuple(key for key in GROUP_KEYS if key not in TIME_KEYS)
 DRILL = {"team": "key", "key": "task", "user": "task", "model": "backend", "backend": "team",
          "policy": "rule", "rule": "backend", "task": "backend", "machine": "backend",
          "machine_type": "machine", "kind": "backend"}  # fmt: skip
 """What a reader asks next of one group."""
+ROWS_SHOWN = 200
 _FIGURES = (
     "requests", "errors", "prompt_tokens", "cached_prompt_tokens", "completion_tokens",
     "cost_usd", "idle_share_usd", "full_cost_usd", "saved_usd", "usd_per_million_tokens",
@@ -35,21 +34,17 @@ async def costs(visit: Visit) -> dict[str, Any]:
     compare = asked.get("compare") == "previous" and not set(groups) & set(TIME_KEYS)
     question: dict[str, Any] = {"tz": visit.tz, "now": now, "filters": filters, **period.moments}
     parse_query(group_by=groups, **question)  # refuses in words before anything is looked up
-    engine, settings = visit.parts.engine, visit.parts.settings
-    if compare:
-        whole = compared_report(
-            engine, settings, compare="previous", group_by=groups, idle_by="charges", **question
-        )
-    else:
-        whole = costs_report(engine, settings, group_by=groups, **question)
+    beside = {"compare": "previous"} if compare else {}
+    whole = visit.questions.report(group_by=groups, **beside, **question)
     step = [period.step] if period.step not in groups else []
     report, stepped = await asyncio.gather(
-        whole, cost_rows(engine, group_by=[*step, *groups], wanted={"costs"}, **question)
+        whole, visit.questions.rows(group_by=[*step, *groups], wanted={"costs"}, **question)
     )
     names = _Names(groups, period, filters, asked)
     return {
         "report": report,
-        "rows": [{"figures": row, "links": names.links(row)} for row in report["rows"]],
+        "rows": [{"figures": r, "links": names.links(r)} for r in report["rows"][:ROWS_SHOWN]],
+        "rows_hidden": max(len(report["rows"]) - ROWS_SHOWN, 0),
         "groups": groups,
         "period": period,
         "presets": PRESETS,

@@ -10,7 +10,6 @@ from gateway.dashboard.render import now as clock
 from gateway.dashboard.visitor import Visit
 from gateway.ledger.machine_costs import CATEGORIES, configured
 from gateway.ledger.machine_prices import usd_per_hour
-from gateway.ledger.reports import costs_report
 
 _PARTS = ("charged", *CATEGORIES, "unattributed")
 
@@ -19,8 +18,8 @@ async def machines(visit: Visit) -> dict[str, Any]:
     """Each machine with its backends."""
     now, parts = clock(), visit.parts
     period = period_of(visit.asked, visit.tz, now, default="today")
-    report = await costs_report(
-        parts.engine, parts.settings, group_by="backend", tz=visit.tz, now=now, **period.moments
+    report = await visit.questions.report(
+        group_by="backend", tz=visit.tz, now=now, **period.moments
     )
     health = await describe(visit.pipeline)
     measured = {machine["machine"]: machine for machine in report["machines"]}

@@ -13,7 +13,6 @@ from gateway.dashboard.periods import period_of, steps
 from gateway.dashboard.render import now as clock
 from gateway.dashboard.request_rows import latencies, recent_requests
 from gateway.dashboard.visitor import Visit
-from gateway.ledger.reports import cost_rows, costs_report
 
 BUDGETS_SHOWN = 6
 NEWEST = 8
@@ -27,9 +26,9 @@ async def overview(visit: Visit) -> dict[str, Any]:
     month = period_of({"period": "month"}, visit.tz, now)
     hours = period_of({"period": "24h"}, visit.tz, now)
     today, this_month, by_hour, health = await asyncio.gather(
-        costs_report(parts.engine, parts.settings, since=day.since, **asked),
-        cost_rows(parts.engine, since=month.since, **asked),
-        cost_rows(parts.engine, since=hours.since, group_by=["hour", "backend"], **asked),
+        visit.questions.report(since=day.since, **asked),
+        visit.questions.rows(since=month.since, **asked),
+        visit.questions.rows(since=hours.since, group_by=["hour", "backend"], **asked),
         describe(visit.pipeline),
     )
     async with parts.engine.connect() as connection:

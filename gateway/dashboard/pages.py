@@ -22,6 +22,7 @@ from gateway.dashboard.live import Feed
 from gateway.dashboard.machines import machines
 from gateway.dashboard.overview import overview
 from gateway.dashboard.policies import policies
+from gateway.dashboard.questions import Questions
 from gateway.dashboard.render import HEADERS, STATIC, csv_file, html, static_file
 from gateway.dashboard.requests import request, requests
 from gateway.dashboard.routing import routing
@@ -98,6 +99,7 @@ class Dashboard:
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
         self.feed = Feed(pipeline)
+        self.questions = Questions(pipeline.parts)
 
     async def show(self, asked: AnyRequest, page: Page) -> Response[Any]:
         """A page, one of its charts as CSV, the way to sign in, or why not."""
@@ -147,6 +149,7 @@ class Dashboard:
             caller=await visitor(self.pipeline, asked),
             tz=zone_of(asked),
             asked=dict(asked.query_params),
+            questions=self.questions,
             live=self.feed.figures(),
         )
 

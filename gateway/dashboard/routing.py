@@ -14,7 +14,6 @@ from gateway.dashboard.render import now as clock
 from gateway.dashboard.visitor import Visit
 from gateway.ledger.records import CandidateRecord
 from gateway.ledger.report_query import parse_query
-from gateway.ledger.reports import cost_rows
 from gateway.ledger.tables import feedback, requests
 
 if TYPE_CHECKING:
@@ -35,9 +34,9 @@ async def routing(visit: Visit) -> dict[str, Any]:
     question: dict[str, Any] = {"tz": visit.tz, "now": now, **period.moments}
     engine = visit.parts.engine
     by_rule, stepped, by_kind = await asyncio.gather(
-        cost_rows(engine, group_by=["policy", "rule", "backend"], **question),
-        cost_rows(engine, group_by=[period.step, "backend"], wanted={"counts"}, **question),
-        cost_rows(engine, group_by=["rule", "kind"], **question),
+        visit.questions.rows(group_by=["policy", "rule", "backend"], **question),
+        visit.questions.rows(group_by=[period.step, "backend"], wanted={"counts"}, **question),
+        visit.questions.rows(group_by=["rule", "kind"], **question),
     )
     query = parse_query(tz=visit.tz, now=now, **period.moments)
     async with engine.connect() as connection:

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from litestar import Request
 from msgspec import Struct
 
+from gateway.dashboard.questions import Questions
 from gateway.errors import Forbidden
 from gateway.ledger.keys import Caller
 from gateway.parts import Parts
@@ -30,6 +31,7 @@ class Visit(Struct, frozen=True, kw_only=True):
     """IANA name of the reader's zone, UTC until the page's script has told it."""
     asked: Mapping[str, str]
     """Query parameters."""
+    questions: Questions
     live: Mapping[str, str | int]
     """The figures that change by the second, as they are."""
 

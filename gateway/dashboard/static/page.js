@@ -47,10 +47,14 @@ function show(figures) {
 
 // The list of requests, fetched again when something was settled; only while somebody follows.
 const follow = document.getElementById("follow");
-let seen, fetching = false;
+// Twice after each change: what is settled is in the ledger within half a second.
+let seen, due = 0, fetching = false;
 async function refresh(figures) {
-  if (!follow?.checked || fetching || document.hidden || figures["settled"] === seen) return;
+  if (figures["settled"] !== seen) due = 2;
+  seen = figures["settled"];
+  if (!follow?.checked || !due || fetching || document.hidden) return;
   fetching = true;
+  due--;
   try {
     const answer = await fetch(location.href, { headers: { accept: "text/html" } });
     if (!answer.ok) return;
@@ -58,7 +62,6 @@ async function refresh(figures) {
     const list = page.getElementById("request-list");
     localize(list);
     document.getElementById("request-list").replaceWith(document.adoptNode(list));
-    seen = figures["settled"];
   } finally {
     fetching = false;
   }

@@ -1,0 +1,92 @@
+"""The reports that pages are made of, remembered for seconds: ten readers cost what one does."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from msgspec import Struct
+
+from gateway.ledger.compare import compared_report
+from gateway.ledger.reports import cost_rows, costs_report
+from gateway.parts import Parts
+
+FRESH_S = 5.0
+STALE_S = 30.0
+"""Up to this age an answer is still given, while a fresh one is on its way."""
+MOST = 100
+
+
+class _Answer(Struct):
+    task: asyncio.Task[Any]
+    """The newest that is asked for."""
+    asked_at: float
+    value: Any = None
+    made_at: float = float("-inf")
+
+
+class Questions:
+    """One per gateway process.
+
+    Args:
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, parts: Parts, clock: Callable[[], float] = time.monotonic) -> None:
+        self._parts = parts
+        self._clock = clock
+        self._answers: dict[str, _Answer] = {}
+
+    async def rows(self, **question: Any) -> list[dict[str, Any]]:
+        """As `cost_rows`."""
+        found: list[dict[str, Any]] = await self._ask(
+            f"rows {_key(question)}", lambda: cost_rows(self._parts.engine, **question)
+        )
+        return found
+
+    async def report(self, **question: Any) -> dict[str, Any]:
+        """As `costs_report`; beside another period with `compare`."""
+        engine, settings = self._parts.engine, self._parts.settings
+        make = compared_report if "compare" in question else costs_report
+        found: dict[str, Any] = await self._ask(
+            f"report {_key(question)}", lambda: make(engine, settings, **question)
+        )
+        return found
+
+    async def _ask(self, key: str, make: Callable[[], Awaitable[Any]]) -> Any:
+        now = self._clock()
+        known = self._answers.get(key)
+        if known is None or (known.task.done() and now - known.asked_at >= FRESH_S):
+            task = asyncio.ensure_future(make())
+            known = self._answers[key] = _Answer(
+                task=task,
+                asked_at=now,
+                value=known.value if known else None,
+                made_at=known.made_at if known else float("-inf"),
+            )
+            task.add_done_callback(lambda done: self._keep(key, done))
+            self._forget()
+        if not known.task.done() and now - known.made_at < STALE_S:
+            return known.value
+        return await asyncio.shield(known.task)
+
+    def _keep(self, key: str, done: "asyncio.Task[Any]") -> None:
+        known = self._answers.get(key)
+        if known is None or known.task is not done:
+            return
+        if done.cancelled() or done.exception() is not None:
+            del self._answers[key]  # whoever waits hears of it; the next one asks again
+            return
+        known.value, known.made_at = done.result(), known.asked_at
+
+    def _forget(self) -> None:
+        """What is too old to be given, and beyond MOST the oldest."""
+        now = self._clock()
+        for key, known in list(self._answers.items()):
+            over = len(self._answers) > MOST
+            if over or (known.task.done() and now - known.made_at >= STALE_S):
+                del self._answers[key]
+
+
+def _key(question: dict[str, Any]) -> str:
+    return repr(sorted((name, value) for name, value in question.items() if name != "now"))

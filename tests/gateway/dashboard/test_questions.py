@@ -1,0 +1,49 @@
+"""Reports for pages: asked once for all readers, fresh within seconds, never older than told."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.dashboard.questions import FRESH_S, STALE_S, Questions
+from gateway.ledger.report_query import ReportError
+from tests.gateway.serving import Gateway, gateway
+from tests.gateway.test_pipeline import priced
+
+
+async def asked(served: Gateway, questions: Questions) -> int:
+    """Requests of today's totals."""
+    await served.parts.ledger.flush()
+    rows = await questions.rows(since="2020-01-01")
+    return int(rows[0]["requests"])
+
+
+async def test_answers_are_shared_then_refreshed_and_never_too_old(tmp_path: Path) -> None:
+    """One look-up for readers at once; an old answer only while the new one is made, and only
+    up to STALE_S."""
+    now = 0.0
+    async with gateway(priced(tmp_path)) as served:
+        questions = Questions(served.parts, clock=lambda: now)
+        assert await asyncio.gather(asked(served, questions), asked(served, questions)) == [0, 0]
+        await served.settled(await served.chat("one"))
+        assert await asked(served, questions) == 0, "within FRESH_S it is remembered"
+        now += FRESH_S
+        assert await asked(served, questions) == 0, "while the fresh one is on its way"
+        for _ in range(1000):
+            if await asked(served, questions):
+                break
+            await asyncio.sleep(0.001)
+        await served.settled(await served.chat("two"))
+        now += STALE_S
+        assert await asked(served, questions) == 2, "too old: readers wait for the new one"
+
+
+@pytest.mark.parametrize("question", [{"group_by": "colour"}, {"since": "soon"}])
+async def test_refusals_are_not_remembered(tmp_path: Path, question: dict[str, Any]) -> None:
+    """Every reader of an impossible question hears why."""
+    async with gateway(priced(tmp_path)) as served:
+        questions = Questions(served.parts)
+        for _ in range(2):
+            with pytest.raises(ReportError):
+                await questions.rows(**question)
