@@ -24,6 +24,7 @@ from backends.contract import Backend
 from backends.echo import EchoBackend
 from backends.meter import Meter, MeterSlot
 from backends.openai_http import OpenAIHTTPBackend
+from gateway.alerts.watch import AlertWatch
 from gateway.api.errors import error_handlers
 from gateway.api.routes import routes
 from gateway.cache.caches import Caches
@@ -164,7 +165,7 @@ def create_app(
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
         if alone:
             await _migrate(runtime.database_url)
-        async with running(parts):
+        async with running(parts), watching(parts, Path(runtime.state_dir)):
             yield
             await pipeline.shadows.aclose()
             await pipeline.late_charges.aclose()
@@ -229,6 +230,24 @@ async def running(parts: Parts) -> AsyncIterator[None]:
         log.info("gateway_started", backends=sorted(parts.backends))
         yield
         log.info("gateway_stopping")
+
+
+@contextlib.asynccontextmanager
+async def watching(parts: Parts, folder: Path) -> AsyncIterator[None]:
+    """Look for what somebody should be told of, as long as this lasts."""
+    store = parts.caches.store_backend if parts.caches is not None else None
+    watch = AlertWatch(
+        parts.settings,
+        parts.engine,
+        cache_answers=None if store is None else store.ping,
+        folder=folder,
+        clock=parts.clock,
+    )
+    await watch.start()
+    try:
+        yield
+    finally:
+        await watch.aclose()
 
 
 async def _stop(task: asyncio.Task[None]) -> None:
