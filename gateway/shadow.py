@@ -1,27 +1,34 @@
 """Shadow traffic: a copy of a request to another backend, its answer discarded, its cost booked.
 
 The copy runs after the client has its answer, and never changes it. Its charge (kind `shadow`)
-joins the request's in the ledger; the request's own cost and headers are without it.
+joins the request's in the ledger; the request's own cost and headers are without it. How it ended
+stands in the table `shadows`: see `headgate report experiment`.
 """
 
 import asyncio
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from backends.contract import GenerateRequest
 from backends.errors import BackendError
 from gateway.api.translate import backend_body
 from gateway.exchange import Exchange
+from gateway.ledger.database import insert_once, writing
 from gateway.ledger.foreign_time import Unwatched
 from gateway.ledger.pricing import price_usage
 from gateway.ledger.records import Settlement
+from gateway.ledger.tables import shadows
 from gateway.parts import Parts
 
 log = structlog.get_logger(__name__)
 
 _MOST_AT_ONCE = 32
 """Further copies are left out: an experiment must not crowd out real traffic."""
+_MOST_WORDS = 500
 _SEQ = 1_000
 """Above every charge that the request itself can have."""
 
@@ -84,6 +91,7 @@ class Shadows:
                 machine_ns = parts.foreign.end(watched, name, completion.usage)
         except BackendError as error:
             log.warning("shadow_failed", request_id=x.request_id, backend=name, error=error.message)
+            await self._record(x, name, began, error=error.message[:_MOST_WORDS])
             return
         charge = price_usage(
             parts.settings,
@@ -100,3 +108,42 @@ class Shadows:
         charges = (*settlement.charges, charge)  # what is there already stays as it is
         parts.ledger.settle(Settlement(request=settlement.request, charges=charges))
         parts.metrics.count_charge(charge, settings.model)
+        await self._record(
+            x,
+            name,
+            began,
+            completion_tokens=completion.usage.completion_tokens,
+            cost_nano_usd=charge.cost_nano_usd,
+            finish_reason=str(_choice(completion.body).get("finish_reason") or ""),
+            same=_text(completion.body) == _text(x.answer or {}),
+        )
+
+    async def _record(self, x: Exchange, name: str, began: float, **outcome: Any) -> None:
+        """Write down how a copy ended: lost while the database is away, unlike its charge."""
+        values = {
+            "request_id": x.request_id,
+            "backend": name,
+            "at_us": round(self._parts.clock() * 1e6),
+            "ms": (time.perf_counter() - began) * 1e3,
+            **outcome,
+        }
+        engine = self._parts.engine
+        try:
+            async with writing(engine) as connection:
+                await connection.execute(insert_once(engine.dialect.name, shadows).values(**values))
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("shadow_not_recorded", request_id=x.request_id, error=str(error)[:200])
+
+
+def _choice(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    choices = body.get("choices") or [{}]
+    first: Mapping[str, Any] = choices[0]
+    return first
+
+
+def _text(body: Mapping[str, Any]) -> str:
+    """What the first choice says."""
+    choice = _choice(body)
+    message = choice.get("message")
+    said = message.get("content") if isinstance(message, Mapping) else choice.get("text")
+    return str(said or "").strip()

@@ -9,6 +9,7 @@ import click
 from gateway.cli.common import config_option, fail, print_json, settings_of
 from gateway.cli.database import run_on_engine, table
 from gateway.cli.report_books import accounts, bill, close, correct
+from gateway.cli.report_experiment import experiment
 from gateway.cli.report_export import export
 from gateway.cli.report_reconcile import reconcile
 from gateway.ledger.csv_text import safe_cell
@@ -22,7 +23,7 @@ def report() -> None:
     """Cost reports out of the ledger."""
 
 
-for _command in (accounts, correct, bill, close, reconcile, export):
+for _command in (accounts, correct, bill, close, reconcile, export, experiment):
     report.add_command(_command)
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from backends.contract import Usage
 from backends.echo import EchoBackend
 from gateway.ledger.budget_store import Budget, set_budget
+from gateway.ledger.tables import shadows
 from gateway.settings import (
     BackendSettings,
     CacheSettings,
@@ -475,6 +477,16 @@ async def test_shadow_gets_a_copy_that_the_client_never_sees(tmp_path: Path) -> 
         assert settlement.charges[1].backend == "base"
         assert settlement.charges[1].cost_nano_usd > 0
         assert settlement.request.cost_nano_usd == settlement.charges[0].cost_nano_usd
+        ((backend, error, same, cost),) = await shadow_rows(served)
+        assert (backend, error, bool(same)) == ("base", None, False)
+        assert cost == settlement.charges[1].cost_nano_usd
+
+
+async def shadow_rows(served: Gateway) -> list[Any]:
+    """(backend, error, same, cost) of each copy."""
+    async with served.parts.engine.connect() as connection:
+        columns = shadows.c.backend, shadows.c.error, shadows.c.same, shadows.c.cost_nano_usd
+        return list((await connection.execute(select(*columns))).all())
 
 
 async def test_failing_shadow_harms_nobody(tmp_path: Path) -> None:
@@ -488,3 +500,6 @@ async def test_failing_shadow_harms_nobody(tmp_path: Path) -> None:
         await served.pipeline.shadows.settled()
         settlement = await served.settled(answer)
         assert [charge.kind for charge in settlement.charges] == ["answer"]
+        ((backend, error, same, _),) = await shadow_rows(served)
+        assert (backend, same) == ("base", None)
+        assert error, "the outcome says why"
