@@ -1,8 +1,8 @@
 """Cascades: the backends that answer one after another until a judge accepts what one says.
 
 A rung is the best usable backend behind one target. Left out are rungs that cannot take the
-request, that are not ready, and, where the policy says so, that will probably answer badly; the
-last one that is left is always asked.
+request, that are not ready, and, where the policy says so, where one above will probably do
+better by far.
 """
 
 import math
@@ -36,13 +36,15 @@ def rungs(
             else:
                 _leave_out(card.name, "is not ready", reasons)
     quality = situation.facts.features.quality
-    last = next(reversed(found), None)
-    for name in list(found):
+    best: float | None = None
+    for name in reversed(list(found)):
         known = quality.get(name)
-        if name != last and known is not None and known < accept.skip_below:
-            why = f"predicted quality {known:.3f} is below skip_below {accept.skip_below:g}"
-            _leave_out(name, why, reasons)
+        if known is not None and best is not None and best - known >= accept.skip_gain:
+            why = f"one above is predicted to be better by {best - known:.3f}"
+            _leave_out(name, f"{why} >= skip_gain {accept.skip_gain:g}", reasons)
             del found[name]
+        elif known is not None:
+            best = known if best is None else max(best, known)
     if found:
         why = f"{' then '.join(found)}, until {accept.judge} says P(good) >= {accept.min:g}"
         reasons.append(Reason(subject="cascade", matched=True, why=why))
@@ -75,7 +77,7 @@ def _accept_problems(accept: Accept) -> Iterator[tuple[str, str]]:
         judge not in JUDGES and not judge.startswith(BACKEND)
     ):
         yield "accept.judge", f"{judge!r}: allowed: {', '.join(JUDGES)}, or {BACKEND}NAME"
-    for name in ("min", "skip_below"):
+    for name in ("min", "skip_gain"):
         value = getattr(accept, name)
         if not (math.isfinite(value) and 0 <= value <= 1):
             yield f"accept.{name}", f"{value!r}: a probability is 0 to 1"

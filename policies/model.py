@@ -117,8 +117,9 @@ class Accept(_Frozen, frozen=True, kw_only=True):
     much, as far as the judge is calibrated for both."""
     n: int = 3
     """Answers that `consistency` compares, the one that is judged included."""
-    skip_below: float = 0.0
-    """A rung whose predicted quality is lower is not asked, unless it is the last."""
+    skip_gain: float = 1.0
+    """A rung is not asked where the question alone says that one above is likelier to answer well
+    by this much."""
     predict: bool = True
     """Send a rejected answer along as a draft, where the next rung can verify it."""
     restart: bool = True

@@ -15,16 +15,43 @@ from msgspec import Struct
 from msgspec.structs import asdict
 from numpy.typing import NDArray
 
-from gateway.learning.curves import Choices, Curves, Figure, by_merit, cost_curves, upper_hull
+from gateway.learning.curves import (
+    Choices,
+    Curves,
+    Figure,
+    by_merit,
+    cost_curves,
+    draws_of,
+    upper_hull,
+)
 from gateway.learning.judges import Judged
 from gateway.learning.outcomes import Outcomes
 from gateway.learning.quality import FOLDS, Fitted
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-GAINS = (-1.0, 0.0, 0.02, 0.05, 0.08, 0.1, 0.12, 0.15, 0.18, 0.22, 0.26, 0.3, 0.35, 0.4, 0.5, 0.6)
+GAINS = (
+    0.0,
+    0.01,
+    0.02,
+    0.03,
+    0.05,
+    0.08,
+    0.1,
+    0.12,
+    0.15,
+    0.18,
+    0.22,
+    0.26,
+    0.3,
+    0.35,
+    0.4,
+    0.5,
+    0.6,
+    1.0,
+)
 BARS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-SKIPS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8)
+SKIPS = (0.03, 0.06, 0.1, 0.14, 0.18, 0.22, 0.26, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
 MOST_BACKENDS = 4
 """Of which all ladders are tried; of more, the cheapest, the dearest and two between."""
 
@@ -35,7 +62,7 @@ class Setting(Struct, frozen=True):
     ladder: tuple[int, ...]
     min: float = 1.0
     min_gain: float = -1.0
-    skip_below: float = 0.0
+    skip_gain: float = 1.0
 
 
 def settings(backends: int) -> Iterator[Setting]:
@@ -67,7 +94,7 @@ def climb(
     open_ = np.ones(rows, dtype=bool)
     for place, k in enumerate(ladder):
         above = list(ladder[place + 1 :])
-        asked = open_ & ~(quality[:, k] < setting.skip_below) if above else open_
+        asked = open_ & (_ahead(quality, k, above) < setting.skip_gain) if above else open_
         cost += np.where(asked, costs[:, k], 0.0)
         score = np.where(asked, scores[:, k], score)
         if not above:
@@ -79,24 +106,43 @@ def climb(
     return cost, score
 
 
-def curve_of(
-    outcomes: Outcomes, quality: Floats, judged: Judged, judge: str, fit: Mask, rows: Mask
-) -> tuple[list[Setting], Choices]:
-    """The settings on the hull of the rows `fit`, and what they cost and get on `rows`."""
-    tried = list(settings(len(outcomes.backends)))
-    p_above = judged.p_above[judge]
+def _ahead(quality: Floats, k: int, above: list[int]) -> Floats:
+    """[N]: how much likelier the best of the rungs above is to answer well, by the question."""
+    return np.asarray(quality[:, above].max(axis=1) - quality[:, k])
 
-    def on(setting: Setting, part: Mask) -> tuple[Floats, Floats]:
-        figures = (quality, p_above, outcomes.scores, outcomes.costs)
-        return climb(setting, *(column[part] for column in figures))
 
-    means = [tuple(column.mean() for column in on(setting, fit)) for setting in tried]
-    points = {(float(c), float(s)): place for place, (c, s) in reversed([*enumerate(means)])}
-    cost, score = upper_hull(*np.array(list(points)).T)
-    best = [tried[points[point]] for point in zip(cost.tolist(), score.tolist(), strict=True)
-            if point in points]  # fmt: skip
-    spent, got = zip(*(on(setting, rows) for setting in best), strict=True)
-    return best, Choices(np.stack(spent, axis=1), np.stack(got, axis=1))
+class Climbed(Struct, frozen=True):
+    """All settings on one part of the rows."""
+
+    settings: list[Setting]
+    choices: Choices
+    """[N, settings]"""
+
+    @classmethod
+    def of(
+        cls, tried: list[Setting], outcomes: Outcomes, quality: Floats, p_above: Floats, rows: Mask
+    ) -> "Climbed":
+        """Climb them."""
+        columns = (quality, p_above, outcomes.scores, outcomes.costs)
+        part = [column[rows] for column in columns]
+        spent, got = zip(*(climb(setting, *part) for setting in tried), strict=True)
+        return cls(tried, Choices(np.stack(spent, axis=1), np.stack(got, axis=1)))
+
+    def best(self) -> list[int]:
+        """Places of the settings on the upper hull of cost and quality."""
+        cost, score = self.choices.costs.mean(0), self.choices.scores.mean(0)
+        points = {pair: place for place, pair in reversed([*enumerate(_pairs(cost, score))])}
+        return [points[pair] for pair in _pairs(*upper_hull(cost, score)) if pair in points]
+
+    def as_good(self, quality: float) -> int | None:
+        """Place of the cheapest setting with at least that quality."""
+        cost, score = self.choices.costs.mean(0), self.choices.scores.mean(0)
+        enough = np.flatnonzero(score >= quality)
+        return int(enough[np.argmin(cost[enough])]) if len(enough) else None
+
+
+def _pairs(cost: Floats, score: Floats) -> list[tuple[float, float]]:
+    return list(zip(cost.tolist(), score.tolist(), strict=True))
 
 
 def cascade_card(
@@ -115,7 +161,13 @@ def cascade_card(
     judge = "answer" if "answer" in judged.p_above else next(iter(judged.p_above), None)
     if judge is None or len(outcomes.backends) < 2 or not complete.any():
         return None
-    best, choices = curve_of(outcomes, fitted.quality, judged, judge, train, test)
+    tried = list(settings(len(outcomes.backends)))
+    learnt, seen = (
+        Climbed.of(tried, outcomes, fitted.quality, judged.p_above[judge], rows)
+        for rows in (train, test)
+    )
+    best = learnt.best()
+    choices = Choices(seen.choices.costs[:, best], seen.choices.scores[:, best])
     scores, costs = outcomes.scores[test], outcomes.costs[test]
     price = outcomes.costs[train].mean(0, keepdims=True)
     routers = {
@@ -141,15 +193,46 @@ def cascade_card(
             for k, name in enumerate(outcomes.backends)
         },
         "above_single_at_its_cost": _above_singles(outcomes, choices, scores, costs),
-        "settings": [
-            {
-                "cascade": [outcomes.backends[k] for k in setting.ladder],
-                **{name: getattr(setting, name) for name in ("min", "min_gain", "skip_below")},
-                "cost_share": round(float(choices.costs[:, at].mean() / dearest), 4),
-                "quality": round(float(choices.scores[:, at].mean()), 4),
-            }
-            for at, setting in enumerate(best)
-        ],
+        "as_good_as_the_dearest": _as_good(outcomes, learnt, seen, (train, test), groups[test]),
+        "settings": [_shown(outcomes, seen, at, dearest) for at in best],
+    }
+
+
+def _shown(outcomes: Outcomes, seen: Climbed, at: int, dearest: float) -> dict[str, Any]:
+    setting = seen.settings[at]
+    return {
+        "cascade": [outcomes.backends[k] for k in setting.ladder],
+        **{name: getattr(setting, name) for name in ("min", "min_gain", "skip_gain")},
+        "cost_share": round(float(seen.choices.costs[:, at].mean() / dearest), 4),
+        "quality": round(float(seen.choices.scores[:, at].mean()), 4),
+    }
+
+
+def _as_good(
+    outcomes: Outcomes,
+    learnt: Climbed,
+    seen: Climbed,
+    rows: tuple[Mask, Mask],
+    groups: NDArray[np.int64],
+) -> dict[str, Any] | None:
+    """The cheapest cascade that reached the dearest backend's quality on the rows it was fitted on,
+    and what it does on the frozen ones, with its differences from that backend."""
+    train, test = rows
+    alone = learnt.settings.index(Setting((len(outcomes.backends) - 1,)))
+    at = learnt.as_good(float(outcomes.scores[train, -1].mean()))
+    if at is None or at == alone:
+        return None
+    spent = seen.choices.costs[:, [at, alone]]
+    better = seen.choices.scores[:, at] - seen.choices.scores[:, alone]
+    shares, gains = [], []
+    for weights in draws_of(groups):
+        total = weights @ spent
+        shares += (total[:, 0] / total[:, 1]).tolist()
+        gains += (weights @ better / weights.sum(1)).tolist()
+    return {
+        **_shown(outcomes, seen, at, float(outcomes.costs[test, -1].mean())),
+        "cost_share": asdict(Figure.of(np.array(shares))),
+        "quality_difference": asdict(Figure.of(np.array(gains))),
     }
 
 

@@ -381,16 +381,14 @@ class _Choice:
         """Of a cascade; NOBODY where none of its backends is ready."""
         quality = self._table.quality[self._rows]
         winner = np.full(len(self._rows), NOBODY, dtype=np.int64)
-        last = winner.copy()
-        settled = np.zeros(len(self._rows), dtype=bool)
-        for target in targets if self._cards else ():
+        best = np.full(len(self._rows), -np.inf)
+        for target in reversed(targets) if self._cards else ():
             found = self._best(target, self._usable & self._ready)
             known = np.take_along_axis(quality, np.maximum(found, 0)[:, None], 1)[:, 0]
-            good = (found != NOBODY) & ~(known < accept.skip_below)
-            winner = np.where(good & ~settled, found, winner)
-            settled |= good
-            last = np.where(found == NOBODY, last, found)
-        return np.where(settled, winner, last)
+            asked = (found != NOBODY) & ~(best - known >= accept.skip_gain)
+            winner = np.where(asked, found, winner)
+            best = np.where(asked, np.fmax(best, known), best)
+        return winner
 
     def _by_objective(self, goal: Objective, state: Mask) -> Codes:
         table, rows = self._table, self._rows

@@ -90,7 +90,7 @@ accepts = st.none() | st.builds(
     Accept,
     judge=st.sampled_from((*JUDGES, "backend:base")),
     min=st.floats(0, 1),
-    skip_below=st.sampled_from((0.0, 0.3, 1.0)),
+    skip_gain=st.sampled_from((0.0, 0.3, 1.0)),
 )
 
 

@@ -19,7 +19,7 @@ CARDS = {
 }
 FACTS = Facts(
     features=RequestFeatures(
-        task="chat", difficulty=0.3, prompt_tokens=10, quality={"nano": 0.2, "small": 0.6}
+        task="chat", difficulty=0.3, prompt_tokens=10, quality={"nano": 0.25, "small": 0.75}
     ),
     model="auto",
 )
@@ -46,7 +46,7 @@ def test_cascade_asks_its_rungs_in_order_then_the_fallbacks() -> None:
 @pytest.mark.parametrize(
     ("changes", "rungs"),
     [
-        ({"accept": Accept(skip_below=0.5)}, ("small", "base")),
+        ({"accept": Accept(skip_gain=0.4)}, ("small", "base")),
         ({"facts": replace(FACTS, prompt_tokens_bound=500)}, ("small", "base")),
         ({"facts": replace(FACTS, allowed=frozenset({"nano", "base"}))}, ("nano", "base")),
         ({"cards": CARDS | {"base": replace(CARDS["base"], ready=False)}}, ("nano", "small")),
@@ -60,7 +60,7 @@ def test_cascade_leaves_out_what_cannot_help(changes: Any, rungs: tuple[str, ...
 def test_cascade_of_one_rung_is_a_plain_route() -> None:
     """Where nobody could take over, nothing is judged; the last rung is never skipped."""
     alone = replace(FACTS, allowed=frozenset({"nano"}))
-    assert decided(alone, accept=Accept(skip_below=0.9)) == ((), ("nano",))
+    assert decided(alone, accept=Accept(skip_gain=0.0)) == ((), ("nano",))
 
 
 def test_cascade_that_waits_for_its_backends_still_names_them() -> None:
@@ -71,9 +71,9 @@ def test_cascade_that_waits_for_its_backends_still_names_them() -> None:
 
 def test_cascade_says_why_a_rung_is_left_out() -> None:
     """The reasons name the rung, its predicted quality and the bar."""
-    policy = Policy(default=Route(cascade=["nano", "base"], accept=Accept(skip_below=0.5)))
+    policy = Policy(default=Route(cascade=["nano", "small"], accept=Accept(skip_gain=0.4)))
     reasons = decide(policy, FACTS, CARDS, BudgetState(), NOON, 0.0).reasons
-    assert ("rung nano", "predicted quality 0.200 is below skip_below 0.5") in [
+    assert ("rung nano", "one above is predicted to be better by 0.500 >= skip_gain 0.4") in [
         (reason.subject, reason.why) for reason in reasons
     ]
 

@@ -37,7 +37,7 @@ def rule(body: str) -> str:
         (rule("cascade = ['nano', 'small']\naccept = {judge='small'}"), "rules[0].accept.judge", "'small': allowed: answer, logprob"),
         (rule("cascade = ['nano', 'small']\naccept = {judge='backend:'}"), "rules[0].accept.judge", "backend:NAME"),
         (rule("cascade = ['nano', 'small']\naccept = {min = 7.0}"), "rules[0].accept.min", "7.0: a probability"),
-        (rule("cascade = ['nano', 'small']\naccept = {skip_below = nan}"), "rules[0].accept.skip_below", "a probability"),
+        (rule("cascade = ['nano', 'small']\naccept = {skip_gain = nan}"), "rules[0].accept.skip_gain", "a probability"),
         (rule("cascade = ['nano', 'small']\naccept = {n = 1}"), "rules[0].accept.n", "2 to 16"),
         (rule("cascade = ['nano', 'small']\naccept = {minimum = 0.5}"), "rules[0].accept.minimum", "allowed: judge, min"),
         (rule("route = 'nano'\naccept = {judge='logprob', min=0.5}"), "rules[0].accept", "without effect without cascade"),

@@ -24,8 +24,8 @@ FOREIGN = [
 ]
 
 
-NAMES = ("cheapest", "code_first", "cost_cap", "default", "latency_slo", "off_peak_batch",
-         "quality_first", "quality_floor")  # fmt: skip
+NAMES = ("cascade", "cheapest", "code_first", "cost_cap", "default", "latency_slo",
+         "off_peak_batch", "quality_first", "quality_floor")  # fmt: skip
 BY_OBJECTIVE = ("cost_cap", "latency_slo", "quality_floor")
 QUALITY = {"nano": 0.5, "small": 0.82, "base": 0.9}
 
@@ -87,6 +87,20 @@ def test_default_takes_the_smallest_model_that_will_do(
     """Small talk and what nano answers well go to nano, then small; the rest goes to base."""
     decision = run("default", **about)
     assert (decision.rule, decision.candidates[0]) == (rule, winner)
+
+
+@pytest.mark.parametrize(
+    ("about", "rungs"),
+    [
+        ({"quality": {**QUALITY, "nano": 0.7}}, ("nano", "small", "base")),
+        ({"quality": {"nano": 0.1, "small": 0.7, "base": 0.8}}, ("small", "base")),
+        ({"quality": {"nano": 0.1, "small": 0.2, "base": 0.8}}, ()),
+        ({"wants": frozenset({"json"})}, ("small", "base")),
+    ],
+)
+def test_cascade_leaves_out_who_is_far_behind(about: dict[str, Any], rungs: Any) -> None:
+    """All three climb, but not from where the question says that nothing is to be had."""
+    assert run("cascade", **about).rungs == rungs
 
 
 @pytest.mark.parametrize("difficulty", [0.0, 1.0])
