@@ -141,13 +141,14 @@ def _print_table(found: dict[str, Any]) -> None:
     if groups:
         rows.append([*total, *(_cell(totals[c]) for c in figures)])
     table([*groups, *figures], rows, right=figures)
-    breakdown = ", ".join(
-        f"{name.replace('_', ' ')} ${usd}" for name, usd in found["idle_breakdown"].items()
-    )
+    parts = dict(found["idle_breakdown"])
+    overrun = parts.pop("overrun")
+    breakdown = ", ".join(f"{name.replace('_', ' ')} ${usd}" for name, usd in parts.items())
     click.echo(f"{found['since'] or 'the beginning'} to {found['until']}, {found['tz']}")
     click.echo(f"machines     ${found['machine_cost_usd']}")
     click.echo(f"idle         ${found['idle_cost_usd']} ({breakdown})")
     click.echo(f"unattributed ${found['unattributed_cost_usd']}")
+    click.echo(f"overrun      ${overrun}, of the charges: beyond what budgets held for them")
     savings = found["savings"]
     click.echo(f"avoided      ${savings['avoided_usd']}, net ${savings['net_avoided_usd']}")
     if savings["really_saved_usd"] is not None:

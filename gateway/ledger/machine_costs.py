@@ -11,7 +11,7 @@ from typing import Any
 from msgspec import Struct, field
 
 from gateway.ledger.machine_prices import changes_us, usd_per_hour
-from gateway.ledger.machine_report import Interval, MachineHours, add_up
+from gateway.ledger.machine_report import Interval, MachineHours, add_up, measured_until_us
 from gateway.ledger.money import usd_text
 from gateway.ledger.pricing import machine_cost
 from gateway.price_settings import MachineSettings
@@ -72,12 +72,14 @@ def machine_costs(
     since_us: int,
     until_us: int,
 ) -> list[MachineCost]:
-    """Every configured machine that ran in [since, until)."""
-    return [
-        costs_between(machine, intervals[machine.name], [since_us, until_us])[0]
-        for machine in configured(settings)
-        if machine.name in intervals
-    ]
+    """Every configured machine that ran in [since, until), as far as it is measured."""
+    found = []
+    for machine in configured(settings):
+        if machine.name in intervals:
+            known = intervals[machine.name]
+            edge_us = max(since_us, measured_until_us(known, until_us))
+            found += costs_between(machine, known, [since_us, edge_us])
+    return found
 
 
 def configured(settings: Settings) -> list[MachineSettings]:

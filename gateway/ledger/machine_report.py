@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 _NS_PER_US = 1000
+_MOST_BEHIND_US = 120_000_000
+"""Rows of a machine that runs are written once a minute or more often."""
 
 
 class Interval(Struct, frozen=True):
@@ -58,6 +60,18 @@ async def machine_intervals(
     for machine, *rest in rows:
         by_machine.setdefault(machine, []).append(Interval(*rest))
     return by_machine
+
+
+def measured_until_us(intervals: Iterable[Interval], until_us: int) -> int:
+    """Up to when it is known what a machine did: its run and its meter are written now and then,
+    and at once when it stops."""
+    ends: dict[bool, int] = {}
+    for i in intervals:
+        is_run = i.kind == "run"
+        ends[is_run] = max(ends.get(is_run, 0), i.ended_us)
+    behind_us = until_us - _MOST_BEHIND_US
+    recent = [end_us for end_us in ends.values() if end_us > behind_us]
+    return min(until_us, *recent) if recent else behind_us
 
 
 def add_up(intervals: Iterable[Interval], edges_us: Sequence[int]) -> list[MachineHours]:

@@ -1,7 +1,7 @@
 """The month's bill: who pays what, what nobody used, what the invoice says beside that.
 
 A bill's lines are the teams' charges, what the machines cost beside them by category (idle,
-start-up, loading, lost work, overrun, unattributed), and the adjustments posted for the month:
+start-up, loading, lost work, unattributed), and the adjustments posted for the month:
 discounts and differences. Once an invoice is reconciled they sum to it, to the last nano-dollar.
 
 Months are UTC's. Closing one freezes it: charges that turn up later are booked at the first moment
@@ -20,6 +20,7 @@ from sqlalchemy import insert, or_, select
 from gateway.ledger import state, subjects
 from gateway.ledger.audit import Act, record
 from gateway.ledger.database import writing
+from gateway.ledger.machine_costs import CATEGORIES
 from gateway.ledger.money import parse_usd, usd_text
 from gateway.ledger.report_query import ReportError
 from gateway.ledger.reports import costs_report
@@ -39,7 +40,7 @@ class Line(Struct, frozen=True, kw_only=True):
     """One line of a bill."""
 
     kind: str
-    """team, idle, startup, loading, lost_work, overrun, unattributed, discount or difference."""
+    """team, idle, startup, loading, lost_work, unattributed, discount or difference."""
     name: str
     """The team, or whose invoice an adjustment is about."""
     nano_usd: int
@@ -236,7 +237,8 @@ async def _charged(engine: "AsyncEngine", settings: Settings, month: str) -> lis
         Line(kind="team", name=str(row["team"]), nano_usd=parse_usd(row["cost_usd"]))
         for row in found["rows"]
     ]
-    beside = {**found["idle_breakdown"], "unattributed": found["unattributed_cost_usd"]}
+    beside = {kind: found["idle_breakdown"][kind] for kind in CATEGORIES}
+    beside["unattributed"] = found["unattributed_cost_usd"]
     lines += [
         Line(kind=kind, name="", nano_usd=parse_usd(amount)) for kind, amount in beside.items()
     ]

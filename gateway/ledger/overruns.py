@@ -59,6 +59,14 @@ async def _add(
     )
 
 
+async def overrun_of(connection: "AsyncConnection", since_us: int, until_us: int) -> int:
+    """Everybody's overrun in a period, nano-dollars; its first UTC day counts whole."""
+    c = budget_overruns.c
+    begin_us = window_start_us("day", since_us / 1e6)
+    total = select(func.sum(c.nano_usd)).where(c.day_us >= begin_us, c.day_us < until_us)
+    return int((await connection.execute(total)).scalar() or 0)
+
+
 async def list_overruns(
     connection: "AsyncConnection", *, since: float | None = None
 ) -> list[dict[str, Any]]:

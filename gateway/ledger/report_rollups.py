@@ -2,11 +2,12 @@
 
 A period is cut into pieces: whole days, hours and quarters of an hour come from the roll-ups, in
 the coarsest buckets that no local day or hour cuts in two; what is left at both ends, less than a
-quarter of an hour each, is read from the rows, as is everything older than the roll-ups.
+quarter of an hour each, is read from the rows, as is everything older than the roll-ups. Where
+local days begin within an hour (India, Nepal), that hour is read by quarters, the others whole.
 """
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time, timedelta
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 _K, _R = rollup_keys.c, rollups.c
 _DAY_US = DAY_S * 1_000_000
 _HITS = ("cache_hits_exact", "cache_hits_semantic", "saved_nano_usd")
+_PIECES_AT_ONCE = 200
+"""SQLite nests no more than 1000 conditions."""
 _TOKENS = ("prompt_tokens", "cached_prompt_tokens", "completion_tokens")
 
 
@@ -33,6 +36,8 @@ class Piece(Struct, frozen=True):
     span_s: int
     from_us: int
     until_us: int
+    without_us: tuple[int, ...] = ()
+    """Buckets in between that are left out."""
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -41,6 +46,15 @@ class Plan(Struct, frozen=True, kw_only=True):
     buckets: tuple[Piece, ...]
     rows: tuple[tuple[int, int], ...]
     """Periods, unix microseconds, half-open, to be read row by row."""
+
+    @property
+    def batches(self) -> Iterator[tuple[Piece, ...]]:
+        """The buckets in as many pieces at once as a statement may name; a statement of its own
+        for a long one with holes, whose rows are read in order then."""
+        alike = tuple(piece for piece in self.buckets if not piece.without_us)
+        for start in range(0, len(alike), _PIECES_AT_ONCE):
+            yield alike[start : start + _PIECES_AT_ONCE]
+        yield from ((piece,) for piece in self.buckets if piece.without_us)
 
 
 def can_answer(query: ReportQuery) -> bool:
@@ -65,10 +79,15 @@ def plan(query: ReportQuery, *, rollups_from_us: int, held_us: tuple[int, int]) 
     whole = (_ceil(max(since_us, rollups_from_us), QUARTER_US), until_us - until_us % QUARTER_US)
     if not can_answer(query) or whole[0] >= whole[1]:
         return Plan(buckets=(), rows=((since_us, until_us),))
-    coarsest = _coarsest(query, max(whole[0], held_us[0]), min(whole[1], held_us[1] + _DAY_US))
+    held = max(whole[0], held_us[0]), min(whole[1], held_us[1] + _DAY_US)
+    coarsest = _coarsest(query, *held)
     rows = [(since_us, whole[0]), (whole[1], until_us)]
+    if coarsest == QUARTER_S and "hour" not in query.group_by:
+        buckets = _around_midnights(query, *held)
+    else:
+        buckets = _cut(*whole, [span for span in SPANS_S if span <= coarsest])
     return Plan(
-        buckets=tuple(_cut(*whole, [span for span in SPANS_S if span <= coarsest])),
+        buckets=tuple(buckets),
         rows=tuple((begin, end) for begin, end in rows if begin < end),
     )
 
@@ -85,6 +104,27 @@ def _cut(from_us: int, until_us: int, spans_s: Sequence[int]) -> Iterator[Piece]
     yield from _cut(from_us, begin, spans_s[:-1])
     yield Piece(spans_s[-1], begin, end)
     yield from _cut(end, until_us, spans_s[:-1])
+
+
+def _around_midnights(query: ReportQuery, from_us: int, until_us: int) -> Iterator[Piece]:
+    """Hours, but quarters for those in which a local day begins."""
+    zone, hour_us = ZoneInfo(query.tz), HOUR_S * 1_000_000
+    begin, end = _ceil(from_us, hour_us), until_us - until_us % hour_us
+    if begin >= end:
+        yield from _cut(from_us, until_us, [QUARTER_S])
+        return
+    yield from _cut(from_us, begin, [QUARTER_S])
+    yield from _cut(end, until_us, [QUARTER_S])
+    day, last = (datetime.fromtimestamp(us / 1e6, zone).date() for us in (begin, end))
+    cut = []
+    while day <= last:
+        midnight_us = round(datetime.combine(day, time(), zone).timestamp()) * 1_000_000
+        hour = midnight_us - midnight_us % hour_us
+        if hour != midnight_us and begin <= hour < end:
+            cut.append(hour)
+        day += timedelta(days=1)
+    yield Piece(HOUR_S, begin, end, tuple(cut))
+    yield from (Piece(QUARTER_S, hour, hour + hour_us) for hour in cut)
 
 
 def _ceil(at_us: int, span_us: int) -> int:
@@ -177,7 +217,8 @@ def _column(key: str, *, charged: bool) -> "ColumnElement[Any]":
 
 def _within(piece: Piece) -> "ColumnElement[bool]":
     at = _R.bucket_us
-    return and_(_R.span_s == piece.span_s, at >= piece.from_us, at < piece.until_us)
+    within = and_(_R.span_s == piece.span_s, at >= piece.from_us, at < piece.until_us)
+    return and_(within, at.not_in(piece.without_us)) if piece.without_us else within
 
 
 async def held_us(connection: "AsyncConnection") -> tuple[int, int]:

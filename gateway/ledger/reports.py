@@ -10,9 +10,11 @@ rows; both give the same figures.
 
 Machines. `machine_cost_usd` is measured run time × price, `idle_cost_usd` what was measured as
 idle, start-up, loading and lost work (see machine_time), and `unattributed_cost_usd` = machine cost
-− idle cost − charges on those machines: the only subtraction here. Idle cost is shared out over the
-rows by what each has on that machine: charges, tokens or requests, or evenly; a machine that no row
-used stays unshared. `cost_usd` is what a request caused (marginal), `full_cost_usd` adds its share.
+− idle cost − charges on those machines: the only subtraction here. Measurements reach the database
+some seconds after charges do; charges of which there is no machine time yet are left out of it.
+Idle cost is shared out over the rows by what each has on that machine: charges, tokens or requests,
+or evenly; a machine that no row used stays unshared. `cost_usd` is what a request caused
+(marginal), `full_cost_usd` adds its share.
 """
 
 import asyncio
@@ -31,8 +33,9 @@ from gateway.ledger import report_rollups as rolled
 from gateway.ledger import report_sql as sql
 from gateway.ledger import state, subjects
 from gateway.ledger.machine_costs import CATEGORIES, MachineCost, allocate, machine_costs
-from gateway.ledger.machine_report import machine_intervals
+from gateway.ledger.machine_report import Interval, machine_intervals, measured_until_us
 from gateway.ledger.money import EXACT, to_usd, usd_text
+from gateway.ledger.overruns import overrun_of
 from gateway.ledger.report_query import (
     CHARGE_KEYS,
     TIME_KEYS,
@@ -124,6 +127,8 @@ async def costs_report(
         measured = await machine_intervals(connection, query.since_us, query.until_us)
         by_kind = await _lines(connection, replace(whole, group_by=("kind",)), {"costs"})
         total = totals.get((), _Line())
+        charged = await _beside_machines(connection, query, total, measured)
+        overrun = await overrun_of(connection, query.since_us, query.until_us)
         shown = total
         if query.filters:
             filtered = ReportQuery(until=query.until, since=query.since, filters=query.filters)
@@ -137,7 +142,6 @@ async def costs_report(
         shown.idle = sum(line.idle for line in lines.values())
     else:
         _share_unserved(machines, {(): shown}, total, query.idle_by)
-    charged = {name: on.charges for name, on in total.by_machine.items()}
     breakdown = {
         name: sum(machine.by_category[name] for machine in machines) for name in CATEGORIES
     }
@@ -157,7 +161,7 @@ async def costs_report(
         "idle_cost_usd": usd_text(unserved),
         "idle_breakdown": {
             **{name: usd_text(nano) for name, nano in breakdown.items()},
-            "overrun": "0",  # part of the charges; `budgets list` says whose
+            "overrun": usd_text(overrun),  # part of the charges, and so of no sum here
         },
         "unattributed_cost_usd": usd_text(cost - unserved - sum(charged.values())),
         "machines": [machine.shown(charged.get(machine.machine.name, 0)) for machine in machines],
@@ -237,8 +241,8 @@ async def _lines(
         rollups_from_us=await state.read(connection, "rollups_from"),
         held_us=await rolled.held_us(connection),
     )
-    if plan.buckets:
-        await _add(connection, lines, rolled.FromRollups(query, plan.buckets), wanted)
+    for buckets in plan.batches:
+        await _add(connection, lines, rolled.FromRollups(query, buckets), wanted)
     for begin_us, end_us in plan.rows:
         part = replace(query, since=_moment(begin_us), until=_moment(end_us))
         await _add(connection, lines, sql.FromRows(part), wanted)
@@ -344,6 +348,26 @@ def _folder(query: ReportQuery) -> Callable[[Sequence[Any]], Group]:
 
 
 # Machines
+
+
+async def _beside_machines(
+    connection: "AsyncConnection",
+    query: ReportQuery,
+    total: _Line,
+    measured: Mapping[str, Sequence[Interval]],
+) -> dict[str, int]:
+    """What was charged on each machine, without charges younger than what is measured of it."""
+    charged = {name: on.charges for name, on in total.by_machine.items()}
+    for name in charged:
+        edge_us = measured_until_us(measured.get(name, ()), query.until_us)
+        if query.since_us < edge_us < query.until_us:
+            young = await _lines(
+                connection, ReportQuery(since=_moment(edge_us), until=query.until), {"costs"}
+            )
+            charged[name] -= young[()].by_machine.get(name, _OnMachine()).charges
+        elif edge_us <= query.since_us:
+            charged[name] = 0
+    return charged
 
 
 def _share_unserved(

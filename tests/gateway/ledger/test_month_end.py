@@ -154,7 +154,7 @@ async def test_bill_with_discount_and_difference_is_the_invoice(engine: AsyncEng
 
 
 async def test_who_changed_the_books_is_written_down(engine: AsyncEngine) -> None:
-    """Corrections, closings and invoices leave a row each, in the same transaction; refusals none."""
+    """Corrections, closings and invoices leave a row each in the audit log; refusals none."""
     await _month_of_work(engine)
     await correct(engine, "a", 0, cost_nano_usd=5, now=NOW, chained=False, by="cli:ann")
     with pytest.raises(UnknownCharge):

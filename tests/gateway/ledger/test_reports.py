@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from backends.meter import MeterReading, SlotReading
 from gateway.ledger.machine_costs import allocate
 from gateway.ledger.machine_time import MachineClock
+from gateway.ledger.overruns import Overruns
 from gateway.ledger.records import Settlement
 from gateway.ledger.reports import ReportError, costs_report
 from gateway.ledger.repository import Repository
@@ -34,7 +35,7 @@ FIGURES = ("requests", "prompt_tokens", "cost_usd", "errors")
 async def _report(engine: AsyncEngine, rows: Sequence[Settlement] = (), **asked: Any) -> Any:
     if rows:
         await Repository(engine).write(rows)
-    return await costs_report(engine, SETTINGS, now=NOON, **asked)
+    return await costs_report(engine, SETTINGS, **{"now": NOON, **asked})
 
 
 def _cut(found: Any, *figures: str) -> list[tuple[Any, ...]]:
@@ -283,6 +284,36 @@ async def test_machine_costs_are_measured_and_the_difference_is_printed(
     ]
     half = await _report(engine, until=datetime.fromtimestamp(NOW - 75, UTC).isoformat())
     assert half["machine_cost_usd"] == "0.025"
+
+
+async def test_charges_before_the_first_measurement_are_beside_nothing(
+    engine: AsyncEngine,
+) -> None:
+    """Right after the start machine time is on its way yet; later it counts up to its last row."""
+    began, at = NOW_NS, datetime.fromtimestamp
+    rows = [settlement("r", charges=(charge("r", at=NOW + 1, cost_nano_usd=10**6),))]
+    soon = await _report(engine, rows, now=at(NOW + 2, UTC))
+    assert soon["totals"]["cost_usd"] == "0.001"
+    assert (soon["machine_cost_usd"], soon["unattributed_cost_usd"]) == ("0", "0")
+    await MachineClock(engine).record("local", "small", "run", began, began + 3 * SECOND)
+    young = charge("s", at=NOW + 5, cost_nano_usd=10**6)
+    await Repository(engine).write([settlement("s", charges=(young,))])
+    later = await _report(engine, now=at(NOW + 6, UTC))
+    assert later["totals"]["cost_usd"] == "0.002"
+    assert (later["machine_cost_usd"], later["unattributed_cost_usd"]) == ("0.003", "0.002")
+    silent = await _report(engine, now=at(NOW + 600, UTC))
+    assert silent["unattributed_cost_usd"] == "0.001", "nobody measured: that is no delay any more"
+
+
+async def test_overrun_has_its_own_line_and_is_in_no_sum(engine: AsyncEngine) -> None:
+    """What requests cost beyond what was held, of the report's days; charges hold it already."""
+    overruns = Overruns(engine)
+    overruns.note("k1", 5, NOW)
+    overruns.note("k2", 7, NOW - 3 * 86_400)
+    await overruns.write()
+    found = await _report(engine, since="2026-11-21")
+    assert found["idle_breakdown"]["overrun"] == "0.000000005"
+    assert found["idle_cost_usd"] == "0"
 
 
 async def test_dropped_clock_reading_shows_as_unattributed(engine: AsyncEngine) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 from datetime import UTC, datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
@@ -216,7 +217,9 @@ async def test_rows_older_than_the_rollups_are_read_one_by_one(engine: AsyncEngi
         ({"group_by": "day"}, {DAY_S, HOUR_S, QUARTER_S}),
         ({"group_by": "day", "tz": "Europe/Berlin"}, {HOUR_S, QUARTER_S}),
         ({"group_by": "hour,team"}, {HOUR_S, QUARTER_S}),
-        ({"group_by": "day", "tz": "Asia/Kolkata"}, {QUARTER_S}),
+        ({"group_by": "day", "tz": "Asia/Kolkata"}, {HOUR_S, QUARTER_S}),
+        ({"group_by": "day", "tz": "Australia/Adelaide"}, {HOUR_S, QUARTER_S}),
+        ({"group_by": "hour", "tz": "Asia/Kathmandu"}, {QUARTER_S}),
         ({"group_by": "user"}, set()),
         ({"group_by": "team", "filters": {"tag:env": ["prod"]}}, set()),
         ({"group_by": "team", "filters": {"kind": ["answer", "retry"]}}, set()),
@@ -231,7 +234,20 @@ def test_plan_uses_the_widest_buckets_that_fit(asked: dict[str, Any], spans: set
     found = plan(query, rollups_from_us=0, held_us=held)
     assert {piece.span_s for piece in found.buckets} == spans
     assert can_answer(query) == bool(spans)
-    pieces = sorted([*((p.from_us, p.until_us) for p in found.buckets), *found.rows])
+    assert sum(len(batch) for batch in found.batches) == len(found.buckets)
+    buckets = [
+        (at_us, at_us + piece.span_s * SECOND_US)
+        for piece in found.buckets
+        for at_us in range(piece.from_us, piece.until_us, piece.span_s * SECOND_US)
+        if at_us not in piece.without_us
+    ]
+    if "day" in query.group_by:
+        zone = ZoneInfo(query.tz)
+        for moments in buckets:
+            first, last = (datetime.fromtimestamp(us / 1e6 - i, zone).date() for i, us in
+                           enumerate(moments))  # fmt: skip
+            assert first == last, "no local day ends within a bucket"
+    pieces = sorted([*buckets, *found.rows])
     assert pieces[0][0] == query.since_us
     assert pieces[-1][1] == query.until_us
     assert all(left[1] == right[0] for left, right in itertools.pairwise(pieces))
