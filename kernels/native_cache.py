@@ -41,13 +41,14 @@ class CacheShape(Structure):
     )
 
 
+def is_writable(cache: Tensor) -> bool:
+    """Whether C++ can write a cache [N, B, Hkv, D]."""
+    return cache.dtype in CACHE_KINDS and cache.is_contiguous()
+
+
 def is_readable(cache: Tensor) -> bool:
-    """Whether C++ can read and write a cache [N, B, Hkv, D]."""
-    return (
-        cache.dtype in CACHE_KINDS
-        and cache.is_contiguous()
-        and cache.shape[3] % HEAD_DIM_MULTIPLE == 0
-    )
+    """Whether it can read it too."""
+    return is_writable(cache) and cache.shape[3] % HEAD_DIM_MULTIPLE == 0
 
 
 def half_of(cache: Tensor, scales: Tensor | None) -> CacheHalf:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kernels.native import function, require_ok
-from kernels.native_cache import address, half_of, is_readable, shape_of
+from kernels.native_cache import address, half_of, is_writable, shape_of
 from kernels.store_kv import cpu
 
 
@@ -18,7 +18,7 @@ def store_kv(
     k_scale: Tensor | None = None,
     v_scale: Tensor | None = None,
 ) -> None:
-    if k.dtype != torch.float32 or not is_readable(k_cache):
+    if k.dtype != torch.float32 or not is_writable(k_cache):
         return cpu.store_kv(k, v, k_cache, v_cache, slot_mapping, k_scale=k_scale, v_scale=v_scale)
     k, v, slots = _packed_heads(k), _packed_heads(v), slot_mapping.long().contiguous()
     keys, values, shape = half_of(k_cache, k_scale), half_of(v_cache, v_scale), shape_of(k_cache)
