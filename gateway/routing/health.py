@@ -1,8 +1,9 @@
 """Which backends can answer now, and how busy they are: probes, breakers and counters.
 
-One task per backend asks `probe()` every `interval_s` (often while it is not ready, so that a
-starting backend is used at once). A request that fails marks the backend; many in a row open its
-breaker (`backends/breaker.py`), which other gateways on the same Redis learn of
+One task per backend asks `probe()` every `interval_s` (often while it is not ready or its breaker
+is open, so that one that starts or comes back is used at once). A request that fails marks the
+backend; many in a row open its breaker (`backends/breaker.py`), which other gateways on the same
+Redis learn of
 (`gateway/routing/shared_breakers.py`). An open one lets nobody pass until its pause is over or a
 probe finds the backend back.
 """
@@ -38,6 +39,8 @@ class _State(Struct, kw_only=True, eq=False):
     in_flight: int = 0
     breaker: Breaker
     """By the registry's clock."""
+    look: asyncio.Event
+    """Set when a probe should not wait for its time: the breaker has opened."""
     card: BackendCard | None = None
     """None: stale."""
 
@@ -68,6 +71,7 @@ class BackendRegistry:
                 backend=backend,
                 settings=listed.get(name),
                 breaker=Breaker(settings.failure.breaker),
+                look=asyncio.Event(),
             )
             for name, backend in backends.items()
         }
@@ -188,6 +192,7 @@ class BackendRegistry:
         if state.breaker.failure(now, error, retry_after_s):
             pause_s = round(state.breaker.open_until - now, 3)
             log.warning("breaker_opened", backend=name, pause_s=pause_s, error=error)
+            state.look.set()
             self._told(name)
         self._changed(state)
 
@@ -233,8 +238,13 @@ class BackendRegistry:
     async def _watch(self, name: str) -> None:
         state = self._states[name]
         while True:
-            ready = state.health.ready
-            await asyncio.sleep(self._interval_s if ready else self._not_ready_interval_s)
+            well = state.health.ready and not state.breaker.opened
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(
+                    self._interval_s if well else self._not_ready_interval_s
+                ):
+                    await state.look.wait()
+            state.look.clear()
             await self.probe(name)
 
     def _close(self, name: str, state: _State) -> None:
