@@ -53,7 +53,8 @@ def _story(record: dict[str, Any]) -> list[str]:
     lines.append(f"cache     {request['cache']}" + _similarity(request["similarity"]))
     for attempt in request["attempts"]:
         error = f" failed: {attempt['error']}" if attempt["error"] else " answered"
-        lines.append(f"attempt   {attempt['backend']} {attempt['ms']:.1f} ms{error}")
+        verdict = _verdict(attempt.get("verdict"))
+        lines.append(f"attempt   {attempt['backend']} {attempt['ms']:.1f} ms{error}{verdict}")
     for charge in charges:
         lines.append(f"charge {charge['seq']}  {_charge(charge)}")
     lines.append(f"cost      ${_usd(request['cost_nano_usd'])}")
@@ -75,6 +76,19 @@ def _candidate(candidate: dict[str, Any], told: dict[str, Any]) -> str:
     parts += [f"load {load:.2f}"] if load is not None else []
     parts += ["not ready"] if name in told.get("down", ()) else []
     return f"{name}: {', '.join(parts)}"
+
+
+def _verdict(verdict: dict[str, Any] | None) -> str:
+    """What became of a cascade's rung."""
+    if verdict is None:
+        return ""
+    what = "accepted" if verdict["accepted"] else "rejected"
+    p_good, gain, why = (verdict.get(name) for name in ("p_good", "gain", "why"))
+    parts = [f"P(good) {p_good:.3f}"] if p_good is not None else []
+    parts += [f"gain above {gain:+.3f}"] if gain is not None else []
+    parts += [why] if why else []
+    by = f" by {verdict['judge']}" if verdict["judge"] else ""
+    return f", {what}{by}" + (f" ({', '.join(parts)})" if parts else "")
 
 
 def _similarity(value: float | None) -> str:

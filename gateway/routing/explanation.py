@@ -43,6 +43,8 @@ def explanation(
         "rule": decision.rule,
         "winner": decision.candidates[0] if decision.candidates else None,
         "candidates": [_candidate(cards[name], facts) for name in decision.candidates],
+        "rungs": list(decision.rungs),
+        "accept": None if decision.accept is None else asdict(decision.accept),
         "denied": decision.denied,
         "refusal": None
         if routed.refusal is None
