@@ -20,6 +20,8 @@ BENCHMARKS = (
     "foreign",
     "limits",
     "budgets",
+    "outage",
+    "partitions",
 )
 
 
