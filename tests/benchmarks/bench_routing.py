@@ -7,6 +7,7 @@ Speed: `decide` with 20 rules, an explanation, and the replay of a ledger, rows 
 
 import argparse
 import asyncio
+import gzip
 import json
 import statistics
 import sys
@@ -31,13 +32,14 @@ from tests.benchmarks.environment import describe, write
 from tests.benchmarks.replayed import measure_replay
 
 EXPLAINED = 300
+ENCODED_AT_ONCE = 64
 COMMON = 800
 """n-gram buckets that trees may split on, the most frequent ones."""
 
 
 def measure_quality(file: Path, *, offline_too: bool) -> dict[str, Any]:
     """The card's figures, and the offline models' area on the same rows and folds."""
-    outcomes = read_outcomes(file)
+    outcomes = _read(file)
     groups, _ = balanced_groups(outcomes.prompts, folds=FOLDS)
     design = Design(Head.load(SHIPPED_HEAD))
     fitted = fit_quality(design, outcomes, groups)
@@ -58,6 +60,16 @@ def measure_quality(file: Path, *, offline_too: bool) -> dict[str, Any]:
         "offline_area": offline,
         "share_of_best_offline": round(card["area"]["value"] / best, 4),
     }
+
+
+def _read(file: Path) -> Outcomes:
+    """Outcomes, also compressed ones."""
+    if file.suffix != ".gz":
+        return read_outcomes(file)
+    with TemporaryDirectory() as folder:
+        plain = Path(folder) / file.stem
+        plain.write_bytes(gzip.decompress(file.read_bytes()))
+        return read_outcomes(plain)
 
 
 KEPT = (
@@ -128,10 +140,43 @@ def _boosting(design: Design, outcomes: Outcomes, fitted: Fitted) -> Any:
     )  # fmt: skip
 
 
+def _minilm(outcomes: Outcomes) -> Any:
+    """[N, D] unit vectors of the bundled encoder."""
+    from backends.encoder import SentenceEncoder, encoder_folder
+
+    encoder = SentenceEncoder(encoder_folder("bundled:minilm"), threads=2)
+    batches = range(0, len(outcomes.prompts), ENCODED_AT_ONCE)
+    return np.concatenate(
+        [encoder.encode(outcomes.prompts[at : at + ENCODED_AT_ONCE]) for at in batches]
+    )
+
+
+def _embeddings(design: Design, outcomes: Outcomes, fitted: Fitted) -> Any:
+    from sklearn.linear_model import LogisticRegression
+
+    x = np.hstack([_minilm(outcomes) * 10, _dense(design, outcomes)[:, :-COMMON]])
+    return _out_of_fold(
+        outcomes, fitted, x, lambda: LogisticRegression(C=0.3, max_iter=100, tol=1e-3)
+    )
+
+
+def _second_stage(design: Design, outcomes: Outcomes, fitted: Fitted) -> Any:
+    """Our head's own logits beside the encoder's vector: what a second look would know."""
+    from sklearn.linear_model import LogisticRegression
+
+    first = np.clip(fitted.quality, 1e-3, 1 - 1e-3)
+    x = np.hstack([np.log(first / (1 - first)), _minilm(outcomes) * 3])
+    return _out_of_fold(
+        outcomes, fitted, x, lambda: LogisticRegression(C=0.3, max_iter=100, tol=1e-3)
+    )
+
+
 OFFLINE: dict[str, Callable[[Design, Outcomes, Fitted], Any]] = {
     "logistic regression on character n-grams": _logistic,
     "extremely randomised trees": _forest,
     "gradient boosting": _boosting,
+    "logistic regression on MiniLM and our counts": _embeddings,
+    "our head, then logistic regression with MiniLM": _second_stage,
 }
 
 
@@ -159,7 +204,7 @@ async def measure_explain() -> dict[str, float]:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--outcomes", type=Path, help="JSON Lines, as `policy fit` reads")
+    parser.add_argument("--outcomes", type=Path, help="JSON Lines (or .gz), as `policy fit` reads")
     parser.add_argument(
         "--offline", action="store_true", help="fit the offline models, too (ten minutes)"
     )
