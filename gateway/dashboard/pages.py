@@ -202,7 +202,8 @@ class Dashboard:
     async def watch(self, asked: AnyRequest) -> AsyncIterator[str]:
         """Live messages, for as long as the key may see them."""
         seen = 0
-        async for message in self.feed.messages():
+        rows = "rows" in asked.query_params
+        async for message in self.feed.messages(rows=rows):
             yield message
             seen += 1
             if seen % STILL_ALLOWED_EVERY == 0 and not await self._still(asked):

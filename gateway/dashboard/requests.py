@@ -50,7 +50,10 @@ async def requests(visit: Visit) -> dict[str, Any]:
         "only_team": visit.only_team,
         "when": when,
         "older": None if older is None else f"?{kept}&before={older}".replace("?&", "?"),
-        "newest": before_us is None,
+        "follows": before_us is None
+        and not since_us
+        and visit.only_team is None
+        and not wanted["user"],
         "searched": SEARCHED if end_us is not None else None,
         "reset": f"?{kept}" if before else None,
     }

@@ -50,8 +50,8 @@ QUESTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-async def generate(engine: AsyncEngine, requests: int) -> int:
-    """Fill the roll-ups; how many requests they stand for."""
+async def generate(engine: AsyncEngine, requests: int, begin_us: int = BEGIN_US) -> int:
+    """Fill the roll-ups of DAYS from then on; how many requests they stand for."""
     combinations = list(itertools.product(range(TEAMS), range(KEYS), range(BACKENDS)))
     buckets = DAYS * DAY_S // QUARTER_S
     each = -(-requests // (len(combinations) * buckets))
@@ -66,7 +66,7 @@ async def generate(engine: AsyncEngine, requests: int) -> int:
             rows = [_key(fact, ids[t], t, k, b) for t, k, b in combinations]
             keys = [dict(zip(names, (key_id(row), *row), strict=True)) for row in rows]
             await connection.execute(insert(rollup_keys), keys)
-        await _quarters(connection, each)
+        await _quarters(connection, each, begin_us)
         for span_s in (HOUR_S, DAY_S):
             await connection.execute(text(_coarser(span_s * 1_000_000)), {"span": span_s})
     return each * len(combinations) * buckets
@@ -80,7 +80,7 @@ def _key(fact: str, team_id: str, team: int, key: int, backend: int) -> tuple[An
     return (fact, *group, name, f"m{backend % 2}", "cpu", "answer", True, 65_535)
 
 
-async def _quarters(connection: AsyncConnection, each: int) -> None:
+async def _quarters(connection: AsyncConnection, each: int, begin_us: int) -> None:
     """One roll-up per quarter of an hour and key, written by the database."""
     columns = ", ".join(rollups.c.keys())
     statement = text(
@@ -88,7 +88,8 @@ async def _quarters(connection: AsyncConnection, each: int) -> None:
         "0, 0, 0, 100 * :n, 0, 20 * :n, 0, "
         "CASE WHEN fact = 'charge' THEN 1000 * :n ELSE 0 END, 0 FROM rollup_keys"
     )
-    quarters = range(BEGIN_US, END_US, QUARTER_S * 1_000_000)
+    end_us = begin_us + DAYS * DAY_S * 1_000_000
+    quarters = range(begin_us, end_us, QUARTER_S * 1_000_000)
     await connection.execute(statement, [{"at": at, "n": each} for at in quarters])
 
 

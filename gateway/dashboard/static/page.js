@@ -45,43 +45,50 @@ function show(figures) {
   }
 }
 
-// The list of requests, fetched again when something was settled; only while somebody follows.
+// The followed list: rows are made from the page's template, their texts only ever texts.
 const follow = document.getElementById("follow");
-// Twice after each change: what is settled is in the ledger within half a second.
-let seen, due = 0, fetching = false;
-async function refresh(figures) {
-  if (figures["settled"] !== seen) due = 2;
-  seen = figures["settled"];
-  if (!follow?.checked || !due || fetching || document.hidden) return;
-  fetching = true;
-  due--;
-  try {
-    const answer = await fetch(location.href, { headers: { accept: "text/html" } });
-    if (!answer.ok) return;
-    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-    const list = page.getElementById("request-list");
-    localize(list);
-    document.getElementById("request-list").replaceWith(document.adoptNode(list));
-  } finally {
-    fetching = false;
+const MOST_ROWS = 50;
+function add(rows) {
+  const body = document.getElementById("request-rows"), template = document.getElementById("request-row");
+  const known = new Set([...body.rows].map((row) => row.dataset.id));
+  const wanted = Object.entries(follow.dataset).filter(([, value]) => value);
+  const fits = (row) => !known.has(row.request_id) && wanted.every(([name, value]) => row[name] === value);
+  for (const row of rows.filter(fits).reverse()) {
+    const made = template.content.cloneNode(true).firstElementChild;
+    made.dataset.id = row.request_id;
+    made.querySelector("a").href = `/requests/${encodeURIComponent(row.request_id)}/page`;
+    made.querySelector("time").dateTime = row.at;
+    for (const place of made.querySelectorAll("[data-of]")) place.textContent = row[place.dataset.of] || "–";
+    const outcome = made.querySelector("[data-of=outcome]");
+    if (row.outcome !== "ok") {
+      outcome.className = `tag ${row.outcome === "error" ? "bad" : "warn"}`;
+      outcome.textContent = `${row.outcome} ${row.status}`;
+    }
+    if (row.cache === "exact" || row.cache === "semantic") made.querySelector("[data-of=cache]").className = "tag good";
+    localize(made);
+    body.prepend(made);
   }
+  while (body.rows.length > MOST_ROWS) body.lastElementChild.remove();
 }
 
 if (document.querySelector("[data-live], #follow")) {
   let source;
+  const wanted = () => !document.hidden && (follow === null || follow.checked);
   const open = () => {
-    source = new EventSource("/live");
+    source = new EventSource(follow?.checked ? "/live?rows" : "/live");
     source.onmessage = (event) => {
       const message = JSON.parse(event.data);
       show(message.figures);
-      refresh(message.figures);
+      if (message.rows && follow?.checked) add(message.rows);
       document.dispatchEvent(new CustomEvent("live", { detail: message }));
     };
   };
-  // a page in the background asks for nothing
-  document.addEventListener("visibilitychange", () => {
-    if (document.hidden) source?.close(), (source = undefined);
+  // a page in the background asks for nothing, nor does a list that is not followed
+  const turn = () => {
+    if (!wanted()) source?.close(), (source = undefined);
     else if (!source) open();
-  });
-  if (!document.hidden) open();
+  };
+  document.addEventListener("visibilitychange", turn);
+  follow?.addEventListener("change", turn);
+  turn();
 }

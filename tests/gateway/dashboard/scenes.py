@@ -208,6 +208,16 @@ class Site:
         self.served = served
 
 
+async def _listening(port: int) -> None:
+    """Wait until connections are taken."""
+    for _ in range(1000):
+        with contextlib.suppress(OSError):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.close()
+            return
+        await asyncio.sleep(0.02)
+
+
 @contextlib.contextmanager
 def site(
     folder: Path, scene: Scene, *, port: int, settings: Settings | None = None
@@ -227,7 +237,7 @@ def site(
             )  # fmt: skip
             task = asyncio.create_task(server.serve())
             found.append(Site(port, keys, served))
-            await asyncio.sleep(0.05)
+            await _listening(port)
             ready.set()
             await asyncio.to_thread(stop.wait)
             served.pipeline.draining = True

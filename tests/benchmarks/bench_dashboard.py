@@ -1,0 +1,283 @@
+"""The dashboard over a million requests: pages, first paint, bytes, and what the gateway feels.
+
+The ledger (SQLite) is generated in SQL: a month of requests by 250 combinations of keys, row by row
+and in the roll-ups. The gateway is the real process. Every page is asked for again and again by a
+plain client; first paint and bytes are Chromium's. What ten open dashboards cost is measured in
+turns, without and with them: six watch live figures, four follow the list of requests.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+from playwright.sync_api import Browser, sync_playwright
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.cache.server import redis_command
+from gateway.dashboard.pages import PAGES
+from gateway.ledger.database import open_engine
+from gateway.ledger.money import usd_text
+from gateway.ledger.reports import costs_report
+from gateway.ledger.rollups import DAY_S, QUARTER_S
+from gateway.settings import Settings
+from migrations import upgrade
+from tests.benchmarks.bench_gateway import (
+    CONNECTIONS,
+    STUB,
+    Server,
+    free_port,
+    running,
+    start_headgate,
+)
+from tests.benchmarks.bench_reports import BACKENDS, DAYS, KEYS, TEAMS, generate
+from tests.benchmarks.environment import describe, write
+from tests.benchmarks.load import chat_requests, run_load
+
+PATHS = [page.path for page in PAGES if page.label]
+MORE = (
+    "/costs?period=30d&group_by=backend",
+    "/costs?period=30d&group_by=team,backend&compare=previous",
+    "/costs?period=7d&group_by=key&team=t3",
+    "/requests?team=t3&backend=b2",
+    "/routing?period=30d",
+)
+OPEN = 10
+FOLLOWING = 4
+_QUARTER_US = QUARTER_S * 1_000_000
+
+
+async def fill(database: str, requests: int, now: float) -> int:
+    """A month of requests that ends now; how many."""
+    upgrade(database)
+    engine = open_engine(database)
+    end_us = int(now) // QUARTER_S * _QUARTER_US
+    begin_us = end_us - DAYS * DAY_S * 1_000_000
+    count = await generate(engine, requests, begin_us)
+    await _rows(engine, begin_us, count)
+    report = await costs_report(engine, Settings())
+    counted = report["totals"]["requests"], report["totals"]["cost_usd"]
+    assert counted == (count, usd_text(1000 * count)), "the rows and the roll-ups agree"
+    await engine.dispose()
+    return count
+
+
+async def _rows(engine: AsyncEngine, begin_us: int, count: int) -> None:
+    """The rows that the roll-ups stand for, spread over their quarters of an hour."""
+    combinations = list(itertools.product(range(TEAMS), range(KEYS), range(BACKENDS)))
+    each = count // (len(combinations) * DAYS * DAY_S // QUARTER_S)
+    candidates = json.dumps(
+        [{"backend": f"b{b}", "cost_nano_usd": 600 + 300 * b, "quality": 0.5 + b / 10,
+          "latency_ms": 100.0} for b in range(BACKENDS)]
+    )  # fmt: skip
+    attempts = json.dumps([{"backend": "b0", "ms": 12.5, "error": None}])
+    reasons = json.dumps([["r0", False, "task is qa"], ["default", True, "no rule before it"]])
+    told = json.dumps({"max_tokens": 64, "quality": {f"b{b}": 0.5 for b in range(BACKENDS)}})
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TEMP TABLE combos (n, t, k, b)"))
+        await connection.execute(
+            text("INSERT INTO combos VALUES (:n, :t, :k, :b)"),
+            [{"n": n, "t": t, "k": k, "b": b} for n, (t, k, b) in enumerate(combinations)],
+        )
+        numbers = (
+            "WITH RECURSIVE q(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM q WHERE i < :last), "
+            "e(j) AS (SELECT 0 UNION ALL SELECT j + 1 FROM e WHERE j < :each - 1), all_ AS ("
+            "SELECT printf('%08x%04x%02x', i, n, j) AS id, :begin + i * 900000000 + "
+            "(j * 250 + n) * (900000000 / (250 * :each)) AS at, t, k, b FROM q, e, combos) "
+        )
+        values = {"last": DAYS * DAY_S // QUARTER_S - 1, "each": each, "begin": begin_us}
+        await connection.execute(
+            text(
+                numbers + "INSERT INTO requests (request_id, endpoint, model, team, key, tags, "
+                "started_us, duration_ms, ttft_ms, stream, outcome, status, cache, policy, "
+                "policy_sha256, rule, task, difficulty, language, backend, backend_model, "
+                "prompt_tokens, completion_tokens, candidates, attempts, reasons, decided_on, "
+                "draw, probability, cost_nano_usd) SELECT id, 'chat/completions', "
+                "CASE WHEN k % 2 THEN 'auto' ELSE 'small' END, printf('%032x', t), "
+                "printf('k%d-%d', t, k), '{}', at, 20 + (at / 1000000) % 180, 15, 0, 'ok', 200, "
+                "'miss', 'default', 'ab', printf('r%d', k), 'qa', 0.4, 'en', printf('b%d', b), "
+                "'m', 100, 20, :candidates, :attempts, :reasons, :told, 0.5, 1.0, 1000 FROM all_"
+            ),
+            {**values, "candidates": candidates, "attempts": attempts, "reasons": reasons,
+             "told": told},
+        )  # fmt: skip
+        await connection.execute(
+            text(
+                numbers + "INSERT INTO charges (request_id, seq, kind, backend, machine, "
+                "machine_type, at_us, prompt_tokens, completion_tokens, unit_prices, "
+                "cost_nano_usd) SELECT id, 0, 'answer', printf('b%d', b), printf('m%d', b % 2), "
+                "'cpu', at, 100, 20, '{}', 1000 FROM all_"
+            ),
+            values,
+        )
+
+
+def pages(url: str, repeats: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of every page: a client that waits for each answer. Reports are remembered for
+    seconds, as for any reader who comes after another; `first_visit_ms` has what they take."""
+    found = {}
+    with httpx.Client(base_url=url, timeout=60) as client:
+        newest = client.get("/requests").text.partition("/requests/")[2].partition("/page")[0]
+        for path in (*PATHS, *MORE, f"/requests/{newest}/page"):
+            took = []
+            for _ in range(repeats):
+                began = time.perf_counter()
+                answer = client.get(path)
+                took.append(1e3 * (time.perf_counter() - began))
+                assert answer.status_code == 200, (path, answer.text[:500])
+            took.sort()
+            found[path.partition(newest)[0]] = {
+                "p50_ms": round(statistics.median(took), 1),
+                "p95_ms": round(took[min(int(0.95 * len(took)), len(took) - 1)], 1),
+                "bytes": len(answer.content),
+            }
+    return found
+
+
+def paints(url: str) -> dict[str, dict[str, float]]:
+    """First paint and transferred bytes of every page, in a fresh Chromium profile each."""
+    found = {}
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        _paint(browser, url, "/")  # the process warms up
+        for path in PATHS:
+            found[path] = _paint(browser, url, path)
+        browser.close()
+    return found
+
+
+def _paint(browser: Browser, url: str, path: str) -> dict[str, float]:
+    page = browser.new_page()
+    page.goto(url + path)
+    page.wait_for_timeout(300)
+    figures: dict[str, float] = page.evaluate(
+        "() => ({first_contentful_paint_ms: "
+        "performance.getEntriesByName('first-contentful-paint')[0].startTime, transferred_bytes: "
+        "[...performance.getEntriesByType('navigation'), "
+        "...performance.getEntriesByType('resource')].reduce((n, e) => n + e.transferSize, 0)})"
+    )
+    page.close()
+    return {name: round(value, 1) for name, value in figures.items()}
+
+
+def watch(url: str) -> None:
+    """Ten dashboards, as their scripts behave, until this process is stopped."""
+
+    def one(following: bool) -> None:
+        with httpx.Client(base_url=url, timeout=30) as client:
+            client.get("/requests" if following else "/")
+            with client.stream("GET", "/live?rows" if following else "/live") as messages:
+                for _ in messages.iter_lines():
+                    pass
+
+    threads = [threading.Thread(target=one, args=(n < FOLLOWING,)) for n in range(OPEN)]
+    for thread in threads:
+        thread.start()
+
+
+@contextlib.contextmanager
+def dashboards(url: str) -> Iterator[None]:
+    """In a process of their own, so that the load generator does not feel them."""
+    command = [sys.executable, "-m", "tests.benchmarks.bench_dashboard", "--watch", url]
+    process = subprocess.Popen(command)
+    time.sleep(4.0)
+    assert process.poll() is None, "the dashboards stay open"
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def felt(server: Server, turns: int, count: int) -> dict[str, Any]:
+    """p99 of the gateway's answers without and with ten dashboards, in turns."""
+    found: dict[str, list[float]] = {"without": [], "with": []}
+    url = f"http://127.0.0.1:{server.port}"
+    run_load(server.port, chat_requests(500, model="auto", seed=1), count=500, connections=16)
+    for turn in range(turns):
+        for name in ("without", "with") if turn % 2 else ("with", "without"):
+            requests = chat_requests(count, model="auto", seed=100 + 2 * turn + (name == "with"))
+            with dashboards(url) if name == "with" else contextlib.nullcontext():
+                outcome = run_load(server.port, requests, count=count, connections=CONNECTIONS)
+            assert outcome.errors == 0
+            found[name].append(outcome.percentile_ms(0.99))
+    ratios = [a / b for a, b in zip(found["with"], found["without"], strict=True)]
+    rounded = {name: [round(value, 3) for value in values] for name, values in found.items()}
+    return {
+        "dashboards": {"live": OPEN - FOLLOWING, "following_requests": FOLLOWING},
+        "chats_each": count,
+        "connections": CONNECTIONS,
+        "p99_ms_without": rounded["without"],
+        "p99_ms_with": rounded["with"],
+        "p99_ratio_median": round(statistics.median(ratios), 4),
+    }
+
+
+def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Fill the ledger, start everything, measure."""
+    database = f"sqlite+aiosqlite:///{folder / 'headgate.db'}"
+    stands_for = asyncio.run(fill(database, options.requests, time.time()))
+    stub_port = free_port()
+    stub = Server("stub", [sys.executable, str(STUB), str(stub_port)], {}, folder / "stub.log")
+    stub.port = stub_port
+    stub.wait("/v1/models", 20)
+    socket = folder / "redis.sock"
+    redis = Server("redis", redis_command(socket, folder, 256 << 20), {}, folder / "redis.log")
+    while not socket.exists():
+        time.sleep(0.05)
+    server = start_headgate(folder, stub_port, f"unix://{socket}")
+    with running(stub, redis, server):
+        url = f"http://127.0.0.1:{server.port}"
+        httpx.get(url + "/requests", timeout=60)  # templates are loaded once
+        first = pages(url, 1)
+        return {
+            "requests_in_ledger": stands_for,
+            "first_visit_ms": {path: figures["p50_ms"] for path, figures in first.items()},
+            "pages": pages(url, options.repeats),
+            "in_chromium": paints(url),
+            "open_dashboards": felt(server, options.turns, options.chats),
+        }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=1_000_000)
+    parser.add_argument("--repeats", type=int, default=40, help="of each page")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--chats", type=int, default=4_000, help="of each turn")
+    parser.add_argument("--watch", metavar="URL", help="only be ten dashboards")
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args(arguments)
+    if asked.watch:
+        watch(asked.watch)
+        return 0
+    with tempfile.TemporaryDirectory(prefix="hg-bench-") as name:
+        found = run(asked, Path(name))
+    workload = (
+        f"pages over {DAYS} days of {TEAMS * KEYS * BACKENDS} combinations of keys in SQLite, one "
+        "gateway process; first visits by Chromium with an empty cache; chats of 50 to 500 tokens "
+        "against a stub, without and with ten dashboards, in turns"
+    )
+    figures = {**describe(workload), **found}
+    print(json.dumps(figures, indent=2))
+    write(asked.out, figures)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
