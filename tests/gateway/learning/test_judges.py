@@ -1,0 +1,130 @@
+"""Fitting judges, and what cascades are worth, on outcomes whose truth is known."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gateway.learning.cascades import Climbed, Setting, climb, settings
+from gateway.learning.judges import fit_judges, judges_card
+from gateway.learning.outcomes import Outcomes, read_outcomes
+from gateway.learning.quality import FOLDS
+from gateway.routing.judges import Judges, Signals, write_judges
+
+ROWS = 600
+
+
+def made() -> tuple[Outcomes, np.ndarray, np.ndarray]:
+    """Two backends; the cheap one is good exactly where it is sure, the dear one elsewhere, too,
+    but for a third that nobody can answer."""
+    rng = np.random.default_rng(3)
+    kind = rng.integers(0, 3, ROWS)
+    scores = np.stack([kind == 0, kind <= 1], axis=1).astype(float)
+    sure = np.where(kind == 0, -0.05, np.where(kind == 1, -1.0, -3.0))
+    logprob = np.stack([sure + rng.normal(0, 0.01, ROWS), np.full(ROWS, -0.5)], axis=1)
+    outcomes = Outcomes(
+        prompts=[f"question {row}" for row in range(ROWS)],
+        backends=["cheap", "dear"],
+        scores=scores,
+        costs=np.tile([1.0, 10.0], (ROWS, 1)),
+        costs_assumed=False,
+        test=np.zeros(ROWS, dtype=bool),
+        suites=[""] * ROWS,
+        sha256="",
+        signals={"logprob": np.minimum(logprob, 0.0)},
+    )
+    return outcomes, np.full((ROWS, 2), 0.5), rng.integers(0, FOLDS + 1, ROWS)
+
+
+def test_judges_find_out_when_another_answer_would_be_better() -> None:
+    """Unsure answers are told apart: some are worth replacing, hopeless ones are not."""
+    outcomes, quality, folds = made()
+    judged = fit_judges(outcomes, quality, folds, "v")
+    card = judges_card(judged.judges)["cheap"]["logprob"]
+    assert card["rows"] == ROWS
+    assert (card["auc"] or 0) > 0.95
+    gains = [
+        judged.judges.gain(
+            "cheap",
+            "logprob",
+            Signals(logprob=sure, margin=0.0, entropy=0.0, tokens=1),
+            {"cheap": 0.5, "dear": 0.5},
+            ["dear"],
+        )
+        for sure in (-0.05, -1.0, -3.0)
+    ]
+    good, doubtful, hopeless = (gain or 0.0 for gain in gains)
+    assert doubtful > 0.3
+    assert good < 0.2
+    assert hopeless < 0.2
+
+
+def test_fitted_judges_are_those_that_serve(tmp_path: Path) -> None:
+    """What is written and read again says what was said out of fold, near enough."""
+    outcomes, quality, folds = made()
+    judged = fit_judges(outcomes, quality, folds, "v")
+    write_judges(judged.judges, tmp_path)
+    served = Judges.load(tmp_path)
+    assert served == judged.judges
+    row = int(np.flatnonzero(folds == FOLDS)[0])  # a frozen row was judged by the same fit
+    signal = Signals(
+        logprob=float(outcomes.signals["logprob"][row, 0]), margin=0.0, entropy=0.0, tokens=1
+    )
+    said = served.p_good("cheap", "logprob", signal, {"cheap": 0.5, "dear": 0.5})
+    assert said == pytest.approx(judged.p_good["logprob"][row, 0], abs=1e-4)
+
+
+def test_cascade_costs_all_rungs_and_stops_where_it_does_not_pay() -> None:
+    """By min all doubtful answers climb; with min_gain only those that another would better."""
+    outcomes, quality, folds = made()
+    judged = fit_judges(outcomes, quality, folds, "")
+    tried = [Setting((0, 1), 0.7), Setting((0, 1), 1.0, 0.25), Setting((1,))]
+    rows = np.ones(ROWS, dtype=bool)
+    seen = Climbed.of(tried, outcomes, quality, judged.p_above["logprob"], rows)
+    cost, score = seen.choices.costs.mean(0), seen.choices.scores.mean(0)
+    best = outcomes.scores[:, 1].mean()
+    assert score == pytest.approx([best, best, best], abs=0.02)
+    assert cost[1] < cost[0] < cost[2]
+    assert seen.as_good(best - 0.02) == 1
+
+
+def test_rung_that_is_not_asked_costs_nothing() -> None:
+    """Where the question says that the dear one is better by skip_gain, it is asked alone."""
+    quality = np.array([[0.2, 0.9], [0.8, 0.9]])
+    p_above = np.ones((2, 2, 2))
+    scores, costs = np.array([[0.0, 1.0], [1.0, 1.0]]), np.array([[1.0, 10.0], [1.0, 10.0]])
+    setting = Setting((0, 1), 0.5, skip_gain=0.5)
+    cost, score = climb(setting, quality, p_above, scores, costs)
+    assert cost.tolist() == [10.0, 1.0]
+    assert score.tolist() == [1.0, 1.0]
+
+
+def test_settings_are_ladders_from_cheap_to_dear() -> None:
+    """Of many backends a few are tried."""
+    found = list(settings(9))
+    assert all(list(setting.ladder) == sorted(setting.ladder) for setting in found)
+    assert {len(setting.ladder) for setting in found} == {1, 2, 3, 4}
+
+
+def test_outcomes_carry_what_judges_need(tmp_path: Path) -> None:
+    """Log-probabilities, tokens and other judges' words, also out of a compressed file."""
+    lines = [
+        {
+            "prompt": f"p{row}",
+            "scores": {"a": row % 2, "b": 1},
+            "cost_usd": {"a": 1, "b": 2},
+            "logprob": {"a": -0.1},
+            "completion_tokens": {"a": 4, "b": 2},
+            "judged": {"consistency": {"b": 0.5}},
+        }
+        for row in range(30)
+    ]
+    path = tmp_path / "outcomes.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, lines)).encode()))
+    signals = read_outcomes(path).signals
+    assert sorted(signals) == ["consistency", "logprob", "tokens"]
+    assert signals["tokens"][0].tolist() == [3.0, 1.0]
+    assert np.isnan(signals["logprob"][0, 1])
+    assert signals["consistency"][0, 1] == 0.5
