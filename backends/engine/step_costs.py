@@ -17,6 +17,17 @@ know its fixed part), so the same code fits a laptop's CPU and an H200.
 
 A request is charged its own terms; the fixed part, which one sequence alone would have cost as
 well, is shared equally by all sequences of the step: that is why a full batch is cheaper for each.
+
+Why equally: a step's cost as a game among its sequences is v(S) = fixed + the terms of S, and
+v({}) = 0. In a random order of arrival each sequence is the first, who brings the fixed part, once
+in n times, and brings its own terms always: fixed / n + own terms is its Shapley value (Shapley
+1953; with shared costs, Littlechild and Owen 1973, "A Simple Expression for the Shapley Value in a
+Special Case", where here all planes need the same first piece of the runway). It is the only rule
+that hands out the step exactly, charges equals equally, nothing to who adds nothing, and adds up
+over steps. Of a request that is alone it is what leaving it out saves, and in a backlog nearly so.
+Where requests merely share steps that the others need as well, leaving one out saves less than its
+share, and all such savings together less than the steps: no rule can hand out all of the time and
+agree with each of them.
 """
 
 from typing import Final

@@ -8,6 +8,7 @@ import click
 
 from gateway.cli.common import config_option, fail, print_json, settings_of
 from gateway.cli.database import run_on_engine, table
+from gateway.cli.report_batches import batches
 from gateway.cli.report_books import accounts, bill, close, correct
 from gateway.cli.report_experiment import experiment
 from gateway.cli.report_export import export
@@ -23,7 +24,7 @@ def report() -> None:
     """Cost reports out of the ledger."""
 
 
-for _command in (accounts, correct, bill, close, reconcile, export, experiment):
+for _command in (accounts, correct, bill, close, reconcile, export, experiment, batches):
     report.add_command(_command)
 
 

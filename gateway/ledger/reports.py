@@ -407,15 +407,16 @@ def _shown(line: _Line) -> dict[str, Any]:
         "idle_share_usd": usd_text(line.idle),
         "full_cost_usd": usd_text(line.cost + line.idle),
         "saved_usd": usd_text(line.saved),
-        "usd_per_million_tokens": _per_mtok(line.cost, tokens),
-        "full_usd_per_million_tokens": _per_mtok(line.cost + line.idle, tokens),
+        "usd_per_million_tokens": usd_per_mtok(line.cost, tokens),
+        "full_usd_per_million_tokens": usd_per_mtok(line.cost + line.idle, tokens),
         "cache_hits_exact": line.cache_hits_exact,
         "cache_hits_semantic": line.cache_hits_semantic,
         "errors": line.errors,
     }
 
 
-def _per_mtok(nano_usd: int, tokens: int) -> str | None:
+def usd_per_mtok(nano_usd: int, tokens: int) -> str | None:
+    """Dollars per million tokens as a decimal string; None without any."""
     if tokens <= 0:
         return None
     price = EXACT.divide(EXACT.multiply(to_usd(nano_usd), _MTOK), Decimal(tokens))
