@@ -12,7 +12,14 @@ from kernels import native
 pytestmark = pytest.mark.skipif(not native.available(), reason="no C++ compiler here")
 
 NEEDS = {"native": "", "vectors": "", "avx512": "avx512bw", "avx2": "avx2", "generic": ""}
-OPS = ("paged_attention", "silu_mul", "decoder", "int4_linear")
+TESTS = (
+    "test_paged_attention.py",
+    "test_silu_mul.py",
+    "test_decoder.py",
+    "test_int4_linear.py",
+    "test_store_kv.py::test_store_kv_converts_to_the_dtype_of_the_cache",
+    "test_packed_linear.py::test_packed_linear_reads_16_bits_as_the_numbers_they_are",
+)
 
 PRODUCTS = """
 import hashlib, sys
@@ -67,8 +74,9 @@ def test_int8_products_have_the_same_bits_at_every_level() -> None:
 @pytest.mark.parametrize("level", [level for level in _levels() if level != "native"])
 def test_ops_are_right_at_every_level(level: str) -> None:
     """The ops' own tests pass on what is compiled for less than this CPU."""
-    files = [f"tests/kernels/test_{op}.py" for op in OPS]
-    done = _run(level, "-m", "pytest", "-q", "-x", "-n0", "-k", "native or decoder", *files)
+    tests = [f"tests/kernels/{test}" for test in TESTS]
+    chosen = "native or decoder or 16_bits"
+    done = _run(level, "-m", "pytest", "-q", "-x", "-n0", "-k", chosen, *tests)
     assert done.returncode == 0, done.stdout[-3000:]
     assert " passed" in done.stdout
 
