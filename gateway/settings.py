@@ -199,7 +199,7 @@ class BackendSettings(_Table, frozen=True, kw_only=True):
     engine: EngineSettings = field(default_factory=EngineSettings)
     speculation: SpeculationSettings = field(default_factory=SpeculationSettings)
     base_urls: list[str] = field(default_factory=list)
-    """Replicas; the least busy is asked."""
+    """Replicas; the one that has a prompt's prefix warm is asked, else the least busy."""
     api_key_env: str | None = None
     api_key_file: str | None = None
     context_tokens: Positive | None = None

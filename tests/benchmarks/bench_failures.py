@@ -33,7 +33,7 @@ WORKLOAD = (
     "one request at a time through the gateway in process, over HTTP to two scripted servers, "
     "backends' timeout 0.4 s, a slow answer 0.12 s, a hedge after 0.03 s"
 )
-_ROUNDS = 10
+_ROUNDS = 5
 _BEGIN, _END = "<!-- table -->\n", "<!-- end of table -->\n"
 
 

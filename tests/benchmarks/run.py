@@ -20,6 +20,7 @@ BENCHMARKS = (
     "foreign",
     "limits",
     "budgets",
+    "failures",
     "outage",
     "partitions",
 )
