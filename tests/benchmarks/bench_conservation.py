@@ -152,7 +152,7 @@ def _lost_seconds(database: Path) -> dict[str, float]:
 def measure(seconds: float, most_pause_s: float) -> dict[str, Any]:
     """One run; the report over all of the machine's time, stop included."""
     with tempfile.TemporaryDirectory() as folder:
-        served = Headgate(Path(folder), CONFIG).start(180)
+        served = Headgate(Path(folder), CONFIG).start(900)
         try:
             load = Load(served.url, most_pause_s)
 
