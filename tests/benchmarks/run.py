@@ -14,6 +14,7 @@ BENCHMARKS = (
     "classifier",
     "family",
     "reports",
+    "dashboard",
     "ledger_crash",
     "attribution",
     "conservation",

@@ -116,7 +116,8 @@ def _migrated() -> Path:
     return folder / "headgate.db"
 
 
-def _prepare(state: Path) -> None:
+def prepare(state: Path) -> None:
+    """An empty, migrated database in a state folder that has none."""
     state.mkdir(exist_ok=True)
     if not (state / "headgate.db").exists():
         shutil.copy(_migrated(), state / "headgate.db")
@@ -130,7 +131,7 @@ async def gateway(
 ) -> AsyncIterator[Gateway]:
     """A gateway over echo backends (or the given ones)."""
     made = backends or {backend.name: EchoBackend(backend.name) for backend in chosen.backends}
-    _prepare(Path(chosen.state_dir))
+    prepare(Path(chosen.state_dir))
     app = create_app(chosen, backends=made, store=store, classifier=_classifier())
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)  # type: ignore[arg-type]
     async with (

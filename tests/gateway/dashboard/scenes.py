@@ -15,10 +15,12 @@ import msgspec
 from granian.constants import HTTPModes, Interfaces
 from granian.server.embed import Server
 from sqlalchemy import insert
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from backends.contract import BackendHealth
 from backends.echo import EchoBackend
 from gateway.ledger.budget_store import Budget, set_budget
+from gateway.ledger.database import open_engine
 from gateway.ledger.feedback import add_feedback
 from gateway.ledger.key_store import NewKey, create_key
 from gateway.ledger.machine_time import MachineClock
@@ -32,6 +34,7 @@ from gateway.ledger.records import (
 from gateway.ledger.repository import Repository
 from gateway.ledger.tables import policy_versions
 from gateway.price_settings import MachineSettings, PriceSettings
+from gateway.runtime import database_url
 from gateway.settings import BackendSettings, CacheSettings, ServerSettings, Settings
 from tests.gateway import serving
 
@@ -139,9 +142,8 @@ def request_at(number: int, at: float, draw: random.Random, *, full: bool) -> Se
     return Settlement(request=request, charges=(charge,))
 
 
-async def fill(parts: Any, scene: Scene, *, now: float) -> dict[str, str]:
+async def fill(engine: AsyncEngine, scene: Scene, *, now: float) -> dict[str, str]:
     """Keys for everybody; what happened unless the scene is empty. Secrets by name."""
-    engine = parts.engine
     wanted = {
         "admin": NewKey(team="operations", scopes=("inference", "reports", "admin")),
         "auditor": NewKey(team="finance", scopes=("admin",), role="auditor"),
@@ -173,8 +175,12 @@ async def fill(parts: Any, scene: Scene, *, now: float) -> dict[str, str]:
             nano = int(limit * 1e9 / (10 if full else 1))
             budget = Budget(scope=scope, window=window, limit_nano_usd=nano)
             await set_budget(connection, budget, now=now)
-        text = parts.book.get().text
-        kept = {"name": "test", "sha256": "ab" * 32, "text": text, "first_us": int(now * 1e6)}
+        kept = {
+            "name": "test",
+            "sha256": "ab" * 32,
+            "text": serving.POLICY,
+            "first_us": int(now * 1e6),
+        }
         await connection.execute(insert(policy_versions), kept)
     await _machines(MachineClock(engine), rows, full=full)
     return secrets
@@ -229,8 +235,11 @@ def site(
 
     async def run() -> None:
         chosen = settings or settings_of(folder)
+        serving.prepare(Path(chosen.state_dir))
+        engine = open_engine(database_url(chosen))
+        keys = await fill(engine, scene, now=datetime.now(UTC).timestamp())
+        await engine.dispose()
         async with serving.gateway(chosen, backends_of(scene)) as served:
-            keys = await fill(served.parts, scene, now=datetime.now(UTC).timestamp())
             server = Server(
                 served.app, address="127.0.0.1", port=port, interface=Interfaces.ASGI,
                 http=HTTPModes.http1, websockets=False, log_enabled=False,

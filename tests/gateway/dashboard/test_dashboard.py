@@ -142,7 +142,7 @@ async def test_bad_question_gets_a_page_that_says_why(tmp_path: Path) -> None:
 async def test_requests_go_on_where_a_page_ends(tmp_path: Path) -> None:
     """The link to older ones leads to every request once, with its filters kept."""
     async with gateway(scenes.settings_of(tmp_path)) as served:
-        keys = await scenes.fill(served.parts, "normal", now=1_790_000_000.0)
+        keys = await scenes.fill(served.parts.engine, "normal", now=1_790_000_000.0)
         served.client.headers["authorization"] = f"Bearer {keys['reports']}"
         seen: list[str] = []
         path: str | None = "/requests?backend=base"
@@ -255,7 +255,7 @@ async def test_forms_beyond_a_keys_role_do_nothing(tmp_path: Path) -> None:
 async def test_team_admins_see_and_change_only_their_team(tmp_path: Path) -> None:
     """Others' figures, requests and keys are out of reach, also by asking for them."""
     async with gateway(_locked(tmp_path)) as served:
-        keys = await scenes.fill(served.parts, "normal", now=1_790_000_000.0)
+        keys = await scenes.fill(served.parts.engine, "normal", now=1_790_000_000.0)
         served.client.headers["authorization"] = f"Bearer {keys['team']}"
         asked = "?since=2026-01-01&group_by=team"
         for path in (f"/costs{asked}", f"/costs{asked}&team=billing"):
