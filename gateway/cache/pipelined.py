@@ -1,9 +1,8 @@
 """One Redis connection for the hot path: commands of many requests in one write.
 
 redis-py costs more CPU for a GET than everything else a cache hit needs: a pool, a retry loop and
-a write per command. Here answers are matched in order, and commands go out by Nagle's rule: at once
-while no answer is outstanding, else all of one turn of the event loop together. Only for plain
-commands; transactions and scans stay with redis-py.
+a write per command. Here all commands of one turn of the event loop go out together and answers
+are matched in order. Only for plain commands; transactions and scans stay with redis-py.
 """
 
 import asyncio
@@ -49,10 +48,18 @@ class PipelinedRedis(asyncio.Protocol):
         return await self._send(parts)
 
     def start(self, *parts: bytes) -> asyncio.Future[Any] | None:
-        """Send a command now; its answer, or its RedisError. None: there is no connection."""
+        """Send a command at once, unless others wait for their answers: then with this turn's.
+
+        Returns:
+            Its answer, or its RedisError. None: there is no connection.
+        """
         if self._transport is None or self._connecting is not None:
             return None
-        return self._send(parts)
+        alone = not self._waiting
+        answer = self._send(parts)
+        if alone:
+            self._flush()
+        return answer
 
     async def aclose(self) -> None:
         """Close the connection; what is under way fails."""
@@ -63,16 +70,13 @@ class PipelinedRedis(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
         now = loop.time()
-        alone = not self._waiting
-        if not alone and not self._out:
+        if not self._out:
             loop.call_soon(self._flush)
         self._waiting.append((answer, now))
         if self._timer is None:
             self._timer = loop.call_later(self._timeout_s, self._check)
         self._out.append(b"*%d\r\n" % len(parts))
         self._out += [b"$%d\r\n%b\r\n" % (len(part), part) for part in parts]
-        if alone:
-            self._flush()
         return answer
 
     def _flush(self) -> None:
