@@ -48,8 +48,8 @@ and norms; {weight_bytes:,} bytes |
 | trained on | {tokens:,} tokens (padding and repeats included), {steps:,} steps, seed {seed}, \
 {minutes:.0f} minutes on shared CPU cores; stopped and resumed with a changed recipe, see the \
 README beside this folder |
-| context | 2,048; trained on rows of 256 tokens, at the end of 512 (`nano`) or of 1,024 whose \
-positions leap as far as 2,048 (`small`, `base`); the text gets a little worse past 1,024 |
+| context | 2,048; trained on rows of 256 tokens, at the end of 1,024 whose positions leap as far \
+as 2,048; the text gets a little worse past 1,024 |
 
 ## Measured
 
