@@ -112,7 +112,7 @@ class Shadows:
             x,
             name,
             began,
-            completion_tokens=completion.usage.completion_tokens,
+            completion_tokens=charge.completion_tokens,
             cost_nano_usd=charge.cost_nano_usd,
             finish_reason=str(_choice(completion.body).get("finish_reason") or ""),
             same=_text(completion.body) == _text(x.answer or {}),

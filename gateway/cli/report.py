@@ -12,6 +12,7 @@ from gateway.cli.report_batches import batches
 from gateway.cli.report_books import accounts, bill, close, correct
 from gateway.cli.report_experiment import experiment
 from gateway.cli.report_export import export
+from gateway.cli.report_insights import anomalies, cache, forecast, hints, monthly
 from gateway.cli.report_reconcile import reconcile
 from gateway.ledger.csv_text import safe_cell
 
@@ -24,7 +25,9 @@ def report() -> None:
     """Cost reports out of the ledger."""
 
 
-for _command in (accounts, correct, bill, close, reconcile, export, experiment, batches):
+_BOOKS = (accounts, correct, bill, close, reconcile, export, batches)
+_INSIGHTS = (cache, experiment, forecast, anomalies, hints, monthly)
+for _command in (*_BOOKS, *_INSIGHTS):
     report.add_command(_command)
 
 

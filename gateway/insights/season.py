@@ -24,22 +24,22 @@ def profile(hours: Hours, first_hour: int) -> Hours:
     """How busy each hour of the week is, float64 [168], with mean 1; all 1 without history.
 
     Args:
-        hours: float64 [n], of which only whole days from the end are used.
+        hours: float64 [n], the oldest first.
         first_hour: of the week (or any number of hours since a week's begin) of hours[0].
     """
-    days = len(hours) // DAY_H
-    if days == 0 or not hours.any():
+    skipped = -first_hour % DAY_H
+    days = (len(hours) - skipped) // DAY_H
+    if days <= 0 or not hours.any():
         return np.ones(WEEK_H)
-    skipped = len(hours) - days * DAY_H
     first = first_hour + skipped
-    table = hours[skipped:].reshape(days, DAY_H)
+    table = hours[skipped : skipped + days * DAY_H].reshape(days, DAY_H)
     by_hour = np.array([middle_mean(column) for column in table.T])
     by_hour = np.maximum(by_hour / max(by_hour.mean(), 1e-300), _FLOOR)
     by_day = _by_day(table.sum(axis=1)) if days >= 14 else np.ones(7)
     slots = (first + np.arange(WEEK_H)) % WEEK_H
     product = np.empty(WEEK_H)
     product[slots] = by_day.repeat(DAY_H) * np.tile(by_hour, 7)
-    weeks = days // 7
+    weeks = len(hours) // WEEK_H
     if weeks < 2:
         return _scaled(product)
     recent = hours[len(hours) - weeks * WEEK_H :]

@@ -236,4 +236,4 @@ async def _shadows(
 
 def _shown(values: Iterable[tuple[float, float]]) -> dict[str, Any] | None:
     mean = mean_of(values)
-    return mean and mean.shown()
+    return None if mean is None else mean.shown()

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from backends.contract import Usage
 from backends.meter import Meter
-from gateway.ledger.foreign_time import ForeignTime, Unwatched, foreign_machine
 from backends.server_metrics import ServerMetrics
+from gateway.ledger.foreign_time import ForeignTime, Unwatched, foreign_machine
 from gateway.price_settings import MachineSettings, PriceSettings
 from gateway.settings import BackendSettings, Settings
 

@@ -1,0 +1,199 @@
+"""`headgate report cache|forecast|anomalies|hints`: what the past says."""
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gateway.cli.common import config_option, json_option, print_json, settings_of
+from gateway.cli.database import run_on_engine, table
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+_BAR = 20
+
+
+@click.command()
+@click.option("--group-by", default="team", show_default=True, help="As of `report costs`.")
+@click.option("--since", metavar="T", help="RFC 3339 or a date; inclusive.")
+@click.option("--until", metavar="T", help="RFC 3339 or a date; exclusive. Default: now.")
+@click.option("--tz", default="UTC", show_default=True, help="Of dates, days and hours.")
+@json_option
+@config_option
+@click.pass_context
+def cache(
+    ctx: click.Context,
+    group_by: str,
+    since: str | None,
+    until: str | None,
+    tz: str,
+    as_json: bool,
+    config: str | None,
+) -> None:
+    """Hits of the exact, the semantic and the prefix cache, and what they saved."""
+    from gateway.ledger.cache_report import cache_report
+
+    settings = settings_of(ctx, config)
+
+    async def read(engine: "AsyncEngine") -> dict[str, Any]:
+        return await cache_report(
+            engine, settings, group_by=group_by, since=since, until=until, tz=tz
+        )
+
+    found = run_on_engine(settings, read)
+    if as_json:
+        print_json(found)
+        return
+    keys = found["group_by"]
+    columns = [*keys, "requests", "exact", "semantic", "prefix", "saved_usd"]
+    rows = [[*(str(row[key] or "-") for key in keys), *_rates(row)] for row in found["rows"]]
+    if keys:
+        rows.append(["total", *[""] * (len(keys) - 1), *_rates(found["totals"])])
+    else:
+        rows = [_rates(found["totals"])]
+    table(columns, rows, right=columns[len(keys) :])
+    spent = ", ".join(f"{kind} ${usd}" for kind, usd in found["spent_on_saving_usd"].items())
+    click.echo(f"avoided ${found['avoided_usd']}, net ${found['net_avoided_usd']}"
+               + (f" (spent on it: {spent})" if spent else ""))  # fmt: skip
+
+
+def _rates(row: dict[str, Any]) -> list[str]:
+    rates = [row[f"{layer}_rate"] for layer in ("exact", "semantic", "prefix")]
+    shown = ["-" if rate is None else f"{rate:.1%} {bar(rate)}" for rate in rates]
+    return [str(row["requests"]), *shown, row["saved_usd"]]
+
+
+def bar(share: float) -> str:
+    """Eighths of a block, as wide as a whole of 1 is 20 characters."""
+    eighths = round(max(min(share, 1.0), 0.0) * _BAR * 8)
+    whole, rest = divmod(eighths, 8)
+    return ("█" * whole + (" ▏▎▍▌▋▊▉"[rest] if rest else "")).ljust(_BAR)
+
+
+@click.command()
+@click.option(
+    "--by",
+    type=click.Choice(["all", "team", "key", "model", "backend", "machine"]),
+    default="all",
+    show_default=True,
+)
+@click.option("--tz", default="UTC", show_default=True, help="In which the month begins and ends.")
+@json_option
+@config_option
+@click.pass_context
+def forecast(ctx: click.Context, by: Any, tz: str, as_json: bool, config: str | None) -> None:
+    """What the running month will have cost at its end, with an interval."""
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+    from gateway.insights.outlook import month_of, month_outlook
+
+    now = datetime.now(UTC)
+    try:
+        begin, end = month_of(now, tz)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise click.BadParameter(f"{tz!r}; give an IANA name such as Europe/Berlin") from None
+
+    async def read(engine: "AsyncEngine") -> list[dict[str, Any]]:
+        async with engine.connect() as connection:
+            found = await month_outlook(connection, by=by, tz=tz, now=now)
+        return [one.shown() for one in found]
+
+    rows = run_on_engine(settings_of(ctx, config), read)
+    if as_json:
+        print_json({"by": by, "tz": str(ZoneInfo(tz)), "since": begin, "until": end, "rows": rows})
+        return
+    columns = ["spent_usd", "expected_usd", "low_usd", "high_usd", "note"]
+    shown = [[row["name"] or "all", *(row[c] or "-" for c in columns)] for row in rows]
+    table([by, *columns], shown, right=columns[:-1])
+    click.echo(f"{begin.date()} to {end.date()}, {tz}; low to high holds 90 % of the time.")
+
+
+@click.command()
+@json_option
+@config_option
+@click.pass_context
+def anomalies(ctx: click.Context, as_json: bool, config: str | None) -> None:
+    """Teams, models and machines that left their usual band in the last full hour."""
+    from gateway.insights.changes import find_changes
+    from gateway.ledger.money import usd_text
+
+    async def read(engine: "AsyncEngine") -> Any:
+        async with engine.connect() as connection:
+            return await find_changes(connection, datetime.now(UTC))
+
+    found = run_on_engine(settings_of(ctx, config), read)
+    if as_json:
+        print_json([{**_fields(one), "times": round(one.times, 3)} for one in found])
+        return
+    rows = [
+        [
+            f"{one.by} {one.name}",
+            one.since.strftime("%Y-%m-%d %H:%MZ"),
+            usd_text(one.actual_nano_usd),
+            usd_text(one.expected_nano_usd),
+            f"{one.times:.1f}x",
+            one.reason,
+        ]
+        for one in found
+    ]
+    table(["who", "since", "usd", "usual_usd", "times", "why"], rows, right=["usd", "usual_usd"])
+
+
+def _fields(one: Any) -> dict[str, Any]:
+    import msgspec
+
+    return {name: getattr(one, name) for name in msgspec.structs.asdict(one)}
+
+
+@click.command()
+@click.argument("month", metavar="YYYY-MM")
+@click.option("--team", help="Of this team only.")
+@click.option("--tz", default="UTC", show_default=True, help="In which the month begins and ends.")
+@click.option("--out", type=click.Path(dir_okay=False), help="Else to standard output.")
+@config_option
+@click.pass_context
+def monthly(
+    ctx: click.Context, month: str, team: str | None, tz: str, out: str | None, config: str | None
+) -> None:
+    """A month as one printable HTML file, with charts."""
+    from pathlib import Path
+
+    from gateway.insights.monthly import monthly_html
+
+    settings = settings_of(ctx, config)
+
+    async def read(engine: "AsyncEngine") -> str:
+        return await monthly_html(engine, settings, month=month, team=team, tz=tz)
+
+    text = run_on_engine(settings, read)
+    if out is None:
+        click.echo(text)
+    else:
+        Path(out).write_text(text, encoding="utf-8")
+
+
+@click.command()
+@click.option("--days", type=click.IntRange(1, 90), default=14, show_default=True)
+@click.option("--tz", default="UTC", show_default=True, help="Of the hours.")
+@json_option
+@config_option
+@click.pass_context
+def hints(ctx: click.Context, days: int, tz: str, as_json: bool, config: str | None) -> None:
+    """Machines that mostly idle, and at which hours, with what that costs."""
+    from gateway.insights.hints import idle_hints
+
+    settings = settings_of(ctx, config)
+
+    async def read(engine: "AsyncEngine") -> Any:
+        async with engine.connect() as connection:
+            return await idle_hints(connection, settings, days=days, tz=tz, now=datetime.now(UTC))
+
+    found = run_on_engine(settings, read)
+    if as_json:
+        print_json(found)
+        return
+    for one in found:
+        click.echo(one.text)
+    if not found:
+        click.echo(f"No machine stood idle enough in the last {days} days to be worth a word.")

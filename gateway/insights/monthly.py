@@ -1,0 +1,135 @@
+"""A month of one team, or of all, as one printable HTML file: no script, no host but itself."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+from gateway.ledger.report_query import ReportError
+from gateway.ledger.reports import costs_report
+from gateway.settings import Settings
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+_MONTH = re.compile(r"^(\d{4})-(0[1-9]|1[0-2])$")
+_TABLES = (("model", "Models"), ("backend", "Backends"), ("key", "Keys"), ("task", "Tasks"))
+_WIDTH, _HEIGHT = 640, 140
+
+
+class Bar(Struct, frozen=True):
+    """A rectangle of the drawing and what it says."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    label: str
+    usd: str
+
+
+def check_month(month: str) -> str:
+    """The month as it was. Raises ReportError."""
+    if _MONTH.match(month) is None:
+        raise ReportError(f"month {month!r}; give YYYY-MM, such as 2026-11")
+    return month
+
+
+def month_before(now: datetime) -> str:
+    """The last whole one."""
+    return (now.replace(day=1) - timedelta(days=1)).strftime("%Y-%m")
+
+
+async def monthly_html(
+    engine: "AsyncEngine",
+    settings: Settings,
+    *,
+    month: str,
+    team: str | None = None,
+    tz: str = "UTC",
+    now: datetime | None = None,
+) -> str:
+    """The report of a month, or of the part of it that is over.
+
+    Raises:
+        ReportError: no such month, zone or team name.
+        SQLAlchemyError: the database does not answer.
+    """
+    now = now or datetime.now(UTC)
+    first = datetime.strptime(check_month(month), "%Y-%m").date()
+    after = (first + timedelta(days=32)).replace(day=1)
+    filters = {} if team is None else {"team": [team]}
+    asked: dict[str, Any] = {
+        "since": first.isoformat(),
+        "until": after.isoformat() if after < now.date() else now.isoformat(),
+        "tz": tz,
+        "filters": filters,
+        "now": now,
+    }
+    days = await costs_report(engine, settings, group_by="day", **asked)
+    before = await costs_report(
+        engine,
+        settings,
+        **{**asked, "since": f"{month_before_of(month)}-01", "until": first.isoformat()},
+    )
+    tables = []
+    keys = _TABLES if team is not None else (("team", "Teams"), *_TABLES)
+    for key, title in keys:
+        found = await costs_report(engine, settings, group_by=key, **asked)
+        tables.append({"title": title, "rows": _shares(found["rows"], key)})
+    return _template().render(
+        month=month,
+        team=team,
+        tz=tz,
+        made=now.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        totals=days["totals"],
+        before=before["totals"],
+        savings=days["savings"] if team is None else None,
+        bars=_bars(days["rows"], (after - first).days, month),
+        width=_WIDTH,
+        height=_HEIGHT,
+        tables=tables,
+        whole=days,
+    )
+
+
+def month_before_of(month: str) -> str:
+    """`2026-01` → `2025-12`."""
+    return month_before(datetime.strptime(month, "%Y-%m"))
+
+
+def _bars(rows: list[dict[str, Any]], days: int, month: str) -> list[Bar]:
+    """One per day, the highest as high as the drawing."""
+    costs = {row["day"]: Decimal(row["full_cost_usd"]) for row in rows}
+    most = max(costs.values(), default=Decimal(0)) or Decimal(1)
+    step = _WIDTH / days
+    made = []
+    for number in range(days):
+        day = f"{month}-{number + 1:02d}"
+        usd = costs.get(day, Decimal(0))
+        high = float(usd / most) * _HEIGHT
+        made.append(Bar(number * step, _HEIGHT - high, step * 0.8, high, day, format(usd, "f")))
+    return made
+
+
+def _shares(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    """Rows with their share of the sum, the dearest first."""
+    total = sum((Decimal(row["cost_usd"]) for row in rows), Decimal(0)) or Decimal(1)
+    return [
+        {**row, "name": row[key] or "-", "share": float(Decimal(row["cost_usd"]) / total)}
+        for row in rows
+        if row["requests"] or Decimal(row["cost_usd"])
+    ]
+
+
+@cache
+def _template() -> "Template":
+    from jinja2 import Environment
+
+    text = files("gateway.insights").joinpath("monthly.html.jinja").read_text(encoding="utf-8")
+    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
