@@ -26,7 +26,7 @@ _FEW: Final = 0.1
 """Of the expected: less counts as this much, as nothing has no logarithm."""
 _LEAST_CHANGE: Final = math.log(1.25)
 _FALSE_ALARMS_A_MONTH: Final = 0.2
-_TAILS: Final = 1.4
+_TAILS: Final = 1.2
 """Of the bound, over that of a normal distribution: levels drift and nights are small."""
 
 

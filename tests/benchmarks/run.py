@@ -24,6 +24,7 @@ BENCHMARKS = (
     "failures",
     "outage",
     "partitions",
+    "insights",
 )
 
 
