@@ -36,7 +36,7 @@ def experiment(
     A request counts for the arm that was chosen for it. Users and conversations stick to an arm, so
     intervals count them, not requests.
     """
-    from gateway.ledger import experiments
+    from gateway.insights import experiments
     from gateway.ledger.report_query import parse_query
 
     period = parse_query(since=since, until=until, now=datetime.now(UTC))

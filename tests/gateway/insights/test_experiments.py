@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from gateway.ledger.experiments import Difference, mean_of
+from gateway.insights.experiments import Difference, mean_of
 from gateway.ledger.feedback import add_feedback
 from gateway.ledger.records import CandidateRecord, RequestRecord, Settlement
 from gateway.ledger.repository import Repository

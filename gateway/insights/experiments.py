@@ -94,7 +94,7 @@ class _Row(Struct, frozen=True):
     arm: str
     draw: float
     ok: bool
-    cost_usd: float
+    nano_usd: int
     seconds: float
     score: float | None
 
@@ -160,7 +160,7 @@ async def _rows(
     for candidates, draw, outcome, cost, ms, score in (await connection.execute(wanted)).all():
         names = _first.decode(candidates)
         if names:
-            found.append(_Row(names[0].backend, draw, outcome == "ok", cost / 1e9, ms / 1e3, score))
+            found.append(_Row(names[0].backend, draw, outcome == "ok", cost, ms / 1e3, score))
     return found
 
 
@@ -178,7 +178,7 @@ def _inside(policy: str, rule: str, since_us: int, until_us: int) -> tuple[Any, 
 
 def _means(rows: list[_Row]) -> Mapping[str, Mean | None]:
     return {
-        "cost_usd": mean_of((row.draw, row.cost_usd) for row in rows),
+        "cost_usd": mean_of((row.draw, row.nano_usd / 1e9) for row in rows),
         "seconds": mean_of((row.draw, row.seconds) for row in rows if row.ok),
         "errors": mean_of((row.draw, float(not row.ok)) for row in rows),
         "feedback": mean_of((row.draw, row.score) for row in rows if row.score is not None),
@@ -195,7 +195,7 @@ def _arm(
         "arm": name,
         "requests": len(rows),
         "draws": len({row.draw for row in rows}),
-        "total_cost_usd": usd_text(sum(round(row.cost_usd * 1e9) for row in rows)),
+        "total_cost_usd": usd_text(sum(row.nano_usd for row in rows)),
     }
     told |= {figure: mean and mean.shown() for figure, mean in means.items()}
     if base is not None:
