@@ -1,6 +1,7 @@
 """The ASGI side of a hot path: read the body, notice that the client left, send bytes."""
 
 import asyncio
+import contextlib
 from typing import Any
 
 from litestar.types import Receive, Scope, Send
@@ -8,6 +9,7 @@ from litestar.types import Receive, Scope, Send
 from gateway.errors import RequestTooLarge
 
 WATCH_AFTER_S = 0.02
+_MOST_DISCARDED = 8 << 20
 
 RawHeaders = list[tuple[bytes, bytes]]
 
@@ -24,11 +26,12 @@ def header_map(scope: Scope) -> dict[str, str]:
 class Reply:
     """One HTTP exchange. `started` says whether the status line has gone out."""
 
-    __slots__ = ("_receive", "_send", "disconnected", "started")
+    __slots__ = ("_receive", "_send", "_unread", "disconnected", "started")
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive = receive
         self._send = send
+        self._unread = True
         self.started = False
         self.disconnected = False
 
@@ -39,6 +42,7 @@ class Reply:
             RequestTooLarge: more than `max_bytes`.
             ClientGone: the connection closed before the end.
         """
+        self._unread = False
         message: Any = await self._receive()
         if message["type"] == "http.request" and not message.get("more_body"):
             body: bytes = message.get("body", b"")
@@ -58,6 +62,12 @@ class Reply:
                 return b"".join(parts)
             message = await self._receive()
 
+    async def _discard(self) -> None:
+        """Take what the client still sends: a connection that is closed amid a body loses the
+        answer, or the client's next request. Who sends very much loses it all the same."""
+        with contextlib.suppress(RequestTooLarge, ClientGone):
+            await self.read(_MOST_DISCARDED)
+
     def watching(self) -> "Watch":
         """While inside, the current task is cancelled when the client disconnects."""
         return Watch(self)
@@ -72,6 +82,8 @@ class Reply:
 
     async def whole(self, status: int, headers: RawHeaders, body: bytes, kind: bytes) -> None:
         """Send a complete response."""
+        if self._unread:
+            await self._discard()
         headers = [
             (b"content-type", kind),
             (b"content-length", str(len(body)).encode()),

@@ -26,8 +26,8 @@ _FEW: Final = 0.1
 """Of the expected: less counts as this much, as nothing has no logarithm."""
 _LEAST_CHANGE: Final = math.log(1.25)
 _FALSE_ALARMS_A_MONTH: Final = 0.2
-_TAILS: Final = 1.2
-"""Of the bound, over that of a normal distribution: levels drift and nights are small."""
+_TAILS: Final = 1.4
+"""Of the bound, over that of a normal distribution: levels drift, and quiet weekends are noisier than the days beside them."""
 
 
 class Anomaly(Struct, frozen=True, kw_only=True):
