@@ -27,7 +27,7 @@ _FEW: Final = 0.1
 _LEAST_CHANGE: Final = math.log(1.25)
 _FALSE_ALARMS_A_MONTH: Final = 0.2
 _TAILS: Final = 1.4
-"""Of the bound, over that of a normal distribution: levels drift, and quiet weekends are noisier than the days beside them."""
+"""Of the bound, over a normal distribution's: levels drift, and quiet weekends are noisier."""
 
 
 class Anomaly(Struct, frozen=True, kw_only=True):
