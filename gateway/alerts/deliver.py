@@ -104,14 +104,6 @@ def _mail(message: Message, channel: ChannelSettings) -> None:
     mail["Message-ID"] = f"<{message.id}@headgate>"
     facts = "\n".join(f"{name}: {value}" for name, value in message.facts.items())
     mail.set_content("\n\n".join(part for part in (message.text, facts) if part) or message.title)
-    if message.attachment is not None:
-        kind, _, subtype = message.attachment.media_type.partition("/")
-        mail.add_attachment(
-            message.attachment.content.encode(),
-            maintype=kind,
-            subtype=subtype,
-            filename=message.attachment.name,
-        )
     trust = ssl.create_default_context()
     if channel.security == "tls":
         server: smtplib.SMTP = smtplib.SMTP_SSL(host, int(port), timeout=TIMEOUT_S, context=trust)

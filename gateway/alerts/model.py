@@ -8,7 +8,7 @@ from msgspec import Struct, field
 from gateway.alerts.settings import Kind
 
 Severity = Literal["info", "warning", "critical"]
-Event = Literal["opened", "resolved", "test", "report"]
+Event = Literal["opened", "resolved", "test"]
 
 
 class Finding(Struct, frozen=True, kw_only=True):
@@ -41,14 +41,6 @@ class Alert(Struct, frozen=True, kw_only=True):
     resolved_at: float | None = None
 
 
-class Attachment(Struct, frozen=True, kw_only=True):
-    """A file that goes along by mail."""
-
-    name: str
-    media_type: str
-    content: str
-
-
 class Message(Struct, frozen=True, kw_only=True):
     """What one channel is told."""
 
@@ -64,4 +56,3 @@ class Message(Struct, frozen=True, kw_only=True):
     resolved_at: float | None = None
     attempt: int = 1
     """From 2 on the message may have arrived before."""
-    attachment: Attachment | None = None

@@ -47,8 +47,6 @@ class ChannelSettings(_Table, frozen=True, kw_only=True):
     kind: Literal["webhook", "slack", "mail"]
     kinds: list[Kind] | None = None
     """Of alerts; None: all."""
-    reports: bool = False
-    """Also gets the monthly reports."""
     quiet: QuietSettings | None = None
     url: str | None = None
     """Of a webhook; where it is a secret, as Slack's are, url_env keeps it out of the file."""

@@ -107,36 +107,6 @@ async def resolve_alerts(
     return closed
 
 
-async def tell_once(
-    connection: "AsyncConnection",
-    finding: Finding,
-    event: Event,
-    channels: Iterable[ChannelSettings],
-    *,
-    now: float,
-) -> Alert:
-    """Write something that is over as soon as it is told: a test, a report."""
-    alert_id = uuid.uuid4().hex
-    row = {
-        "id": alert_id,
-        "key": finding.key,
-        "kind": event,
-        "severity": finding.severity,
-        "title": finding.title,
-        "text": finding.text,
-        "facts": dict(finding.facts),
-        "opened_us": _us(now),
-        "seen_us": _us(now),
-        "resolved_us": _us(now),
-    }
-    await connection.execute(insert(alerts).values(**row))
-    await connection.execute(
-        insert(deliveries),
-        [_delivery(alert_id, event, channel, now, now) for channel in channels],
-    )
-    return _alert((await connection.execute(select(alerts).where(alerts.c.id == alert_id))).one())
-
-
 async def claim(connection: "AsyncConnection", *, now: float, limit: int = 20) -> list[Delivery]:
     """Due deliveries that are now the caller's for CLAIM_S."""
     d = deliveries.c
@@ -190,8 +160,8 @@ async def failed(
 async def list_alerts(
     connection: "AsyncConnection", *, open_only: bool = False, limit: int = 100
 ) -> list[Alert]:
-    """The newest first; tests and reports are left out."""
-    statement = select(alerts).where(alerts.c.kind.not_in(("test", "report")))
+    """The newest first."""
+    statement = select(alerts)
     if open_only:
         statement = statement.where(alerts.c.open_key.is_not(None))
     newest = statement.order_by(alerts.c.opened_us.desc()).limit(limit)
