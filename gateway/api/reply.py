@@ -1,7 +1,6 @@
 """The ASGI side of a hot path: read the body, notice that the client left, send bytes."""
 
 import asyncio
-import contextlib
 from typing import Any
 
 from litestar.types import Receive, Scope, Send
@@ -65,8 +64,11 @@ class Reply:
     async def _discard(self) -> None:
         """Take what the client still sends: a connection that is closed amid a body loses the
         answer, or the client's next request. Who sends very much loses it all the same."""
-        with contextlib.suppress(RequestTooLarge, ClientGone):
-            await self.read(_MOST_DISCARDED)
+        left, more = _MOST_DISCARDED, True
+        while more and left > 0:
+            message: Any = await self._receive()
+            more = message.get("more_body", False)
+            left -= len(message.get("body", b""))
 
     def watching(self) -> "Watch":
         """While inside, the current task is cancelled when the client disconnects."""
