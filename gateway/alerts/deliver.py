@@ -4,10 +4,7 @@ import asyncio
 import base64
 import hashlib
 import hmac
-import smtplib
-import ssl
 from datetime import UTC, datetime
-from email.message import EmailMessage
 from typing import Any
 
 import httpx
@@ -31,7 +28,7 @@ async def deliver(
     if channel.kind == "mail":
         try:
             await asyncio.to_thread(_mail, message, channel)
-        except (smtplib.SMTPException, OSError) as error:
+        except OSError as error:  # smtplib's errors are among them
             raise NotDelivered(f"{channel.smtp}: {error}") from None
         return
     shape = _slack(message) if channel.kind == "slack" else _webhook(message)
@@ -95,6 +92,10 @@ def _slack(message: Message) -> dict[str, Any]:
 
 
 def _mail(message: Message, channel: ChannelSettings) -> None:
+    import smtplib  # only where there is mail: megabytes in every gateway else
+    import ssl
+    from email.message import EmailMessage
+
     assert channel.smtp is not None, "checked at start"
     assert channel.sender is not None, "checked at start"
     host, _, port = channel.smtp.rpartition(":")

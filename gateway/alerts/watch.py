@@ -24,7 +24,6 @@ from msgspec import Struct, field
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.alerts import store
-from gateway.alerts.checks import HOURLY, OFTEN, Check
 from gateway.alerts.deliver import NotDelivered, deliver
 from gateway.alerts.model import Finding, Message
 from gateway.alerts.settings import AlertSettings, ChannelSettings, Kind
@@ -34,6 +33,8 @@ from gateway.settings import Settings
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from gateway.alerts.checks import Check
 
 log = structlog.get_logger(__name__)
 
@@ -130,6 +131,8 @@ class AlertWatch:
 
     async def _tell(self) -> None:
         """Raises one of AWAY."""
+        from gateway.alerts.checks import OFTEN  # at the first look: not before it is ready
+
         now = self._clock()
         findings = {kind: await self._check(check, now) for kind, check in OFTEN.items()}
         findings |= await self._hourly(now)
@@ -157,6 +160,8 @@ class AlertWatch:
 
     async def _hourly(self, now: float) -> dict[Kind, list[Finding]]:
         """Anew once an hour is over and its late charges are there; until then as they were."""
+        from gateway.alerts.checks import HOURLY
+
         hour_us = full_hour_us(datetime.fromtimestamp(now - _LATE_S, UTC))
         if hour_us != self._hour_us:
             wanted = {
@@ -169,7 +174,7 @@ class AlertWatch:
             self._of_the_hour, self._hour_us = found, hour_us
         return self._of_the_hour
 
-    async def _check(self, check: Check, now: float) -> list[Finding]:
+    async def _check(self, check: "Check", now: float) -> list[Finding]:
         return await check(self._engine, self._settings, datetime.fromtimestamp(now, UTC))
 
     async def _cache_outage(self) -> list[Finding]:
