@@ -16,6 +16,8 @@ from pathlib import Path
 import structlog
 from litestar import Litestar
 from litestar.datastructures import State
+from litestar.plugins import PluginProtocol
+from litestar.plugins.core import MsgspecDIPlugin
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -170,7 +172,7 @@ def create_app(
             await pipeline.shadows.aclose()
             await pipeline.late_charges.aclose()
 
-    return Litestar(
+    return _App(
         route_handlers=routes(pipeline),
         exception_handlers=error_handlers(),
         lifespan=[lifespan],
@@ -179,6 +181,17 @@ def create_app(
         openapi_config=None,
         logging_config=None,
     )
+
+
+class _App(Litestar):
+    """Litestar without the plugins for Pydantic and attrs, which nothing here uses.
+
+    They are added whenever those packages can be imported, and take 12 MB of every process.
+    """
+
+    @staticmethod
+    def _get_default_plugins(plugins: list[PluginProtocol]) -> list[PluginProtocol]:
+        return [*plugins, MsgspecDIPlugin()]
 
 
 def _foreign_slots(runtime: Runtime) -> dict[str, MeterSlot]:

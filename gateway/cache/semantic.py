@@ -10,19 +10,21 @@ guard; the answer itself is fetched from the store, so an expired one is a miss.
 import asyncio
 import time
 from collections import OrderedDict
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import numpy as np
 import structlog
 from msgspec import Struct
 from numpy.typing import NDArray
-from usearch.index import Index
 
 from backends.contract import Backend, GenerateRequest, Usage
 from gateway.cache import guard
 from gateway.cache.model import CachedAnswer, Hit, Store
 from gateway.settings import SemanticSettings
+
+if TYPE_CHECKING:
+    from usearch.index import Index
 
 log = structlog.get_logger(__name__)
 
@@ -102,6 +104,8 @@ class _LogIndex:
     def add(self, entry: Entry) -> None:
         vector = np.frombuffer(entry.vector, dtype=np.float16)
         if self._index is None:
+            from usearch.index import Index  # 5 MB that a gateway without this cache saves
+
             self._index = Index(ndim=vector.size, metric="cos", dtype="f16")
         elif self._index.ndim != vector.size:
             return
