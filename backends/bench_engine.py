@@ -9,11 +9,9 @@ import argparse
 import json
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +19,7 @@ import numpy as np
 import torch
 from msgspec import Struct
 
+from backends.bench_head import commit
 from backends.bench_traces import read_trace, run_trace
 from backends.contract import SamplingParams
 from backends.engine.engine import Engine
@@ -158,26 +157,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "results": results,
         **mixed,
     }
-
-
-def commit() -> str:
-    """Name the code: the git commit it lies in, + if changed, else the installed version."""
-    folder = Path(__file__).resolve().parent
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--abbrev=12", "--dirty=+"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-        return done.stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        pass  # installed from a wheel: there is no repository to name
-    try:
-        return version("headgate")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

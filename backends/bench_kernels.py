@@ -17,7 +17,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from backends.bench_engine import commit
+from backends.bench_head import commit
 from backends.engine.factory import pick_device
 from backends.kernel_cases import Case, cases, op_names
 from backends.roofline import Machine, measure_machine, roofline_share

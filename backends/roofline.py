@@ -4,16 +4,15 @@ A decode step reads every weight and the batch's KV once, and multiplies by ever
 sequence; it cannot be faster than the slower of the two.
 """
 
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 import torch
 from msgspec import Struct
 
+from backends.bench_head import processor
 from backends.layers.linear import Int8Linear, Linear
 from backends.quantization.int8 import quantize_int8
 
@@ -87,11 +86,4 @@ def _median_s(work: Callable[[], object], device: torch.device) -> float:
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    names = [
-        line.partition(":")[2].strip()
-        for line in (info.read_text().splitlines() if info.is_file() else [])
-        if line.startswith("model name")
-    ]
-    name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {len(names) or 1} logical cores"
+    return processor()

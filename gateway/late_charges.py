@@ -80,7 +80,7 @@ class LateCharges:
             return  # the encoder counts it as lost
         usage = encoding.result().usage
         if usage is not None:
-            self._book(settlement, encoder, usage, kind="encoder", seq=_ENCODER_SEQ)
+            await self._book(settlement, encoder, usage, kind="encoder", seq=_ENCODER_SEQ)
 
     async def _ask(self, settlement: Settlement, unknown: ChargeRecord, request_id: str) -> None:
         for pause_s in _PAUSES_S:
@@ -90,7 +90,7 @@ class LateCharges:
                 if usage.headgate is not None and usage.headgate.billable_ns:
                     time_only = Usage(headgate=usage.headgate)  # tokens were counted at once
                     seq = _SEQ + unknown.seq
-                    self._book(settlement, unknown.backend, time_only, unknown.kind, seq)
+                    await self._book(settlement, unknown.backend, time_only, unknown.kind, seq)
                 return
         self.unknown += 1
         log.warning("usage_lost", request_id=unknown.request_id, backend=unknown.backend)
@@ -102,7 +102,7 @@ class LateCharges:
         except (BackendError, TimeoutError):
             return None
 
-    def _book(
+    async def _book(
         self, settlement: Settlement, backend: str, usage: Usage, kind: ChargeKind, seq: int
     ) -> None:
         parts, request = self._parts, settlement.request
@@ -118,8 +118,10 @@ class LateCharges:
             request_id=request.request_id,
             seq=seq,
         )
+        caller = Caller(key_id=request.key, team=request.team, user=request.user)
+        cost = by_backend([charge])
+        await parts.budgets.lease(caller, request.tags, cost, at=request.started_at)
         charges = (*settlement.charges, charge)  # what is there already stays as it is
         parts.ledger.settle(Settlement(request=request, charges=charges))
-        caller = Caller(key_id=request.key, team=request.team, user=request.user)
-        parts.budgets.add(caller, request.tags, by_backend([charge]), at=request.started_at)
+        parts.budgets.add(caller, request.tags, cost, at=request.started_at)
         parts.metrics.count_charge(charge, settings.model)

@@ -137,13 +137,17 @@ def check_machine(machine: MachineSettings, key: str, refuse: Refuse) -> None:
 
 def check_price(price: PriceSettings, key: str, refuse: Refuse) -> None:
     """What types alone cannot say of token prices."""
-    rates = TokenRates.__struct_fields__
-    _check_amounts(price, rates, key, refuse)
+    check_rates(price, key, refuse)
     for index, dated in enumerate(price.history):
-        _check_amounts(dated, rates, f"{key}.history[{index}]", refuse)
+        check_rates(dated, f"{key}.history[{index}]", refuse)
     _check_order([dated.since for dated in price.history], f"{key}.history", refuse)
     if price.litellm_model is not None and price.litellm_file is None:
         refuse(f"{key}.litellm_model", price.litellm_model, "only beside litellm_file")
+
+
+def check_rates(rates: TokenRates, key: str, refuse: Refuse) -> None:
+    """No rate is negative."""
+    _check_amounts(rates, TokenRates.__struct_fields__, key, refuse)
 
 
 def _check_amounts(table: Struct, names: Sequence[str], key: str, refuse: Refuse) -> None:

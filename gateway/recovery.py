@@ -1,9 +1,9 @@
 """After a gateway process died: its requests under way are booked, its slices return.
 
 What it answered stands in its journal, which the ledger takes over. What it was still answering
-stands in its reservation log: each such request is booked at what its backend says it used, else in
+then stands in its reservation log: each such request is booked at what its backend says it used, else in
 full. Then nothing is unknown any more, and its leases end at once; on another host, which cannot
-read its files, they run out after LEASE_S.
+read its files, they run out after LEASE_S, and here too should this take longer.
 """
 
 import asyncio
@@ -76,19 +76,18 @@ class Recovery:
         return count
 
     async def _settle(self, orphan: Orphan) -> None:
+        """What it answered first: then little is left to ask about, and nothing of that twice."""
         parts = self._parts
-        booked = 0
-        left = orphan.open_reservations()
+        await self._wait_for_journal(orphan.pid)
+        held = {one.request_id: one for one in orphan.open_reservations()}
+        left = [held[name] for name in await parts.ledger.missing(held)]
         usages = await self._usages(left)
-        for held in left:
-            if await parts.ledger.find(held.request_id) is None:
-                parts.ledger.settle(self._settlement(held, orphan.owner, usages))
-                booked += 1
+        for one in left:
+            parts.ledger.settle(self._settlement(one, orphan.owner, usages))
         if not await parts.ledger.flush():
             raise OSError("the ledger does not take the rows yet")
-        await self._wait_for_journal(orphan.pid)
         ended = await parts.budgets.end_leases(orphan.owner)
-        log.warning("gateway_recovered", owner=orphan.owner, requests=booked, leases=ended)
+        log.warning("gateway_recovered", owner=orphan.owner, requests=len(left), leases=ended)
 
     async def _wait_for_journal(self, pid: str) -> None:
         """Until its rows are in the database. Raises OSError: they are not yet."""

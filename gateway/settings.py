@@ -20,10 +20,13 @@ from msgspec import Meta, Struct, field
 from gateway.alerts.settings import AlertSettings, check_alerts
 from gateway.errors import SettingsError
 from gateway.failure_settings import FailureSettings
+from gateway.ledger.outside_prices import OutsidePrice, find_price
 from gateway.litellm_prices import read_rates
 from gateway.price_settings import MachineSettings as MachineSettings
 from gateway.price_settings import PriceSettings as PriceSettings
 from gateway.price_settings import check_machine, check_price
+from gateway.report_settings import ReportSettings as ReportSettings
+from gateway.report_settings import check_reports
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
@@ -142,14 +145,6 @@ class RoutingSettings(_Table, frozen=True, kw_only=True):
     about as long as that cache lasts. 0: not at all."""
 
 
-class ReportSettings(_Table, frozen=True, kw_only=True):
-    """[reports]"""
-
-    baseline_machines: dict[str, Decimal] = field(default_factory=dict)
-    """Machine → how many of it would run without caches and routing; against these, reports say
-    what was really saved."""
-
-
 class EngineSettings(_Table, frozen=True, kw_only=True):
     """[backends.engine]: vLLM's flags in snake_case."""
 
@@ -247,6 +242,15 @@ class Settings(_Table, frozen=True, kw_only=True):
             if machine.name == name:
                 return machine
         return MachineSettings(name=name)
+
+    def outside_price(self, name: str | None = None) -> OutsidePrice:
+        """A price that reports measure against, by name or in full; None: that of [reports].
+
+        Raises:
+            ReportError: there is none of that name.
+        """
+        priced = {b.name: b.price for b in self.backends if b.price is not None}
+        return find_price(name or self.reports.against, own=self.reports.prices, backends=priced)
 
     def backend(self, name: str) -> BackendSettings:
         """The backend called `name`; KeyError if there is none."""
@@ -462,11 +466,8 @@ def check(settings: Settings, where: str) -> None:
         if machines.count(machine.name) > 1:
             refuse(f"machines[{index}].name", machine.name, "each name once")
         check_machine(machine, f"machines[{index}]", refuse)
-    for name, count in settings.reports.baseline_machines.items():
-        if name not in machines:
-            refuse("reports.baseline_machines", name, f"one of {machines}")
-        if not (count.is_finite() and count >= 0):
-            refuse(f"reports.baseline_machines.{name}", str(count), "0 or more")
+    prices = {backend.name: backend.price for backend in settings.backends}
+    check_reports(settings.reports, machines, prices, refuse)
     check_alerts(settings.alerts, where)
     _check_backends(settings, machines, refuse)
 

@@ -37,11 +37,21 @@ inline Vector widen_bf16(const void* from, int64_t at) {
 // Small floats are shifted into an fp32's place and scaled by the difference of the exponents'
 // biases, which is right for subnormal numbers too; the largest exponent stands for no number.
 inline Vector widen_fp16(const void* from, int64_t at) {
+#if defined(__AVX512F__)
+    const void* bits = static_cast<const uint16_t*>(from) + at;
+    return reinterpret_cast<Vector>(
+        _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(bits))));
+#elif defined(__F16C__)
+    const void* bits = static_cast<const uint16_t*>(from) + at;
+    return reinterpret_cast<Vector>(
+        _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(bits))));
+#else
     const Ints half = load_wide(static_cast<const uint16_t*>(from) + at);
     const Ints size = half & 0x7FFF;
     const Vector finite = as_floats(size << 13) * 0x1p112f;
     const Vector other = as_floats(size << 13 | 0x7F800000);
     return as_floats(as_ints(size >= 0x7C00 ? other : finite) | (half & 0x8000) << 16);
+#endif
 }
 
 inline Vector widen_fp8(const void* from, int64_t at) {
@@ -98,20 +108,40 @@ struct CacheShape {
     int block_size, heads, dim, kind;
 
     int64_t slots() const { return num_blocks * block_size; }
+    int bytes_of_number() const { return kind == FP32 ? 4 : kind == FP16 || kind == BF16 ? 2 : 1; }
 };
 
-// fp32 rows of slots that follow each other, each `stride` from the one before.
-struct Floats {
-    const float* from;
-    int64_t stride;
+// Floats of one kind, widened where they are loaded.
+template <int KIND>
+inline Vector load_as(const void* from, int64_t at) {
+    if (KIND == FP16) return widen_fp16(from, at);
+    if (KIND == BF16) return widen_bf16(from, at);
+    return load(static_cast<const float*>(from) + at);
+}
+
+// One head of slots that follow each other, each `stride` from the one before.
+template <int KIND>
+struct Slots {
+    const void* data;
+    int64_t first, stride;
+
+    Slots from(int slot) const { return {data, first + slot * stride, stride}; }
+    Vector at(int slot, int d) const { return load_as<KIND>(data, first + slot * stride + d); }
 };
 
-// One head of slots [slot, slot + count). What is no fp32 is widened into `room` [count, dim].
-inline Floats read_slots(const CacheHalf& half, const CacheShape& shape, int64_t slot, int count,
+// One head of slots [slot, slot + count), as they lie.
+template <int KIND>
+inline Slots<KIND> slots_of(const CacheHalf& half, const CacheShape& shape, int64_t slot,
+                            int head) {
+    const int64_t stride = int64_t{shape.heads} * shape.dim;
+    return {half.data, slot * stride + int64_t{head} * shape.dim, stride};
+}
+
+// The same, widened into `room` [count, dim].
+inline Slots<FP32> widen_slots(const CacheHalf& half, const CacheShape& shape, int64_t slot, int count,
                          int head, float* room) {
     const int64_t stride = int64_t{shape.heads} * shape.dim;
     const int64_t first = slot * stride + int64_t{head} * shape.dim;
-    if (shape.kind == FP32) return {static_cast<const float*>(half.data) + first, stride};
     const auto widen_all = [&](auto widen) {
         for (int row = 0; row < count; ++row) {
             const float scale =
@@ -129,7 +159,7 @@ inline Floats read_slots(const CacheHalf& half, const CacheShape& shape, int64_t
             return load_bytes(static_cast<const int8_t*>(from) + at);
         });
     }
-    return {room, shape.dim};
+    return {room, 0, shape.dim};
 }
 
 // Writes one token's row [heads, dim]; codes get a scale per head, of its largest value.

@@ -12,7 +12,9 @@ from gateway.ledger.compare import compared_report
 from gateway.ledger.reports import ReportError, costs_report
 from gateway.pipeline import Pipeline
 
-_KNOWN = frozenset({"group_by", "group-by", "since", "until", "tz", "idle_by", "compare"})
+_KNOWN = frozenset(
+    {"group_by", "group-by", "since", "until", "tz", "idle_by", "compare", "against"}
+)
 
 
 def report_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
@@ -26,7 +28,7 @@ def report_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
         if unknown:
             raise InvalidRequest(
                 f"Unknown parameter {unknown[0]!r}; there are group_by, since, until, tz, idle_by, "
-                "compare.",
+                "compare, against.",
                 param=unknown[0],
             )
         groups = asked.get("group_by") or asked.get("group-by") or ""
@@ -38,6 +40,7 @@ def report_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
                 "until": asked.get("until"),
                 "tz": asked.get("tz") or "UTC",
                 "idle_by": asked.get("idle_by") or "charges",
+                "against": asked.get("against"),
             }
             if asked.get("compare"):
                 report["compare"] = asked["compare"]

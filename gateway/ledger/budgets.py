@@ -38,15 +38,19 @@ SYNC_S = 0.2
 """How often spending is booked in SQL, and how long an unused slice stays."""
 POLL_S = 1.0
 """How soon a new or changed budget is seen, when no stamp tells of it."""
-LEASE_S = 30.0
-"""How long a dead process's slices stay taken."""
+LEASE_S = 20.0
+"""How long a silent process keeps its slices."""
+BEATS_PER_LEASE = 4
+"""So a dead one's return after a lease and a beat, within 25 s; on its own host much sooner."""
 RETRY_AFTER_S = 1.0
 _SLICES = 64
 """A slice is at most this part of the limit…"""
 _NEAR = 8
 """… and at most this part of what is left."""
 _TRIES = 3
-_BEATS_PER_SWEEP = 60
+_BEATS_PER_SWEEP = 120
+_QUIET_SYNCS = 600
+"""How long the slice of a window that is over stays: late charges may still come to it."""
 _MAX_KNOWN_LIMITS = 4096
 _NO_BUDGET = BudgetState()
 
@@ -91,15 +95,18 @@ class Budgets:
         self.overruns = Overruns(engine)
         self._thresholds = Thresholds(engine)
         self._beats = 0
+        self._silent = False
+        """Whether the last beat failed."""
         self._error: str | None = None
 
     async def start(self) -> None:
         """Read the budgets; then keep them fresh and the leases alive."""
         await self._guarded(self.refresh)
+        beat_s = self._lease_s / BEATS_PER_LEASE
         self._tasks = [
             asyncio.create_task(self._every(self._sync_s, self.sync), name="budget-sync"),
             asyncio.create_task(self._every(self._poll_s, self.refresh), name="budget-poll"),
-            asyncio.create_task(self._every(self._lease_s / 3, self.beat), name="budget-beat"),
+            asyncio.create_task(self._every(beat_s, self.beat), name="budget-beat"),
         ]
 
     async def aclose(self, timeout_s: float = 5.0) -> None:
@@ -235,15 +242,8 @@ class Budgets:
             changes: nano-dollars by backend.
             at: unix seconds; when the request started.
         """
-        together = sum(changes.values())
-        if not self._by_scope or not together:
-            return
-        found = [(*pair, together) for pair in self._find_limits(caller, tags.items(), at)]
-        for name, nano_usd in changes.items():
-            for budget in self._by_scope.get(f"model:{name}", ()):
-                found.append((store.counter_of(budget, at), budget, nano_usd))
         short = []
-        for counter, budget, nano_usd in found:
+        for counter, budget, nano_usd in self._concerned(caller, tags, changes, at):
             part = self._slices.setdefault(counter, Slice())
             if part.free >= nano_usd:
                 part.spend(nano_usd)
@@ -251,6 +251,33 @@ class Budgets:
                 short.append((counter, budget, nano_usd))
         if short:
             self._in_background(self._add(short, caller.key_id))
+
+    async def lease(
+        self, caller: Caller, tags: Mapping[str, str], changes: Mapping[str, int], *, at: float
+    ) -> None:
+        """See that this process has leases in all budgets that `add` will count this in.
+
+        Then what the ledger has in its name is counted even if it dies before it counts it.
+        """
+        for counter, _, _ in self._concerned(caller, tags, changes, at):
+            part = self._slices.setdefault(counter, Slice())
+            part.used = True
+            if not part.leased:
+                async with self._sql:
+                    await self._guarded(partial(self._sync_one, counter, part, 0))
+
+    def _concerned(
+        self, caller: Caller, tags: Mapping[str, str], changes: Mapping[str, int], at: float
+    ) -> list[tuple[Counter, Budget, int]]:
+        """What to count in which window."""
+        together = sum(changes.values())
+        if not self._by_scope or not together:
+            return []
+        found = [(*pair, together) for pair in self._find_limits(caller, tags.items(), at)]
+        for name, nano_usd in changes.items():
+            for budget in self._by_scope.get(f"model:{name}", ()):
+                found.append((store.counter_of(budget, at), budget, nano_usd))
+        return found
 
     async def _add(self, found: Sequence[tuple[Counter, Budget, int]], key: str) -> None:
         """What no limit has room for is overrun."""
@@ -390,10 +417,15 @@ class Budgets:
             for counter in sorted(self._slices, key=store.order):
                 part = self._slices[counter]
                 give_back = 0 if part.used else max(part.free, 0)
+                part.quiet = 0 if part.used else part.quiet + 1
                 part.used = False
                 if give_back or not part.settled:
                     await self._sync_one(counter, part, give_back)
-                elif part.granted == part.held == 0 and counter not in self._spend:
+                elif (
+                    part.quiet > _QUIET_SYNCS
+                    and part.granted == part.held == 0
+                    and counter not in self._spend
+                ):
                     await self._drop(counter)
 
     async def _sync_one(self, counter: Counter, part: Slice, give_back: int) -> None:
@@ -436,9 +468,16 @@ class Budgets:
         await self._thresholds.tell(counters, spend)
 
     async def beat(self) -> None:
-        """Extend this process's leases, and end those of dead ones."""
+        """Extend this process's leases, and end those of dead ones.
+
+        Not at once where the database was away: the leases of the living have run out too.
+        """
+        was_silent, self._silent = self._silent, True
         async with self._engine.begin() as connection:
             await lease_store.extend(connection, self._owner, ttl_us=round(self._lease_s * 1e6))
+        self._silent = False
+        if was_silent:
+            return
         async with self._engine.begin() as connection:
             ended = await lease_store.reap(connection)
         if ended:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 PREVIOUS = "previous"
+_OF_REPORTS = ("idle_by", "against")
+"""What a report is asked beside its rows and its period."""
 _ALLOWED = f"{PREVIOUS} or SINCE..UNTIL, such as 2026-10-01..2026-11-01"
 
 
@@ -37,8 +39,7 @@ async def compared_report(
         ReportError: no such period, no `since`, or groups by time, which nothing is beside.
     """
     now = now or datetime.now(UTC)
-    idle_by = {name: value for name, value in asked.items() if name == "idle_by"}
-    query = parse_query(now=now, **{k: v for k, v in asked.items() if k not in idle_by})
+    query = parse_query(now=now, **{k: v for k, v in asked.items() if k not in _OF_REPORTS})
     times = [key for key in query.group_by if key in TIME_KEYS]
     if times:
         raise ReportError(f"compare: group by {times[0]} has no counterpart in another period")

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +78,11 @@ class Ledger:
         """Not in the journal yet: rows of this turn of the event loop."""
         self._waiters: list[asyncio.Future[None]] = []
         self._wake = asyncio.Event()
-        self._idle = asyncio.Event()
+        self._accepted = 0
+        """Settlements so far; how many of them, in their order, nobody waits for any more:"""
+        self._committed = 0
+        self._flushes: list[tuple[int, asyncio.Future[None]]] = []
+        """Who waits until so many are committed."""
         self._closing = False
         self._task: asyncio.Task[None] | None = None
         self._pruning: asyncio.Task[None] | None = None
@@ -123,7 +127,7 @@ class Ledger:
         if not self._settled:
             asyncio.get_running_loop().call_soon(self._write_journal)
         self._settled.append((settlement, payload))
-        self._idle.clear()
+        self._accepted += 1
 
     async def journalled(self) -> None:
         """Wait until everything settled so far is in the journal: before a client's last byte."""
@@ -158,9 +162,13 @@ class Ledger:
 
     async def flush(self, timeout_s: float = 10.0) -> bool:
         """Wait until everything settled so far is committed; False if it took longer."""
+        if self._committed == self._accepted:
+            return True
         self._wake.set()
+        done = asyncio.get_running_loop().create_future()
+        self._flushes.append((self._accepted, done))
         try:
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
+            await asyncio.wait_for(done, timeout_s)
         except TimeoutError:
             return False
         return True
@@ -199,6 +207,16 @@ class Ledger:
                 raise
             return found
         return found or await asyncio.to_thread(self._search_journals, request_id)
+
+    async def missing(self, request_ids: Collection[str]) -> list[str]:
+        """Those that are neither booked here nor in SQL; other processes' journals are not read.
+
+        Raises:
+            SQLAlchemyError: the database does not answer.
+        """
+        asked = [name for name in request_ids if name not in self._pending]
+        known = await self._repository.known(asked)
+        return [name for name in asked if name not in known]
 
     async def knows(self, request_id: str) -> bool:
         """Whether a request of that id is booked here or in SQL; unsure counts as yes.
@@ -256,7 +274,9 @@ class Ledger:
                     await self.take_over()
                     next_take_over = loop.time() + self._take_over_interval_s
                 await self._write_queue()
+                left = len(self._queue) + len(self._settled)
                 await self._replay_spilled()
+                self._note_committed(self._accepted - left)
             except (SQLAlchemyError, OSError) as error:
                 self._note(error)
                 if self._closing:
@@ -272,8 +292,6 @@ class Ledger:
     async def _next_batch(self, patience_s: float) -> None:
         """Sleep until the first row, then as long as its batch may grow."""
         if not self._queue:
-            if not self._settled:
-                self._idle.set()
             self._wake.clear()
             if self._closing:
                 return

@@ -61,7 +61,7 @@ def price_usage(
     if backend.price is not None and machine is None:
         rates = rates_at(backend.price, at)
         unit_prices = _token_prices(rates)
-        cost = _token_cost(rates, used, batch=batch)
+        cost = token_cost(rates, used, batch=batch)
     elif machine is None or backend.kind == "echo":
         machine, unit_prices, cost = None, {}, 0
     else:
@@ -134,7 +134,8 @@ def rates_at(price: PriceSettings, at: float) -> TokenRates:
     return found
 
 
-def _token_cost(rates: TokenRates, used: Usage, *, batch: bool = False) -> int:
+def token_cost(rates: TokenRates, used: Usage, *, batch: bool = False) -> int:
+    """Nano-dollars for these tokens, rounded once, half to even."""
     input_, output = rates.input_usd_per_mtok, rates.output_usd_per_mtok
     if batch:
         input_ = _or(rates.batch_input_usd_per_mtok, input_)
@@ -256,7 +257,7 @@ class CostEstimator:
                 completion_tokens=completion_tokens,
                 cached_tokens=cached_tokens,
             )
-            return _token_cost(rates_at(found.price, self._clock()), tokens)
+            return token_cost(rates_at(found.price, self._clock()), tokens)
         rates = self._ps_per_token.get(backend)
         prefill, decode = rates or (self._FIRST_PREFILL_PS, self._FIRST_DECODE_PS)
         fresh = prompt_tokens - cached_tokens

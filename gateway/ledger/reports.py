@@ -44,7 +44,7 @@ from gateway.ledger.report_query import (
     ReportQuery,
     parse_query,
 )
-from gateway.ledger.savings import Booked, savings
+from gateway.ledger.savings import Booked, Served, against_largest, against_price, savings
 from gateway.ledger.subjects import SUBJECT_KINDS
 from gateway.settings import Settings
 
@@ -82,6 +82,8 @@ class _Line(Struct):
     cache_hits_exact: int = 0
     cache_hits_semantic: int = 0
     errors: int = 0
+    charged_tokens: int = 0
+    """Of prompts and answers, by charges."""
     by_machine: dict[str, _OnMachine] = field(default_factory=dict)
     """Of machines paid by the hour."""
     idle: int = 0
@@ -97,6 +99,7 @@ async def costs_report(
     tz: str = "UTC",
     filters: Mapping[str, Sequence[str]] | None = None,
     idle_by: str = "charges",
+    against: str | None = None,
     now: datetime | None = None,
 ) -> dict[str, Any]:
     """The contract's JSON object; amounts are decimal strings.
@@ -105,6 +108,7 @@ async def costs_report(
         settings: prices of the machines.
         filters: only these rows; the machines' figures stay those of everybody.
         idle_by: charges, tokens, requests or groups: what shares out the machines' idle cost.
+        against: a price, by name or as IN/OUT; None: that of `[reports]`.
 
     Raises:
         ReportError: a question that cannot be answered.
@@ -119,13 +123,14 @@ async def costs_report(
         idle_by=idle_by,
         now=now or datetime.now(UTC),
     )
+    price = settings.outside_price(against)
     async with snapshot(engine) as connection:
         query = await _with_ids(connection, query)
         lines = await _lines(connection, query)
         whole = ReportQuery(until=query.until, since=query.since)
         totals = lines if query == whole else await _lines(connection, whole)
         measured = await machine_intervals(connection, query.since_us, query.until_us)
-        by_kind = await _lines(connection, replace(whole, group_by=("kind",)), {"costs"})
+        booked = await _lines(connection, replace(whole, group_by=("kind", "backend")), {"costs"})
         total = totals.get((), _Line())
         charged = await _beside_machines(connection, query, total, measured)
         overrun = await overrun_of(connection, query.since_us, query.until_us)
@@ -165,7 +170,11 @@ async def costs_report(
         },
         "unattributed_cost_usd": usd_text(cost - unserved - sum(charged.values())),
         "machines": [machine.shown(charged.get(machine.machine.name, 0)) for machine in machines],
-        "savings": savings(settings, query, machines, total.saved, _by_kind(by_kind)),
+        "savings": {
+            **savings(settings, query, machines, total.saved, _booked(booked)),
+            "against_price": against_price(price, _served(shown)),
+            "against_largest": against_largest(settings, _booked(booked), _served(shown)),
+        },
     }
 
 
@@ -205,16 +214,28 @@ async def cost_rows(
     ]
 
 
-def _by_kind(lines: Mapping[Group, _Line]) -> dict[str, Booked]:
-    """What was charged by kind, and of that to others than our machines."""
-    return {
-        kind: Booked(
+def _booked(lines: Mapping[Group, _Line]) -> list[Booked]:
+    """What was charged by kind and backend, and of that to others than our machines."""
+    return [
+        Booked(
+            kind=str(kind),
+            backend=str(backend),
             cost=line.cost,
+            tokens=line.charged_tokens,
             outside=line.cost - sum(on.charges for on in line.by_machine.values()),
         )
-        for (kind,), line in lines.items()
-        if kind is not None
-    }
+        for (kind, backend), line in lines.items()
+    ]
+
+
+def _served(line: _Line) -> Served:
+    return Served(
+        prompt_tokens=line.prompt_tokens,
+        cached_prompt_tokens=line.cached_prompt_tokens,
+        completion_tokens=line.completion_tokens,
+        cost=line.cost,
+        idle=line.idle,
+    )
 
 
 @asynccontextmanager
@@ -282,6 +303,7 @@ async def _add(
         line = lines.setdefault(fold(row[:width]), _Line())
         cost, count, *tokens = (int(value or 0) for value in row[width + 1 :])
         line.cost += cost
+        line.charged_tokens += sum(tokens)
         if row[width] is not None:
             on = line.by_machine.setdefault(row[width], _OnMachine())
             on.charges += cost

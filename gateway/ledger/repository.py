@@ -195,6 +195,16 @@ class Repository:
         await driver.many(self._add_rollup, rows)
         return new
 
+    async def known(self, request_ids: Sequence[str]) -> set[str]:
+        """Those that have a row."""
+        found: set[str] = set()
+        async with self._engine.connect() as connection:
+            for start in range(0, len(request_ids), _SLICE):
+                some = requests.c.request_id.in_(request_ids[start : start + _SLICE])
+                rows = await connection.execute(select(requests.c.request_id).where(some))
+                found.update(rows.scalars())
+        return found
+
     async def find(self, request_id: str) -> Settlement | None:
         """A request with its charges, in the order of their seq."""
         async with self._engine.connect() as connection:

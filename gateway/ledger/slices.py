@@ -22,6 +22,8 @@ class Slice:
         """What SQL would count as used, should this process die now."""
         self.used = False
         """Since the last sync."""
+        self.quiet = 0
+        """Syncs in a row without use."""
         self.leased = False
         """SQL has its counter and its lease."""
 

@@ -13,13 +13,6 @@ struct FloatWeight {
     int blocks() const { return (channels + PACKED_CHANNELS - 1) / PACKED_CHANNELS; }
 };
 
-template <int KIND>
-inline Vector load_weights(const void* from, int64_t at) {
-    if (KIND == FP16) return widen_fp16(from, at);
-    if (KIND == BF16) return widen_bf16(from, at);
-    return load(static_cast<const float*>(from) + at);
-}
-
 // `weight` from `at` on: the block's own.
 template <int ROWS, int KIND>
 void multiply_floats(const float* x, const FloatWeight& w, const void* weight, int64_t at,
@@ -28,7 +21,7 @@ void multiply_floats(const float* x, const FloatWeight& w, const void* weight, i
     for (int64_t k = 0; k < w.inputs; ++k, at += PACKED_CHANNELS) {
         Vector weights[PACKED_VECTORS];
         for (int v = 0; v < PACKED_VECTORS; ++v)
-            weights[v] = load_weights<KIND>(weight, at + v * LANES);
+            weights[v] = load_as<KIND>(weight, at + v * LANES);
         for (int64_t row = 0; row < ROWS; ++row) {
             const float value = x[row * w.inputs + k];
             for (int v = 0; v < PACKED_VECTORS; ++v) totals[row][v] += value * weights[v];
@@ -82,7 +75,7 @@ void multiply_kind(Team& team, const float* x, int rows, const FloatWeight& w, f
         static thread_local std::vector<float> wide;
         make_room(wide, size);
         for (int64_t i = 0; i < size; i += LANES)
-            store(wide.data() + i, load_weights<KIND>(w.packed, block * size + i));
+            store(wide.data() + i, load_as<KIND>(w.packed, block * size + i));
         multiply_block_of<FP32>(x, row, end, w, wide.data(), 0, block, out);
     });
 }

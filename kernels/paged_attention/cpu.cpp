@@ -50,32 +50,30 @@ inline Vector sums(const Vector* v) {
 }
 
 // DIM is the head size where it is a common one, so that loops over it unroll; else 0.
-// Lane by lane: the products of two vectors of the head size, not yet added up.
-template <int DIM>
-inline Vector multiply(const float* a, const float* b, int dim_at_run_time) {
+// Lane by lane: a query's products with one slot's key, not yet added up.
+template <int DIM, int KIND>
+inline Vector multiply(const float* query, const Slots<KIND>& keys, int slot, int dim_at_run_time) {
     const int dim = DIM ? DIM : dim_at_run_time;
-    Vector total = load(a) * load(b);
-    for (int d = LANES; d < dim; d += LANES) total += load(a + d) * load(b + d);
+    Vector total = load(query) * keys.at(slot, 0);
+    for (int d = LANES; d < dim; d += LANES) total += load(query + d) * keys.at(slot, d);
     return total;
 }
 
 // ROWS rows share each key read: their scores of up to LANES slots.
-template <int DIM, int ROWS>
-inline void score_rows(const float* queries, const float* keys, int count, int64_t slot_stride,
-                       int dim, float* to, int64_t context) {
+template <int DIM, int ROWS, int KIND>
+inline void score_rows(const float* queries, const Slots<KIND>& keys, int count, int dim, float* to,
+                       int64_t context) {
     Vector products[ROWS][LANES];
     if (count == LANES) {
 #pragma GCC unroll 16
         for (int slot = 0; slot < LANES; ++slot)
             for (int row = 0; row < ROWS; ++row)
-                products[row][slot] =
-                    multiply<DIM>(queries + row * dim, keys + slot * slot_stride, dim);
+                products[row][slot] = multiply<DIM>(queries + row * dim, keys, slot, dim);
     } else {  // Missing slots count as zeros, so that a score is added up alike in any tile.
         for (int slot = 0; slot < LANES; ++slot)
             for (int row = 0; row < ROWS; ++row)
                 products[row][slot] =
-                    slot < count ? multiply<DIM>(queries + row * dim, keys + slot * slot_stride, dim)
-                                 : Vector{};
+                    slot < count ? multiply<DIM>(queries + row * dim, keys, slot, dim) : Vector{};
     }
     for (int row = 0; row < ROWS; ++row) {
         const Vector totals = sums(products[row]);
@@ -87,17 +85,16 @@ inline void score_rows(const float* queries, const float* keys, int count, int64
     }
 }
 
-template <int DIM>
-void score(Rows& rows, int head, const float* keys, int slots, int64_t slot_stride, int first,
-           int context, int dim_at_run_time) {
+template <int DIM, int KIND>
+void score(Rows& rows, int head, const Slots<KIND>& keys, int slots, int first, int context,
+           int dim_at_run_time) {
     const int dim = DIM ? DIM : dim_at_run_time;
     const int end = (head + 1) * rows.count;
     for (int tile = 0; tile < slots; tile += LANES) {
         const int count = std::min(LANES, slots - tile);
-        const float* from = keys + tile * slot_stride;
         const auto run = [&](int row, auto together) {
             score_rows<DIM, decltype(together)::value>(
-                rows.queries.data() + row * dim, from, count, slot_stride, dim,
+                rows.queries.data() + row * dim, keys.from(tile), count, dim,
                 rows.scores.data() + static_cast<int64_t>(row) * context + first + tile, context);
         };
         int row = head * rows.count;
@@ -108,9 +105,9 @@ void score(Rows& rows, int head, const float* keys, int slots, int64_t slot_stri
 }
 
 // ROWS rows share each value read; their totals stay in registers.
-template <int DIM, int ROWS>
-void weigh_rows(Rows& rows, int row, const float* values, int slots, int64_t slot_stride,
-                int64_t place, int context) {
+template <int DIM, int ROWS, int KIND>
+void weigh_rows(Rows& rows, int row, const Slots<KIND>& values, int slots, int64_t place,
+                int context) {
     constexpr int PARTS = DIM / LANES;
     Vector totals[ROWS][PARTS];
     float* to = rows.totals.data() + static_cast<int64_t>(row) * DIM;
@@ -121,9 +118,8 @@ void weigh_rows(Rows& rows, int row, const float* values, int slots, int64_t slo
         }
     }
     for (int slot = 0; slot < slots; ++slot) {
-        const float* value = values + slot * slot_stride;
         for (int part = 0; part < PARTS; ++part) {
-            const Vector read = load(value + part * LANES);
+            const Vector read = values.at(slot, part * LANES);
             for (int r = 0; r < ROWS; ++r)
                 totals[r][part] += weights[static_cast<int64_t>(r) * context + slot] * read;
         }
@@ -135,19 +131,18 @@ void weigh_rows(Rows& rows, int row, const float* values, int slots, int64_t slo
     }
 }
 
-template <int DIM>
-void weigh(Rows& rows, int head, const float* values, int slots, int64_t slot_stride, int first,
-           int context, int dim_at_run_time) {
+template <int DIM, int KIND>
+void weigh(Rows& rows, int head, const Slots<KIND>& values, int slots, int first, int context,
+           int dim_at_run_time) {
     int row = head * rows.count;
     const int end = row + rows.count;
     if constexpr (DIM != 0) {
         constexpr int TOGETHER = DIM <= 64 ? 4 : 2;
         for (; row + TOGETHER <= end; row += TOGETHER)
-            weigh_rows<DIM, TOGETHER>(rows, row, values, slots, slot_stride, first, context);
+            weigh_rows<DIM, TOGETHER>(rows, row, values, slots, first, context);
         for (; row + 2 <= end; row += 2)
-            weigh_rows<DIM, 2>(rows, row, values, slots, slot_stride, first, context);
-        for (; row < end; ++row)
-            weigh_rows<DIM, 1>(rows, row, values, slots, slot_stride, first, context);
+            weigh_rows<DIM, 2>(rows, row, values, slots, first, context);
+        for (; row < end; ++row) weigh_rows<DIM, 1>(rows, row, values, slots, first, context);
     }
     for (; row < end; ++row) {
         const float* weights = rows.scores.data() + static_cast<int64_t>(row) * context + first;
@@ -155,9 +150,26 @@ void weigh(Rows& rows, int head, const float* values, int slots, int64_t slot_st
         for (int d = 0; d < dim_at_run_time; d += LANES) {
             Vector sum_of_slots = load(total + d);
             for (int slot = 0; slot < slots; ++slot)
-                sum_of_slots += weights[slot] * load(values + slot * slot_stride + d);
+                sum_of_slots += weights[slot] * values.at(slot, d);
             store(total + d, sum_of_slots);
         }
+    }
+}
+
+// Hands one head of slots to body, as they lie or widened: few rows widen 16 bits as they read,
+// many would each do so again.
+template <class Body>
+inline void with_slots(const CacheHalf& half, const CacheShape& shape, int64_t slot, int count,
+                       int head, Rows& rows, const Body& body) {
+    constexpr int MOST_ROWS_WIDENING = 4;
+    if (shape.kind == FP32) {
+        body(slots_of<FP32>(half, shape, slot, head));
+    } else if (shape.kind == FP16 && rows.count <= MOST_ROWS_WIDENING) {
+        body(slots_of<FP16>(half, shape, slot, head));
+    } else if (shape.kind == BF16 && rows.count <= MOST_ROWS_WIDENING) {
+        body(slots_of<BF16>(half, shape, slot, head));
+    } else {
+        body(widen_slots(half, shape, slot, count, head, rows.block.data()));
     }
 }
 
@@ -227,11 +239,14 @@ float softmax(float* scores, const Visible& visible, int context, const float* s
 // Asks for one head's share of a block that is read soon: blocks lie anywhere in memory.
 inline void fetch(const CacheHalf& half, const CacheShape& shape, int64_t slot, int slots,
                   int head) {
-    if (shape.kind != FP32) return;
-    const int64_t stride = int64_t{shape.heads} * shape.dim;
-    const float* from = static_cast<const float*>(half.data) + slot * stride + head * shape.dim;
+    constexpr int LINE = 64;
+    const int bytes = shape.bytes_of_number();
+    const int64_t stride = int64_t{shape.heads} * shape.dim * bytes;
+    const char* from = static_cast<const char*>(half.data) + slot * stride +
+                       int64_t{head} * shape.dim * bytes;
     for (int row = 0; row < slots; ++row)
-        for (int d = 0; d < shape.dim; d += 16) __builtin_prefetch(from + row * stride + d);
+        for (int at = 0; at < shape.dim * bytes; at += LINE)
+            __builtin_prefetch(from + row * stride + at);
 }
 
 // The queries and place of one task.
@@ -292,9 +307,10 @@ int attend(Rows& rows, const Attention& call, const LayerCache& cache, const Cac
         for (int head = 0; head < heads; ++head) {
             fetch(cache.keys, shape, next * size, slots, first_head + head);
             fetch(cache.values, shape, block * size, slots, first_head + head);
-            const Floats keys = read_slots(cache.keys, shape, block * size, slots,
-                                           first_head + head, rows.block.data());
-            score<DIM>(rows, head, keys.from, slots, keys.stride, first, context, shape.dim);
+            with_slots(cache.keys, shape, block * size, slots, first_head + head, rows,
+                       [&](const auto& keys) {
+                           score<DIM>(rows, head, keys, slots, first, context, shape.dim);
+                       });
         }
     }
     for (int row = 0; row < rows.count * heads; ++row) {
@@ -310,9 +326,10 @@ int attend(Rows& rows, const Attention& call, const LayerCache& cache, const Cac
         const int64_t slot = int64_t{table[first / size]} * size;
         const int slots = std::min(size, context - first);
         for (int head = 0; head < heads; ++head) {
-            const Floats values = read_slots(cache.values, shape, slot, slots, first_head + head,
-                                             rows.block.data());
-            weigh<DIM>(rows, head, values.from, slots, values.stride, first, context, shape.dim);
+            with_slots(cache.values, shape, slot, slots, first_head + head, rows,
+                       [&](const auto& values) {
+                           weigh<DIM>(rows, head, values, slots, first, context, shape.dim);
+                       });
         }
     }
     return OK;

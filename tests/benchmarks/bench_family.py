@@ -2,9 +2,10 @@
 
 Correctness first: the committed outcomes must be those of the committed tables. Then processor
 seconds per token with 16 requests under way, one thread, the tiers in turns: on shared cores wall
-time says little. From these and the committed answers' tokens follow cost and quality of every
-single tier, of random mixtures of neighbours, and of the oracle: for each question the cheapest
-tier that passes, the cheapest of all where none does.
+time says little; the model's own part of them beside, since what a step costs around the model
+brings small tiers nearer to large ones. From these and the committed answers' tokens follow cost
+and quality of every single tier, of random mixtures of neighbours, and of the oracle: for each
+question the cheapest tier that passes, the cheapest of all where none does.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from backends.contract import SamplingParams
 from backends.engine.config import SpeculationConfig
 from backends.engine.engine import Engine
 from backends.engine.factory import build_engine
+from backends.engine.model_runner import ModelRunner
 from backends.engine.options import EngineOptions
 from backends.evaluation.candidate import CONCURRENT
 from backends.evaluation.figures import Evaluation, rates_by
@@ -34,6 +36,7 @@ from tests.benchmarks.environment import describe, write
 PROMPT_TOKENS = 32
 OUTPUT_TOKENS = 32
 ROUNDS = 7
+_FIGURES = ("prompt_token_s", "output_token_s", "output_token_in_model_s")
 Costs = Mapping[str, Mapping[str, float]]
 
 
@@ -59,8 +62,24 @@ def engine_for(name: str) -> Engine:
     )
 
 
-def one_round(engine: Engine) -> tuple[float, float]:
-    """Processor seconds per prompt token and per token decoded, all requests together."""
+def watch_model(engine: Engine) -> list[float]:
+    """The processor seconds that the model itself takes in each step from now on."""
+    runner = engine.runner
+    assert isinstance(runner, ModelRunner), "the tiers decode on the CPU"
+    likeliest, spent = runner.model.likeliest, list[float]()
+
+    def timed(*args: Any) -> list[int]:
+        began = time.process_time()
+        tokens = likeliest(*args)
+        spent.append(time.process_time() - began)
+        return tokens
+
+    runner.model.likeliest = timed  # type: ignore[assignment,method-assign]
+    return spent
+
+
+def one_round(engine: Engine, spent: list[float]) -> tuple[float, float, float]:
+    """Processor seconds per prompt token, per token decoded, and of the latter in the model."""
     generator = np.random.default_rng(0)
     params = SamplingParams(temperature=0.0, max_tokens=OUTPUT_TOKENS, ignore_eos=True)
     for number in range(CONCURRENT):
@@ -72,27 +91,33 @@ def one_round(engine: Engine) -> tuple[float, float]:
     while waiting:
         waiting -= {event.request_id for event in engine.step()}
     prefilled = time.process_time()
+    spent.clear()
     while engine.has_unfinished:
         written += sum(len(event.token_ids) for event in engine.step())
     decoded = time.process_time()
-    return (prefilled - began) / (CONCURRENT * PROMPT_TOKENS), (decoded - prefilled) / written
+    return (
+        (prefilled - began) / (CONCURRENT * PROMPT_TOKENS),
+        (decoded - prefilled) / written,
+        sum(spent) / written,
+    )
 
 
 def measure_tiers(rounds: int) -> dict[str, dict[str, float]]:
     """Seconds per token of every tier: the median of rounds in turns."""
     engines = {name: engine_for(name) for name in BUNDLED_MODELS}
-    for engine in engines.values():
-        one_round(engine)
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
+    spent = {name: watch_model(engine) for name, engine in engines.items()}
+    for name, engine in engines.items():
+        one_round(engine, spent[name])
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in engines}
     for _ in range(rounds):
         for name, engine in engines.items():
-            found[name].append(one_round(engine))
+            found[name].append(one_round(engine, spent[name]))
     return {
         name: {
-            "prompt_token_s": statistics.median(prompt for prompt, _ in pairs),
-            "output_token_s": statistics.median(output for _, output in pairs),
+            figure: statistics.median(values)
+            for figure, values in zip(_FIGURES, zip(*rows, strict=True), strict=True)
         }
-        for name, pairs in found.items()
+        for name, rows in found.items()
     }
 
 
@@ -101,12 +126,12 @@ def neighbours(costs: Costs) -> list[dict[str, Any]]:
     return [
         {
             "tiers": [low, high],
-            "output_token_ratio": round(
-                costs[high]["output_token_s"] / costs[low]["output_token_s"], 2
-            ),
-            "prompt_token_ratio": round(
-                costs[high]["prompt_token_s"] / costs[low]["prompt_token_s"], 2
-            ),
+            **{
+                f"{figure.removesuffix('_s')}_ratio": round(
+                    costs[high][figure] / costs[low][figure], 2
+                )
+                for figure in _FIGURES
+            },
         }
         for low, high in itertools.pairwise(costs)
     ]

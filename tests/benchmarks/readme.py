@@ -111,9 +111,10 @@ def rows() -> list[tuple[str, str, str]]:
             "family",
         ),
         (
-            "neighbouring tiers, machine-seconds per output token, 16 at a time",
+            "neighbouring tiers, machine-seconds per output token, 16 at a time (the model alone)",
             ", ".join(
-                f"{pair['output_token_ratio']:.1f}× (`{'` to `'.join(pair['tiers'])}`)"
+                f"{pair['output_token_ratio']:.1f}× ({pair['output_token_in_model_ratio']:.1f}×; "
+                f"`{'` to `'.join(pair['tiers'])}`)"
                 for pair in family["neighbours"]
             ),
             "family",
