@@ -1,9 +1,9 @@
 """After a gateway process died: its requests under way are booked, its slices return.
 
 What it answered stands in its journal, which the ledger takes over. What it was still answering
-then stands in its reservation log: each such request is booked at what its backend says it used, else in
-full. Then nothing is unknown any more, and its leases end at once; on another host, which cannot
-read its files, they run out after LEASE_S, and here too should this take longer.
+then stands in its reservation log: each such request is booked at what its backend says it used,
+else in full. Then nothing is unknown any more, and its leases end at once; on another host, which
+cannot read its files, they run out after LEASE_S, and here too should this take longer.
 """
 
 import asyncio

@@ -79,8 +79,9 @@ class Ledger:
         self._waiters: list[asyncio.Future[None]] = []
         self._wake = asyncio.Event()
         self._accepted = 0
-        """Settlements so far; how many of them, in their order, nobody waits for any more:"""
-        self._committed = 0
+        """Settlements so far."""
+        self._committed = -1
+        """Of these, in their order; -1: not even what dead processes left at the start."""
         self._flushes: list[tuple[int, asyncio.Future[None]]] = []
         """Who waits until so many are committed."""
         self._closing = False
@@ -274,9 +275,9 @@ class Ledger:
                     await self.take_over()
                     next_take_over = loop.time() + self._take_over_interval_s
                 await self._write_queue()
-                left = len(self._queue) + len(self._settled)
+                taken = self._accepted - len(self._queue) - len(self._settled)
                 await self._replay_spilled()
-                self._note_committed(self._accepted - left)
+                self._note_committed(taken)
             except (SQLAlchemyError, OSError) as error:
                 self._note(error)
                 if self._closing:
@@ -288,6 +289,16 @@ class Ledger:
             if self._closing and not self._queue:
                 return
             await self._next_batch(next_take_over - loop.time())
+
+    def _note_committed(self, count: int) -> None:
+        """The first so many settlements are in SQL."""
+        self._committed = count
+        waiting, self._flushes = self._flushes, []
+        for until, done in waiting:
+            if until > count:
+                self._flushes.append((until, done))
+            elif not done.done():
+                done.set_result(None)
 
     async def _next_batch(self, patience_s: float) -> None:
         """Sleep until the first row, then as long as its batch may grow."""

@@ -9,13 +9,14 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.errors import BudgetReserved
 from gateway.ledger import budget_store as store
 from gateway.ledger.budget_store import Budget, Spend
-from gateway.ledger.budgets import Budgets
+from gateway.ledger.budgets import BEATS_PER_LEASE, LEASE_S, Budgets
 from gateway.ledger.repository import Repository
 from gateway.ledger.tables import leases
 from tests.gateway.ledger.budget_samples import TEAM, run_out, set_limit, spend_of, still
@@ -106,6 +107,36 @@ async def test_dead_process_s_slice_returns_and_its_answers_count(engine: AsyncE
     assert (await spend_of(engine, budget)).spent <= 170 + 80, "at most the unbooked part twice"
 
 
+def test_dead_process_s_slice_returns_within_30_seconds() -> None:
+    """Its lease runs out, and somebody's next beat ends it."""
+    assert LEASE_S + LEASE_S / BEATS_PER_LEASE <= 30
+
+
+async def test_living_keep_their_leases_when_the_database_comes_back(engine: AsyncEngine) -> None:
+    """All leases ran out while it was away: whoever is back first lets the others beat too."""
+    budget = await set_limit(engine, 6_400)
+    first, second = still(engine, "first"), still(engine, "second")
+    await second.refresh()
+    held = await second.reserve(TEAM, 100)
+    await second.sync()
+    async with engine.begin() as connection:
+        await connection.execute(text("ALTER TABLE leases RENAME TO away"))
+    with pytest.raises(SQLAlchemyError):
+        await first.beat()
+    async with engine.begin() as connection:
+        await connection.execute(text("ALTER TABLE away RENAME TO leases"))
+    await run_out(engine)
+    await first.beat()
+    assert (await spend_of(engine, budget)).reserved >= 100
+    await second.beat()
+    await first.beat()
+    assert (await spend_of(engine, budget)).reserved >= 100
+    held.settle(100)
+    await first.aclose()
+    await second.aclose()
+    assert await spend_of(engine, budget) == Spend(spent=100)
+
+
 async def test_what_a_stalled_process_gives_back_is_no_overrun(engine: AsyncEngine) -> None:
     """A lease that ends twice under a live process, which then releases all: nothing was spent."""
     budget = await set_limit(engine, 6_400)
@@ -139,7 +170,7 @@ async def test_lost_answer_to_a_commit_is_put_right(engine: AsyncEngine, budgets
 _SPENDER = """
 import asyncio, json, random, sys, time
 from gateway.errors import BudgetReserved, BudgetSpent
-from gateway.ledger.budgets import Budgets
+from gateway.ledger.budgets import BEATS_PER_LEASE, LEASE_S, Budgets
 from gateway.ledger.database import open_engine
 from gateway.ledger.keys import Caller
 

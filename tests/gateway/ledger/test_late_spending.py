@@ -1,5 +1,7 @@
 """Late charges and corrections count in the budgets of their requests."""
 
+import time
+
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -91,3 +93,21 @@ async def test_late_charge_is_spent_where_there_is_room_else_overrun(engine: Asy
     async with engine.connect() as connection:
         (row,) = await list_overruns(connection)
     assert (row["key"], row["overrun_usd"]) == (TEAM.key_id, "0.00000017")
+
+
+async def test_late_charge_counts_though_its_process_dies_before_it_counts_it(
+    engine: AsyncEngine,
+) -> None:
+    """The lease stands before the charge does, so what the ledger has in its name is found."""
+    async with engine.begin() as connection:
+        wanted = Budget(scope="team:search", window="lifetime", limit_nano_usd=1_000)
+        budget = await store.set_budget(connection, wanted, now=time.time() - 100)
+    dead, alive = still(engine, "dead"), still(engine, "alive")
+    await dead.refresh()
+    began = time.time()
+    late = charge("r1", 900, cost_nano_usd=170)
+    await dead.lease(TEAM, {}, by_backend([late]), at=began)
+    written = settlement("r1", worker="dead", started_at=began, charges=(late,))
+    await Repository(engine).write([written])
+    assert await alive.end_leases("dead") == 1
+    assert (await spend_of(engine, budget)).used == 170

@@ -44,6 +44,29 @@ async def test_settlement_reads_back_as_written(engine: AsyncEngine, settings: S
     await ledger.aclose()
 
 
+async def test_flush_waits_for_what_is_settled_and_no_longer(
+    engine: AsyncEngine, settings: Settings
+) -> None:
+    """Who asks for a report, or recovers a dead process, need not wait until traffic pauses."""
+    ledger = Ledger(settings, engine)
+    await ledger.start()
+
+    async def keep_busy() -> None:
+        for index in range(100_000):
+            ledger.settle(settlement(f"later-{index}"))
+            await asyncio.sleep(0)
+
+    ledger.settle(settlement("r1"))
+    busy = asyncio.create_task(keep_busy())
+    assert await ledger.flush(timeout_s=60.0)
+    assert not busy.done()
+    busy.cancel()
+    async with engine.connect() as connection:
+        found = select(func.count()).where(requests.c.request_id == "r1")
+        assert (await connection.execute(found)).scalar_one() == 1
+    await ledger.aclose()
+
+
 async def test_journal_is_empty_once_rows_are_committed(
     engine: AsyncEngine, settings: Settings
 ) -> None:
