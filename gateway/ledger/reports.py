@@ -89,6 +89,9 @@ class _Line(Struct):
     idle: int = 0
 
 
+_SUMS = tuple(name for name in _Line.__struct_fields__ if name not in ("by_machine", "idle"))
+
+
 async def costs_report(
     engine: "AsyncEngine",
     settings: Settings,
@@ -128,25 +131,20 @@ async def costs_report(
         query = await _with_ids(connection, query)
         lines = await _lines(connection, query)
         whole = ReportQuery(until=query.until, since=query.since)
-        totals = lines if query == whole else await _lines(connection, whole)
+        total = _added_up(lines) if _splits(query) else (await _lines(connection, whole))[()]
         measured = await machine_intervals(connection, query.since_us, query.until_us)
         booked = await _lines(connection, replace(whole, group_by=("kind", "backend")), {"costs"})
-        total = totals.get((), _Line())
         charged = await _beside_machines(connection, query, total, measured)
         overrun = await overrun_of(connection, query.since_us, query.until_us)
         shown = total
         if query.filters:
-            filtered = ReportQuery(until=query.until, since=query.since, filters=query.filters)
-            shown = (await _lines(connection, filtered)).get((), _Line())
+            shown = (await _lines(connection, replace(query, group_by=())))[()]
         named = await _named(connection, lines, query)
     machines = await asyncio.to_thread(  # a long period is seconds of work
         machine_costs, settings, measured, query.since_us, query.until_us
     )
     _share_unserved(machines, lines, total, query.idle_by)
-    if query.group_by:
-        shown.idle = sum(line.idle for line in lines.values())
-    else:
-        _share_unserved(machines, {(): shown}, total, query.idle_by)
+    shown.idle = sum(line.idle for line in lines.values())
     breakdown = {
         name: sum(machine.by_category[name] for machine in machines) for name in CATEGORIES
     }
@@ -236,6 +234,24 @@ def _served(line: _Line) -> Served:
         cost=line.cost,
         idle=line.idle,
     )
+
+
+def _splits(query: ReportQuery) -> bool:
+    """Whether every request and every charge is in exactly one of the rows."""
+    return not query.filters and not any(key in CHARGE_KEYS for key in query.group_by)
+
+
+def _added_up(lines: Mapping[Group, _Line]) -> _Line:
+    total = _Line()
+    for line in lines.values():
+        for name in _SUMS:
+            setattr(total, name, getattr(total, name) + getattr(line, name))
+        for machine, on in line.by_machine.items():
+            known = total.by_machine.setdefault(machine, _OnMachine())
+            known.charges += on.charges
+            known.tokens += on.tokens
+            known.requests += on.requests
+    return total
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ cost here includes the idle hours, which others have in their price. Against the
 requests, all answered by one backend; both sides are marginal, for it idles as others do.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 

@@ -32,7 +32,8 @@ def keys_of(struct: type, prefix: str = "") -> set[str]:
             for part in (field.type, *getattr(field.type, "__args__", ()))
             if isinstance(part, type) and issubclass(part, msgspec.Struct)
         ]
-        found |= keys_of(nested[0], f"{path}.") if nested else {path}
+        named = getattr(field.type, "__origin__", None) is dict
+        found |= keys_of(nested[0], f"{path}.") if nested and not named else {path}
     return found
 
 
@@ -40,7 +41,7 @@ def paths_of(tree: Any, prefix: str = "") -> set[str]:
     """Every key path that a TOML document sets."""
     if isinstance(tree, list) and tree and isinstance(tree[0], dict):
         return set().union(*(paths_of(item, prefix) for item in tree))
-    free = ("models.", "reports.baseline_machines.")
+    free = ("models.", "reports.baseline_machines.", "reports.prices.")
     if isinstance(tree, dict) and prefix not in free:
         return set().union(*(paths_of(value, f"{prefix}{key}.") for key, value in tree.items()))
     return {prefix.rstrip(".")}

@@ -412,6 +412,45 @@ async def test_avoided_is_not_saved(engine: AsyncEngine) -> None:
     assert (found["outside_cost_usd"], found["really_saved_usd"]) == ("5", None)
 
 
+async def test_savings_stand_against_a_price_and_the_largest(engine: AsyncEngine) -> None:
+    """The same tokens elsewhere, with idle hours here; the same tokens at the dearest backend."""
+    at_base = charge(
+        "r1", backend="base", prompt_tokens=600, completion_tokens=400, cost_nano_usd=2_000_000
+    )
+    tokens: dict[str, Any] = {"prompt_tokens": 600, "completion_tokens": 400}
+    rows = [
+        settlement("r1", charges=(at_base,), **tokens),
+        settlement("r2", cache="exact", charges=(), saved_nano_usd=1_000, **tokens),
+    ]
+    found = (await _report(engine, rows, against="1/10"))["savings"]
+    price, largest = found["against_price"], found["against_largest"]
+    assert (price["would_cost_usd"], price["cost_usd"]) == ("0.0092", "0.002")
+    assert price["saved_usd"] == "0.0072"
+    assert "$1 in, $10 out per 1M tokens" in price["assumption"]
+    assert (largest["name"], largest["would_cost_usd"], largest["saved_usd"]) == (
+        "base", "0.004", "0.002",
+    )  # fmt: skip
+    assert "at the $2.0000 per 1M tokens" in largest["assumption"]
+    listed = (await _report(engine, [], against="gpt-4o"))["savings"]["against_price"]
+    assert listed["would_cost_usd"] == "0.011"
+    for wrong in ("nobody", "1/x", "-1/2", "1/2/3/4"):
+        with pytest.raises(ReportError, match="IN/OUT"):
+            await _report(engine, [], against=wrong)
+
+
+async def test_idle_share_of_the_whole_is_the_idle_cost(engine: AsyncEngine) -> None:
+    """A report without groups counts it once, whatever its zone."""
+    began = NOW_NS - 3600 * 10**9
+    clock = MachineClock(engine)
+    await clock.record("local", "a", "run", began, NOW_NS)
+    await clock.record("local", "", "idle", began, NOW_NS, 1800 * 10**9)
+    rows = [settlement("r", charges=(charge("r", cost_nano_usd=10**6),))]
+    for asked in ({}, {"tz": "Asia/Kolkata"}, {"group_by": "team"}):
+        found = await _report(engine, rows, **asked)
+        rows = []
+        assert found["totals"]["idle_share_usd"] == found["idle_cost_usd"] == "1.8"
+
+
 @given(st.integers(0, 10**15), st.lists(st.integers(0, 10**12), max_size=20))
 def test_allocation_is_exact(amount: int, weights: list[int]) -> None:
     """Shares sum to the amount, follow the weights, and are off by less than one."""
