@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -222,7 +222,7 @@ async def run(folder: Path, database_url: str, *, seed: int) -> dict[str, Any]:
         recovered = asyncio.create_task(_kill_one(gateways, folder, engine, seed))
         await load.run()
         load_s = time.monotonic() - began
-        recovered_s = await recovered
+        ended_s, booked_s = await recovered
         await _until(engine, lambda _, reserved: not reserved, timeout_s=_SETTLE_S)
     finally:
         await asyncio.to_thread(gateways.stop)
@@ -235,7 +235,8 @@ async def run(folder: Path, database_url: str, *, seed: int) -> dict[str, Any]:
         "lost": load.lost,
         "refused_for_now": load.refused_for_now,
         "load_s": round(load_s, 2),
-        "lease_recovered_s": round(recovered_s, 2),
+        "lease_recovered_s": round(ended_s, 2),
+        "requests_booked_s": round(booked_s, 2),
     }
 
 
@@ -250,6 +251,7 @@ def wrong_with(found: dict[str, Any]) -> list[str]:
         "less than 95 % was spent": charged * 100 < limit * 95,
         "something stayed reserved": found["reserved_nano_usd"] != 0,
         "the killed one's lease stayed longer than 30 s": found["lease_recovered_s"] > 30,
+        "the killed one's requests stayed open": found["requests_booked_s"] >= _SETTLE_S,
     }
     return [what for what, happened in checks.items() if happened]
 
@@ -264,8 +266,11 @@ async def _ready(urls: list[str]) -> None:
                 await asyncio.sleep(0.2)
 
 
-async def _kill_one(gateways: Gateways, folder: Path, engine: AsyncEngine, seed: int) -> float:
-    """Kill a process once a third of the limit is gone; seconds until its lease had ended."""
+async def _kill_one(
+    gateways: Gateways, folder: Path, engine: AsyncEngine, seed: int
+) -> tuple[float, float]:
+    """Kill a process once a third of the limit is gone; seconds until its lease had ended, and
+    until what it was answering was booked."""
     draw = random.Random(seed)
     victim = draw.randrange(PROCESSES)
     share = draw.uniform(0.15, 0.6)
@@ -276,11 +281,19 @@ async def _kill_one(gateways: Gateways, folder: Path, engine: AsyncEngine, seed:
     owners = {path.name.split("-")[1] for path in logs.glob(f"{pid}-*")}
     await asyncio.sleep(1.0)
     gateways.start(victim)
-    while any(logs.glob(f"{pid}-*")) or await _leased(engine, owners):
+    ended_s = await _after(killed_at, lambda: _leased(engine, owners))
+    return ended_s, await _after(
+        killed_at, lambda: asyncio.to_thread(lambda: any(logs.glob(f"{pid}-*")))
+    )
+
+
+async def _after(began: float, goes_on: Callable[[], Awaitable[int | bool]]) -> float:
+    """Seconds from `began` to the end of something, or to the end of our patience."""
+    while await goes_on():
         await asyncio.sleep(0.1)
-        if time.monotonic() - killed_at > _SETTLE_S:
+        if time.monotonic() - began > _SETTLE_S:
             break
-    return time.monotonic() - killed_at
+    return time.monotonic() - began
 
 
 async def _leased(engine: AsyncEngine, owners: set[str]) -> int:
