@@ -5,7 +5,7 @@ and budgets at once, others within two seconds.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -108,24 +108,61 @@ def moment(unix_s: float | None) -> str | None:
     return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def table(columns: list[str], rows: list[list[str]], *, right: Collection[str] = ()) -> None:
+def table(
+    columns: list[str],
+    rows: list[list[str]],
+    *,
+    right: Collection[str] = (),
+    total: list[str] | None = None,
+    spare: Sequence[str] = (),
+) -> None:
     """Print a table; nothing in a cell is taken for markup.
 
     Args:
         right: columns of numbers; their names may break between words.
+        total: a last row, under a line of its own.
+        spare: columns to leave out, in this order, where the terminal is too narrow for all.
     """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table()
-    for column in columns:
-        numeric = column in right
-        name = Text(column.replace("_", " ") if numeric else column)
-        shown.add_column(name, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        shown.add_row(*(Text(cell) for cell in row))
     console = Console()
     if not console.is_terminal:  # a pipe has no width: cut nothing
         console = Console(width=max(200, console.width))
+    everything = [*rows, *([total] if total else [])]
+    kept = _that_fit(columns, everything, spare, right, console.width)
+    shown = Table()
+    for index in kept:
+        numeric = columns[index] in right
+        name = Text(columns[index].replace("_", " ") if numeric else columns[index])
+        shown.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(row[index]) for index in kept))
+    if total:
+        shown.add_section()
+        shown.add_row(*(Text(total[index], style="bold") for index in kept))
     console.print(shown)
+    left_out = [name for index, name in enumerate(columns) if index not in kept]
+    if left_out:
+        console.print(Text(f"Too narrow for {', '.join(left_out)}."), style="dim")
+
+
+def _that_fit(
+    columns: list[str],
+    rows: list[list[str]],
+    spare: Sequence[str],
+    right: Collection[str],
+    room: int,
+) -> list[int]:
+    """Places of the columns that stand side by side in `room` characters."""
+    widths = []
+    for index, name in enumerate(columns):
+        words = name.split("_") if name in right else [name]
+        widths.append(max(map(len, (*words, *(row[index] for row in rows)))) + 3)
+    kept = list(range(len(columns)))
+    for name in spare:
+        if sum(widths[index] for index in kept) < room:
+            break
+        kept.remove(columns.index(name))
+    return kept

@@ -1,7 +1,7 @@
 """`headgate report`: out of the ledger."""
 
-import csv
-import sys
+from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 import click
@@ -10,14 +10,26 @@ from gateway.cli.common import config_option, fail, print_json, settings_of
 from gateway.cli.database import run_on_engine, table
 from gateway.cli.report_batches import batches
 from gateway.cli.report_books import accounts, bill, close, correct
+from gateway.cli.report_cache import cache
 from gateway.cli.report_experiment import experiment
 from gateway.cli.report_export import export
-from gateway.cli.report_insights import anomalies, cache, forecast, hints, monthly
+from gateway.cli.report_insights import anomalies, forecast, hints, monthly
+from gateway.cli.report_output import (
+    bar,
+    count,
+    output_options,
+    print_csv,
+    set_amounts,
+    share_of,
+)
+from gateway.cli.report_plot import MOST_BARS, check_plot, draw_bars
 from gateway.cli.report_reconcile import reconcile
-from gateway.ledger.csv_text import safe_cell
+from gateway.ledger.report_query import TIME_KEYS
 
-_LEFT_OUT = ("cached_prompt_tokens", "usd_per_million_tokens", "full_usd_per_million_tokens")
-"""Of the table, to fit a screen; JSON and CSV have them."""
+_COUNTS = ("requests", "prompt_tokens", "completion_tokens", "errors")
+_AMOUNTS = ("cost_usd", "idle_share_usd", "full_cost_usd", "saved_usd")
+_SPARE = ("prompt_tokens", "completion_tokens", "saved_usd", "idle_share_usd", "hits", "share")
+"""What goes first where the terminal is narrow; JSON and CSV have everything."""
 
 
 @click.group()
@@ -56,13 +68,12 @@ for _command in (*_BOOKS, *_INSIGHTS):
     "--where", "conditions", multiple=True, metavar="KEY=VALUE", help="Only these rows; repeatable."
 )
 @click.option(
-    "--format",
-    "format_",
-    type=click.Choice(["table", "json", "csv"]),
-    default="table",
-    show_default=True,
+    "--against",
+    metavar="PRICE",
+    help="What the requests would have cost at a price: a name (gpt-4o-mini, one of "
+    "[reports.prices], a backend with prices) or IN/OUT in dollars per million tokens.",
 )
-@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@output_options
 @config_option
 @click.pass_context
 def costs(
@@ -74,14 +85,17 @@ def costs(
     idle_by: str,
     compare: str | None,
     conditions: tuple[str, ...],
+    against: str | None,
     format_: str,
     as_json: bool,
+    plot: str | None,
     config: str | None,
 ) -> None:
     """What was spent, by whom, on what; what idle machines cost beside it."""
     from gateway.ledger.compare import compared_report
     from gateway.ledger.reports import costs_report
 
+    check_plot(plot)
     settings = settings_of(ctx, config)
     asked: dict[str, Any] = {
         "group_by": group_by,
@@ -90,6 +104,7 @@ def costs(
         "tz": tz,
         "filters": _filters(conditions),
         "idle_by": idle_by,
+        "against": against,
     }
 
     async def read(engine: Any) -> dict[str, Any]:
@@ -98,12 +113,18 @@ def costs(
         return await compared_report(engine, settings, compare=compare, **asked)
 
     found = run_on_engine(settings, read)
+    if plot is not None:
+        _draw(found, plot)
     if as_json or format_ == "json":
         print_json(found)
     elif format_ == "csv":
-        _print_csv(found)
+        figures = list(_flat(found["totals"]))
+        columns = [*found["group_by"], *figures]
+        rows = [[row[c] for c in columns] for row in map(_flat, found["rows"])]
+        print_csv(columns, rows, texts=len(found["group_by"]))
     else:
         _print_table(found)
+        _print_sums(found)
 
 
 def _filters(conditions: tuple[str, ...]) -> dict[str, list[str]]:
@@ -124,27 +145,33 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     return {**flat, "previous_cost_usd": row["previous"]["cost_usd"]}
 
 
-def _print_csv(found: dict[str, Any]) -> None:
-    """One line per row. A cell that a spreadsheet would run as a formula gets an apostrophe."""
-    groups = found["group_by"]
-    figures = list(_flat(found["totals"]))
-    columns = [*groups, *figures]
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow([safe_cell(column) for column in columns])
-    for row in map(_flat, found["rows"]):
-        cells = [safe_cell(row[key]) for key in groups]
-        writer.writerow([*cells, *("" if row[c] is None else row[c] for c in figures)])
-
-
 def _print_table(found: dict[str, Any]) -> None:
-    groups = found["group_by"]
-    totals = _flat(found["totals"])
-    figures = [name for name in totals if name not in _LEFT_OUT]
-    rows = [[*(_cell(row[c]) for c in (*groups, *figures))] for row in map(_flat, found["rows"])]
-    total = ["total", *[""] * (len(groups) - 1)] if groups else []
+    """A row per group with a bar for its share of the whole cost, and the totals."""
+    groups, whole = found["group_by"], _flat(found["totals"])
+    lines = [*map(_flat, found["rows"]), whole] if groups else [whole]
+    amounts = [*_AMOUNTS, *(["previous_cost_usd", "cost_change_usd"] if "compare" in found else [])]
+    set_ = set_amounts([[line[name] for line in lines] for name in amounts])
+    full = Decimal(whole["full_cost_usd"])
+    cells = []
+    for line, *usd in zip(lines, *set_, strict=True):
+        counts = [count(line[name]) for name in _COUNTS]
+        part = share_of(Decimal(line["full_cost_usd"]), full)
+        names = ["-" if line.get(key) is None else str(line[key]) for key in groups]
+        cells.append([*names, *counts, _hits(line), *usd, f"{part:6.1%} {bar(part)}"])
+    columns = [*groups, *_COUNTS, "hits", *amounts, "share"]
+    total = None
     if groups:
-        rows.append([*total, *(_cell(totals[c]) for c in figures)])
-    table([*groups, *figures], rows, right=figures)
+        total = ["total", *[""] * (len(groups) - 1), *cells.pop()[len(groups) :]]
+    table(columns, cells, right=columns[len(groups) : -1], total=total, spare=_SPARE)
+
+
+def _hits(line: dict[str, Any]) -> str:
+    hits = line["cache_hits_exact"] + line["cache_hits_semantic"]
+    return f"{hits / line['requests']:.1%}" if line["requests"] else "-"
+
+
+def _print_sums(found: dict[str, Any]) -> None:
+    """What the machines cost beside the rows, and what was saved."""
     parts = dict(found["idle_breakdown"])
     overrun = parts.pop("overrun")
     breakdown = ", ".join(f"{name.replace('_', ' ')} ${usd}" for name, usd in parts.items())
@@ -153,14 +180,44 @@ def _print_table(found: dict[str, Any]) -> None:
     click.echo(f"idle         ${found['idle_cost_usd']} ({breakdown})")
     click.echo(f"unattributed ${found['unattributed_cost_usd']}")
     click.echo(f"overrun      ${overrun}, of the charges: beyond what budgets held for them")
-    savings = found["savings"]
-    click.echo(f"avoided      ${savings['avoided_usd']}, net ${savings['net_avoided_usd']}")
+    for line in _saved(found["savings"]):
+        click.echo(line)
+
+
+def _saved(savings: dict[str, Any]) -> Iterator[str]:
+    """Each way apart, with what it assumes."""
+    yield f"avoided      ${savings['avoided_usd']}, net ${savings['net_avoided_usd']}"
     if savings["really_saved_usd"] is not None:
-        click.echo(
-            f"really saved ${savings['really_saved_usd']} "
-            f"of a baseline of ${savings['baseline_cost_usd']}"
+        yield (
+            f"really saved {_dollars(savings['really_saved_usd'])} "
+            f"of a baseline of ${savings['baseline_cost_usd']}: "
+            f"{savings['really_saved_hours']} machine-hours that did not run"
         )
+    for name, words in (("against_price", "at a price"), ("against_largest", "all on one")):
+        way = savings[name]
+        if way is None:
+            continue
+        yield (
+            f"{words:<12} ${way['would_cost_usd']} for all of it at {way['name']}, "
+            f"${way['cost_usd']} here: {_dollars(way['saved_usd'])} saved"
+        )
+        yield f"             assumed: {way['assumption']}"
 
 
-def _cell(value: object) -> str:
-    return "-" if value is None else str(value)
+def _dollars(usd: str) -> str:
+    return f"-${usd[1:]}" if usd.startswith("-") else f"${usd}"
+
+
+def _draw(found: dict[str, Any], plot: str) -> None:
+    """Cost and share of idle time by group, the dearest first, or in the order of time."""
+    groups, all_ = found["group_by"], found["rows"]
+    in_time = any(key in TIME_KEYS for key in groups)
+    rows = all_[-MOST_BARS:] if in_time else all_[:MOST_BARS]
+    names = [" · ".join(str(row[key] or f"no {key}") for key in groups) or "all" for row in rows]
+    parts = {"cost": "cost_usd", "idle time": "idle_share_usd"}
+    series = {name: [float(row[key]) for row in rows] for name, key in parts.items()}
+    title = f"Costs by {', '.join(groups)}" if groups else "Costs"
+    if len(rows) < len(all_):
+        title += f" ({'newest' if in_time else 'dearest'} {len(rows)} of {len(all_)})"
+    draw_bars(plot, names, series, title=title, unit="US dollars")
+    click.echo(f"{plot}: drawn", err=True)

@@ -1,4 +1,4 @@
-"""`headgate report cache|forecast|anomalies|hints`: what the past says."""
+"""`headgate report forecast|anomalies|hints|monthly`: what the past says."""
 
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -10,65 +10,6 @@ from gateway.cli.database import run_on_engine, table
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
-
-_BAR = 20
-
-
-@click.command()
-@click.option("--group-by", default="team", show_default=True, help="As of `report costs`.")
-@click.option("--since", metavar="T", help="RFC 3339 or a date; inclusive.")
-@click.option("--until", metavar="T", help="RFC 3339 or a date; exclusive. Default: now.")
-@click.option("--tz", default="UTC", show_default=True, help="Of dates, days and hours.")
-@json_option
-@config_option
-@click.pass_context
-def cache(
-    ctx: click.Context,
-    group_by: str,
-    since: str | None,
-    until: str | None,
-    tz: str,
-    as_json: bool,
-    config: str | None,
-) -> None:
-    """Hits of the exact, the semantic and the prefix cache, and what they saved."""
-    from gateway.ledger.cache_report import cache_report
-
-    settings = settings_of(ctx, config)
-
-    async def read(engine: "AsyncEngine") -> dict[str, Any]:
-        return await cache_report(
-            engine, settings, group_by=group_by, since=since, until=until, tz=tz
-        )
-
-    found = run_on_engine(settings, read)
-    if as_json:
-        print_json(found)
-        return
-    keys = found["group_by"]
-    columns = [*keys, "requests", "exact", "semantic", "prefix", "saved_usd"]
-    rows = [[*(str(row[key] or "-") for key in keys), *_rates(row)] for row in found["rows"]]
-    if keys:
-        rows.append(["total", *[""] * (len(keys) - 1), *_rates(found["totals"])])
-    else:
-        rows = [_rates(found["totals"])]
-    table(columns, rows, right=columns[len(keys) :])
-    spent = ", ".join(f"{kind} ${usd}" for kind, usd in found["spent_on_saving_usd"].items())
-    click.echo(f"avoided ${found['avoided_usd']}, net ${found['net_avoided_usd']}"
-               + (f" (spent on it: {spent})" if spent else ""))  # fmt: skip
-
-
-def _rates(row: dict[str, Any]) -> list[str]:
-    rates = [row[f"{layer}_rate"] for layer in ("exact", "semantic", "prefix")]
-    shown = ["-" if rate is None else f"{rate:.1%} {bar(rate)}" for rate in rates]
-    return [str(row["requests"]), *shown, row["saved_usd"]]
-
-
-def bar(share: float) -> str:
-    """Eighths of a block, as wide as a whole of 1 is 20 characters."""
-    eighths = round(max(min(share, 1.0), 0.0) * _BAR * 8)
-    whole, rest = divmod(eighths, 8)
-    return ("█" * whole + (" ▏▎▍▌▋▊▉"[rest] if rest else "")).ljust(_BAR)
 
 
 @click.command()

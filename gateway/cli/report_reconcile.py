@@ -5,11 +5,14 @@ from typing import Any
 
 import click
 
-from gateway.cli.common import config_option, fail, json_option, print_json, settings_of
+from gateway.cli.common import config_option, fail, print_json, settings_of
 from gateway.cli.database import run_on_engine, table
 from gateway.cli.report_books import print_invoice
+from gateway.cli.report_output import bar, output_options, print_csv, set_amounts, share_of
+from gateway.cli.report_plot import MOST_BARS, check_plot, draw_bars
 
-_COLUMNS = ("hour", "machine", "cost_usd", "charged_usd", "idle_usd", "unattributed_usd")
+_NAMES = ("hour", "machine")
+_AMOUNTS = ("cost_usd", "charged_usd", "idle_usd", "unattributed_usd")
 
 
 @click.command()
@@ -32,8 +35,8 @@ _COLUMNS = ("hour", "machine", "cost_usd", "charged_usd", "idle_usd", "unattribu
     "--payee", default="all", show_default=True, help="Whose invoice: upstream:BACKEND, or all."
 )
 @click.option("--note", default="", help="Stands on the posted lines: the invoice's number, say.")
+@output_options
 @config_option
-@json_option
 @click.pass_context
 def reconcile(
     ctx: click.Context,
@@ -46,8 +49,10 @@ def reconcile(
     discount: str,
     payee: str,
     note: str,
-    config: str | None,
+    format_: str,
     as_json: bool,
+    plot: str | None,
+    config: str | None,
 ) -> None:
     """Name the hours in which machine time, idle time and charges do not add up; then exit 1.
 
@@ -62,14 +67,21 @@ def reconcile(
             payee=payee,
             note=note,
             config=config,
-            as_json=as_json,
+            as_json=as_json or format_ == "json",
         )
         return
     if month is not None:
         fail("--month is an invoice's; give --invoice USD, or --since and --until", code=2)
+    check_plot(plot)
     found = _hours(ctx, config, since=since, until=until, tz=tz, tolerance=str(tolerance))
-    if as_json:
+    if plot is not None:
+        _draw(found, plot)
+    if as_json or format_ == "json":
         print_json(found)
+    elif format_ == "csv":
+        columns = (*_NAMES, *_AMOUNTS, "ok")
+        rows = [[row[name] for name in columns] for row in found["hours"]]
+        print_csv(columns, rows, texts=len(_NAMES))
     else:
         _print_hours(found)
     ctx.exit(0 if found["ok"] else 1)
@@ -86,12 +98,25 @@ def _hours(ctx: click.Context, config: str | None, *, tolerance: str, **period: 
 
 
 def _print_hours(found: dict[str, Any]) -> None:
-    rows = [[*(row[name] for name in _COLUMNS), "" if row["ok"] else "!"] for row in found["hours"]]
-    if not rows:
+    hours = found["hours"]
+    if not hours:
         click.echo(f"no machine ran in an hour that ended before {found['until']}")
         return
-    table([*_COLUMNS, ""], rows, right=_COLUMNS[2:])
-    for row in found["hours"]:
+    sums = {name: sum((Decimal(row[name]) for row in hours), Decimal(0)) for name in _AMOUNTS}
+    lines = [*hours, {name: format(value, "f") for name, value in sums.items()}]
+    set_ = set_amounts([[line[name] for line in lines] for name in _AMOUNTS])
+    cells = []
+    for line, *usd in zip(lines, *set_, strict=True):
+        off = share_of(abs(Decimal(line["unattributed_usd"])), abs(Decimal(line["cost_usd"])))
+        if not Decimal(line["cost_usd"]) and Decimal(line["unattributed_usd"]):
+            off = 1.0
+        mark = "" if line.get("ok", True) else "!"
+        names = [line.get(name, "") for name in _NAMES]
+        cells.append([*names, *usd, f"{off:6.1%} {bar(off)}", mark])
+    total = ["total", *cells.pop()[1:]]
+    columns = [*_NAMES, *_AMOUNTS, "off by", ""]
+    table(columns, cells, right=_AMOUNTS, total=total, spare=("idle_usd", "charged_usd"))
+    for row in hours:
         if not row["ok"]:
             engines = "; ".join(
                 f"{e['backend']} measured ${e['measured_usd']}, charged ${e['charged_usd']}"
@@ -99,3 +124,15 @@ def _print_hours(found: dict[str, Any]) -> None:
             )
             click.echo(f"{row['hour']} {row['machine']}: ${row['unattributed_usd']} unattributed")
             click.echo(f"  {engines or 'no engine reported and nothing was charged'}")
+    failed = sum(not row["ok"] for row in hours)
+    click.echo(f"{len(hours)} machine-hours, {failed} of them off by more than the tolerance")
+
+
+def _draw(found: dict[str, Any], plot: str) -> None:
+    """The newest hours: what each machine's cost consists of."""
+    hours = found["hours"][-MOST_BARS:]
+    names = [f"{row['hour'][5:16].replace('T', ' ')} {row['machine']}" for row in hours]
+    parts = {"charged": "charged_usd", "idle": "idle_usd", "unattributed": "unattributed_usd"}
+    series = {name: [float(row[key]) for row in hours] for name, key in parts.items()}
+    draw_bars(plot, names, series, title="Machine-hours", unit="US dollars")
+    click.echo(f"{plot}: drawn", err=True)

@@ -10,6 +10,8 @@ from decimal import Decimal
 
 import pytest
 
+from gateway.cli.database import _that_fit
+from gateway.cli.report_output import bar, set_amounts
 from gateway.ledger.csv_text import safe_cell
 from gateway.ledger.database import open_engine
 from gateway.ledger.records import Settlement
@@ -62,6 +64,56 @@ def test_report_is_the_same_in_all_formats(spent: Headgate) -> None:
         assert words in table
 
 
+@pytest.mark.parametrize("report", ["costs", "cache", "reconcile"])
+def test_pictures_are_drawn_beside_every_format(spent: Headgate, report: str) -> None:
+    """--plot writes a PNG and leaves the figures on stdout as they are."""
+    picture = spent.state_dir / "a.png"
+    ask = ("report", report, "--since", "2001-09-08", "--until", "2001-09-10")
+    for format_ in ("table", "csv"):
+        plain = spent.run(*ask, "--format", format_)
+        drawn = spent.run(*ask, "--format", format_, "--plot", str(picture))
+        assert (drawn.exit_code, drawn.stdout) == (plain.exit_code, plain.stdout)
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        picture.unlink()
+
+
+def test_pictures_that_cannot_be_are_refused_first(
+    spent: Headgate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another ending, no such folder, no matplotlib: each says what to do."""
+    ask = ("report", "costs", "--plot")
+    assert "ends in .png" in spent.run(*ask, "a.jpg").stderr
+    assert "no folder" in spent.run(*ask, "nowhere/a.png").stderr
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    missing = spent.run(*ask, "a.png")
+    assert (missing.exit_code, missing.stdout) == (1, "")
+    assert "pip install 'headgate[plot]'" in missing.stderr
+
+
+def test_amounts_and_bars_are_set() -> None:
+    """Points below each other, as exact as the largest needs; bars in eighths."""
+    assert set_amounts([["1234.5", "-0.004"], [None, "2"]]) == [
+        ["1,234.50", "-0.00"],
+        ["-", "2.00"],
+    ]
+    assert set_amounts([["0.010000005"]]) == [["0.010000005"]]
+    assert (bar(0.5, 4), bar(1.7, 2), bar(-1, 2), bar(0.05, 10)) == (
+        "██  ",
+        "██",
+        "  ",
+        "▌" + 9 * " ",
+    )
+
+
+def test_narrow_terminals_get_the_columns_that_fit() -> None:
+    """The first to go first; what cannot go stays."""
+    rows = [["search", "1", "2", "3"]]
+    columns = ["team", "prompt_tokens", "hits", "cost"]
+    assert _that_fit(columns, rows, ("hits", "cost"), columns[1:], 99) == [0, 1, 2, 3]
+    assert _that_fit(columns, rows, ("hits", "cost"), columns[1:], 27) == [0, 1, 3]
+    assert _that_fit(columns, rows, ("hits", "cost"), columns[1:], 5) == [0, 1]
+
+
 def test_csv_holds_no_formulas(spent: Headgate) -> None:
     """Cells that a spreadsheet would run get an apostrophe; numbers and plain text do not."""
     text = spent.run("report", "costs", "--group-by", "team,tag:feature", "--format", "csv").stdout
@@ -112,12 +164,13 @@ def test_bad_questions_exit_2(headgate: Headgate, wrong: list[str]) -> None:
 
 
 def test_help_starts_without_heavy_imports() -> None:
-    """`--help` imports neither SQLAlchemy nor rich tables."""
+    """`--help` imports neither SQLAlchemy, rich tables nor matplotlib."""
     code = (
         "import sys\n"
         "import gateway.cli.report, gateway.cli.keys, gateway.cli.budgets\n"
         "import gateway.cli.db, gateway.cli.teams, migrations\n"
-        "print(sorted({'sqlalchemy', 'alembic', 'rich.table', 'torch'} & set(sys.modules)))"
+        "heavy = {'sqlalchemy', 'alembic', 'rich.table', 'torch', 'matplotlib'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert json.loads(found.stdout.replace("'", '"')) == []

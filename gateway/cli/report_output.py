@@ -1,0 +1,73 @@
+"""How reports come out: well-set tables with bars, JSON, CSV, pictures; not a command."""
+
+import csv
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
+from typing import Any
+
+import click
+
+from gateway.ledger.csv_text import safe_cell
+
+BAR = 16
+"""Characters of a whole bar."""
+_DECIMALS = ((Decimal(100), 2), (Decimal(1), 4), (Decimal("0.1"), 6))
+"""From this amount on so many; below all nine, to the nano-dollar."""
+
+
+def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--format, --json and --plot."""
+    formats = click.Choice(["table", "json", "csv"])
+    for option in (
+        click.option("--plot", metavar="FILE.png", help="Draw it, too; needs matplotlib."),
+        click.option("--json", "as_json", is_flag=True, help="The same as --format json."),
+        click.option("--format", "format_", type=formats, default="table", show_default=True),
+    ):
+        command = option(command)
+    return command
+
+
+def print_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, texts: int) -> None:
+    """One line per row. A cell that a spreadsheet would run as a formula gets an apostrophe.
+
+    Args:
+        texts: so many of the first columns are names, the others figures.
+    """
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow([safe_cell(column) for column in columns])
+    for row in rows:
+        names = [safe_cell(cell) for cell in row[:texts]]
+        writer.writerow([*names, *("" if cell is None else cell for cell in row[texts:])])
+
+
+def bar(share: float, width: int = BAR) -> str:
+    """Eighths of a block; a share of 1 is `width` characters wide."""
+    eighths = round(max(min(share, 1.0), 0.0) * width * 8)
+    whole, rest = divmod(eighths, 8)
+    return ("█" * whole + (" ▏▎▍▌▋▊▉"[rest] if rest else "")).ljust(width)
+
+
+def share_of(part: Decimal, whole: Decimal) -> float:
+    """0 of nothing."""
+    return float(part / whole) if whole > 0 else 0.0
+
+
+def set_amounts(columns: Sequence[Sequence[str | None]]) -> list[list[str]]:
+    """Columns of dollars with their points below each other: as many decimals as the largest needs.
+
+    JSON and CSV have every digit.
+    """
+    found = [Decimal(text) for column in columns for text in column if text is not None]
+    most = max(map(abs, found), default=Decimal(0))
+    digits = next((digits for least, digits in _DECIMALS if most >= least), 9)
+    return [[_amount(text, digits) for text in column] for column in columns]
+
+
+def _amount(text: str | None, digits: int) -> str:
+    return "-" if text is None else f"{Decimal(text):,.{digits}f}"
+
+
+def count(number: int) -> str:
+    """With its thousands apart."""
+    return f"{number:,}"
