@@ -11,6 +11,7 @@ import time
 import structlog
 
 from backends.errors import BackendError, InvalidRequestError
+from gateway.accruing import held_as_it_goes
 from gateway.api.reply import Reply
 from gateway.calls import request_of, shown
 from gateway.exchange import Exchange
@@ -138,14 +139,15 @@ class Attempts:
         prompt_tokens = x.facts.features.prompt_tokens
         with parts.registry.running(name), parts.foreign.flight(x, name, prompt_tokens):
             try:
-                if x.streams:
-                    meter = self._spending.meter(x, name)
-                    await relay(x, reply, backend.stream(request), name, meter)
-                    if x.stopped is not None:
-                        await self._settler.learn_usage(x, name)
-                else:
-                    completion = await backend.generate(request)
-                    x.usage, x.answer = completion.usage, completion.body
+                async with held_as_it_goes(parts, x, name):
+                    if x.streams:
+                        meter = self._spending.meter(x, name)
+                        await relay(x, reply, backend.stream(request), name, meter)
+                    else:
+                        completion = await backend.generate(request)
+                        x.usage, x.answer = completion.usage, completion.body
+                if x.stopped is not None:
+                    await self._settler.learn_usage(x, name)
             except BaseException as error:
                 failure = shown(error)
                 elapsed_s = time.perf_counter() - began

@@ -59,6 +59,7 @@ class Exchange:
         "in_backend_s",
         "lookup",
         "options",
+        "out_of_money",
         "outcome",
         "request",
         "request_id",
@@ -116,6 +117,8 @@ class Exchange:
         self.reservation: Reservation | None = None
         self.token_cap: int | None = None
         """Of an answer whose client named no length: what was reserved."""
+        self.out_of_money = False
+        """Its budget had no room for what it will cost from now on."""
         self.stopped: str | None = None
         """Why the answer ended early: budget."""
         self.admission: Admission | None = None

@@ -3,7 +3,8 @@
 What is held covers the dearest backend that may be asked: twice the prompt's estimate and, for a
 stream, a slice of answer tokens at most, at a rate that is rarely too low. A stream that outgrows
 its slice, in tokens or in what our engine says that it has cost so far, gets another one, or ends
-with finish_reason "length" where the budget has no room. An answer that is not streamed is held in
+with finish_reason "length" where the budget has no room; of others' servers on machines of ours
+`gateway/accruing.py` looks at the time. An answer that is not streamed is held in
 full, and capped there if the client named no length.
 """
 
@@ -188,7 +189,7 @@ class Meter:
             self._accrued = accrued
             if self._x.cost_nano_usd + self._price(accrued) > self._reservation.nano_usd:
                 return True
-        return self._x.tokens_seen >= self.tokens
+        return self._x.tokens_seen >= self.tokens or self._x.out_of_money
 
     def _says_cost(self, used: Usage) -> bool:
         price = self._parts.backend_settings[self._backend].price
@@ -198,7 +199,7 @@ class Meter:
         """Hold another slice, or what of one there is room for; False if that is nothing."""
         x = self._x
         seen = x.tokens_seen
-        for more in (SLICE_TOKENS, 2 * AHEAD_TOKENS):
+        for more in () if x.out_of_money else (SLICE_TOKENS, 2 * AHEAD_TOKENS):
             want = min(seen + more, max(answer_tokens(x), seen + 1))
             if await self._hold(want):
                 self.tokens = self._covered(want)

@@ -184,6 +184,16 @@ class ForeignTime:
         server = self._servers.get(backend)
         return None if server is None else self._land(server.machine, watched, usage)
 
+    def so_far(self, watched: Watched, backend: str) -> tuple[int, int] | None:
+        """What has been shared to a request in flight, nanoseconds, an even part of the time since
+        the last event included; and how many are in flight. None where that is not ours to say."""
+        server = self._servers.get(backend)
+        flight = None if server is None else server.machine.flights.get(id(watched))
+        if server is None or flight is None:
+            return None
+        beside = len(server.machine.flights)
+        return flight.shared_ns + (self._now_ns() - server.machine.at_ns) // beside, beside
+
     def heard(self, backend: str, metrics: ServerMetrics) -> None:
         """What the server's /metrics said, now and then."""
         server = self._servers[backend]

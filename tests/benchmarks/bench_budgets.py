@@ -81,7 +81,9 @@ def _earlier(out: Path | None) -> list[dict[str, Any]]:
 
 def _is_our_code(commit: str) -> bool:
     """Whether what the runs run on has not changed since."""
-    diff = subprocess.run(["git", "diff", "--quiet", commit, "--", *_RUNS_ON], check=False)
+    diff = subprocess.run(
+        ["git", "diff", "--quiet", commit, "--", *_RUNS_ON], check=False, capture_output=True
+    )
     return diff.returncode == 0
 
 

@@ -14,6 +14,7 @@ from gateway.ledger.reservation_log import Held, ReservationLog, take_over
 from gateway.recovery import Recovery
 from gateway.settings import BackendSettings, PriceSettings, Settings
 from gateway.spending import SLICE_TOKENS
+from tests.gateway.ledger.samples import charge
 from tests.gateway.serving import Gateway, decode, events, gateway, settings, text_of
 
 PRICE = PriceSettings(input_usd_per_mtok=Decimal(0), output_usd_per_mtok=Decimal(1))
@@ -312,3 +313,25 @@ async def test_cost_beyond_the_reservation_stands_under_its_key(tmp_path: Path) 
         assert Decimal(listed[0]["overrun_usd"]) * 10**9 == overrun
         bad = await served.client.get("/admin/budgets/overruns?since=never")
         assert bad.status_code == 400
+
+
+@pytest.mark.parametrize(("limit_s", "ends"), [(1000, "stop"), (1.2, "length")])
+async def test_stream_of_a_foreign_server_is_held_at_what_its_time_costs(
+    tmp_path: Path, limit_s: float, ends: str
+) -> None:
+    """It is far slower than anybody expected: held as it goes, or ended."""
+    foreign = BackendSettings(name="small", kind="openai", model="m", base_urls=["http://x/v1"])
+    second = 1e9 * 0.10 / 3600  # of the built-in machine, in nano-dollars
+    made = EchoBackend("small", token_delay_s=0.03)
+    async with gateway(settings(tmp_path, foreign), {"small": made}) as served:
+        await limit(served, int(limit_s * second))
+        seen = charge("r", backend="small", machine_ns=4_000_000, completion_tokens=100)
+        served.parts.estimator.observe(seen)
+        answer = await served.chat(words(60), stream=True, max_tokens=100)
+        chunks = events(answer)
+        assert chunks[-1]["choices"][0]["finish_reason"] == ends
+        cost = (await served.settled(answer)).request.cost_nano_usd
+        total, reserved, overrun = await spent(served)
+        assert (total + overrun, reserved) == (cost, 0)
+        assert total <= limit_s * second
+        assert overrun < 0.2 * cost
