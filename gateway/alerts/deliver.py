@@ -4,6 +4,7 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -78,17 +79,24 @@ def _webhook(message: Message) -> dict[str, Any]:
         "resolved_at": _moment(message.resolved_at),
         "attempt": message.attempt,
         "duplicate_possible": message.attempt > 1,
+        **({"html": message.html} if message.html else {}),
     }
 
 
 def _slack(message: Message) -> dict[str, Any]:
     title = f"[{_MARKS[message.severity]}] {heading(message)}"
-    again = " (may be a repeat)" if message.attempt > 1 else ""
+    text = _told(message) or title
     blocks = [
         {"type": "header", "text": {"type": "plain_text", "text": title[:150]}},
-        {"type": "section", "text": {"type": "plain_text", "text": (message.text or title)[:2900]}},
+        {"type": "section", "text": {"type": "plain_text", "text": text[:2900]}},
     ]
-    return {"text": f"{title}{again}", "blocks": blocks}
+    return {"text": title, "blocks": blocks}
+
+
+def _told(message: Message) -> str:
+    """The text, which says so where the same may have come before."""
+    again = "(This message may be a repeat.)" if message.attempt > 1 else ""
+    return "\n\n".join(part for part in (message.text, again) if part)
 
 
 def _mail(message: Message, channel: ChannelSettings) -> None:
@@ -104,7 +112,11 @@ def _mail(message: Message, channel: ChannelSettings) -> None:
     mail["From"], mail["To"] = channel.sender, ", ".join(channel.to)
     mail["Message-ID"] = f"<{message.id}@headgate>"
     facts = "\n".join(f"{name}: {value}" for name, value in message.facts.items())
-    mail.set_content("\n\n".join(part for part in (message.text, facts) if part) or message.title)
+    told = _told(message)
+    mail.set_content("\n\n".join(part for part in (told, facts) if part) or message.title)
+    if message.html:
+        name = re.sub(r"[^A-Za-z0-9.-]+", "-", f"{message.title.partition(':')[0]}.html")
+        mail.add_attachment(message.html, subtype="html", filename=name)
     trust = ssl.create_default_context()
     if channel.security == "tls":
         server: smtplib.SMTP = smtplib.SMTP_SSL(host, int(port), timeout=TIMEOUT_S, context=trust)

@@ -8,7 +8,7 @@ from msgspec import Struct, field
 from gateway.alerts.settings import Kind
 
 Severity = Literal["info", "warning", "critical"]
-Event = Literal["opened", "resolved", "test"]
+Event = Literal["opened", "resolved", "test", "report"]
 
 
 class Finding(Struct, frozen=True, kw_only=True):
@@ -56,3 +56,5 @@ class Message(Struct, frozen=True, kw_only=True):
     resolved_at: float | None = None
     attempt: int = 1
     """From 2 on the message may have arrived before."""
+    html: str = ""
+    """A whole file, of reports."""

@@ -1,6 +1,7 @@
 """[alerts]: what is watched, how strictly, and who is told."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 from zoneinfo import ZoneInfo
@@ -47,6 +48,9 @@ class ChannelSettings(_Table, frozen=True, kw_only=True):
     kind: Literal["webhook", "slack", "mail"]
     kinds: list[Kind] | None = None
     """Of alerts; None: all."""
+    monthly: list[str] = field(default_factory=list)
+    """Whose monthly reports go here, when [reports.monthly] says: global (all teams together),
+    team:NAME, team:* (each team by itself)."""
     quiet: QuietSettings | None = None
     url: str | None = None
     """Of a webhook; where it is a secret, as Slack's are, url_env keeps it out of the file."""
@@ -106,6 +110,11 @@ def check_alerts(alerts: AlertSettings, where: str) -> None:
         if channel.name in names:
             raise SettingsError(f"{key}: there are two of this name")
         names.add(channel.name)
+        for scope in channel.monthly:
+            if scope != "global" and not re.match(r"^team:.+$", scope):
+                raise SettingsError(
+                    f"{key}: monthly {scope!r}; allowed: global, team:NAME or team:*"
+                )
         if channel.quiet is not None:
             _check_zone(channel.quiet.tz, key)
             if channel.quiet.since == channel.quiet.until:

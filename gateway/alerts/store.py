@@ -5,6 +5,7 @@ key can be open once, whatever the number of processes that look. A delivery is 
 before it is tried; whoever dies in between leaves it to the next, so it goes out at least once.
 """
 
+import hashlib
 import uuid
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 CLAIM_S = 60.0
 """How long a delivery belongs to who claimed it."""
 GIVE_UP_S = 86_400.0
-"""A channel that takes nothing for a day is not asked about this message again."""
+"""A channel that takes nothing for a day is not asked about this message again …"""
+GIVE_UP_REPORT_S = 7 * GIVE_UP_S
+"""… and about a month's report after a week."""
+REPORT = "monthly"
+"""Kind of what is no alert, but takes the same way out."""
 _BACKOFF_S = (5.0, 15.0, 60.0, 300.0, 900.0)
 
 
@@ -107,6 +112,36 @@ async def resolve_alerts(
     return closed
 
 
+async def queue_report(
+    connection: "AsyncConnection",
+    month: str,
+    scope: str,
+    channel: ChannelSettings,
+    *,
+    now: float,
+) -> bool:
+    """Have a month's report sent to a channel; whether it was not yet. Its id says what it is, so
+    however many processes ask for it, now or after a restart, it is there once."""
+    report_id = hashlib.sha256(f"{month} {scope}".encode()).hexdigest()[:32]
+    dialect = connection.dialect.name
+    await connection.execute(
+        insert_once(dialect, alerts).values(
+            id=report_id,
+            key=f"monthly:{month}:{scope}",
+            kind=REPORT,
+            severity="info",
+            title=f"Costs of {scope} in {month}",
+            facts={"month": month, "scope": scope},
+            opened_us=_us(now),
+            seen_us=_us(now),
+            resolved_us=_us(now),
+        )
+    )
+    row = _delivery(report_id, "report", channel, now, due_at(channel.quiet, "info", now))
+    made = await connection.execute(insert_once(dialect, deliveries).values(row))
+    return made.rowcount == 1
+
+
 async def claim(connection: "AsyncConnection", *, now: float, limit: int = 20) -> list[Delivery]:
     """Due deliveries that are now the caller's for CLAIM_S."""
     d = deliveries.c
@@ -148,7 +183,8 @@ async def failed(
     connection: "AsyncConnection", delivery: Delivery, error: str, *, now: float
 ) -> bool:
     """It did not arrive; whether it is tried again."""
-    given_up = now - delivery.created_at > GIVE_UP_S
+    patience_s = GIVE_UP_REPORT_S if delivery.event == "report" else GIVE_UP_S
+    given_up = now - delivery.created_at > patience_s
     pause_s = _BACKOFF_S[min(delivery.attempts, len(_BACKOFF_S)) - 1]
     due_us = 2**62 if given_up else _us(now + pause_s)
     await connection.execute(
@@ -161,7 +197,7 @@ async def list_alerts(
     connection: "AsyncConnection", *, open_only: bool = False, limit: int = 100
 ) -> list[Alert]:
     """The newest first."""
-    statement = select(alerts)
+    statement = select(alerts).where(alerts.c.kind != REPORT)
     if open_only:
         statement = statement.where(alerts.c.open_key.is_not(None))
     newest = statement.order_by(alerts.c.opened_us.desc()).limit(limit)

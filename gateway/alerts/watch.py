@@ -83,6 +83,7 @@ class AlertWatch:
         self._cache_away = self._database_away = 0
         """Looks in a row."""
         self._hour_us = 0
+        self._reported_month = ""
         self._of_the_hour: dict[Kind, list[Finding]] = {}
         self._lock: int | None = None
         self._task: asyncio.Task[None] | None = None
@@ -122,6 +123,7 @@ class AlertWatch:
         async with httpx.AsyncClient() as client:
             try:
                 await self._tell()
+                await self._queue_reports()
                 await self._deliver(client)
                 self._database_away = 0
             except AWAY as error:
@@ -191,6 +193,21 @@ class AlertWatch:
             )
         ]
 
+    async def _queue_reports(self) -> None:
+        """Once a month, if a channel asks for it. Raises one of AWAY."""
+        if not any(channel.monthly for channel in self._alerts.channels):
+            return
+        from gateway.alerts.reports import month_due, queue_month
+
+        now = self._clock()
+        month = month_due(self._settings.reports.monthly, now)
+        if month is None or month == self._reported_month:
+            return
+        count = await queue_month(self._engine, self._settings, month, now)
+        self._reported_month = month
+        if count:
+            log.info("monthly_reports_queued", month=month, count=count)
+
     # Delivery
 
     async def _deliver(self, client: httpx.AsyncClient) -> None:
@@ -204,7 +221,8 @@ class AlertWatch:
         error = "the configuration knows no such channel any more"
         if channel is not None:
             try:
-                await deliver(_message(delivery), channel, client, now=self._clock())
+                message = await self._message(delivery)
+                await deliver(message, channel, client, now=self._clock())
                 error = ""
             except NotDelivered as problem:
                 error = str(problem)
@@ -214,6 +232,13 @@ class AlertWatch:
                 return
             again = await store.failed(connection, delivery, error, now=self._clock())
         log.warning("alert_not_delivered", channel=delivery.channel, error=error, again=again)
+
+    async def _message(self, delivery: store.Delivery) -> Message:
+        if delivery.event != "report":
+            return _message(delivery)
+        from gateway.alerts.reports import report_message
+
+        return await report_message(self._engine, self._settings, delivery)
 
     def _channel(self, name: str) -> ChannelSettings | None:
         return next((c for c in self._alerts.channels if c.name == name), None)

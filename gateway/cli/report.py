@@ -13,7 +13,8 @@ from gateway.cli.report_books import accounts, bill, close, correct
 from gateway.cli.report_cache import cache
 from gateway.cli.report_experiment import experiment
 from gateway.cli.report_export import export
-from gateway.cli.report_insights import anomalies, forecast, hints, monthly
+from gateway.cli.report_insights import anomalies, forecast, hints
+from gateway.cli.report_monthly import monthly
 from gateway.cli.report_output import (
     bar,
     count,

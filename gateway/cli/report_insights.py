@@ -1,4 +1,4 @@
-"""`headgate report forecast|anomalies|hints|monthly`: what the past says."""
+"""`headgate report forecast|anomalies|hints`: what the past says."""
 
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -85,33 +85,6 @@ def _fields(one: Any) -> dict[str, Any]:
     import msgspec
 
     return {name: getattr(one, name) for name in msgspec.structs.asdict(one)}
-
-
-@click.command()
-@click.argument("month", metavar="YYYY-MM")
-@click.option("--team", help="Of this team only.")
-@click.option("--tz", default="UTC", show_default=True, help="In which the month begins and ends.")
-@click.option("--out", type=click.Path(dir_okay=False), help="Else to standard output.")
-@config_option
-@click.pass_context
-def monthly(
-    ctx: click.Context, month: str, team: str | None, tz: str, out: str | None, config: str | None
-) -> None:
-    """A month as one printable HTML file, with charts."""
-    from pathlib import Path
-
-    from gateway.insights.monthly import monthly_html
-
-    settings = settings_of(ctx, config)
-
-    async def read(engine: "AsyncEngine") -> str:
-        return await monthly_html(engine, settings, month=month, team=team, tz=tz)
-
-    text = run_on_engine(settings, read)
-    if out is None:
-        click.echo(text)
-    else:
-        Path(out).write_text(text, encoding="utf-8")
 
 
 @click.command()

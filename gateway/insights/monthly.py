@@ -1,6 +1,10 @@
-"""A month of one team, or of all, as one printable HTML file: no script, no host but itself."""
+"""A month of one team, or of all, as one printable HTML file: no script, no host but itself.
+
+It is sent once to each channel that asks for it (see gateway/alerts/reports.py).
+"""
 
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import cache
@@ -10,16 +14,29 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from gateway.ledger.report_query import ReportError
-from gateway.ledger.reports import costs_report
+from gateway.ledger.reports import cost_rows, costs_report
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
     from jinja2 import Template
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+EVERYBODY = "global"
+EVERY_TEAM = "team:*"
 _MONTH = re.compile(r"^(\d{4})-(0[1-9]|1[0-2])$")
 _TABLES = (("model", "Models"), ("backend", "Backends"), ("key", "Keys"), ("task", "Tasks"))
 _WIDTH, _HEIGHT = 640, 140
+
+
+class MonthlyReport(Struct, frozen=True, kw_only=True):
+    """What is sent, or written to a file."""
+
+    html: str
+    """One file, to be looked at and printed."""
+    title: str
+    text: str
+    """A few lines, for who reads no more."""
+    facts: dict[str, str | int]
 
 
 class Bar(Struct, frozen=True):
@@ -45,7 +62,7 @@ def month_before(now: datetime) -> str:
     return (now.replace(day=1) - timedelta(days=1)).strftime("%Y-%m")
 
 
-async def monthly_html(
+async def monthly_report(
     engine: "AsyncEngine",
     settings: Settings,
     *,
@@ -53,8 +70,8 @@ async def monthly_html(
     team: str | None = None,
     tz: str = "UTC",
     now: datetime | None = None,
-) -> str:
-    """The report of a month, or of the part of it that is over.
+) -> MonthlyReport:
+    """A month, or the part of it that is over.
 
     Raises:
         ReportError: no such month, zone or team name.
@@ -82,20 +99,67 @@ async def monthly_html(
     for key, title in keys:
         found = await costs_report(engine, settings, group_by=key, **asked)
         tables.append({"title": title, "rows": _shares(found["rows"], key)})
-    return _template().render(
+    html = _template().render(
         month=month,
         team=team,
         tz=tz,
         made=now.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         totals=days["totals"],
         before=before["totals"],
-        savings=days["savings"] if team is None else None,
+        savings=days["savings"],
         bars=_bars(days["rows"], (after - first).days, month),
         width=_WIDTH,
         height=_HEIGHT,
         tables=tables,
         whole=days,
     )
+    return _with_summary(html, month, team, days["totals"], before["totals"])
+
+
+def _with_summary(
+    html: str, month: str, team: str | None, totals: dict[str, Any], before: dict[str, Any]
+) -> MonthlyReport:
+    whose = "all teams" if team is None else f"team {team}"
+    hits = totals["cache_hits_exact"] + totals["cache_hits_semantic"]
+    facts: dict[str, str | int] = {
+        "month": month,
+        "scope": "global" if team is None else f"team:{team}",
+        "requests": totals["requests"],
+        "errors": totals["errors"],
+        "cost_usd": totals["cost_usd"],
+        "full_cost_usd": totals["full_cost_usd"],
+        "previous_full_cost_usd": before["full_cost_usd"],
+        "saved_usd": totals["saved_usd"],
+    }
+    return MonthlyReport(
+        html=html,
+        title=f"Costs of {whose} in {month}: ${totals['full_cost_usd']}",
+        text=f"${totals['cost_usd']} for {totals['requests']:,} requests, with idle time "
+        f"${totals['full_cost_usd']}; the month before ${before['full_cost_usd']}. "
+        f"{totals['errors']:,} failed. {hits:,} came from caches, which avoided "
+        f"${totals['saved_usd']}.",
+        facts=facts,
+    )
+
+
+async def reported_scopes(
+    engine: "AsyncEngine", wanted: Iterable[str], *, month: str, tz: str
+) -> list[str]:
+    """Of scopes as budgets have them, those with requests in the month; `team:*`: each team."""
+    first = datetime.strptime(month, "%Y-%m").date()
+    after = (first + timedelta(days=32)).replace(day=1)
+    asked: dict[str, Any] = {"since": first.isoformat(), "until": after.isoformat(), "tz": tz}
+    rows = await cost_rows(engine, group_by="team", wanted={"counts"}, **asked)
+    teams = [f"team:{row['team']}" for row in rows if row["requests"] and row["team"]]
+    found: list[str] = []
+    for scope in wanted:
+        if scope == EVERYBODY and teams:
+            found.append(scope)
+        elif scope == EVERY_TEAM:
+            found += teams
+        elif scope in teams:
+            found.append(scope)
+    return list(dict.fromkeys(found))
 
 
 def month_before_of(month: str) -> str:

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.insights.changes import find_changes
 from gateway.insights.hints import idle_hints
-from gateway.insights.monthly import monthly_html
+from gateway.insights.monthly import monthly_report
 from gateway.insights.outlook import month_of, month_outlook
 from gateway.ledger.cache_report import cache_report
 from gateway.ledger.database import open_engine
@@ -127,7 +127,8 @@ async def test_outlook_holds_what_is_spent_and_the_rest_of_the_month(ledger: Asy
 
 async def test_monthly_report_adds_up_and_lets_no_name_be_markup(ledger: AsyncEngine) -> None:
     """Every day of November so far, the total of the team, and its name as text."""
-    text = await monthly_html(ledger, SETTINGS, month="2026-11", team="<i>ads</i>", now=NOW)
+    report = await monthly_report(ledger, SETTINGS, month="2026-11", team="<i>ads</i>", now=NOW)
+    text = report.html
     assert "&lt;i&gt;ads&lt;/i&gt;: 2026-11" in text
     assert "<i>ads" not in text
     assert text.count("<rect") == 30
@@ -135,11 +136,13 @@ async def test_monthly_report_adds_up_and_lets_no_name_be_markup(ledger: AsyncEn
     first = int((month_of(NOW)[0] - BEGIN).total_seconds() // 3600)
     total = Decimal(sum(round(cost) for cost in ads[first:])) / 10**9
     assert f"<dd>${total.normalize():f}</dd>" in text
-    whole = await monthly_html(ledger, SETTINGS, month="2026-11", now=NOW)
-    assert "What was saved" in whole
-    assert "What was saved" not in text
+    assert report.facts["cost_usd"] == f"{total.normalize():f}"
+    whole = (await monthly_report(ledger, SETTINGS, month="2026-11", now=NOW)).html
+    assert "Avoided by reused answers" in whole
+    assert "Avoided by reused answers" not in text
+    assert "every request as one call to gpt-4o-mini" in text
     with pytest.raises(ReportError, match="YYYY-MM"):
-        await monthly_html(ledger, SETTINGS, month="2026-13", now=NOW)
+        await monthly_report(ledger, SETTINGS, month="2026-13", now=NOW)
 
 
 async def test_cache_report_tells_rates_and_money(ledger: AsyncEngine) -> None:
