@@ -31,7 +31,7 @@ from gateway.api.errors import error_handlers
 from gateway.api.routes import routes
 from gateway.cache.caches import Caches
 from gateway.cache.model import Store
-from gateway.cache.semantic import BackendEncoder
+from gateway.cache.semantic import BackendEncoder, Encoder
 from gateway.cache.store import RedisStore, open_store
 from gateway.errors import SettingsError
 from gateway.ledger import stamp as stamp_file
@@ -59,6 +59,7 @@ from gateway.routing.past import learn
 from gateway.routing.policy_book import PolicyBook
 from gateway.routing.policy_history import PolicyHistory
 from gateway.routing.router import Router
+from gateway.routing.second_look import SecondLooks
 from gateway.routing.shared_breakers import SharedBreakers, identities
 from gateway.runtime import Address, Runtime, database_url
 from gateway.settings import BackendSettings, Settings
@@ -118,6 +119,8 @@ def create_app(
     history = PolicyHistory(engine, clock)
     overrides = Overrides(_override_stores(engine, store), clock)
     conversations = Conversations(store, settings.routing.conversation_s)
+    metrics = Metrics()
+    encoder = _encoder(settings, backends)
     router = Router(
         settings,
         classifier,
@@ -127,6 +130,7 @@ def create_app(
         decides=history.note,
         effect=lambda: overrides.effect,
         conversations=conversations,
+        second=_second_looks(settings, classifier, encoder, metrics),
     )
     parts = Parts(
         settings=settings,
@@ -138,7 +142,8 @@ def create_app(
         registry=registry,
         book=book,
         router=router,
-        caches=_caches(settings, store, backends),
+        caches=Caches(store, settings.cache, encoder),
+        encoder=encoder,
         ledger=Ledger(settings, engine),
         estimator=estimator,
         foreign=ForeignTime(settings, _foreign_slots(runtime)),
@@ -155,7 +160,7 @@ def create_app(
         breakers=_breakers(registry, store, listed, runtime.run_dir),
         overrides=overrides,
         conversations=conversations,
-        metrics=Metrics(),
+        metrics=metrics,
         engine=engine,
         started_at=runtime.started_at,
         clock=clock,
@@ -314,14 +319,34 @@ def _api_key(backend: BackendSettings) -> str | None:
     return None
 
 
-def _caches(settings: Settings, store: Store, backends: Mapping[str, Backend]) -> Caches:
-    semantic = settings.cache.semantic
-    name = semantic.encoder if semantic.encoder in backends else ENCODER
-    encoder = backends.get(name) if semantic.enabled else None
-    if encoder is None:
-        return Caches(store, settings.cache)
-    return Caches(
-        store, settings.cache, BackendEncoder(encoder, model=name, revision=semantic.encoder)
+def _encoder(settings: Settings, backends: Mapping[str, Backend]) -> Encoder | None:
+    """The one that the supervisor starts or the configuration lists; None: neither."""
+    model = settings.cache.semantic.encoder
+    name = model if model in backends else ENCODER
+    if name not in backends:
+        return None
+    return BackendEncoder(backends[name], model=name, revision=model)
+
+
+def _second_looks(
+    settings: Settings, classifier: Classifier, encoder: Encoder | None, metrics: Metrics
+) -> SecondLooks | None:
+    """None without a second head, or without the encoder that it was fitted with."""
+    routing, head = settings.routing, classifier.head
+    if head.second is None or encoder is None:
+        return None
+    listed = {backend.name: backend.model for backend in settings.backends}
+    if head.second.encoder not in (encoder.revision, listed.get(encoder.name)):
+        log.warning("second_head_not_used", made_with=head.second.encoder, encoder=encoder.revision)
+        return None
+    return SecondLooks(
+        head.second,
+        encoder,
+        reference=head.card["reference"],
+        deadline_s=routing.second_look_timeout_s,
+        min_gap_nano_usd=round(routing.second_look_min_gap_usd * 1_000_000_000),
+        otherwise=routing.second_look if head.second.card["helps"] else "never",
+        count=metrics.count_second_look,
     )
 
 

@@ -115,8 +115,10 @@ class Cascades:
             self._book_as_rung(x, first)
             if not _elsewhere(error, x.extra[name]):
                 raise
+            self._count(x, "failed")
             await self._take_back(x, reply, None, str(error))
             return None
+        self._count(x, "accepted" if verdict.accepted else "rejected")
         x.attempts[-1] = replace(x.attempts[-1], verdict=verdict)
         log.info(
             "rung_judged",
@@ -144,13 +146,19 @@ class Cascades:
             if x.tokens_seen and not x.options.accept_restart:
                 raise
             self._book_as_rung(x, first)
+            self._count(x, "failed")
             await self._take_back(x, reply, None, str(error))
             return self._stand(x, best, shown=False)
         self._learn(x, answered, best)
+        self._count(x, "last")
         x.attempts[-1] = replace(x.attempts[-1], verdict=_BARE)
         x.settled = True
         self._tell_usage(x)
         return answered
+
+    def _count(self, x: Exchange, verdict: str) -> None:
+        assert x.routed is not None
+        self._parts.metrics.count_rung(x.routed.loaded_policy.name, verdict)
 
     def _stand(self, x: Exchange, answer: _Answer, *, shown: bool) -> str:
         """This answer it is; `shown`: the client has seen it as it came."""

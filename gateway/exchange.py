@@ -6,6 +6,7 @@ from backends.contract import Endpoint, Usage
 from gateway.api.schemas import Options, WireRequest
 from gateway.cache.caches import OFF, Lookup
 from gateway.cache.model import Hit
+from gateway.cache.semantic import Encoding
 from gateway.errors import GatewayError
 from gateway.ledger.keys import Caller
 from gateway.ledger.money import usd_text
@@ -154,6 +155,13 @@ class Exchange:
     def decision(self) -> Decision | None:
         """What the policy decided, once it has."""
         return self.routed.decision if self.routed else None
+
+    @property
+    def encoding(self) -> Encoding | None:
+        """Of the question: asked for once, by routing or by the semantic cache."""
+        if self.lookup.encoding is not None or self.routed is None:
+            return self.lookup.encoding
+        return self.routed.encoding
 
     @property
     def stream(self) -> bool:

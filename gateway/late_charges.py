@@ -13,7 +13,6 @@ import structlog
 
 from backends.contract import Usage
 from backends.errors import BackendError
-from gateway.cache.caches import Caches
 from gateway.cache.semantic import Encoding
 from gateway.ledger.keys import Caller
 from gateway.ledger.late_spending import by_backend
@@ -52,11 +51,11 @@ class LateCharges:
                 request_id = asked_as.get(charge.seq, charge.request_id)
                 self._start(self._ask(settlement, charge, request_id))
 
-    def follow_encoding(self, encoding: Encoding, caches: Caches, settlement: Settlement) -> None:
+    def follow_encoding(self, encoding: Encoding, settlement: Settlement) -> None:
         """Book what the encoder takes for a question, once it is done with it."""
-        assert caches.semantic is not None
+        assert self._parts.encoder is not None
         if all(charge.kind != "encoder" for charge in settlement.charges):
-            self._start(self._wait(encoding, caches.semantic.encoder.name, settlement))
+            self._start(self._wait(encoding, self._parts.encoder.name, settlement))
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

@@ -214,6 +214,17 @@ class Metrics:
             "backend",
             "won",
         )
+        self.second_looks = counter(
+            "headgate_second_looks_total",
+            "Requests for which routing asked the encoder: used, late or failed.",
+            "result",
+        )
+        self.rungs = counter(
+            "headgate_cascade_rungs_total",
+            "Answers of cascades' rungs, by policy and what became of them.",
+            "policy",
+            "verdict",
+        )
         self.in_flight = Gauge(
             "headgate_requests_in_flight",
             "Requests being answered.",
@@ -277,6 +288,14 @@ class Metrics:
     def count_failed_attempt(self, backend: str, error: str) -> None:
         """One call of a backend that failed."""
         self._child(self.attempts_failed, backend, error).inc()
+
+    def count_second_look(self, result: str) -> None:
+        """One request that routing asked the encoder about."""
+        self._child(self.second_looks, result).inc()
+
+    def count_rung(self, policy: str, verdict: str) -> None:
+        """One rung of a cascade: accepted, rejected, failed, or last."""
+        self._child(self.rungs, policy, verdict).inc()
 
     def exposition(self) -> tuple[bytes, str]:
         """The metrics of all gateway processes as text, and its content type."""

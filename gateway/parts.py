@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from backends.contract import Backend
 from gateway.cache.caches import Caches
+from gateway.cache.semantic import Encoder
 from gateway.ledger.budgets import Budgets
 from gateway.ledger.foreign_time import ForeignTime
 from gateway.ledger.keys import KeyBook
@@ -37,6 +38,8 @@ class Parts(Struct, frozen=True, kw_only=True):
     book: PolicyBook
     router: Router
     caches: Caches | None
+    encoder: Encoder | None
+    """Of the semantic cache and of second looks."""
     ledger: Ledger
     estimator: CostEstimator
     foreign: ForeignTime

@@ -116,8 +116,8 @@ class Pipeline:
         await self._finish(x, reply)
         if x.asked_as or x.outcome in ("cancelled", "error"):
             self.late_charges.follow(settlement, x.asked_as)
-        if x.lookup.encoding is not None and parts.caches is not None:
-            self.late_charges.follow_encoding(x.lookup.encoding, parts.caches, settlement)
+        if x.encoding is not None:
+            self.late_charges.follow_encoding(x.encoding, settlement)
         self.shadows.follow(x, settlement)
 
     async def _receive(
@@ -186,10 +186,10 @@ class Pipeline:
             luck=sticky_draw(x.request_id) if parts.settings.routing.explore else None,
             asked=x.asked,
         )
-        x.facts = x.routed.facts
+        facts = x.facts = x.routed.facts
         decision = x.routed.decision
         prompt = facts.features.prompt_tokens
-        estimates = x.facts.estimates
+        estimates = facts.estimates
         x.candidates = tuple(
             candidate_record(name, facts, estimates[name])
             if name in estimates
@@ -235,6 +235,7 @@ class Pipeline:
                 refresh=x.options.cache == "refresh",
             ),
             x.asked,
+            x.encoding,
         )
         x.cache = x.lookup.verdict
         if x.lookup.hit is not None:

@@ -143,6 +143,15 @@ class RoutingSettings(_Table, frozen=True, kw_only=True):
     conversation_s: Annotated[float, Meta(ge=0, le=86_400)] = 600.0
     """How long a turn's backend is remembered, for policies that count what its prefix cache saves:
     about as long as that cache lasts. 0: not at all."""
+    second_look: Literal["always", "unsure", "never"] = "unsure"
+    """For policies that say nothing: whether the encoder is asked for qualities, too, where the
+    head has a second stage (`policy fit` makes it). Without `[cache.semantic]` there is an encoder
+    only if one is listed."""
+    second_look_timeout_s: Seconds = 0.05
+    """Later vectors are not waited for: the first head decides alone."""
+    second_look_min_gap_usd: Decimal = Decimal("0.0001")
+    """Between the dearest and the cheapest candidate's expected answers, from which it pays to look
+    again where the head is unsure."""
 
 
 class EngineSettings(_Table, frozen=True, kw_only=True):

@@ -70,13 +70,12 @@ class Settler:
             parts.estimator.observe(charge)
 
     def _charge_encoding(self, x: Exchange) -> None:
-        """Book what the semantic cache's look at the question took, if the encoder has told."""
-        encoding, caches = x.lookup.encoding, self._parts.caches
+        """Book what encoding the question took, if the encoder has told."""
+        encoding, encoder = x.encoding, self._parts.encoder
         if encoding is None or not encoding.done() or encoding.cancelled():
             return
-        if encoding.exception() is None and caches is not None and caches.semantic is not None:
-            name = caches.semantic.encoder.name
-            self.charge(x, name, encoding.result().usage, 0.0, kind="encoder")
+        if encoding.exception() is None and encoder is not None:
+            self.charge(x, encoder.name, encoding.result().usage, 0.0, kind="encoder")
 
     async def charge_lost(
         self,

@@ -26,6 +26,7 @@ from policies.model import (
 )
 from policies.objective import rank
 from policies.sticky import settle
+from policies.uncertainty import uses_quality
 
 Cards = Mapping[str, BackendCard] | Sequence[BackendCard]
 PINNED = "pin"
@@ -66,6 +67,8 @@ class CompiledPolicy:
         """Whether decisions depend on `facts.estimates`."""
         self.uses_warmth = policy.sticky is not None or self.uses_estimates
         """Whether they depend on `facts.warm`; if that is known, on the estimates, too."""
+        self.uses_quality = uses_quality(policy)
+        """Whether they depend on predicted qualities."""
         self._rules: list[tuple[str, str, Route, list[Check]]] = [
             (rule.name, f"rule {rule.name}", rule, compile_when(rule.when)) for rule in policy.rules
         ]

@@ -194,6 +194,9 @@ class Policy(_Frozen, frozen=True, kw_only=True):
     description: str = ""
     sticky: Sticky | None = None
     """None: each turn is decided as if it were the first."""
+    second_look: Literal["always", "unsure", "never"] | None = None
+    """Whether the sentence encoder is asked, too, for predicted qualities: always, or where the
+    first head is unsure and the candidates' prices lie far apart. None: as configured."""
     rules: list[Rule] = field(default_factory=list)
     default: Route
 

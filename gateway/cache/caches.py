@@ -70,11 +70,14 @@ class Caches:
             self.semantic = SemanticCache(store, encoder, settings.semantic)
         self._pending: set[asyncio.Task[None]] = set()
 
-    async def lookup(self, query: CacheQuery, asked: Asked | None = None) -> Lookup:
+    async def lookup(
+        self, query: CacheQuery, asked: Asked | None = None, encoding: Encoding | None = None
+    ) -> Lookup:
         """Exact, then semantic, as far as the query allows.
 
         Args:
             asked: remembers the key of the exact cache.
+            encoding: of the question, where routing has asked for it already.
         """
         exact_key = self._exact_key(query, asked)
         available = True
@@ -95,7 +98,7 @@ class Caches:
         if query.refresh or not available or semantic_log is None or self.semantic is None:
             return miss
         try:
-            hit, encoding = await self.semantic.lookup(semantic_log, question)
+            hit, encoding = await self.semantic.lookup(semantic_log, question, encoding)
         except StoreUnavailable:
             return miss
         return Lookup(

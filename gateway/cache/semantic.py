@@ -152,14 +152,20 @@ class SemanticCache:
         self._settings = settings
         self._indexes: OrderedDict[str, _LogIndex] = OrderedDict()
 
-    async def lookup(self, log_key: str, question: str) -> tuple[Hit | None, Encoding]:
+    async def lookup(
+        self, log_key: str, question: str, encoding: Encoding | None = None
+    ) -> tuple[Hit | None, Encoding]:
         """The answer to a question that means the same, and the question's encoding.
+
+        Args:
+            encoding: of the question, where somebody has asked for it already.
 
         Returns:
             (hit or None, the encoding; unfinished when the encoder was late: a miss)
         """
-        encoding = asyncio.create_task(self.encoder.encode(question))
-        encoding.add_done_callback(_heed)
+        if encoding is None:
+            encoding = asyncio.create_task(self.encoder.encode(question))
+            encoding.add_done_callback(heed)
         try:
             vector, index = await asyncio.gather(self._vector(encoding), self._synced(log_key))
         except BaseException:
@@ -227,7 +233,7 @@ class SemanticCache:
         return index
 
 
-def _heed(encoding: Encoding) -> None:
+def heed(encoding: Encoding) -> None:
     """Look at how it ended: a failure that nobody waits for is no news to the event loop."""
     if not encoding.cancelled():
         encoding.exception()

@@ -48,6 +48,8 @@ def _story(record: dict[str, Any]) -> list[str]:
     told = request["decided_on"] or {}
     for candidate in request["candidates"]:
         lines.append(f"candidate {_candidate(candidate, told)}")
+    if told.get("second_look"):
+        lines.append(f"second    the encoder was asked: {_LOOKED[told['second_look']]}")
     if told.get("explored"):
         lines.append(f"explored  chance took the place of rule {told['explored']}")
     lines.append(f"cache     {request['cache']}" + _similarity(request["similarity"]))
@@ -64,6 +66,13 @@ def _story(record: dict[str, Any]) -> list[str]:
             f"it was made for {request['reuses'] or 'a request unknown'})"
         )
     return lines
+
+
+_LOOKED = {
+    "used": "qualities are the second head's",
+    "late": "it was late, the first head decided",
+    "failed": "it failed, the first head decided",
+}
 
 
 def _candidate(candidate: dict[str, Any], told: dict[str, Any]) -> str:

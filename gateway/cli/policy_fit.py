@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Whose tasks and difficulty to keep; else the configured head.",
 )
+@click.option(
+    "--second-stage/--no-second-stage",
+    default=True,
+    help="Also the head that reads the encoder's vectors, for a second look.",
+)
 @config_option
 @json_option
 @click.pass_context
@@ -43,6 +48,7 @@ def fit(
     feedback: bool,
     out: str,
     head: str | None,
+    second_stage: bool,
     config: str | None,
     as_json: bool,
 ) -> None:
@@ -56,6 +62,7 @@ def fit(
     base = head or settings.routing.head
     arguments = ["--out", out, *(["--head", base] if base else [])]
     if outcomes is not None:
+        arguments += ["--encoder", _encoder(settings)] if second_stage else []
         card = run_child("gateway.learning", [*arguments, "--outcomes", outcomes])
     else:
         with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as file:
@@ -66,6 +73,12 @@ def fit(
         print_json(card)
     else:
         _print_card(card, out)
+
+
+def _encoder(settings: Settings) -> str:
+    """The model of the semantic cache's encoder, which takes the second looks, too."""
+    name = settings.cache.semantic.encoder
+    return next((backend.model for backend in settings.backends if backend.name == name), name)
 
 
 def _opinions(settings: Settings) -> str:
@@ -105,6 +118,11 @@ def _print_card(card: dict[str, Any], out: str) -> None:
     Console().print(table)
     gate = card["sensitivity"]
     click.echo(f"words put around a prompt move it: {'little' if gate['passed'] else 'TOO MUCH'}")
+    second = card.get("second_stage")
+    if second is not None and second["area"] is not None:
+        gain = _interval(second["area"]["gain"])
+        use = "used where it may pay" if second["helps"] else "used only where a policy asks for it"
+        click.echo(f"a second look adds {gain} to the area: {use}")
 
 
 def _interval(figure: dict[str, float | None]) -> str:

@@ -1,8 +1,8 @@
 """`python -m gateway.learning --outcomes F --out DIR`: what `headgate policy fit` runs as a child.
 
 With --opinions instead, qualities come from feedback out of the ledger. Writes head.npz, words.npz,
-card.json, judges.json, predictions.jsonl, curves.json and curves.png. Exit codes: 0 written, 2
-something given cannot be used.
+card.json, judges.json, predictions.jsonl, curves.json and curves.png; with --encoder the second
+head, second.npz and second.json, too. Exit codes: 0 written, 2 something given cannot be used.
 """
 
 import argparse
@@ -26,12 +26,25 @@ from gateway.learning.opinions import fit_opinions, read_opinions
 from gateway.learning.outcomes import Outcomes, OutcomesError, read_outcomes
 from gateway.learning.plots import write_curves
 from gateway.learning.quality import FOLDS, Fitted, fit_quality, outputs_of
+from gateway.learning.second_stage import (
+    Embedder,
+    EncoderError,
+    EncoderProcess,
+    SecondStage,
+    remove_second,
+)
 from gateway.routing.classifier import SHIPPED_HEAD, Head
 from gateway.routing.judges import write_judges
 
 
-def fit_head(outcomes: Outcomes, base_folder: Path, out: Path) -> dict[str, Any]:
-    """Fit, measure and write everything; returns the card. Raises SettingsError for the base."""
+def fit_head(
+    outcomes: Outcomes, base_folder: Path, out: Path, embedder: Embedder | None = None
+) -> dict[str, Any]:
+    """Fit, measure and write everything; returns the card. Raises SettingsError for the base.
+
+    Args:
+        embedder: of the second head; None: there is none.
+    """
     base = Head.load(base_folder)
     groups, threshold = balanced_groups(outcomes.prompts, folds=FOLDS)
     fitted = fit_quality(Design(base), outcomes, groups)
@@ -41,13 +54,27 @@ def fit_head(outcomes: Outcomes, base_folder: Path, out: Path) -> dict[str, Any]
     judged = fit_judges(outcomes, fitted.quality, fitted.folds, "")
     card["judges"] = judges_card(judged.judges)
     card["cascade"] = cascade_card(outcomes, fitted, judged, groups)
+    second = None if embedder is None else _fit_second(outcomes, fitted, groups, embedder)
+    card["second_stage"] = None if second is None else second.summary
     card = write_head(base, base_folder, outputs, card, out)
+    remove_second(out) if second is None else second.write(card["version"], out)
     write_judges(replace(judged.judges, head=card["version"]), out)
     write_predictions(outcomes, fitted, out / "predictions.jsonl")
     if len(outcomes.backends) > 1 and not write_curves(outcomes, fitted, groups, out):
         print("curves.png: not drawn, matplotlib is missing: pip install 'headgate[train]'",
               file=sys.stderr)  # fmt: skip
     return card
+
+
+def _fit_second(
+    outcomes: Outcomes, fitted: Fitted, groups: Any, embedder: Embedder
+) -> SecondStage | None:
+    """The second head; None, and a word about it, where the encoder cannot be had."""
+    try:
+        return SecondStage.fit(outcomes, fitted, groups, embedder)
+    except EncoderError as error:
+        print(f"second.npz: not fitted: {error}", file=sys.stderr)
+        return None
 
 
 def write_predictions(outcomes: Outcomes, fitted: Fitted, path: Path) -> None:
@@ -73,12 +100,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source.add_argument("--opinions", type=Path, help="feedback out of the ledger, JSON Lines")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--head", type=Path, default=SHIPPED_HEAD, help="tasks come from this one")
+    parser.add_argument("--encoder", help="of the second head; without one it is not fitted")
     chosen = parser.parse_args(arguments)
+    embedder = EncoderProcess(chosen.encoder) if chosen.encoder else None
     try:
         if chosen.opinions is not None:
             card = fit_opinions(read_opinions(chosen.opinions), chosen.head, chosen.out)
         else:
-            card = fit_head(read_outcomes(chosen.outcomes), chosen.head, chosen.out)
+            card = fit_head(read_outcomes(chosen.outcomes), chosen.head, chosen.out, embedder)
     except (OutcomesError, SettingsError) as error:
         print(f"headgate: {error}", file=sys.stderr)
         return 2

@@ -110,7 +110,7 @@ def fit_quality(design: Design, outcomes: Outcomes, groups: NDArray[np.int64]) -
         if fold != FOLDS and not inside.any():
             continue
         fit_on = np.flatnonzero(outside)
-        alphas = _strengths(x[fit_on], targets[fit_on], groups[fit_on])
+        alphas = strengths(x[fit_on], targets[fit_on], groups[fit_on])
         linear = _fit(x, hidden, targets, fit_on, alphas)
         if inside.any():
             raw[inside] = linear(x[inside])
@@ -119,7 +119,7 @@ def fit_quality(design: Design, outcomes: Outcomes, groups: NDArray[np.int64]) -
     assert linear is not None  # the last one: fitted on all rows that are not frozen
     train = folds != FOLDS
     calibration = calibrate(raw[train], targets[train], len(outcomes.backends))
-    quality, gains = _calibrated(raw, targets, folds, len(outcomes.backends))
+    quality, gains = calibrated(raw, targets, folds, len(outcomes.backends))
     return Fitted(
         linear=linear,
         calibration=calibration,
@@ -145,7 +145,7 @@ def _fit(
     return ridge(sp.vstack(parts).tocsr(), np.concatenate(wanted), alphas * 2)
 
 
-def _strengths(x: Matrix, targets: Floats, groups: NDArray[np.int64]) -> Floats:
+def strengths(x: Matrix, targets: Floats, groups: NDArray[np.int64]) -> Floats:
     """The penalty of each target with the least squared error on a fifth of the groups."""
     held = fold_of(groups, np.zeros(len(groups), dtype=bool), targets, 5) == 0
     errors = []
@@ -207,7 +207,7 @@ def _newton(said: Floats, goal: Floats, *, slope: float | None = None) -> tuple[
     return float(beta[0]), float(beta[1])
 
 
-def _calibrated(
+def calibrated(
     raw: Floats, targets: Floats, folds: NDArray[np.int64], backends: int
 ) -> tuple[Floats, Floats]:
     """Each fold through a calibration that was made without its targets."""

@@ -45,6 +45,8 @@ class DecidedOn(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Who answered the conversation's turn before, and how many tokens that left there."""
     explored: str | None = None
     """The rule that decided, where chance then took another backend."""
+    second_look: str | None = None
+    """used, late or failed: what came of asking the encoder; None: it was not asked."""
 
 
 class Verdict(Struct, frozen=True, kw_only=True, omit_defaults=True):

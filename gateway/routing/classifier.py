@@ -19,6 +19,7 @@ from gateway.errors import SettingsError
 from gateway.routing.features import Content, Request, read
 from gateway.routing.judges import Judges
 from gateway.routing.language import detect
+from gateway.routing.second_head import SecondHead
 from gateway.routing.vectorise import (
     CHARS,
     COUNTS,
@@ -65,6 +66,8 @@ class Head(Struct, frozen=True, kw_only=True):
     """[L, 8], 1 where a label belongs to a task."""
     judges: Judges = Judges()
     """Of answers; empty where none were fitted."""
+    second: SecondHead | None = None
+    """What a second look adds; None where none was fitted."""
 
     @classmethod
     def load(cls, folder: Path) -> "Head":
@@ -90,6 +93,7 @@ class Head(Struct, frozen=True, kw_only=True):
                 words=WordVectors(words, vectors, arrays["word_weights"].astype(np.float32)),
                 to_task=to_task,
                 judges=Judges.load(folder),
+                second=SecondHead.load(folder, card["version"]),
             )
         except (OSError, ValueError, KeyError) as error:
             raise SettingsError(

@@ -7,6 +7,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import asdict
 
+from gateway.cache.semantic import Encoding
 from gateway.errors import GatewayError
 from gateway.ledger.money import usd_text
 from gateway.ledger.records import DecidedOn
@@ -24,6 +25,10 @@ class Routed(Struct, frozen=True, kw_only=True):
     decided_on: DecidedOn
     """For the ledger."""
     refusal: GatewayError | None = None
+    encoding: Encoding | None = None
+    """Of the request's text, where a second look has asked for it: somebody has to pay."""
+    second_look: str | None = None
+    """used, late, failed, or why there was none; None: the policy asks for no quality."""
 
 
 def explanation(
@@ -56,6 +61,7 @@ def explanation(
         "draw": decision.draw,
         "budget_left": budget.left,
         "features": features,
+        "second_look": routed.second_look,
         "facts": {
             "team": facts.team,
             "key": facts.key,

@@ -39,6 +39,7 @@ from gateway.routing.health import BackendRegistry
 from gateway.routing.judges import Judges
 from gateway.routing.moved import moved
 from gateway.routing.policy_book import LoadedPolicy, PolicyBook, UnknownPolicy
+from gateway.routing.second_look import Looked, SecondLooks
 from gateway.settings import Settings
 from policies.candidates import NO_FIT
 from policies.checker import PolicyError
@@ -86,6 +87,7 @@ class Router:
         decides: told once of each version of a policy that decides.
         effect: what operators' overrides mean now.
         conversations: who answered earlier turns.
+        second: asks the encoder where that may pay; None: there is none.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class Router:
         decides: Callable[[LoadedPolicy], None] | None = None,
         effect: Callable[[], Effect] = lambda: NOTHING,
         conversations: Conversations | None = None,
+        second: SecondLooks | None = None,
     ) -> None:
         self._aliases = settings.models
         self._classifier = classifier
@@ -108,6 +111,7 @@ class Router:
         self._decides = decides
         self._effect = effect
         self._conversations = conversations
+        self._second = second
         self._decided: set[tuple[str, str]] = set()
 
     def facts(
@@ -236,21 +240,37 @@ class Router:
         facts = replace(
             facts, allowed=resolved.allowed, pinned=effect.backend, barred=effect.drained
         )
-        decision = decide_policy(loaded.compiled, facts, cards, budget, now, draw)
+
+        def decided(changed: Facts) -> Decision:
+            return decide_policy(loaded.compiled, changed, cards, budget, now, draw)
+
+        decision = decided(facts)
         unsure = _left_out_by_bound(facts, decision, cards)
         if asked is not None and unsure:
             counted = await self._count(unsure, asked.raw)
             if counted:
                 facts = replace(facts, prompt_tokens_exact=counted)
-                decision = decide_policy(loaded.compiled, facts, cards, budget, now, draw)
+                decision = decided(facts)
+        looked: Looked | None = None
+        why_not: str | None = None
+        second = self._second if loaded.compiled.uses_quality else None
+        if second is not None and not exploring and decision.rule != PINNED:
+            why_not = second.why_not(
+                loaded.policy.second_look,
+                facts.features,
+                decision,
+                lambda name: self.forecasts.estimate(facts, cards[name]).cost_nano_usd,
+                lambda features: decided(replace(facts, features=features)),
+            )
+            if why_not is None and asked is not None and not dry:
+                looked = await second.look(read(asked.request).text, facts.features)
+                facts = replace(facts, features=looked.features)
+                decision = decided(facts)
         refusal: GatewayError | None = None
         if not decision.candidates:
-
-            def retry(changed: Facts) -> bool:
-                again = decide_policy(loaded.compiled, changed, cards, budget, now, draw)
-                return bool(again.candidates)
-
-            refusal = _refusal(facts, decision, loaded, cards, retry)
+            refusal = _refusal(
+                facts, decision, loaded, cards, lambda f: bool(decided(f).candidates)
+            )
         if effect.cache is not None:
             decision = replace(decision, cache=strictest(effect.cache, decision.cache))
         explored = None
@@ -268,13 +288,19 @@ class Router:
             decision=decision,
             loaded_policy=loaded,
             facts=facts,
-            decided_on=_decided_on(facts, cards, budget, explored),
+            decided_on=_decided_on(facts, cards, budget, explored, looked),
             refusal=refusal,
+            encoding=None if looked is None else looked.encoding,
+            second_look=None if second is None else _told(looked, why_not),
         )
         # a backend that could not count now may later; chance and forecasts change
         if asked is None or unsure or estimated or explored:
             return routed
-        return asked.remember("routed", inputs, routed)
+        if looked is None:
+            return asked.remember("routed", inputs, routed)
+        if looked.result == "used":
+            asked.remember("routed", inputs, replace(routed, encoding=None))  # paid for once
+        return routed
 
     async def _with_warmth(self, facts: Facts, asked: Asked) -> Facts:
         if self._conversations is None:
@@ -492,8 +518,19 @@ def strictest(*rules: CacheRule | None) -> CacheRule:
     return min((rule for rule in rules if rule is not None), key=order.index, default="semantic")
 
 
+def _told(looked: Looked | None, why_not: str | None) -> str:
+    """For explanations: what came of a second look, or why there was none."""
+    if looked is not None:
+        return looked.result
+    return why_not or "it would be looked at again; explaining asks nobody"
+
+
 def _decided_on(
-    facts: Facts, cards: Mapping[str, BackendCard], budget: BudgetState, explored: str | None
+    facts: Facts,
+    cards: Mapping[str, BackendCard],
+    budget: BudgetState,
+    explored: str | None,
+    looked: Looked | None,
 ) -> DecidedOn:
     """What the policy was told, beside the columns that a request's row has anyway."""
     return DecidedOn(
@@ -509,6 +546,7 @@ def _decided_on(
         down=tuple(card.name for card in cards.values() if not card.ready),
         warm=None if facts.warm is None else (facts.warm.backend, facts.warm.tokens),
         explored=explored,
+        second_look=None if looked is None else looked.result,
     )
 
 

@@ -103,7 +103,8 @@ def settings(folder: Path, *backends: BackendSettings, **tables: Any) -> Setting
 
 
 @functools.cache
-def _classifier() -> Classifier:
+def shipped_classifier() -> Classifier:
+    """Loaded once."""
     return Classifier.load()
 
 
@@ -128,11 +129,13 @@ async def gateway(
     chosen: Settings,
     backends: Mapping[str, Backend] | None = None,
     store: Store | None = None,
+    classifier: Classifier | None = None,
 ) -> AsyncIterator[Gateway]:
     """A gateway over echo backends (or the given ones)."""
     made = backends or {backend.name: EchoBackend(backend.name) for backend in chosen.backends}
     prepare(Path(chosen.state_dir))
-    app = create_app(chosen, backends=made, store=store, classifier=_classifier())
+    classifier = classifier or shipped_classifier()
+    app = create_app(chosen, backends=made, store=store, classifier=classifier)
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)  # type: ignore[arg-type]
     async with (
         app.lifespan(),

@@ -164,7 +164,7 @@ def test_three_backends_and_missing_scores_are_fitted(tmp_path: Path) -> None:
 def test_the_command_runs_a_child_and_passes_its_exit_code(tmp_path: Path) -> None:
     """--json prints the card; a bad file exits 2."""
     file = made_up.write(tmp_path / "o.jsonl", made_up.rows(120))
-    command = ["policy", "fit", "--out", str(tmp_path / "head"), "--outcomes"]
+    command = ["policy", "fit", "--no-second-stage", "--out", str(tmp_path / "head"), "--outcomes"]
     done = CliRunner().invoke(cli, [*command, str(file), "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["rows"] == 120
