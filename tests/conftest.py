@@ -1,5 +1,7 @@
-"""Fixtures that several rooms share: a real Redis, the shared corpus."""
+"""Fixtures that several rooms share, and what keeps tests quick: one thread, memory for disk."""
 
+import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -10,6 +12,27 @@ from socket import AF_UNIX, socket
 import pytest
 
 from gateway.cache.server import redis_command
+
+# Tensors of tests are small, and tests run side by side: OpenMP's threads would wait for each other
+# five times as long as they work. Tests of several threads ask for them. Read when torch loads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+_MEMORY = Path("/dev/shm")
+"""A file system in memory, where fsync costs nothing."""
+_NEEDED_BYTES = 4 << 30
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Temporary folders lie in memory, unless somebody says where: kill -9 does not empty it."""
+    if config.option.basetemp is None and _is_usable(_MEMORY):
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
+
+
+def _is_usable(folder: Path) -> bool:
+    if not os.access(folder, os.W_OK) or os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        return False
+    return shutil.disk_usage(folder).free >= _NEEDED_BYTES
 
 
 class RedisServer:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
@@ -126,14 +127,15 @@ def test_run_folder_is_short_private_and_emptied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Socket paths fit their 107 bytes, others cannot enter, and leftovers are gone."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     state = tmp_path / ("deep" * 50)
-    folder = make_run_folder(state)
-    (folder / "old.sock").touch()
-    assert make_run_folder(state) == folder
-    assert list(folder.iterdir()) == []
-    assert folder.stat().st_mode & 0o077 == 0
-    assert len(str(folder / ("b" * 40))) < 107
+    with TemporaryDirectory() as runtime_dir:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", runtime_dir)
+        folder = make_run_folder(state)
+        (folder / "old.sock").touch()
+        assert make_run_folder(state) == folder
+        assert list(folder.iterdir()) == []
+        assert folder.stat().st_mode & 0o077 == 0
+        assert len(str(folder / ("b" * 40))) < 107
 
 
 def test_run_folder_of_somebody_else_is_refused(

@@ -100,13 +100,12 @@ def paged_batch(
     cache_shape = (num_blocks, block_size, kv_heads, head_dim)
     k_cache, v_cache = torch.full(cache_shape, torch.nan), torch.full(cache_shape, torch.nan)
     for row, (_, context_len) in enumerate(sequences):
-        for position in range(context_len):
-            index, offset = divmod(position, block_size)
-            if offset == 0:
-                block_tables[row, index] = free.pop()
-            block = block_tables[row, index]
-            k_cache[block, offset] = torch.randn(kv_heads, head_dim, generator=generator)
-            v_cache[block, offset] = torch.randn(kv_heads, head_dim, generator=generator)
+        blocks = torch.tensor([free.pop() for _ in range(needed[row])], dtype=torch.long)
+        block_tables[row, : needed[row]] = blocks
+        position = torch.arange(context_len)
+        place = blocks[position // block_size], position % block_size
+        for cache in (k_cache, v_cache):
+            cache[place] = torch.randn(context_len, kv_heads, head_dim, generator=generator)
     counts = [queries for queries, _ in sequences]
     q = torch.randn(sum(counts), query_heads, head_dim, generator=generator)
     cache_dtype = cache_dtype or q_dtype

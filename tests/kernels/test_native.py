@@ -11,6 +11,7 @@ from kernel_cases import PagedBatch, Runner, paged_batch, random
 
 from kernels import native
 from kernels.errors import KernelError
+from kernels.packed_linear import pack
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no C++ compiler here")
 
@@ -29,7 +30,7 @@ def _python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_native_attention_of_a_sequence_ignores_its_batch() -> None:
-    """Bit for bit, a decode step answers the same alone, in a batch, and on any threads."""
+    """Bit for bit, a decode step answers the same alone and in a batch."""
     sequences = [(1, 90), (1, 7), (3, 40), (1, 300)]
     together = paged_batch(sequences, head_dim=32, query_heads=8)
     whole = together.run(NATIVE)
@@ -48,6 +49,31 @@ def test_native_attention_of_a_sequence_ignores_its_batch() -> None:
             }
         )
         assert torch.equal(alone.run(NATIVE), whole[rows])
+
+
+def test_native_ops_answer_alike_on_any_threads() -> None:
+    """Bit for bit, work that is large enough to be shared out gives what one thread gives."""
+    x, bias = random(9, 512), random(160, seed=2)
+    codes = torch.randint(-127, 128, (160, 512), dtype=torch.int8)
+    halves = torch.randint(256, (160, 256)).to(torch.uint8)
+    calls = {
+        "paged_attention": lambda: paged_batch([(4, 400), (1, 700)], head_dim=64).run(NATIVE),
+        "quant_linear": lambda: NATIVE("quant_linear", x, codes, bias),
+        "int4_linear": lambda: NATIVE("int4_linear", x, halves, bias.view(160, 1)),
+        "packed_linear": lambda: NATIVE(
+            "packed_linear", x, pack(codes.float()), bias, channels=160
+        ),
+    }
+    before = torch.get_num_threads()
+    try:
+        for name, call in calls.items():
+            torch.set_num_threads(1)
+            alone = call()
+            torch.set_num_threads(3)
+            assert native.threads_for(9 * 160 * 512) == 3
+            assert torch.equal(call(), alone), name
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_native_verification_equals_plain_decode() -> None:
