@@ -1,8 +1,9 @@
 """The engine server's Prometheus metrics; token times have vLLM's buckets."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -27,8 +28,12 @@ class EngineMetrics:
     """Counts and times of one engine; `text()` is what /metrics serves."""
 
     def __init__(
-        self, stats: Callable[[], EngineStats], costs: Callable[[], StepCoefficients]
+        self,
+        stats: Callable[[], EngineStats],
+        costs: Callable[[], StepCoefficients],
+        about: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        """`about` becomes the labels of `headgate_engine_info`."""
         self._registry = registry = CollectorRegistry()
         self.ttft = _histogram(
             "time_to_first_token", "From arrival to the first token.", _TTFT_BUCKETS, registry
@@ -51,6 +56,10 @@ class EngineMetrics:
             ["finish_reason"],
             registry=registry,
         )
+        info = Gauge(
+            "headgate_engine_info", "What was chosen for this engine.", about, registry=registry
+        )
+        (info.labels(*about.values()) if about else info).set(1)
         registry.register(_StatsCollector(stats))
         registry.register(_CostCollector(costs))
 

@@ -68,7 +68,7 @@ def make_app(
     """
     tokenizer = engine.tokenizer
     assert isinstance(tokenizer, Tokenizer)
-    metrics = EngineMetrics(engine.stats, engine.step_costs)
+    metrics = EngineMetrics(engine.stats, engine.step_costs, engine.about)
     runner = AsyncEngine(engine, on_queue_time=metrics.queue_time.observe, on_death=on_death)
     runner.start()
     backend = EngineBackend(
@@ -87,6 +87,7 @@ def make_app(
             "model": names[0],
             "max_model_len": engine.config.longest_sequence,
             "kv_cache_usage_ratio": round(engine.stats().kv_usage_ratio, 6),
+            "engine": dict(engine.about),
         }
 
     return create_app(

@@ -152,10 +152,10 @@ def _built(level: str) -> Path:
         raise OSError(f"no C++ compiler found (tried CXX, {', '.join(COMPILERS)})")
     root = Path(__file__).parent
     flags = (*FLAGS, *LEVELS[level])
-    digest = hashlib.sha256("\0".join((compiler, *flags, _cpu())).encode())
+    digest = hashlib.sha256("\0".join((compiler, *flags, cpu_flags())).encode())
     for source in sorted([*root.glob("*.cpp"), *root.glob("*.h"), *root.glob("*/cpu.cpp")]):
         digest.update(source.read_bytes())
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headgate"
+    folder = cache_folder()
     path = folder / f"kernels-{digest.hexdigest()[:20]}.so"
     if not path.exists():
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -178,8 +178,13 @@ def _compile(command: list[str], source: Path, target: Path) -> None:
         raise OSError(f"{command[0]} failed: {done.stderr[-500:]}")
 
 
-def _cpu() -> str:
-    """What -march=native depends on."""
+def cache_folder() -> Path:
+    """Where things lie that hold for this machine and can be made anew."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headgate"
+
+
+def cpu_flags() -> str:
+    """What -march=native depends on, and what is fast."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")

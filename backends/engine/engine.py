@@ -6,8 +6,9 @@ tokens, turns them into text, and shares its wall time among the sequences it wo
 
 import secrets
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Protocol
 
 from msgspec import Struct
@@ -106,14 +107,17 @@ class Engine:
         new_seed: Callable[[], int] = lambda: secrets.randbits(63),
         started_ns: int | None = None,
         meter: MeterSlot | None = None,
+        about: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Args:
         speculator: guesses tokens ahead; None: no speculation.
         started_ns: when loading began, on `now_ns`'s clock.
         meter: shares the machine's time with its other processes; None: this engine is alone.
+        about: what was chosen for this model and machine, for people to read.
         """
         self.config = config
         self.tokenizer = tokenizer
+        self.about = about
         self.scheduler = Scheduler(config)
         self.runner = runner
         self._speculator = speculator

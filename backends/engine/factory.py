@@ -7,14 +7,15 @@ from typing import Final
 
 import torch
 
-from backends.engine.config import DEFAULT_KV_MEMORY_BYTES, EngineConfig, KvCacheDtype
+from backends.engine.config import DEFAULT_KV_MEMORY_BYTES, EngineConfig
 from backends.engine.decode_graphs import CudaCapture
 from backends.engine.draft_runner import DraftRunner
+from backends.engine.dtypes import pick_dtypes
 from backends.engine.engine import Engine
 from backends.engine.graph_runner import GraphModelRunner
-from backends.engine.kv_cache import free_cpu_memory, kv_bytes_per_token, kv_memory_bytes
+from backends.engine.kv_cache import kv_bytes_per_token, kv_memory_bytes
 from backends.engine.model_runner import ModelRunner
-from backends.engine.options import DtypeOption, EngineOptions
+from backends.engine.options import EngineOptions
 from backends.errors import ModelLoadError
 from backends.meter import MeterSlot
 from backends.models.config import ModelConfig, read_model_config
@@ -25,15 +26,6 @@ from backends.tokenizer import Tokenizer
 from kernels.dispatch import implementation_for
 from kernels.invariance import promise
 
-_DTYPES: Final = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "int8": torch.int8,
-    "fp8": torch.float8_e4m3fn,
-}
-_FP8_CAPABILITY: Final = (8, 9)
-"""Ada's."""
 _SMALL_STEP_BYTES: Final = 32 * 2**20
 """A forward pass that reads less than this has little to share out."""
 _SMALL_STEP_THREADS: Final = 4
@@ -62,8 +54,7 @@ def build_engine(options: EngineOptions, *, meter: MeterSlot | None = None) -> E
             f"{str(folder)!r}: the tokenizer has {tokenizer.vocab_size} tokens, but config.json's "
             f"vocab_size is {model_config.vocab_size}; they do not belong together"
         )
-    dtype = pick_dtype(options.dtype, model_config, device)
-    kv_dtype = _kv_dtype(options.kv_cache_dtype, dtype, device)
+    dtype, kv_dtype = pick_dtypes(options, model_config, device)
     length = min(
         options.max_model_len or model_config.max_position_embeddings,
         model_config.max_position_embeddings,
@@ -89,8 +80,25 @@ def build_engine(options: EngineOptions, *, meter: MeterSlot | None = None) -> E
         config.speculation, draft_model=draft, now_ns=time.perf_counter_ns
     )
     return Engine(
-        config, runner, tokenizer, speculator=speculator, started_ns=started_ns, meter=meter
+        config,
+        runner,
+        tokenizer,
+        speculator=speculator,
+        started_ns=started_ns,
+        meter=meter,
+        about={
+            "device": str(device),
+            "kernels": implementation_for(device.type),
+            "dtype": _name(dtype),
+            "kv_cache_dtype": _name(kv_dtype),
+            "quantization": model.quantization or "none",
+            "threads": str(torch.get_num_threads()),
+        },
     )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _runner(
@@ -123,22 +131,6 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_dtype(option: DtypeOption, config: ModelConfig, device: torch.device) -> torch.dtype:
-    """Choose what to compute in.
-
-    On the CPU bf16 attention is ten times slower than fp32 at one query, and a small layer's
-    call costs more than its arithmetic, so auto is fp32 there while the weights fit easily. C++
-    keeps weights of 16 bits as they are stored.
-    """
-    if option != "auto":
-        return _DTYPES[option]
-    if device.type == "cuda":
-        return torch.bfloat16
-    kept = config.dtype != "float32" and implementation_for("cpu") == "native"
-    fits = (2 if kept else 4) * _parameters(config) < max(free_cpu_memory() // 2, 2**30)
-    return torch.float32 if fits else torch.bfloat16
-
-
 def check_deterministic(model: Model) -> None:
     """Refuse kernels whose result for one row depends on how many stand beside it.
 
@@ -164,21 +156,6 @@ def pick_threads(step_bytes: int) -> int:
         return max(1, cores or 1)
     passive = os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
     return min(_SMALL_STEP_THREADS, cores or 1) if passive else 1
-
-
-def _kv_dtype(option: KvCacheDtype, dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    if option == "auto":
-        return torch.float32 if device.type == "cpu" else dtype
-    if (
-        option == "fp8"
-        and device.type == "cuda"
-        and torch.cuda.get_device_capability(device) < _FP8_CAPABILITY
-    ):
-        raise ValueError(
-            f"kv_cache_dtype is 'fp8', but {torch.cuda.get_device_name(device)} cannot read fp8; "
-            "use int8, which takes as little"
-        )
-    return _DTYPES[option]
 
 
 def _engine_config(
@@ -253,16 +230,3 @@ def _check_same_tokens(target: Path, draft: Path) -> None:
             f"draft model {str(draft)!r} has another tokenizer than {str(target)!r}; "
             "choose one of the same family"
         )
-
-
-def _parameters(config: ModelConfig) -> int:
-    """Count the weights, near enough to plan memory."""
-    heads = config.num_attention_heads + config.num_key_value_heads
-    attention = 2 * config.hidden_size * heads * config.head_dim
-    features = sum(
-        config.intermediate_size if experts is None else experts.count * experts.intermediate_size
-        for experts in config.family.experts
-    )
-    tables = 1 if config.tie_word_embeddings else 2
-    layers = config.num_hidden_layers * attention + 3 * config.hidden_size * features
-    return layers + tables * config.vocab_size * config.hidden_size

@@ -26,14 +26,15 @@ class EngineOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     device: str = "auto"
     """auto: the first GPU if torch sees one, else the CPU."""
     dtype: DtypeOption = "auto"
-    """Of activations and unquantised weights. auto: bfloat16 on a GPU; on the CPU float32, in which
-    small models are fastest, unless the weights would fill the memory."""
+    """Of activations and unquantised weights. auto: bfloat16 on a GPU; on the CPU float32, unless
+    bfloat16 is measured to be faster or the weights would fill the memory."""
     quantization: QuantizeAtLoad | None = None
     """Round linear weights at load, unless the folder's are quantised already. int8: by channel;
     int4: in groups (the head and what no group divides: int8); fp8: activations too, on GPUs."""
     kv_cache_dtype: KvCacheDtype = "auto"
-    """auto: float32 on the CPU, else `dtype`. int8 and fp8 take half of bfloat16, with a scale per
-    token and head; on the CPU eager torch reads them, slowly."""
+    """auto: `dtype` on a GPU. On the CPU float32; where `dtype` is auto too and answers need not be
+    deterministic, 16 bits if they are measured to be faster. int8 and fp8 take half of those, with
+    a scale per token and head."""
     max_model_len: int | None = None
     """None: what the model was made for."""
     max_num_seqs: int = 64

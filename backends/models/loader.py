@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 import torch
@@ -23,6 +23,27 @@ _SINGLE_FILE: Final = "model.safetensors"
 EMBEDDING: Final = "model.embed_tokens.weight"
 _DERIVED: Final = ".rotary_emb.inv_freq"
 """Old checkpoints store these; we compute them."""
+
+
+class Tensors(Protocol):
+    """Tensors by name."""
+
+    @property
+    def folder(self) -> Path:
+        """Where they lie, for errors."""
+        ...
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is a tensor of that name."""
+        ...
+
+    def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Read one tensor."""
+        ...
+
+    def ignore(self, name: str) -> None:
+        """Let a tensor stand unread."""
+        ...
 
 
 class Checkpoint:
@@ -90,7 +111,7 @@ class WeightReader:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: Tensors,
         *,
         device: torch.device,
         dtype: torch.dtype,

@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 
-from backends.engine.factory import pick_device, pick_dtype, pick_threads
+from backends.engine.dtypes import pick_dtypes
+from backends.engine.factory import pick_device, pick_threads
+from backends.engine.options import EngineOptions
 from backends.models.config import ModelConfig
 from backends.models.families import read_family
 
@@ -29,12 +32,29 @@ def _config(layers: int) -> ModelConfig:
     )
 
 
-def test_dtype_is_fp32_on_the_cpu_while_the_weights_fit() -> None:
-    """A model whose fp32 weights would fill any memory falls back to bf16; options win."""
-    assert pick_dtype("auto", _config(0), CPU) == torch.float32
-    assert pick_dtype("auto", _config(10_000), CPU) == torch.bfloat16
-    assert pick_dtype("float16", _config(0), CPU) == torch.float16
-    assert pick_dtype("auto", _config(0), torch.device("cuda")) == torch.bfloat16
+@pytest.mark.parametrize(
+    ("asked", "layers", "wanted"),
+    [
+        ({"deterministic": True}, 1, (torch.float32, torch.float32)),
+        ({}, 10_000, (torch.bfloat16, torch.float32)),
+        ({"dtype": "float16"}, 1, (torch.float16, torch.float32)),
+        ({"dtype": "float32", "kv_cache_dtype": "int8"}, 1, (torch.float32, torch.int8)),
+    ],
+    ids=["deterministic", "too large", "told", "both told"],
+)
+def test_dtypes_on_the_cpu_are_not_measured_where_they_are_given(
+    asked: dict[str, Any], layers: int, wanted: tuple[torch.dtype, torch.dtype]
+) -> None:
+    """Options win; weights that would fill the memory take bf16; what must repeat takes fp32."""
+    assert pick_dtypes(EngineOptions(model="m", **asked), _config(layers), CPU) == wanted
+
+
+def test_dtypes_on_a_gpu_are_bf16_unless_told() -> None:
+    """Keys and values follow."""
+    gpu = torch.device("cuda")
+    half = EngineOptions(model="m", dtype="float16")
+    for options, wanted in ((EngineOptions(model="m"), torch.bfloat16), (half, torch.float16)):
+        assert pick_dtypes(options, _config(1), gpu) == (wanted, wanted)
 
 
 def test_threads_of_small_models_depend_on_how_threads_wait(

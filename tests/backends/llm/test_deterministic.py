@@ -110,7 +110,7 @@ def test_deterministic_is_refused_where_it_cannot_be_promised(folder: Path) -> N
 
 
 def test_fp32_answers_are_the_same_bits_without_asking(folder: Path) -> None:
-    """On a CPU the option changes nothing but the promise."""
-    plain = build_engine(read_options({"model": str(folder), "threads": 2}))
+    """On a CPU that is told to compute in fp32 the option changes nothing but the promise."""
+    plain = build_engine(read_options({"model": str(folder), "threads": 2, "dtype": "float32"}))
     assert _run(plain, [[3, 4, 5]]) == _run(_engine(folder), [[3], [4], [5]])
     assert torch.get_num_threads() == 2
