@@ -29,3 +29,13 @@ def engine(flags: tuple[str, ...]) -> None:
 def kernels(flags: tuple[str, ...]) -> None:
     """Speed of every op by implementation and shape (see `headgate bench kernels --help`)."""
     os.execv(sys.executable, [sys.executable, "-P", "-m", "backends.bench_kernels", *flags])
+
+
+@bench.command(
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+@click.argument("flags", nargs=-1, type=click.UNPROCESSED)
+def serve(flags: tuple[str, ...]) -> None:
+    """Load on a running server, and how fast it answers (see `headgate bench serve --help`)."""
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "backends.bench_serve", *flags])

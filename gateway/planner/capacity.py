@@ -16,7 +16,7 @@ from gateway.planner.errors import PlanError
 from gateway.planner.hardware import Hardware
 from gateway.planner.shapes import WEIGHT_BYTES, ModelShape
 from gateway.planner.simulate import Simulated, simulate
-from gateway.planner.steps import COMPUTE_DTYPE, Roofline, StepModel
+from gateway.planner.steps import COMPUTE_DTYPE, Roofline, StepModel, Work
 from gateway.planner.workload import Slo, Workload, percentile
 
 BLOCK_TOKENS = 16
@@ -68,9 +68,15 @@ class Setup(Struct, frozen=True, kw_only=True):
         technique = self.technique
         prompt = workload.mean_prompt_tokens * (1 - workload.prefix_share)
         steps = max(1.0, workload.mean_output_tokens / technique.tokens_per_step)
-        tokens = batch * (1 + prompt / steps)
-        kv_tokens = batch * (workload.mean_prompt_tokens + workload.mean_output_tokens / 2)
-        took = self.step.seconds(round(tokens), batch, round(kv_tokens)) * technique.step_factor
+        work = Work(
+            steps=1.0,
+            decode_tokens=batch,
+            decode_attended=batch * (workload.mean_prompt_tokens + workload.mean_output_tokens / 2),
+            prefill_tokens=batch * prompt / steps,
+            prefill_attended=batch * prompt / steps * workload.mean_prompt_tokens / 2,
+            prompts=batch / steps,
+        )
+        took = self.step.seconds(work) * technique.step_factor
         return batch / (steps * took), took / technique.tokens_per_step
 
     def best_batch(self, workload: Workload, slo: Slo) -> int:

@@ -51,10 +51,14 @@ class ModelShape(Struct, frozen=True, kw_only=True):
         """Bytes of keys and values of one token over all layers."""
         return 2 * self.layers * self.kv_heads * self.head_dim * kv_bytes
 
-    def flops_per_token(self, context: float = 0.0) -> float:
-        """Operations of one token that attends to `context` others."""
-        linear = 2.0 * (self.layer_params + self.hidden * self.vocab)
-        return linear + 4.0 * self.layers * self.heads * self.head_dim * context
+    def flops_per_token(self) -> float:
+        """Operations of one token, without what it attends to."""
+        return 2.0 * (self.layer_params + self.hidden * self.vocab)
+
+    @property
+    def attention_flops(self) -> float:
+        """Operations of one token for each that it attends to."""
+        return 4.0 * self.layers * self.heads * self.head_dim
 
 
 _FAMILY = (

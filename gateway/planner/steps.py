@@ -1,13 +1,14 @@
 """How long one engine step takes: by roofline, or fitted to measured steps.
 
-A step computes `tokens` (decoding sequences bring one each, prompts a chunk) for `sequences`, and
-its attention reads the keys and values of `kv_tokens`. It cannot be faster than reading the weights
-and that cache once, nor than its multiplications (Williams et al. 2009, "Roofline"); tensor
-parallelism divides both and adds two all-reduces a layer (Shoeybi et al. 2019, "Megatron-LM").
+A step decodes one token for each sequence that is under way, and computes parts of new prompts.
+It cannot be faster than reading the weights and the cache once, nor than its multiplications
+(Williams et al. 2009, "Roofline"); tensor parallelism divides both and adds two all-reduces a layer
+(Shoeybi et al. 2019, "Megatron-LM"), pipeline parallelism hands the activations on between stages
+(Huang et al. 2019, "GPipe").
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from msgspec import Struct
@@ -20,6 +21,21 @@ COMPUTE_DTYPE = {"fp32": "fp32", "bf16": "bf16", "fp8": "fp8", "int8": "bf16", "
 """Weight-only int8 and int4 are multiplied in 16 bits."""
 
 
+class Work(NamedTuple):
+    """What is computed, in one step or in several together."""
+
+    steps: float = 1.0
+    decode_tokens: float = 0.0
+    decode_attended: float = 0.0
+    """Summed over the decoded tokens: how many earlier ones each looks back at."""
+    prefill_tokens: float = 0.0
+    prefill_attended: float = 0.0
+    prompts: float = 0.0
+    """Whose first part is computed: setting up a request holds the others up as well."""
+    requests: float = 0.0
+    """Received and parsed, one after another, before the engine knows of them."""
+
+
 class StepModel(Protocol):
     """Seconds of a step on one replica."""
 
@@ -28,8 +44,13 @@ class StepModel(Protocol):
         """assumed, or the file it was measured in."""
         ...
 
-    def seconds(self, tokens: int, sequences: int, kv_tokens: int) -> float:
-        """One step's wall time."""
+    @property
+    def request_s(self) -> float:
+        """What receiving a request takes, before the engine knows of it."""
+        ...
+
+    def seconds(self, work: Work) -> float:
+        """Wall time of that work in the engine."""
         ...
 
 
@@ -41,6 +62,8 @@ class Roofline(Struct, frozen=True, kw_only=True):
     precision: str = "bf16"
     devices: int = 1
     """Tensor parallelism."""
+    stages: int = 1
+    """Pipeline parallelism: groups of `devices`, each with its part of the layers."""
     kv_bytes: float = 2.0
     """Of one key or value element."""
     bandwidth_share: float = 0.75
@@ -52,36 +75,50 @@ class Roofline(Struct, frozen=True, kw_only=True):
     def source(self) -> str:
         return "assumed"
 
-    def seconds(self, tokens: int, sequences: int, kv_tokens: int) -> float:
-        """max(memory, compute) + all-reduces + overhead."""
+    @property
+    def request_s(self) -> float:
+        return 0.0
+
+    def seconds(self, work: Work) -> float:
+        """max(memory, compute) + all-reduces + hand-overs + overhead, of `work.steps` steps.
+
+        One step after another: stages add up, and while one works the others serve other batches.
+        """
+        tokens = work.decode_tokens + work.prefill_tokens
         if tokens <= 0:
             return 0.0
         shape, hardware = self.shape, self.hardware
-        read = shape.read_bytes(self.precision)
-        read += kv_tokens * shape.kv_bytes_per_token(self.kv_bytes)
+        read = shape.read_bytes(self.precision) * work.steps
+        read += work.decode_attended * shape.kv_bytes_per_token(self.kv_bytes)
         bandwidth = hardware.bandwidth_gb_s * 1e9 * self.bandwidth_share * self.devices
-        context = kv_tokens / max(1, sequences)
-        flops = tokens * shape.flops_per_token(context)
+        flops = tokens * shape.flops_per_token()
+        flops += (work.decode_attended + work.prefill_attended) * shape.attention_flops
         rate = hardware.flops(COMPUTE_DTYPE[self.precision]) * self.compute_share * self.devices
-        return max(read / bandwidth, flops / rate) + self.all_reduce_s(tokens) + self.overhead_s
+        links = self.all_reduce_s(tokens, work.steps) + self.hand_over_s(tokens, work.steps)
+        return max(read / bandwidth, flops / rate) + links + self.overhead_s * work.steps
 
-    def all_reduce_s(self, tokens: int) -> float:
+    def all_reduce_s(self, tokens: float, steps: float = 1.0) -> float:
         """Two ring all-reduces a layer of `tokens` × hidden 16-bit values; 0 on one device."""
         if self.devices == 1:
             return 0.0
         sent = 2.0 * (self.devices - 1) / self.devices * tokens * self.shape.hidden * 2
-        one = sent / (self.hardware.link_gb_s * 1e9) + self.hardware.link_latency_us * 1e-6
-        return 2 * self.shape.layers * one
+        latency_s = steps * self.hardware.link_latency_us * 1e-6
+        return 2 * self.shape.layers * (sent / (self.hardware.link_gb_s * 1e9) + latency_s)
+
+    def hand_over_s(self, tokens: float, steps: float = 1.0) -> float:
+        """Activations from each stage to the next."""
+        if self.stages == 1:
+            return 0.0
+        sent = tokens * self.shape.hidden * 2 / (self.hardware.link_gb_s * 1e9)
+        return (self.stages - 1) * (sent + steps * self.hardware.link_latency_us * 1e-6)
 
 
-class MeasuredStep(Struct, frozen=True, kw_only=True):
-    """A step that somebody timed."""
+class Measured(Struct, frozen=True, kw_only=True):
+    """Work that somebody timed."""
 
     shape: ModelShape
     precision: str
-    tokens: int
-    sequences: int
-    kv_tokens: int
+    work: Work
     seconds: float
 
 
@@ -92,52 +129,99 @@ class Fitted(Struct, frozen=True, kw_only=True):
     per step. No term is negative (Lawson and Hanson 1974, non-negative least squares).
     """
 
-    shape: ModelShape
-    precision: str
-    rates: tuple[float, ...]
-    """Seconds per unit of each of `features`."""
+    costs: Work
+    """Seconds of one of each."""
     source: str
+    rates: tuple[float, ...] = ()
+    """Seconds per unit of each of `units`."""
+    error: float = 0.0
+    """Median relative error of what it was fitted to."""
 
-    def seconds(self, tokens: int, sequences: int, kv_tokens: int) -> float:
+    @property
+    def request_s(self) -> float:
+        return self.costs.requests
+
+    def seconds(self, work: Work) -> float:
         """The fitted sum."""
-        if tokens <= 0:
-            return 0.0
-        units = features(self.shape, self.precision, tokens, sequences, kv_tokens)
-        return sum(rate * unit for rate, unit in zip(self.rates, units, strict=True))
+        a, b = self.costs, work
+        return (
+            a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3] + a[4] * b[4] + a[5] * b[5]
+        )  # fmt: skip
 
 
-def features(
-    shape: ModelShape, precision: str, tokens: int, sequences: int, kv_tokens: int
-) -> tuple[float, ...]:
-    """What a step's time is made of: the step, its layers, weight bytes, operations, cache bytes,
-    sampled rows."""
-    return (
-        1.0,
-        float(shape.layers),
-        shape.read_bytes(precision),
-        tokens * shape.flops_per_token(0.0),
-        kv_tokens * shape.kv_bytes_per_token(),
-        float(sequences),
-    )
+def units(shape: ModelShape, precision: str) -> np.ndarray:
+    """What the seconds of each part of a work are made of: [7 parts of Work, 12 rates].
+
+    The rates: a step; a layer of a step; a byte of weights; a decoded token; an operation while
+    decoding; a byte of cache, an operation on it; a prompt's token; an operation of one; one of
+    its attention; a request in the engine; a request before it.
+    """
+    flops = shape.flops_per_token()
+    made = np.zeros((len(Work._fields), len(PRIOR["gpu"])))
+    made[0, :3] = 1.0, shape.layers, shape.read_bytes(precision)
+    made[1, 3:5] = 1.0, flops
+    made[2, 5:7] = shape.kv_bytes_per_token(), shape.attention_flops
+    made[3, 7:9] = 1.0, flops
+    made[4, 9] = shape.attention_flops
+    made[5, 10] = made[6, 11] = 1.0
+    return made
 
 
-def fit(measured: Sequence[MeasuredStep], shape: ModelShape, precision: str, source: str) -> Fitted:
-    """Rates that explain the measured steps with the least relative error.
+PRIOR: dict[str, tuple[float, ...]] = {
+    "cpu": (
+        1e-5,
+        4.2e-5,
+        2.6e-11,
+        1.8e-5,
+        1e-13,
+        1e-12,
+        5e-11,
+        1.1e-5,
+        1.4e-12,
+        1e-11,
+        5.5e-4,
+        7e-4,
+    ),
+    "gpu": (1e-3, 1e-5, 4e-13, 1e-5, 2e-15, 4e-13, 1e-16, 1e-7, 2e-15, 4e-15, 5e-4, 1e-3),
+}
+"""How the rates relate where the measurements tell two of them not apart; their scale is fitted."""
+_PRIOR_WEIGHT = 0.05
+"""Of one prior against one measurement, both in relative errors."""
+
+
+def fit(
+    measured: Sequence[Measured], shape: ModelShape, precision: str, source: str, kind: str = "cpu"
+) -> Fitted:
+    """Rates that explain the measurements with the least relative error, held near the prior.
+
+    Args:
+        kind: of machine, whose prior holds.
 
     Raises:
         PlanError: fewer than two measurements.
     """
     if len(measured) < 2:
         raise PlanError(f"{source}: {len(measured)} measurements; calibrating needs at least 2")
+    prior = np.array(PRIOR[kind])
     rows = np.array(
-        [features(m.shape, m.precision, m.tokens, m.sequences, m.kv_tokens) for m in measured]
+        [np.array(one.work) @ units(one.shape, one.precision) / one.seconds for one in measured]
     )
-    seconds = np.array([m.seconds for m in measured])
-    scale = rows.max(axis=0)
-    scale[scale == 0] = 1.0
-    rates = _non_negative(rows / scale / seconds[:, None], np.ones(len(measured))) / scale
+    scaled = rows * prior  # unknown now: factors of the prior, and their common scale
+    weight = _PRIOR_WEIGHT * np.sqrt(len(measured))
+    scaled = np.hstack([scaled, np.zeros((len(scaled), 1))])
+    # weights by the prior's own size: the scale is where most of the measurements are
+    scale = len(measured) / max(1e-300, float(scaled.sum()))
+    held = weight / scale * np.hstack([np.eye(len(prior)), -np.ones((len(prior), 1))])
+    target = np.concatenate([np.ones(len(measured)), np.zeros(len(prior))])
+    factors = _non_negative(np.vstack([scaled, held]), target)[:-1]
+    rates = factors * prior
+    costs = units(shape, precision) @ rates
+    errors = np.abs(rows @ rates - 1.0)
     return Fitted(
-        shape=shape, precision=precision, rates=tuple(float(r) for r in rates), source=source
+        costs=Work(*(float(one) for one in costs)),
+        source=source,
+        rates=tuple(float(one) for one in rates),
+        error=float(np.median(errors)),
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from msgspec import Struct
 
 from backends.engine.config import EngineConfig
 from gateway.cli import cli
@@ -14,8 +15,8 @@ from gateway.planner.compare import compare, savings
 from gateway.planner.errors import PlanError
 from gateway.planner.hardware import read_catalogue
 from gateway.planner.shapes import shape_of
-from gateway.planner.simulate import simulate
-from gateway.planner.steps import Roofline
+from gateway.planner.simulate import _Replica, simulate
+from gateway.planner.steps import Roofline, Work
 from gateway.planner.workload import Arrival, Slo, fixed, from_trace, spread
 
 CATALOGUE = read_catalogue()
@@ -69,10 +70,44 @@ def test_lone_request_takes_its_steps() -> None:
     """One prompt step, then a step a token, each as long as the step model says."""
     ran = simulate([Arrival(1.0, 100, 5)], STEP, CONFIG)
     assert (ran.requests, ran.finished, ran.preemptions) == (1, 1, 0)
-    assert ran.ttft_p50_s == pytest.approx(STEP.seconds(100, 1, 100))
-    decodes = [STEP.seconds(1, 1, 101 + n) for n in range(4)]
+    prefill = Work(prefill_tokens=100, prefill_attended=5050, prompts=1)
+    assert ran.ttft_p50_s == pytest.approx(STEP.seconds(prefill))
+    decodes = [STEP.seconds(Work(1, 1, 101 + n)) for n in range(4)]
     assert ran.tpot_p50_s == pytest.approx(sum(decodes) / 4)
-    assert ran.seconds == pytest.approx(1.0 + ran.busy_s)
+    assert ran.seconds == pytest.approx(ran.busy_s)
+
+
+class _ByStep(Struct, frozen=True):
+    """Times linear in the work, and none of a thousand steps: nothing can be leapt over."""
+
+    leaps: bool
+    source: str = "test"
+    request_s: float = 0.0005
+
+    def seconds(self, work: Work) -> float:
+        if not self.leaps and work.steps > 1:
+            raise AssertionError("a leap")
+        costs = (2e-3, 1e-4, 1e-6, 5e-5, 1e-8, 1e-3, 0.0)
+        return sum(cost * part for cost, part in zip(costs, work, strict=True))
+
+
+@pytest.mark.parametrize(("blocks", "seats"), [(2000, 64), (2000, 3), (60, 16)])
+def test_leaps_change_nothing(blocks: int, seats: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taking many steps at once gives the times of taking them one by one, also where seats or
+    blocks run out."""
+    config = EngineConfig(
+        num_blocks=blocks, max_model_len=800, max_num_seqs=seats, max_num_batched_tokens=256,
+        enable_prefix_caching=False,
+    )  # fmt: skip
+    load = [Arrival(0.05 * n, 20 + 37 * n % 150, 5 + 29 * n % 90) for n in range(40)]
+    leapt = simulate(load, _ByStep(True), config)
+    closed = simulate(load, _ByStep(True), config, concurrency=7, limit_s=3.0)
+    monkeypatch.setattr(_Replica, "_leap", lambda self: None)
+    stepped = simulate(load, _ByStep(False), config)
+    again = simulate(load, _ByStep(False), config, concurrency=7, limit_s=3.0)
+    for fast, slow in ((leapt, stepped), (closed, again)):
+        for name in fast.__struct_fields__:
+            assert getattr(fast, name) == pytest.approx(getattr(slow, name), rel=1e-6), name
 
 
 def test_every_request_is_answered_whatever_the_load() -> None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,11 +11,12 @@ from hypothesis import strategies as st
 from gateway.planner.calibrate import calibrated
 from gateway.planner.errors import PlanError
 from gateway.planner.hardware import read_catalogue
-from gateway.planner.shapes import shape_of
-from gateway.planner.steps import Fitted, MeasuredStep, Roofline, features, fit
+from gateway.planner.shapes import ModelShape, shape_of
+from gateway.planner.steps import PRIOR, Measured, Roofline, Work, fit, units
 
 CATALOGUE = read_catalogue()
 EIGHT = shape_of("8B")
+BETWEEN = shape_of("bundled:small")
 
 
 def test_size_gives_a_model_of_that_many_weights() -> None:
@@ -69,66 +71,82 @@ def test_decode_at_batch_one_is_the_time_to_read_the_weights() -> None:
         compute_share=1.0,
         overhead_s=0.0,
     )
-    seconds = ideal.seconds(1, 1, 0)
+    seconds = ideal.seconds(Work(decode_tokens=1))
     assert seconds == pytest.approx(EIGHT.read_bytes("bf16") / 4.8e12)
     assert 1 / seconds == pytest.approx(320, rel=0.05)
-    prefill = ideal.seconds(2048, 1, 2048)
+    prefill = ideal.seconds(Work(prefill_tokens=2048, prefill_attended=2048 * 1024))
     assert prefill >= 2048 * EIGHT.flops_per_token() / 989e12
 
 
 @given(
-    tokens=st.integers(1, 4096),
-    sequences=st.integers(1, 512),
-    kv_tokens=st.integers(0, 10**6),
+    decoded=st.integers(0, 512),
+    prefilled=st.integers(0, 4096),
+    attended=st.integers(0, 10**6),
     devices=st.sampled_from([1, 2, 4, 8]),
+    stages=st.sampled_from([1, 2]),
 )
 def test_more_work_never_takes_less_time(
-    tokens: int, sequences: int, kv_tokens: int, devices: int
+    decoded: int, prefilled: int, attended: int, devices: int, stages: int
 ) -> None:
-    """Monotone in tokens and cache; devices pay for talking to each other."""
-    step = Roofline(shape=EIGHT, hardware=CATALOGUE["l4"], devices=devices)
-    base = step.seconds(tokens, sequences, kv_tokens)
+    """Monotone in every part; devices pay for talking to each other; steps add up."""
+    step = Roofline(shape=EIGHT, hardware=CATALOGUE["l4"], devices=devices, stages=stages)
+    work = Work(1.0, decoded + 1, attended, prefilled, attended)
+    base = step.seconds(work)
     assert base > 0
-    assert step.seconds(tokens + 1, sequences, kv_tokens) >= base
-    assert step.seconds(tokens, sequences, kv_tokens + 10_000) >= base
+    for name in Work._fields:
+        assert step.seconds(work._replace(**{name: getattr(work, name) + 10})) >= base
+    tokens = decoded + 1 + prefilled
     assert (step.all_reduce_s(tokens) > 0) == (devices > 1)
+    assert (step.hand_over_s(tokens) > 0) == (stages > 1)
+    thrice = Work(*(3 * part for part in work))
+    assert step.seconds(thrice) == pytest.approx(3 * base)
 
 
-def test_fit_recovers_the_rates_that_made_the_times() -> None:
-    """Times made of a step, its layers, operations and cache bytes are explained and predicted,
-    also for a model that was not measured."""
-    small, nano = shape_of("bundled:small"), shape_of("bundled:nano")
-    rates = (2e-4, 3e-5, 1e-11, 4e-12, 2e-10, 1e-6)
-
-    def true(shape: object, *step: int) -> float:
-        units = features(shape, "int8", *step)  # type: ignore[arg-type]
-        return sum(rate * unit for rate, unit in zip(rates, units, strict=True))
-
-    measured = [
-        MeasuredStep(
-            shape=shape,
-            precision="int8",
-            tokens=tokens,
-            sequences=sequences,
-            kv_tokens=kv,
-            seconds=true(shape, tokens, sequences, kv),
-        )
-        for shape in (small, nano)
-        for tokens, sequences, kv in (
-            (1, 1, 50),
-            (16, 16, 3000),
-            (512, 1, 512),
-            (64, 64, 20_000),
-            (900, 3, 1000),
-        )
+def _made(shape: ModelShape, rates: np.ndarray) -> list[Measured]:
+    works = (
+        Work(1, 1, 50),
+        Work(10, 160, 30_000),
+        Work(1, 0, 0, 512, 512 * 256, 1, 1),
+        Work(5, 300, 60_000, 300, 300 * 90, 3),
+        Work(3, 0, 0, 2900, 2900 * 500, 8),
+        Work(40, 40, 4000),
+    )
+    made = units(shape, "int8") @ rates
+    return [
+        Measured(shape=shape, precision="int8", work=work, seconds=float(np.array(work) @ made))
+        for work in works
     ]
-    model = fit(measured, small, "int8", "here")
+
+
+def test_fit_recovers_the_times_that_it_was_given() -> None:
+    """Times made of steps, layers, bytes, operations and requests are explained, and predicted for
+    another load and for a model between those measured."""
+    rates = np.array(PRIOR["cpu"]) * np.linspace(0.6, 1.6, len(PRIOR["cpu"]))
+    nano, base = shape_of("bundled:nano"), shape_of("bundled:base")
+    measured = [*_made(nano, rates), *_made(base, rates)]
+    model = fit(measured, base, "int8", "here")
     assert min(model.rates) >= 0
-    assert model.seconds(32, 32, 8000) == pytest.approx(true(small, 32, 32, 8000), rel=0.02)
-    other = Fitted(shape=nano, precision="int8", rates=model.rates, source="here")
-    assert other.seconds(8, 8, 900) == pytest.approx(true(nano, 8, 8, 900), rel=0.02)
+    assert model.error < 0.04
+    other = Work(20, 400, 90_000, 800, 800 * 100, 5)
+    for shape, tolerance in ((base, 0.05), (BETWEEN, 0.12)):
+        true = float(np.array(other) @ units(shape, "int8") @ rates)
+        fitted = fit(measured, shape, "int8", "here")
+        assert fitted.seconds(other) == pytest.approx(true, rel=tolerance)
     with pytest.raises(PlanError, match="at least 2"):
-        fit(measured[:1], small, "int8", "here")
+        fit(measured[:1], base, "int8", "here")
+
+
+def test_fit_scales_the_prior_where_one_load_says_little() -> None:
+    """A machine five times slower in the one thing measured is taken for slower in all."""
+    small = shape_of("bundled:small")
+    prior = units(small, "int8") @ np.array(PRIOR["cpu"])
+    lone = Work(100, 100, 20_000)
+    seconds = 5 * float(np.array(lone) @ prior)
+    one = Measured(shape=small, precision="int8", work=lone, seconds=seconds)
+    model = fit([one, one], small, "int8", "here")
+    prompt = Work(1, 0, 0, 300, 300 * 150, 1, 1)
+    assert model.seconds(lone) == pytest.approx(seconds, rel=0.05)
+    assert model.seconds(prompt) == pytest.approx(5 * float(np.array(prompt) @ prior), rel=0.3)
 
 
 def test_bench_file_calibrates(tmp_path: Path) -> None:
@@ -147,8 +165,18 @@ def test_bench_file_calibrates(tmp_path: Path) -> None:
     file.write_text(json.dumps({"model": "bundled:small", "quantization": "int8", "results": rows}))
     model = calibrated([file], shape_of("bundled:small"), "int8")
     assert model.source == "bench.json"
-    assert model.seconds(1, 1, 160) == pytest.approx(1 / 500, rel=0.1)
-    assert model.seconds(16, 16, 16 * 160) == pytest.approx(16 / 3000, rel=0.1)
+    assert model.seconds(Work(1, 1, 160)) == pytest.approx(1 / 500, rel=0.1)
+    assert model.seconds(Work(1, 16, 16 * 160)) == pytest.approx(16 / 3000, rel=0.1)
+    work = {
+        "columns": [*Work._fields, "seconds"],
+        "rows": [[10, 10, 500, 0, 0, 0, 0, 0.01], [10, 160, 9000, 0, 0, 0, 0, 0.03]],
+    }
+    served = tmp_path / "served.json"
+    served.write_text(
+        json.dumps({"model": "bundled:small", "quantization": "int8", "results": [{"work": work}]})
+    )
+    model = calibrated([served], shape_of("bundled:small"), "int8")
+    assert model.seconds(Work(10, 160, 9000)) == pytest.approx(0.03, rel=0.1)
     file.write_text("{}")
     with pytest.raises(PlanError, match=r"bench\.json.*no output of"):
         calibrated([file], EIGHT, "int8")
