@@ -1,9 +1,10 @@
 """Reports out of the roll-ups: which buckets answer a period, and the statements over them.
 
 A period is cut into pieces: whole days, hours and quarters of an hour come from the roll-ups, in
-the coarsest buckets that no local day or hour cuts in two; what is left at both ends, less than a
-quarter of an hour each, is read from the rows, as is everything older than the roll-ups. Where
-local days begin within an hour (India, Nepal), that hour is read by quarters, the others whole.
+the coarsest buckets that no local day or hour cuts in two (in India hours from half past to half
+past); what is left at both ends, less than a quarter of an hour each, is read from the rows, as is
+everything older than the roll-ups. Where local days begin within such an hour (Nepal), that hour is
+read by quarters, the others whole.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,15 @@ from msgspec import Struct
 from sqlalchemy import Select, Text, and_, case, cast, false, func, null, or_, select
 
 from gateway.ledger.report_query import CHARGE_KEYS, TAG, TIME_KEYS, ReportQuery
-from gateway.ledger.rollups import DAY_S, HOUR_S, QUARTER_S, QUARTER_US, SPANS_S, first_bit
+from gateway.ledger.rollups import (
+    DAY_S,
+    HALF_PAST_S,
+    HOUR_S,
+    QUARTER_S,
+    QUARTER_US,
+    bucket_us,
+    first_bit,
+)
 from gateway.ledger.tables import rollup_keys, rollups
 
 if TYPE_CHECKING:
@@ -80,12 +89,12 @@ def plan(query: ReportQuery, *, rollups_from_us: int, held_us: tuple[int, int]) 
     if not can_answer(query) or whole[0] >= whole[1]:
         return Plan(buckets=(), rows=((since_us, until_us),))
     held = max(whole[0], held_us[0]), min(whole[1], held_us[1] + _DAY_US)
-    coarsest = _coarsest(query, *held)
+    spans_s = _spans_s(query, *held)
     rows = [(since_us, whole[0]), (whole[1], until_us)]
-    if coarsest == QUARTER_S and "hour" not in query.group_by:
+    if len(spans_s) == 1 and "hour" not in query.group_by:
         buckets = _around_midnights(query, *held)
     else:
-        buckets = _cut(*whole, [span for span in SPANS_S if span <= coarsest])
+        buckets = _cut(*whole, spans_s)
     return Plan(
         buckets=tuple(buckets),
         rows=tuple((begin, end) for begin, end in rows if begin < end),
@@ -96,13 +105,14 @@ def _cut(from_us: int, until_us: int, spans_s: Sequence[int]) -> Iterator[Piece]
     """The widest span in the middle, the next ones on both sides of it."""
     if from_us >= until_us:
         return
-    span_us = spans_s[-1] * 1_000_000
-    begin, end = _ceil(from_us, span_us), until_us - until_us % span_us
+    widest_s = spans_s[-1]
+    begin = bucket_us(widest_s, from_us - 1) + abs(widest_s) * 1_000_000
+    end = bucket_us(widest_s, until_us)
     if begin >= end:
         yield from _cut(from_us, until_us, spans_s[:-1])
         return
     yield from _cut(from_us, begin, spans_s[:-1])
-    yield Piece(spans_s[-1], begin, end)
+    yield Piece(widest_s, begin, end)
     yield from _cut(end, until_us, spans_s[:-1])
 
 
@@ -131,19 +141,22 @@ def _ceil(at_us: int, span_us: int) -> int:
     return -(-at_us // span_us) * span_us
 
 
-def _coarsest(query: ReportQuery, from_us: int, until_us: int) -> int:
-    """The widest span that lies in one local day (or hour) throughout the period, seconds."""
+def _spans_s(query: ReportQuery, from_us: int, until_us: int) -> Sequence[int]:
+    """The spans whose buckets lie in one local day (or hour) throughout the period, widest last."""
     times = [key for key in query.group_by if key in TIME_KEYS]
     if not times:
-        return DAY_S
-    zone, offsets_s = ZoneInfo(query.tz), {0}
+        return (QUARTER_S, HOUR_S, DAY_S)
+    zone, offsets_s = ZoneInfo(query.tz), set()
     for at_us in (*range(from_us, until_us, _DAY_US), until_us):
         offset = datetime.fromtimestamp(at_us / 1e6, UTC).astimezone(zone).utcoffset()
         assert offset is not None, "the moment is aware"
         offsets_s.add(round(offset.total_seconds()))
     if "hour" not in times and offsets_s == {0}:
-        return DAY_S
-    return HOUR_S if all(offset % HOUR_S == 0 for offset in offsets_s) else QUARTER_S
+        return (QUARTER_S, HOUR_S, DAY_S)
+    past_the_hour_s = {offset % HOUR_S for offset in offsets_s}
+    if past_the_hour_s == {0}:
+        return (QUARTER_S, HOUR_S)
+    return (QUARTER_S, HALF_PAST_S) if past_the_hour_s == {HOUR_S // 2} else (QUARTER_S,)
 
 
 def _sum(name: str) -> "ColumnElement[Any]":

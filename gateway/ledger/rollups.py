@@ -1,9 +1,10 @@
 """What one request adds to the roll-ups: pure, so that writing and checking cannot disagree.
 
-A roll-up is keyed by a bucket of time (a quarter of an hour, an hour, a UTC day) and by every group
-key whose values are few. `user` and tags are not among them: there may be as many users as
-requests, so reports by user or tag read the rows. Time zones shift by whole quarters, so days and
-hours of all of them are sums of buckets.
+A roll-up is keyed by a bucket of time (a quarter of an hour, an hour, a UTC day, an hour from half
+past to half past) and by every group key whose values are few. `user` and tags are not among them:
+there may be as many users as requests, so reports by user or tag read the rows. Time zones shift by
+whole quarters, so days and hours of all of them are sums of buckets; most that do not shift by
+hours (India, Iran, central Australia) shift by half ones.
 
 Two facts are kept. `request`: once per request, in the bucket in which it started, under who
 answered. `charge`: once per charge, in the bucket in which it was booked. A request counts once in
@@ -20,7 +21,9 @@ from gateway.ledger.records import ChargeRecord, RequestRecord, Settlement
 from gateway.ledger.rows import to_us
 
 QUARTER_S, HOUR_S, DAY_S = 900, 3_600, 86_400
-SPANS_S = (QUARTER_S, HOUR_S, DAY_S)
+HALF_PAST_S = -HOUR_S
+"""The name of hours that begin at half past."""
+SPANS_S = (QUARTER_S, HOUR_S, DAY_S, HALF_PAST_S)
 QUARTER_US = QUARTER_S * 1_000_000
 WORK_KEYS = ("backend", "machine", "machine_type", "kind")
 GROUP_KEYS = ("team", "key", "model", "policy", "rule", "task")
@@ -104,7 +107,13 @@ def _firsts(charges: Sequence[ChargeRecord]) -> Iterator[tuple[ChargeRecord, int
 
 
 def _quarter(at_us: int) -> int:
-    return at_us - at_us % QUARTER_US
+    return bucket_us(QUARTER_S, at_us)
+
+
+def bucket_us(span_s: int, at_us: int) -> int:
+    """The begin of the span's bucket that holds a moment, unix microseconds."""
+    late_us = HOUR_S * 500_000 if span_s == HALF_PAST_S else 0
+    return at_us - (at_us - late_us) % (abs(span_s) * 1_000_000)
 
 
 def add(totals: dict[Bucket, Sums], settlement: Settlement, sign: int = 1) -> None:
@@ -126,7 +135,7 @@ def by_span(quarters: Mapping[Bucket, Sums]) -> dict[tuple[int, int, Key], Sums]
         if not any(sums):
             continue
         for span_s in SPANS_S:
-            at = (span_s, quarter_us - quarter_us % (span_s * 1_000_000), key)
+            at = (span_s, bucket_us(span_s, quarter_us), key)
             found = spans.get(at)
             if found is None:
                 spans[at] = list(sums)

@@ -24,7 +24,7 @@ from gateway.ledger.database import open_engine
 from gateway.ledger.records import ChargeRecord, RequestRecord, Settlement
 from gateway.ledger.reports import costs_report
 from gateway.ledger.repository import Repository
-from gateway.ledger.rollups import DAY_S, HOUR_S, QUARTER_S, SPANS_S, key_id
+from gateway.ledger.rollups import DAY_S, HALF_PAST_S, HOUR_S, QUARTER_S, SPANS_S, key_id
 from gateway.ledger.tables import rollup_keys, rollups
 from gateway.settings import Settings
 from migrations import upgrade
@@ -47,6 +47,7 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     "a week by hour": {"group_by": "hour", "since": "2026-11-20", "until": "2026-11-27"},
     "the month by hour": {"group_by": "hour"},
     "the month by day in India": {"group_by": "day", "tz": "Asia/Kolkata"},
+    "the month by hour in India": {"group_by": "hour", "tz": "Asia/Kolkata"},
 }
 
 
@@ -67,8 +68,8 @@ async def generate(engine: AsyncEngine, requests: int, begin_us: int = BEGIN_US)
             keys = [dict(zip(names, (key_id(row), *row), strict=True)) for row in rows]
             await connection.execute(insert(rollup_keys), keys)
         await _quarters(connection, each, begin_us)
-        for span_s in (HOUR_S, DAY_S):
-            await connection.execute(text(_coarser(span_s * 1_000_000)), {"span": span_s})
+        for span_s in (HOUR_S, DAY_S, HALF_PAST_S):
+            await connection.execute(text(_coarser(span_s)), {"span": span_s})
     return each * len(combinations) * buckets
 
 
@@ -93,12 +94,13 @@ async def _quarters(connection: AsyncConnection, each: int, begin_us: int) -> No
     await connection.execute(statement, [{"at": at, "n": each} for at in quarters])
 
 
-def _coarser(span_us: int) -> str:
+def _coarser(span_s: int) -> str:
     sums = ", ".join(f"sum({column.name})" for column in list(rollups.c)[3:])
+    span_us, late_us = abs(span_s) * 1_000_000, 1_800_000_000 if span_s == HALF_PAST_S else 0
+    bucket = f"(bucket_us - {late_us}) / {span_us} * {span_us} + {late_us}"
     return (
-        f"INSERT INTO rollups SELECT :span, bucket_us / {span_us} * {span_us}, key_id, {sums} "
-        f"FROM rollups WHERE span_s = {QUARTER_S} "
-        f"GROUP BY bucket_us / {span_us} * {span_us}, key_id"
+        f"INSERT INTO rollups SELECT :span, {bucket}, key_id, {sums} "
+        f"FROM rollups WHERE span_s = {QUARTER_S} GROUP BY {bucket}, key_id"
     )
 
 
@@ -178,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     combinations = TEAMS * KEYS * BACKENDS
     workload = (
         f"cost reports over {DAYS} days of {combinations} combinations of keys in roll-ups of "
-        f"{', '.join(str(span) for span in SPANS_S)} s, the last quarter of an hour from rows"
+        f"{', '.join(str(abs(span)) for span in SPANS_S)} s, the last quarter of an hour from rows"
     )
     figures = {**describe(workload), **found}
     for kind, result in found.items():

@@ -15,7 +15,8 @@ from gateway.ledger import check
 from gateway.ledger.database import open_engine
 from gateway.ledger.reports import costs_report
 from gateway.ledger.repository import Repository
-from gateway.ledger.tables import metadata, requests
+from gateway.ledger.rollups import HALF_PAST_S
+from gateway.ledger.tables import metadata, requests, rollups
 from gateway.settings import Settings
 from migrations import runner
 from tests.gateway.ledger.conftest import Postgres
@@ -93,6 +94,23 @@ async def test_rows_of_the_first_version_keep_their_names_and_sums(empty_url: st
         }
     await engine.dispose()
     assert runner.upgrade(empty_url) == runner.head()
+
+
+async def test_hours_from_half_past_are_added_up_from_the_quarters(empty_url: str) -> None:
+    """Down and up again: the roll-ups are still the rows' sums."""
+    runner.upgrade(empty_url)
+    engine = open_engine(empty_url)
+    at = [settlement(f"r{n}", started_at=NOW + 700 * n) for n in range(9)]
+    await Repository(engine).write(at)
+    await engine.dispose()
+    assert runner.downgrade(empty_url, "0010") == "0010"
+    assert runner.upgrade(empty_url) == runner.head()
+    engine = open_engine(empty_url)
+    async with engine.connect() as connection:
+        half_past = select(func.count()).where(rollups.c.span_s == HALF_PAST_S)
+        assert (await connection.execute(half_past)).scalar_one() > 1
+        assert await check.rollup_problems(connection) == []
+    await engine.dispose()
 
 
 _REQUEST_0001 = (

@@ -20,7 +20,7 @@ from gateway.ledger.report_query import parse_query
 from gateway.ledger.report_rollups import can_answer, plan
 from gateway.ledger.reports import costs_report
 from gateway.ledger.repository import Repository
-from gateway.ledger.rollups import DAY_S, HOUR_S, QUARTER_S
+from gateway.ledger.rollups import DAY_S, HALF_PAST_S, HOUR_S, QUARTER_S
 from gateway.ledger.tables import metadata, rollups
 from gateway.settings import Settings
 from tests.gateway.ledger.samples import NOW, charge, settlement
@@ -190,7 +190,7 @@ async def test_check_names_a_wrong_rollup_and_rebuild_mends_it(engine: AsyncEngi
         problems = await check.rollup_problems(connection)
         assert len(problems) == 4
         assert sum("requests 7, the rows say 3" in line for line in problems) == 2
-        assert await check.rebuild_rollups(connection) == 6
+        assert await check.rebuild_rollups(connection) == 8
         assert await check.rollup_problems(connection) == []
 
 
@@ -217,8 +217,10 @@ async def test_rows_older_than_the_rollups_are_read_one_by_one(engine: AsyncEngi
         ({"group_by": "day"}, {DAY_S, HOUR_S, QUARTER_S}),
         ({"group_by": "day", "tz": "Europe/Berlin"}, {HOUR_S, QUARTER_S}),
         ({"group_by": "hour,team"}, {HOUR_S, QUARTER_S}),
-        ({"group_by": "day", "tz": "Asia/Kolkata"}, {HOUR_S, QUARTER_S}),
-        ({"group_by": "day", "tz": "Australia/Adelaide"}, {HOUR_S, QUARTER_S}),
+        ({"group_by": "day", "tz": "Asia/Kolkata"}, {HALF_PAST_S, QUARTER_S}),
+        ({"group_by": "hour", "tz": "Asia/Kolkata"}, {HALF_PAST_S, QUARTER_S}),
+        ({"group_by": "day", "tz": "Australia/Adelaide"}, {HALF_PAST_S, QUARTER_S}),
+        ({"group_by": "day", "tz": "Asia/Kathmandu"}, {HOUR_S, QUARTER_S}),
         ({"group_by": "hour", "tz": "Asia/Kathmandu"}, {QUARTER_S}),
         ({"group_by": "user"}, set()),
         ({"group_by": "team", "filters": {"tag:env": ["prod"]}}, set()),
@@ -236,17 +238,17 @@ def test_plan_uses_the_widest_buckets_that_fit(asked: dict[str, Any], spans: set
     assert can_answer(query) == bool(spans)
     assert sum(len(batch) for batch in found.batches) == len(found.buckets)
     buckets = [
-        (at_us, at_us + piece.span_s * SECOND_US)
+        (at_us, at_us + abs(piece.span_s) * SECOND_US)
         for piece in found.buckets
-        for at_us in range(piece.from_us, piece.until_us, piece.span_s * SECOND_US)
+        for at_us in range(piece.from_us, piece.until_us, abs(piece.span_s) * SECOND_US)
         if at_us not in piece.without_us
     ]
-    if "day" in query.group_by:
-        zone = ZoneInfo(query.tz)
+    if "day" in query.group_by or "hour" in query.group_by:
+        zone, shape = ZoneInfo(query.tz), "%d" if "day" in query.group_by else "%d %H"
         for moments in buckets:
-            first, last = (datetime.fromtimestamp(us / 1e6 - i, zone).date() for i, us in
+            first, last = (datetime.fromtimestamp(us / 1e6 - i, zone).strftime(shape) for i, us in
                            enumerate(moments))  # fmt: skip
-            assert first == last, "no local day ends within a bucket"
+            assert first == last, "no local day or hour ends within a bucket"
     pieces = sorted([*buckets, *found.rows])
     assert pieces[0][0] == query.since_us
     assert pieces[-1][1] == query.until_us
