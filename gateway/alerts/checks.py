@@ -14,7 +14,7 @@ from gateway.insights.changes import Change, find_changes
 from gateway.insights.outlook import Outlook, outlook
 from gateway.insights.series import By
 from gateway.ledger import budget_store as budgets
-from gateway.ledger.money import usd_text
+from gateway.ledger.money import short_usd, usd_text
 from gateway.ledger.reconcile import reconcile_hours
 from gateway.ledger.rollups import QUARTER_S
 from gateway.ledger.tables import budget_alerts, requests, rollup_keys, rollups
@@ -104,14 +104,15 @@ def _overspent(budget: budgets.Budget, one: Outlook, start_us: int) -> list[Find
     if forecast is None or forecast.expected <= limit:
         return []
     usd = {n: usd_text(round(getattr(forecast, n))) for n in ("expected", "low", "high")}
+    about = {name: short_usd(text) for name, text in usd.items()}
     return [
         Finding(
             key=f"budget_forecast:{budget.scope}:{budget.window}:{start_us}",
             kind="budget_forecast",
-            title=f"Budget of {budget.scope} per {budget.window}: ${usd['expected']} forecast, "
+            title=f"Budget of {budget.scope} per {budget.window}: ${about['expected']} forecast, "
             f"${usd_text(limit)} allowed",
-            text=f"Between ${usd['low']} and ${usd['high']} in {forecast.coverage:.0%} of cases. "
-            f"{forecast.note}".strip(),
+            text=f"Between ${about['low']} and ${about['high']} in {forecast.coverage:.0%} of "
+            f"cases. {forecast.note}".strip(),
             facts={"scope": budget.scope, "limit_usd": usd_text(limit), **usd},
         )
     ]
@@ -139,7 +140,7 @@ def _anomaly(change: Change) -> Finding:
         key=f"anomaly:{change.by}:{change.name}:{'more' if change.times > 1 else 'less'}",
         kind="anomaly",
         title=f"{change.by} {change.name}: {change.times:.1f} times its usual spending in {hours}",
-        text=f"${actual}, where ${expected} is usual. {change.reason}.",
+        text=f"${short_usd(actual)}, where ${short_usd(expected)} is usual. {change.reason}.",
         facts={
             change.by: change.name,
             "actual_usd": actual,
@@ -262,8 +263,8 @@ async def unattributed(engine: "AsyncEngine", settings: Settings, now: datetime)
         Finding(
             key=f"unattributed:{row['machine']}",
             kind="unattributed",
-            title=f"Machine {row['machine']}: ${row['unattributed_usd']} of "
-            f"${row['cost_usd']} in the hour of {row['hour']} is unattributed",
+            title=f"Machine {row['machine']}: ${short_usd(row['unattributed_usd'])} of "
+            f"${short_usd(row['cost_usd'])} in the hour of {_hour(row['hour'])} is unattributed",
             text=f"The bound is {bound:.1%}. `headgate report reconcile --since {row['hour']}` "
             "says which engine or charge is missing.",
             facts={"machine": row["machine"], "hour": row["hour"]},
@@ -271,6 +272,11 @@ async def unattributed(engine: "AsyncEngine", settings: Settings, now: datetime)
         for row in report["hours"]
         if not row["ok"]
     ]
+
+
+def _hour(text: str) -> str:
+    """`2026-11-21T08:00:00+00:00` → `2026-11-21 08:00 UTC`."""
+    return f"{datetime.fromisoformat(text).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 OFTEN: Final[dict[Kind, Check]] = {

@@ -207,10 +207,17 @@ async def list_alerts(
 async def undelivered(connection: "AsyncConnection") -> list[dict[str, Any]]:
     """What waits, or was given up, with the last error."""
     d = deliveries.c
-    waiting = select(deliveries).where(d.delivered_us.is_(None)).order_by(d.created_us).limit(100)
+    waiting = (
+        select(deliveries, alerts.c.title)
+        .join_from(deliveries, alerts, alerts.c.id == d.alert_id)
+        .where(d.delivered_us.is_(None))
+        .order_by(d.created_us)
+        .limit(100)
+    )
     return [
         {
             "alert": row.alert_id,
+            "title": row.title,
             "event": row.event,
             "channel": row.channel,
             "attempts": row.attempts,

@@ -12,6 +12,7 @@ from litestar import Request, delete, get
 from litestar.handlers import HTTPRouteHandler
 
 from gateway.api.acts import acting, admin_guard, reading
+from gateway.api.admin_alerts import alert_routes
 from gateway.api.admin_budgets import budget_routes
 from gateway.api.admin_keys import key_routes
 from gateway.api.admin_overrides import override_routes
@@ -34,6 +35,7 @@ def admin_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
         *team_routes(pipeline),
         *budget_routes(pipeline),
         *override_routes(pipeline),
+        *alert_routes(pipeline),
         *policy_routes(pipeline),
         *_operator_routes(pipeline),
         _audit_route(pipeline),

@@ -1,7 +1,5 @@
 """`headgate alerts`: what is wrong, who was told, and whether telling works."""
 
-import time
-from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -25,22 +23,20 @@ def list_(
     ctx: click.Context, open_only: bool, limit: int, as_json: bool, config: str | None
 ) -> None:
     """The newest alerts, and deliveries that wait or were given up."""
-    from gateway.alerts.store import list_alerts, undelivered
+    from gateway.alerts.show import shown_alerts
 
-    async def read(engine: Any) -> tuple[Any, Any]:
+    async def read(engine: Any) -> dict[str, Any]:
         async with engine.connect() as connection:
-            found = await list_alerts(connection, open_only=open_only, limit=limit)
-            return found, await undelivered(connection)
+            return await shown_alerts(connection, open_only=open_only, limit=limit)
 
-    found, waiting = run_on_engine(settings_of(ctx, config), read)
+    found = run_on_engine(settings_of(ctx, config), read)
     if as_json:
-        print_json({"alerts": found, "undelivered": waiting})
+        print_json(found)
         return
-    rows = [
-        [_moment(a.opened_at), _moment(a.resolved_at), a.severity, a.title, a.text] for a in found
-    ]
+    columns = ["opened_at", "resolved_at", "severity", "title", "text"]
+    rows = [[str(alert[name] or "-") for name in columns] for alert in found["alerts"]]
     table(["opened", "resolved", "severity", "what", "why"], rows)
-    for one in waiting:
+    for one in found["undelivered"]:
         state = "given up" if one["given_up"] else f"tried {one['attempts']} times"
         click.echo(
             f"not delivered to {one['channel']} ({state}): {one['error'] or 'not tried yet'}"
@@ -55,45 +51,15 @@ def test(ctx: click.Context, channel: str | None, config: str | None) -> None:
     """Send a test message to CHANNEL, or to all of them; exits 1 where one does not take it."""
     import asyncio
 
-    from gateway.alerts.deliver import NotDelivered
+    from gateway.alerts.show import send_tests
 
     settings = settings_of(ctx, config)
     channels = [c for c in settings.alerts.channels if channel in (None, c.name)]
     if not channels:
         known = ", ".join(c.name for c in settings.alerts.channels) or "none is configured"
         fail(f"no channel {channel or ''}; [[alerts.channels]] has: {known}", code=2)
-    failed = False
-    for one in channels:
-        try:
-            asyncio.run(_send_test(one))
-            click.echo(f"{one.name}: delivered")
-        except NotDelivered as error:
-            failed = True
-            click.echo(f"{one.name}: not delivered: {error}", err=True)
-    ctx.exit(int(failed))
-
-
-async def _send_test(channel: Any) -> None:
-    import uuid
-
-    import httpx
-
-    from gateway.alerts.deliver import deliver
-    from gateway.alerts.model import Message
-
-    now = time.time()
-    message = Message(
-        id=f"{uuid.uuid4().hex}-test-{channel.name}",
-        event="test",
-        kind="test",
-        severity="info",
-        title="Headgate can reach this channel",
-        text="Nothing is wrong. `headgate alerts test` sent this.",
-        opened_at=now,
-    )
-    async with httpx.AsyncClient() as client:
-        await deliver(message, channel, client, now=now)
-
-
-def _moment(at: float | None) -> str:
-    return "-" if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    results = asyncio.run(send_tests(channels))
+    for one in results:
+        words = "delivered" if one.delivered else f"not delivered: {one.error}"
+        click.echo(f"{one.channel}: {words}", err=not one.delivered)
+    ctx.exit(int(not all(one.delivered for one in results)))

@@ -19,6 +19,7 @@ DRILL = {"team": "key", "key": "task", "user": "task", "model": "backend", "back
          "machine_type": "machine", "kind": "backend"}  # fmt: skip
 """What a reader asks next of one group."""
 ROWS_SHOWN = 200
+_WAYS = ("against_price", "against_largest")
 _FIGURES = (
     "requests", "errors", "prompt_tokens", "cached_prompt_tokens", "completion_tokens",
     "cost_usd", "idle_share_usd", "full_cost_usd", "saved_usd", "usd_per_million_tokens",
@@ -43,6 +44,8 @@ async def costs(visit: Visit) -> dict[str, Any]:
     names = _Names(groups, period, filters, asked)
     return {
         "report": report,
+        "savings": report["savings"],
+        "ways": [w for w in (report["savings"][n] for n in _WAYS) if w is not None],
         "rows": [{"figures": r, "links": names.links(r)} for r in report["rows"][:ROWS_SHOWN]],
         "rows_hidden": max(len(report["rows"]) - ROWS_SHOWN, 0),
         "groups": groups,

@@ -8,6 +8,7 @@ from litestar.datastructures import FormMultiDict
 from msgspec import Struct
 
 from gateway.api.admin import clear_caches
+from gateway.api.admin_alerts import try_channels
 from gateway.api.admin_budgets import NewBudget, change_budget, drop_budget
 from gateway.api.admin_keys import KeyBody, create_key, limit_key, revoke_key, rotate_key
 from gateway.api.admin_overrides import lift_override, set_override
@@ -173,6 +174,11 @@ async def activate(visit: Visit, form: FormMultiDict) -> Done:
     return "activated"
 
 
+async def test_alerts(visit: Visit, form: FormMultiDict) -> Done:
+    results = await try_channels(visit.pipeline, visit.request, _some(form, "channel"))
+    return {"tested": results}
+
+
 def _edited(form: FormMultiDict) -> str:
     """Browsers send lines with CRLF."""
     return str(form.get("text") or "").replace("\r\n", "\n")
@@ -193,6 +199,7 @@ FORMS = (
     Form(path="/caches/off", permission="operations:write", page="caches", act=override),
     Form(path="/caches/on", permission="operations:write", page="caches", act=lift),
     Form(path="/caches/clear", permission="operations:write", page="caches", act=clear),
+    Form(path="/alerts/test", permission="operations:write", page="alerts", act=test_alerts),
     Form(path="/policies/try", permission="operations:read", page="policies", act=try_policy),
     Form(path="/policies/activate", permission="operations:write", page="policies", act=activate),
 )

@@ -1,13 +1,15 @@
-"""What needs attention, in one list: the overview shows it on top.
+"""What needs attention, in one list: the overview shows it on top."""
 
-Whoever has more to tell (alerts, forecasts, anomalies) adds to `notices`.
-"""
-
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from msgspec import Struct
 
+from gateway.alerts.model import Alert
 from gateway.dashboard.visitor import Visit
+
+_OF_BUDGETS = ("budget", "budget_forecast")
+_LEVELS: dict[str, Literal["bad", "warn", "info"]] = {"critical": "bad", "warning": "warn"}
 
 
 class Notice(Struct, frozen=True, kw_only=True):
@@ -19,9 +21,15 @@ class Notice(Struct, frozen=True, kw_only=True):
     """Where something can be done about it."""
 
 
-def notices(visit: Visit, health: dict[str, Any], budgets: list[dict[str, Any]]) -> list[Notice]:
+def notices(
+    visit: Visit,
+    health: dict[str, Any],
+    budgets: list[dict[str, Any]],
+    firing: Sequence[Alert] = (),
+) -> list[Notice]:
     """The worst first."""
     found = [Notice(level="bad", text=problem, href="/backends") for problem in health["problems"]]
+    found += _of_alerts(visit, firing)
     found += [notice for budget in budgets if (notice := _of_budget(budget))]
     found += [
         Notice(
@@ -33,6 +41,18 @@ def notices(visit: Visit, health: dict[str, Any], budgets: list[dict[str, Any]])
     ]
     order = {"bad": 0, "warn": 1, "info": 2}
     return sorted(found, key=lambda notice: order[notice.level])
+
+
+def _of_alerts(visit: Visit, firing: Sequence[Alert]) -> list[Notice]:
+    """What fires; a budget's threshold stands among the budgets already, and who may not see
+    budgets hears nothing of them."""
+    sees_budgets = visit.caller.can("budgets:read", team=visit.caller.team)
+    href = "/alerts" if visit.caller.can("operations:read") else ""
+    return [
+        Notice(level=_LEVELS.get(alert.severity, "info"), text=f"{alert.title}.", href=href)
+        for alert in firing
+        if alert.kind != "budget" and (sees_budgets or alert.kind not in _OF_BUDGETS)
+    ]
 
 
 def _of_budget(budget: dict[str, Any]) -> Notice | None:

@@ -5,6 +5,7 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
+from gateway.alerts.store import list_alerts
 from gateway.api.admin_budgets import shown_budgets
 from gateway.api.health import describe
 from gateway.dashboard.charts import Chart, over_time
@@ -16,6 +17,7 @@ from gateway.dashboard.visitor import Visit
 
 BUDGETS_SHOWN = 6
 NEWEST = 8
+ALERTS_SHOWN = 10
 
 
 async def overview(visit: Visit) -> dict[str, Any]:
@@ -34,6 +36,7 @@ async def overview(visit: Visit) -> dict[str, Any]:
     async with parts.engine.connect() as connection:
         times = await latencies(connection, since=now - timedelta(hours=1))
         rows = await recent_requests(connection, limit=NEWEST)
+        firing = await list_alerts(connection, open_only=True, limit=ALERTS_SHOWN)
     budgets = await _budgets(visit)
     moments = steps(hours, visit.tz, now)
     return {
@@ -44,7 +47,7 @@ async def overview(visit: Visit) -> dict[str, Any]:
         "requests": rows,
         "budgets": budgets[:BUDGETS_SHOWN],
         "budgets_hidden": max(len(budgets) - BUDGETS_SHOWN, 0),
-        "notices": notices(visit, health, budgets),
+        "notices": notices(visit, health, budgets, firing),
         "busy": [_machine(machine) for machine in today["machines"]],
         "live": visit.live,
         "charts": {

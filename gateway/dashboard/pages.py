@@ -14,6 +14,7 @@ from msgspec import Struct
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.api.acts import admit, note_refusal
+from gateway.dashboard.alerts import alerts
 from gateway.dashboard.budgets import budgets
 from gateway.dashboard.caches import caches
 from gateway.dashboard.costs import costs
@@ -87,6 +88,7 @@ PAGES = (
     Page("/routing", "routing", "Routing", _reports, _SCOPE, routing),
     Page("/caches", "caches", "Caches", _reports, _SCOPE, caches),
     Page("/backends", "backends", "Machines", _reports, _SCOPE, machines),
+    Page("/alerts", "alerts", "Alerts", _operates, _OPERATIONS, alerts),
     Page("/budgets", "budgets", "Budgets and keys", _administers, _ADMIN, budgets),
     Page("/policies", "policies", "Policies", _operates, _OPERATIONS, policies),
 )

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from decimal import Decimal
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from litestar import Response
 
 from gateway.dashboard.charts import Chart, csv_of, iso
+from gateway.ledger.money import short_usd
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -85,15 +85,6 @@ def templates() -> "Environment":
     }
     found.globals["static"] = _version
     return found
-
-
-def short_usd(usd: str) -> str:
-    """Dollars with as many digits as a tile has room for: cents, or three that say something."""
-    value = Decimal(usd)
-    if value == 0:
-        return "0"
-    digits = 2 if abs(value) >= 1 else 2 - value.adjusted()
-    return f"{value:,.{digits}f}"
 
 
 def dollars(usd: str, *, full: bool = False) -> str:

@@ -46,6 +46,15 @@ def _usd_text(nano_usd: int) -> str:
     return f"{sign}{whole}.{rest:09d}".rstrip("0").rstrip(".")
 
 
+def short_usd(usd: str) -> str:
+    """Dollars to be read at a glance: cents, or three digits that say something."""
+    value = Decimal(usd)
+    if value == 0:
+        return "0"
+    digits = 2 if abs(value) >= 1 else 2 - value.adjusted()
+    return f"{value:,.{digits}f}"
+
+
 def parse_usd(text: str) -> int:
     """A decimal string of dollars as nano-dollars; the inverse of `usd_text`.
 

@@ -12,8 +12,8 @@ from sqlalchemy import select
 
 from gateway.dashboard.forms import FORMS
 from gateway.dashboard.pages import PAGES
-from gateway.dashboard.render import short_usd
 from gateway.ledger.key_store import NewKey, create_key
+from gateway.ledger.money import short_usd
 from gateway.ledger.tables import audit_log
 from gateway.settings import Settings
 from tests.gateway.dashboard import scenes
