@@ -290,7 +290,7 @@ rollups = Table(
     *(_count(name) for name in ("prompt_tokens", "cached_prompt_tokens", "completion_tokens")),
     *(_count(name) for name in ("saved_nano_usd", "cost_nano_usd", "machine_ns")),
 )
-"""Sums of requests and charges by quarter of an hour, hour and UTC day, written with the rows."""
+"""Sums of requests and charges, written with the rows; spans are named in rollups.py."""
 
 ledger_state = Table(
     "ledger_state",

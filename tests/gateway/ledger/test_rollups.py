@@ -103,6 +103,7 @@ _QUESTIONS: list[dict[str, Any]] = [
     {"group_by": "backend,machine,kind"},
     {"group_by": "day,model"},
     {"group_by": "day,backend", "tz": "Asia/Kolkata"},
+    {"group_by": "hour,team", "tz": "Asia/Kolkata"},
     {"group_by": "hour", "tz": "Europe/Berlin"},
     {"group_by": "hour,kind", "tz": "Asia/Kathmandu"},
     {"group_by": "machine_type", "since": "2026-11-21T07:52:11Z", "until": "2026-11-22T01:00:01Z"},
