@@ -2,6 +2,7 @@
 
 import csv
 import io
+import random
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from pyarrow import parquet
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.ledger import export, month_end
@@ -16,6 +18,7 @@ from gateway.ledger.compare import compared_report
 from gateway.ledger.machine_time import MachineClock
 from gateway.ledger.report_query import ReportError
 from gateway.ledger.repository import Repository
+from gateway.ledger.tables import charges
 from gateway.settings import MachineSettings, Settings
 from tests.gateway.ledger.samples import NOW, charge, settlement
 
@@ -92,6 +95,37 @@ async def test_focus_sums_to_the_bill(engine: AsyncEngine) -> None:
         assert row["ChargePeriodStart"] < row["ChargePeriodEnd"]
     corrections = [row for row in rows if row["ChargeClass"] == "Correction"]
     assert [row["BilledCost"] for row in corrections] == ["-0.000000007"]
+
+
+async def test_sums_of_exports_are_the_ledger_s_to_the_nano_dollar(
+    engine: AsyncEngine, tmp_path: Path
+) -> None:
+    """CSV, Parquet and FOCUS's usage, over several days, kinds and machines."""
+    draw = random.Random(5)
+    upstream = {"backend": "outside", "machine": None, "machine_type": None}
+    rows = []
+    for n in range(300):
+        name, at = f"r{n}", NOW - draw.randrange(20 * 86_400)
+        first = charge(name, at=at, cost_nano_usd=draw.randrange(10**12), kind="rung")
+        other = charge(name, 1, at=at + 1, cost_nano_usd=draw.randrange(10**6), **upstream)
+        taken = charge(
+            name, 2, at=at, kind="reversal", cost_nano_usd=-first.cost_nano_usd, reverses_seq=0
+        )
+        booked = (first, other, taken)[: draw.randrange(4)]
+        rows.append(settlement(name, team=f"t{n % 3}", started_at=at, charges=booked))
+    await Repository(engine).write(rows)
+    async with engine.connect() as connection:
+        total = (await connection.execute(select(func.sum(charges.c.cost_nano_usd)))).scalar_one()
+        text, focus, file = io.StringIO(), io.StringIO(), tmp_path / "x.parquet"
+        await export.charges_csv(connection, text, **EVERYTHING)
+        await export.charges_parquet(connection, file, **EVERYTHING)
+    await export.focus_csv(engine, SETTINGS, focus, "2026-11")
+    in_csv = [row["cost_usd"] for row in csv.DictReader(io.StringIO(text.getvalue()))]
+    in_focus = csv.DictReader(io.StringIO(focus.getvalue()))
+    assert sum(map(Decimal, in_csv)) * 10**9 == total
+    assert sum(parquet.read_table(file)["cost_usd"].to_pylist()) * 10**9 == total
+    usage = [row["BilledCost"] for row in in_focus if row["ServiceName"] == "LLM inference"]
+    assert sum(map(Decimal, usage)) * 10**9 == total
 
 
 async def _compared(engine: AsyncEngine, **asked: Any) -> Any:
