@@ -53,7 +53,7 @@ async def _find(served: Gateway, findings: Sequence[Finding]) -> None:
 
 
 async def _as(served: Gateway, *scopes: str, role: str | None = None) -> None:
-    new = NewKey(team="t", scopes=scopes, role=role)  # type: ignore[arg-type]
+    new = NewKey(team="t", scopes=scopes, role=role)
     async with served.parts.engine.begin() as connection:
         _, secret = await create_key(connection, new, now=0.0)
     served.client.headers["authorization"] = f"Bearer {secret}"
