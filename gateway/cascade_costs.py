@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from policies.cascade import BACKEND
 from policies.model import Accept, Decision
 
+JUDGE_TOKENS = 64
+"""Of what a judge backend is told to do."""
 Price = Callable[[str, int, int], int]
 """Of a backend's answer, by tokens of prompt and answer: nano-dollars."""
 
@@ -29,13 +31,15 @@ def climbing(decision: Decision, costs: Mapping[str, int], judge: int) -> dict[s
 
 def judge_backend(decision: Decision) -> str | None:
     """The backend that judges; None: the answers' own tokens do."""
-    accept = decision.accept
-    if accept is None or not accept.judge.startswith(BACKEND):
-        return None
-    return accept.judge.removeprefix(BACKEND)
+    return None if decision.accept is None else judging_backend(decision.accept)
+
+
+def judging_backend(accept: Accept) -> str | None:
+    """As `judge_backend`."""
+    return accept.judge.removeprefix(BACKEND) if accept.judge.startswith(BACKEND) else None
 
 
 def judge_cost(decision: Decision, price: Price, prompt_tokens: int, answer_tokens: int) -> int:
     """Of one look: the judge reads question, answer and what it is to do, and says a word."""
     name = judge_backend(decision)
-    return 0 if name is None else price(name, prompt_tokens + answer_tokens + 64, 1)
+    return 0 if name is None else price(name, prompt_tokens + answer_tokens + JUDGE_TOKENS, 1)

@@ -26,7 +26,7 @@ from gateway.parts import Parts
 from gateway.routing.judges import Judges, Signals, signals_of
 from gateway.settlement import Settler
 from gateway.turns import ClosedError
-from policies.cascade import BACKEND, TOKEN_JUDGES
+from policies.cascade import BACKEND, TOKEN_JUDGES, stands
 from policies.model import Accept
 
 log = structlog.get_logger(__name__)
@@ -99,9 +99,9 @@ class Judging:
             (judges.p_good(backend, judge, s, quality), i) for i, s in enumerate(signals)
         )
         gain = judges.gain(backend, judge, signals[at], quality, above)
-        accepted = p_good >= accept.min
-        if not accepted and gain is not None and gain < accept.min_gain:
-            accepted, why = True, f"no rung above is likelier to be good by {accept.min_gain:g}"
+        accepted = stands(p_good, gain, accept)
+        if accepted and p_good < accept.min:
+            why = f"no rung above is likelier to be good by {accept.min_gain:g}"
         return Verdict(judge=judge, p_good=p_good, gain=gain, accepted=accepted, why=why)
 
     async def _consistency(

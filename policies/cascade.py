@@ -51,6 +51,15 @@ def rungs(
     return tuple(found)
 
 
+def stands(p_good: float, gain: float | None, accept: Accept) -> bool:
+    """Whether a judged answer is kept.
+
+    Args:
+        gain: how much likelier the best rung above is to answer well; None: not known.
+    """
+    return p_good >= accept.min or (gain is not None and gain < accept.min_gain)
+
+
 def _leave_out(name: str, why: str, reasons: list[Reason]) -> None:
     reasons.append(Reason(subject=f"rung {name}", matched=False, why=why))
 

@@ -99,7 +99,8 @@ async def simulate_policy(pipeline: Pipeline, name: str, text: str) -> dict[str,
     versions = [loaded]
     if name in parts.book.names():
         versions.append(parts.book.get(name))
-    return await asyncio.to_thread(run, past, versions, cards, parts.estimator)
+    judges = parts.router.judges
+    return await asyncio.to_thread(run, past, versions, cards, parts.estimator, judges)
 
 
 async def activate_policy(

@@ -50,9 +50,9 @@ def replay(
 
         began = time.perf_counter()
         past = await read_past(connection, since_us=begin, until_us=end)
-        _, registry = await offline_router(settings)
+        router, registry = await offline_router(settings)
         read_s = time.perf_counter() - began
-        report = run(past, loaded, registry.cards(), CostEstimator(settings))
+        report = run(past, loaded, registry.cards(), CostEstimator(settings), router.judges)
         return {"since": since, "until": until, "read_s": round(read_s, 4), **report}
 
     report = run_in_transaction(settings, work)
@@ -63,21 +63,26 @@ def replay(
     click.echo(
         f"{report['replayed']} requests replayed, {report['skipped']} without a recorded decision"
     )
-    rows = [["as it was", actual["cost_usd"], _shares(actual["shares"]), "-", "-", _score(actual)]]
+    rows = [
+        ["as it was", actual["cost_usd"], _shares(actual["shares"]), "-", "-", "-", _score(actual)]
+    ]
     rows += [
         [
             one["policy"],
             one["cost_usd"],
             _shares(one["shares"]),
+            _number(one["rungs"]),
             f"{one['same_choice'] or 0:.1%}",
             _number(one["predicted_quality"]),
             _interval(one["quality"]),
         ]
         for one in report["policies"]
     ]
-    columns = ["policy", "cost $", "shares", "same choice", "predicted quality", "quality"]
+    columns = ["policy", "cost $", "shares", "answers", "same choice", "predicted quality",
+               "quality"]  # fmt: skip
     table(columns, rows)
     for one in report["policies"]:
+        _print_verdicts(one)
         if one["quality_why"]:
             click.echo(f"{one['policy']}: no quality figure: {one['quality_why']}")
 
@@ -122,14 +127,29 @@ def simulate(
             _number(one["predicted_quality"]),
             _number(one["measured_quality"]),
             _number(one["mean_latency_s"]),
+            _number(one["rungs"]),
             _shares(one["shares"]),
             str(one["denied"] + one["unanswered"]),
         ]
         for one in report["policies"]
     ]
-    columns = ["policy", "cost $", "predicted quality", "measured quality", "latency s", "shares",
-               "refused"]  # fmt: skip
+    columns = ["policy", "cost $", "predicted quality", "measured quality", "latency s", "answers",
+               "shares", "refused"]  # fmt: skip
     table(columns, rows)
+    for one in report["policies"]:
+        _print_verdicts(one)
+
+
+def _print_verdicts(one: dict[str, Any]) -> None:
+    """Where the verdicts of a policy's cascades come from."""
+    words = {
+        "recorded": "by what their judges said",
+        "calibrated": "by what their judges probably say",
+        "question": "by what the question promises: their judges are not calibrated",
+    }
+    told = ", ".join(f"{count} {words[name]}" for name, count in one["verdicts"].items())
+    if told:
+        click.echo(f"{one['policy']}: cascades decided {told}")
 
 
 def load(settings: Settings, name: str) -> "LoadedPolicy":

@@ -13,7 +13,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +26,23 @@ from gateway.learning.outcomes import Outcomes, OutcomesError, read_outcomes
 from gateway.learning.quality import FOLDS, fit_quality
 from gateway.routing.classifier import SHIPPED_HEAD, Head
 from gateway.routing.figures import auc, expected_calibration_error
-from gateway.routing.judges import Calibration, Judges, Signals, features_of, write_judges
+from gateway.routing.judges import (
+    Calibration,
+    Judges,
+    Signals,
+    Spread,
+    features_of,
+    write_judges,
+)
 
 Floats = NDArray[np.float64]
 L2 = 3.0
 NEWTON_STEPS = 25
 LEAST_ROWS = 40
 """Fewer judged answers of one backend calibrate nothing."""
+POINTS = 24
+"""Of a spread."""
+LEAST_LOGIT = 1e-3
 TOKEN_SIGNALS = {"logprob": ("logprob",), "margin": ("margin",), "entropy": ("entropy",)}
 
 
@@ -77,10 +87,44 @@ def fit_judges(outcomes: Outcomes, quality: Floats, folds: NDArray[np.int64], he
         question=tuple(names),
         backends=found,
         above=above,
+        spread=_spreads(found, above, quality, p_above, names),
         head=head,
         data_sha256=outcomes.sha256,
     )
     return Judged(judges, p_good, p_above)
+
+
+def _spreads(
+    found: Mapping[str, Mapping[str, Calibration]],
+    above: Mapping[str, Mapping[str, Mapping[str, Calibration]]],
+    quality: Floats,
+    p_above: Mapping[str, Floats],
+    names: Sequence[str],
+) -> dict[str, dict[str, Spread]]:
+    """From the verdicts out of fold: POINTS equal parts of the rows, by what became of P(good)."""
+    spreads: dict[str, dict[str, Spread]] = {}
+    promised = logits(quality)
+    for k, name in enumerate(names):
+        for judge in found[name]:
+            said = logits(p_above[judge][:, k, :])
+            others = [j for j, other in enumerate(names) if other in above[name].get(judge, {})]
+            known = ~np.isnan(said[:, [k, *others]]).any(axis=1)
+            moved = (said - promised)[known]
+            if len(moved) < LEAST_ROWS:
+                continue
+            parts = np.array_split(moved[np.argsort(moved[:, k], kind="stable")], POINTS)
+            points = np.array([part.mean(axis=0) for part in parts]).round(4)
+            spreads.setdefault(name, {})[judge] = Spread(
+                own=tuple(points[:, k].tolist()),
+                above={names[j]: tuple(points[:, j].tolist()) for j in others},
+            )
+    return spreads
+
+
+def logits(p: Floats) -> Floats:
+    """Log-odds, finite also for 0 and 1."""
+    p = np.clip(p, LEAST_LOGIT, 1 - LEAST_LOGIT)
+    return np.asarray(np.log(p / (1 - p)))
 
 
 def _designs(outcomes: Outcomes, quality: Floats) -> Iterator[tuple[str, int, Floats]]:

@@ -29,6 +29,7 @@ from gateway.learning.confounders import disguised, sensitivity
 from gateway.learning.curves import Figure, by_merit, cost_curves
 from gateway.learning.design import Design, Linear, ridge
 from gateway.learning.head_file import write_json
+from gateway.learning.judges import logits
 from gateway.learning.near_duplicates import balanced_groups
 from gateway.learning.outcomes import Outcomes, OutcomesError, read_outcomes
 from gateway.learning.quality import (
@@ -47,7 +48,6 @@ from gateway.routing.second_head import FORMAT, MAX_CHARS, SECOND, SECOND_CARD, 
 
 Floats = NDArray[np.float64]
 ENCODER = "bundled:minilm"
-LEAST_LOGIT = 1e-3
 GATE = ("hard_prefix", "suffix")
 """Disguises that the gate looks through; each takes the encoder another pass."""
 
@@ -197,8 +197,7 @@ def _disguises(prompts: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]
 
 def _beside(quality: Floats, vectors: Floats) -> Floats:
     """[N, K + D]: log-odds, then the vector."""
-    p = np.clip(quality, LEAST_LOGIT, 1 - LEAST_LOGIT)
-    return np.hstack([np.log(p / (1 - p)), VECTOR_SCALE * vectors])
+    return np.hstack([logits(quality), VECTOR_SCALE * vectors])
 
 
 def _sparse(x: Floats) -> Any:

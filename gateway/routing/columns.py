@@ -178,6 +178,8 @@ class Decided(Struct, frozen=True):
     denied: Mask
     probability: Floats
     """[N]: with which the winner's arm was drawn."""
+    ladder: Codes
+    """[N, M]: places of a cascade's rungs, in their order; NOBODY: fewer, or no cascade."""
 
 
 def decide_all(policy: Policy, table: Table) -> Decided:
@@ -192,7 +194,9 @@ def decide_all(policy: Policy, table: Table) -> Decided:
     winner = np.full(rows, NOBODY, dtype=np.int64)
     denied = np.zeros(rows, dtype=bool)
     probability = np.ones(rows)
-    for place, action in enumerate((*policy.rules, policy.default)):
+    actions = (*policy.rules, policy.default)
+    ladder = np.full((rows, max(len(a.cascade or ()) for a in actions)), NOBODY, dtype=np.int64)
+    for place, action in enumerate(actions):
         mine = np.flatnonzero(rule == place)
         if not len(mine):
             continue
@@ -201,9 +205,12 @@ def decide_all(policy: Policy, table: Table) -> Decided:
             continue
         choice = _Choice(table, action, mine)
         winner[mine], probability[mine] = choice.winners()
+        if action.cascade is not None:
+            found = choice.rungs(action.cascade, action.accept or Accept())
+            ladder[mine, : found.shape[1]] = found
         if policy.sticky is not None:
             winner[mine] = choice.settled(policy.sticky, winner[mine])
-    return Decided(rule, winner, denied, probability)
+    return Decided(rule, winner, denied, probability, ladder)
 
 
 def _holds(when: When, table: Table) -> Mask:
@@ -321,7 +328,7 @@ class _Choice:
         if action.objective is not None:
             firsts.append((None, action.objective))
         elif action.cascade is not None:
-            winner = self._first_rung(action.cascade, action.accept or Accept())
+            winner = self.rungs(action.cascade, action.accept or Accept())[:, 0]
             firsts += [(None, target) for target in action.cascade]
         elif action.route is not None:
             firsts.append((None, action.route))
@@ -377,18 +384,29 @@ class _Choice:
         keys = [self._price, self._load] if target == ANY else [self._load]
         return _first(state, keys, names)
 
-    def _first_rung(self, targets: Sequence[str], accept: Accept) -> Codes:
-        """Of a cascade; NOBODY where none of its backends is ready."""
+    def rungs(self, targets: Sequence[str], accept: Accept) -> Codes:
+        """[rows, len(targets)]: a cascade's backends, each once, then NOBODY; see policies.cascade.
+
+        All NOBODY where none of them is ready.
+        """
+        shape = (len(self._rows), len(targets))
+        found = np.full(shape, NOBODY, dtype=np.int64)
+        if not self._cards:
+            return found
         quality = self._table.quality[self._rows]
-        winner = np.full(len(self._rows), NOBODY, dtype=np.int64)
-        best = np.full(len(self._rows), -np.inf)
-        for target in reversed(targets) if self._cards else ():
-            found = self._best(target, self._usable & self._ready)
-            known = np.take_along_axis(quality, np.maximum(found, 0)[:, None], 1)[:, 0]
-            asked = (found != NOBODY) & ~(best - known >= accept.skip_gain)
-            winner = np.where(asked, found, winner)
-            best = np.where(asked, np.fmax(best, known), best)
-        return winner
+        for place, target in enumerate(targets):
+            best = self._best(target, self._usable & self._ready)
+            seen = (found == best[:, None]).any(axis=1)
+            found[:, place] = np.where(seen, NOBODY, best)
+        better = np.full(shape[0], -np.inf)
+        for place in reversed(range(shape[1])):
+            names = found[:, place]
+            known = np.take_along_axis(quality, np.maximum(names, 0)[:, None], 1)[:, 0]
+            asked = (names != NOBODY) & ~(better - known >= accept.skip_gain)
+            found[:, place] = np.where(asked, names, NOBODY)
+            better = np.where(asked, np.fmax(better, known), better)
+        order = np.argsort(found == NOBODY, axis=1, kind="stable")
+        return np.asarray(np.take_along_axis(found, order, 1))
 
     def _by_objective(self, goal: Objective, state: Mask) -> Codes:
         table, rows = self._table, self._rows

@@ -150,6 +150,10 @@ class Forecasts:
             answer_tokens_high=high,
         )
 
+    def price(self, backend: str, prompt_tokens: int, answer_tokens: int = 1) -> int:
+        """Nano-dollars of an answer of that length."""
+        return self._prices.expected(backend, prompt_tokens, answer_tokens)
+
     def cached_tokens(self, facts: Facts, backend: str) -> int:
         """Of the prompt, those that the backend will probably find cached.
 

@@ -53,6 +53,19 @@ class Calibration(Struct, frozen=True, kw_only=True):
         return 1.0 / (1.0 + math.exp(-max(-60.0, min(60.0, total))))
 
 
+class Spread(Struct, frozen=True, kw_only=True):
+    """How far a look at the answer moves what the question promised, in log-odds.
+
+    Equally likely points, from the judge's worst to its best verdicts: they say what a judge will
+    make of answers that nobody has seen.
+    """
+
+    own: tuple[float, ...]
+    """Of P(this answer is good)."""
+    above: Mapping[str, tuple[float, ...]] = msgspec.field(default_factory=dict)
+    """Of P(a dearer backend's would be), by backend, at the same points."""
+
+
 class Judges(Struct, frozen=True, kw_only=True):
     """The calibrations of one file of outcomes."""
 
@@ -64,6 +77,8 @@ class Judges(Struct, frozen=True, kw_only=True):
         default_factory=dict
     )
     """By backend, by judge, by a dearer backend: P(that one's answer would be good)."""
+    spread: Mapping[str, Mapping[str, Spread]] = msgspec.field(default_factory=dict)
+    """By backend, by judge."""
     head: str = ""
     """Version of the head whose predictions they were fitted with."""
     data_sha256: str = ""
@@ -112,6 +127,10 @@ class Judges(Struct, frozen=True, kw_only=True):
             return None
         features = features_of(judge, signal, [quality.get(name) for name in self.question])
         return max(fitted[name](features) for name in others) - known(features)
+
+
+NO_JUDGES = Judges()
+"""Nothing is calibrated."""
 
 
 def features_of(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Text, cast, func, select
 
 from gateway.ledger.pricing import CostEstimator
-from gateway.ledger.records import ChargeRecord, DecidedOn, RequestRecord
+from gateway.ledger.records import ChargeRecord, DecidedOn, RequestRecord, Verdict
 from gateway.ledger.subjects import names_of
 from gateway.ledger.tables import charges, feedback, requests
 from gateway.routing.columns import Table
@@ -37,12 +37,31 @@ _PLAIN = (
 _JSON = ("tags", "candidates", "decided_on")
 
 
+class Rung(Struct, frozen=True):
+    """One answer of a cascade, and what its judge said."""
+
+    backend: str
+    judge: str
+    """Empty: it was the last one."""
+    p_good: float | None
+    """None: the judge could not say."""
+    gain: float | None
+
+
 class _Named(Struct, frozen=True, gc=False):
     """Of a candidate, only who it is."""
 
     backend: str
 
 
+class _Judged(Struct, frozen=True, gc=False):
+    """Of an attempt, what cascades leave there."""
+
+    backend: str
+    verdict: Verdict | None = None
+
+
+_attempts = msgspec.json.Decoder(tuple[_Judged, ...])
 _first = msgspec.json.Decoder(tuple[_Named, ...])
 _told = msgspec.json.Decoder(DecidedOn)
 _tags = msgspec.json.Decoder(dict[str, str])
@@ -59,6 +78,8 @@ class Past(Struct, frozen=True, kw_only=True):
     """[N]: mean score by feedback; NaN without."""
     rates: Sequence[ChargeRecord]
     """One charge per backend with all that it used in the period."""
+    rungs: Mapping[int, tuple[Rung, ...]] = msgspec.field(default_factory=dict)
+    """By row: of requests that cascades answered, what answered and was judged, in order."""
     skipped: int
     """Rows on which no policy decided, or from before that was recorded."""
 
@@ -94,6 +115,7 @@ async def read_past(connection: "AsyncConnection", *, since_us: int, until_us: i
         names=await names_of(connection, ids),
         rewards=await _rewards(connection, columns["request_id"], since_us),
         rates=await _rates(connection, since_us, until_us),
+        rungs=await _rungs(connection, columns["request_id"], inside),
         skipped=total - len(told),
     )
 
@@ -107,6 +129,27 @@ async def _rewards(connection: "AsyncConnection", ids: Sequence[str], since_us: 
     found = (await connection.execute(wanted)).all()
     scores: dict[str, float] = {row[0]: row[1] for row in found}
     return np.array([scores.get(one, np.nan) for one in ids], dtype=np.float64)
+
+
+async def _rungs(
+    connection: "AsyncConnection", ids: Sequence[str], inside: Sequence[Any]
+) -> dict[int, tuple[Rung, ...]]:
+    wanted = select(requests.c.request_id, cast(requests.c.attempts, Text)).where(
+        *inside, cast(requests.c.attempts, Text).contains('"judge"')
+    )
+    told = (await connection.execute(wanted)).all()
+    if not told:
+        return {}
+    place = {one: row for row, one in enumerate(ids)}
+    return {
+        place[one]: tuple(
+            Rung(a.backend, a.verdict.judge, a.verdict.p_good, a.verdict.gain)
+            for a in _attempts.decode(text)
+            if a.verdict is not None
+        )
+        for one, text in told
+        if one in place
+    }
 
 
 async def _rates(connection: "AsyncConnection", since_us: int, until_us: int) -> list[ChargeRecord]:

@@ -21,7 +21,10 @@ from numpy.typing import NDArray
 
 from gateway.ledger.money import usd_text
 from gateway.ledger.pricing import CostEstimator
+from gateway.routing.climbs import SOURCES
 from gateway.routing.columns import NOBODY, Decided, Table, decide_all
+from gateway.routing.expecting import NO_CASCADE, Expecting, picked, rungs_of
+from gateway.routing.judges import NO_JUDGES, Judges
 from gateway.routing.past import HITS, Past, table_of
 from gateway.routing.policy_book import LoadedPolicy
 from policies.model import BackendCard
@@ -50,11 +53,17 @@ def replay(
     policies: list[LoadedPolicy],
     cards: Mapping[str, BackendCard],
     estimator: CostEstimator,
+    judges: Judges = NO_JUDGES,
 ) -> dict[str, Any]:
-    """The report of `headgate policy replay`."""
+    """The report of `headgate policy replay`.
+
+    Args:
+        judges: of cascades' answers; none: only recorded verdicts, and the question's promise.
+    """
     began = time.perf_counter()
     table = table_of(past, cards, estimator)
-    reports = [_report(loaded, past, table) for loaded in policies]
+    expecting = Expecting(past, cards, estimator, judges)
+    reports = [_report(loaded, past, table, expecting) for loaded in policies]
     seconds = time.perf_counter() - began
     return {
         "rows": len(past) + past.skipped,
@@ -65,13 +74,17 @@ def replay(
         "rows_per_s": round(len(past) * len(policies) / seconds) if seconds else None,
         "assumptions": [
             "costs of other backends than the one that answered are estimates at today's prices",
+            "a cascade's verdicts are the recorded ones where the same judge saw that rung's "
+            "answer, else what it probably makes of one; all rungs that answer are paid for",
             "a cached answer stays one only where the policy takes the backend that wrote it",
             "requests with feedback stand for all in the quality estimate",
         ],
     }
 
 
-def decide_in_time(loaded: LoadedPolicy, table: Table) -> Decided:
+def decide_in_time(
+    loaded: LoadedPolicy, table: Table, expecting: Expecting | None = None
+) -> Decided:
     """As `decide_all`; a policy that paces a day's money sees what its rows before have cost."""
     goals = [a.objective for a in (*loaded.policy.rules, loaded.policy.default)]
     if not any(goal is not None and goal.per == "day" for goal in goals):
@@ -88,7 +101,10 @@ def decide_in_time(loaded: LoadedPolicy, table: Table) -> Decided:
             "day_requests": np.array([float(count) for _, count in before]),
         }
         found = decide_all(loaded.policy, replace(part, numbers=numbers))
-        for day, cost in zip(days, _costs_of(found, part).tolist(), strict=True):
+        costs = np.nan_to_num(picked(part.costs, found.winner))
+        if expecting is not None:
+            costs = np.nan_to_num(expecting.of(loaded.policy, part, found, start).cost)
+        for day, cost in zip(days, costs.tolist(), strict=True):
             usd, count = spent.get(day, (0.0, 0))
             spent[day] = (usd + cost / 1e9, count + 1)
         parts.append(found)
@@ -96,54 +112,48 @@ def decide_in_time(loaded: LoadedPolicy, table: Table) -> Decided:
                      for name in Decided.__struct_fields__))  # fmt: skip
 
 
-def _costs_of(decided: Decided, table: Table) -> Floats:
-    """[N] nano-dollars that the choices are expected to cost."""
-    return np.nan_to_num(_picked(table.costs, decided.winner))
-
-
-def _picked(values: Floats, winner: NDArray[np.int64]) -> Floats:
-    """[N]: each row's value for its winner; NaN where nobody won."""
-    if not values.shape[1]:
-        return np.full(len(winner), np.nan)
-    found = values[np.arange(len(winner)), np.maximum(winner, 0)]
-    return np.where(winner == NOBODY, np.nan, found)
-
-
 def _places(names: Any, cards: Mapping[str, BackendCard]) -> NDArray[np.int64]:
     order = {name: place for place, name in enumerate(cards)}
     return np.array([order.get(name, NOBODY) for name in names], dtype=np.int64)
 
 
-def _report(loaded: LoadedPolicy, past: Past, table: Table) -> dict[str, Any]:
-    found = decide_in_time(loaded, table)
+def _report(loaded: LoadedPolicy, past: Past, table: Table, expecting: Expecting) -> dict[str, Any]:
+    found = decide_in_time(loaded, table, expecting)
+    expected = expecting.of(loaded.policy, table, found)
     columns = past.columns
     names = list(table.cards)
     answered = _places(columns["backend"], table.cards)
     first = _places(columns["first"], table.cards)
-    same = (found.winner == answered) & (answered != NOBODY)
+    same = (expected.stands == answered) & (answered != NOBODY)
+    same &= np.where(expected.source == NO_CASCADE, 0, expected.asked) == rungs_of(past)
     booked = np.array(columns["cost_nano_usd"], dtype=np.float64)
-    costs = np.where(same, booked, _costs_of(found, table))
+    costs = np.where(same, booked, np.nan_to_num(expected.cost))
     served = found.winner != NOBODY
-    quality, why = doubly_robust(past, table, found, first)
+    quality, why = doubly_robust(past, table, found, first, expected.stands)
     rules = [*(rule.name for rule in loaded.policy.rules), "default"]
     counts = np.bincount(found.rule, minlength=len(rules)).tolist()
     size = max(1, len(past))
-    predicted = _picked(table.quality, found.winner)
-    latency = _picked(table.latencies, found.winner)
+    asked = expected.source[expected.source != NO_CASCADE]
     return {
         "policy": loaded.ref,
         "cost_usd": usd_text(round(float(costs.sum()))),
         "saved_usd": usd_text(round(float(booked.sum() - costs.sum()))),
         "same_choice": round(float((found.winner == first).mean()), 6) if len(past) else None,
         "shares": {
-            name: round(float((found.winner == place).sum()) / size, 6)
+            name: round(float(expected.shares[:, place].sum()) / size, 6)
             for place, name in enumerate(names)
+        },
+        "rungs": _mean(np.where(served, expected.asked, np.nan)),
+        "verdicts": {
+            name: int((asked == place).sum())
+            for place, name in enumerate(SOURCES)
+            if (asked == place).any()
         },
         "rules": dict(zip(rules, counts, strict=True)),
         "denied": int(found.denied.sum()),
         "unanswered": int((~served & ~found.denied).sum()),
-        "predicted_quality": _mean(predicted),
-        "mean_latency_s": _mean(latency),
+        "predicted_quality": _mean(expected.quality),
+        "mean_latency_s": _mean(expected.seconds),
         "quality": None if quality is None else _plain(quality),
         "quality_why": why,
     }
@@ -178,17 +188,33 @@ def _actual(past: Past) -> dict[str, Any]:
 
 
 def doubly_robust(
-    past: Past, table: Table, found: Decided, first: NDArray[np.int64]
+    past: Past,
+    table: Table,
+    found: Decided,
+    first: NDArray[np.int64],
+    stands: NDArray[np.int64],
 ) -> tuple[Estimate | None, str | None]:
-    """The policy's quality over rows with feedback; else None, and why."""
+    """The policy's quality over rows with feedback; else None, and why.
+
+    Args:
+        stands: [N], whose answer is given; NOBODY also where a judge would have to say.
+    """
     answered = _places(past.columns["backend"], table.cards)
+    chosen = np.where(rungs_of(past) > 0, answered, first)  # a cascade chose the one that stood
     # a fallback's answer tells nothing of the first choice, and nobody judged a denial
-    rows = ~np.isnan(past.rewards) & (first == answered) & (first != NOBODY)
+    rows = ~np.isnan(past.rewards) & (chosen == answered) & (chosen != NOBODY)
     rows &= found.winner != NOBODY
+    unjudged = float((stands[rows] == NOBODY).mean()) if rows.any() else 0.0
+    if unjudged > MAX_UNSUPPORTED:
+        return None, (
+            f"on {unjudged:.1%} of the answers with feedback this policy's judge would look at an "
+            "answer that was not judged then; `shadow` or a split to the cascade makes it possible"
+        )
+    rows &= stands != NOBODY
     count = int(rows.sum())
     if count < MIN_REWARDS:
         return None, f"{count} answers have feedback; at least {MIN_REWARDS} are needed"
-    logged, wanted = first[rows], found.winner[rows]
+    logged, wanted = chosen[rows], stands[rows]
     propensity = np.array(past.columns["probability"], dtype=np.float64)[rows]
     agrees = logged == wanted
     unsupported = float((~agrees & (propensity >= 1.0)).mean())

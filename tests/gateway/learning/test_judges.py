@@ -11,7 +11,10 @@ from gateway.learning.cascades import Climbed, Setting, climb, settings
 from gateway.learning.judges import fit_judges, judges_card
 from gateway.learning.outcomes import Outcomes, read_outcomes
 from gateway.learning.quality import FOLDS
+from gateway.routing.climbs import Told
+from gateway.routing.climbs import climb as expected_climb
 from gateway.routing.judges import Judges, Signals, write_judges
+from policies.model import Accept
 
 ROWS = 600
 
@@ -128,3 +131,27 @@ def test_outcomes_carry_what_judges_need(tmp_path: Path) -> None:
     assert signals["tokens"][0].tolist() == [3.0, 1.0]
     assert np.isnan(signals["logprob"][0, 1])
     assert signals["consistency"][0, 1] == 0.5
+
+
+@pytest.mark.parametrize(("bar", "min_gain"), [(0.7, -1.0), (0.3, -1.0), (1.0, 0.25), (1.0, 0.6)])
+def test_spread_foretells_what_a_cascade_costs_and_is_worth(bar: float, min_gain: float) -> None:
+    """Without any answer seen, expected cost and quality are near those of the rows themselves."""
+    outcomes, quality, folds = made()
+    judged = fit_judges(outcomes, quality, folds, "")
+    accept = Accept(judge="logprob", min=bar, min_gain=min_gain)
+    columns = {name: outcomes.costs[:, k] for k, name in enumerate(outcomes.backends)}
+    told = Told(
+        quality={name: quality[:, k] for k, name in enumerate(outcomes.backends)},
+        costs=columns,
+        seconds=columns,
+        looks={},
+        p_good={},
+        gain={},
+    )
+    foretold = expected_climb(["cheap", "dear"], accept, told, judged.judges)
+    setting = Setting((0, 1), bar, min_gain)
+    p_above = judged.p_above["logprob"]
+    cost, score = climb(setting, quality, p_above, outcomes.scores, outcomes.costs)
+    assert foretold.cost.mean() == pytest.approx(cost.mean(), abs=0.8)
+    assert foretold.quality.mean() == pytest.approx(score.mean(), abs=0.06)
+    assert set(foretold.source.tolist()) == {1}

@@ -82,7 +82,7 @@ def table_of(cards: Mapping[str, BackendCard], told: list[Row]) -> Table:
 def test_columns_decide_as_decide_does(
     policy: Policy, cards: dict[str, BackendCard], told: list[Row]
 ) -> None:
-    """Rule, denial, first candidate and probability of every row, for any policy."""
+    """Rule, denial, first candidate, rungs and probability of every row, for any policy."""
     found = decide_all(policy, table_of(cards, told))
     names = list(cards)
     places = {rule.name: place for place, rule in enumerate(policy.rules)}
@@ -97,6 +97,8 @@ def test_columns_decide_as_decide_does(
         first = names.index(wanted.candidates[0]) if wanted.candidates else NOBODY
         assert found.winner[index] == first
         assert found.probability[index] == wanted.probability
+        ladder = [names[place] for place in found.ladder[index] if place != NOBODY]
+        assert wanted.rungs == (tuple(ladder) if len(ladder) > 1 else ())
 
 
 def test_columns_decide_a_hundred_thousand_rows_in_well_under_two_seconds() -> None:

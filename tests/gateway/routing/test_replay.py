@@ -103,7 +103,8 @@ def test_doubly_robust_estimates_cover_the_truth(tmp_path: Path) -> None:
         found = past(600, seed=seed)
         table = table_of(found, CARDS, CostEstimator(PRICED))
         first = np.array([1 if name == "base" else 0 for name in found.columns["first"]])
-        estimate, why = doubly_robust(found, table, decide_all(other.policy, table), first)
+        decided = decide_all(other.policy, table)
+        estimate, why = doubly_robust(found, table, decided, first, decided.winner)
         assert estimate is not None
         assert why is None
         assert estimate.effective_sample_size == pytest.approx((first == 1).sum())
