@@ -45,7 +45,6 @@ _WHOLE, _STREAM = 0.6, 0.9
 _START_S = 600.0
 """Machines are busy."""
 _SETTLE_S = 60.0
-_BUDGET = Budget(scope="global", window="lifetime", limit_nano_usd=LIMIT_NANO_USD)
 _POLICY = """
 [default]
 split = { priced = 0.5, timed = 0.5 }
@@ -207,11 +206,14 @@ class Load:
         return None
 
 
-async def run(folder: Path, database_url: str, *, seed: int) -> dict[str, Any]:
+async def run(
+    folder: Path, database_url: str, *, seed: int, limit_nano_usd: int = LIMIT_NANO_USD
+) -> dict[str, Any]:
     """One run: what was spent, charged, overrun, and how long the killed one's lease stayed."""
     engine = open_engine(database_url)
+    budget = Budget(scope="global", window="lifetime", limit_nano_usd=limit_nano_usd)
     async with engine.begin() as connection:
-        await set_budget(connection, _BUDGET, now=time.time())
+        await set_budget(connection, budget, now=time.time())
     gateways = await asyncio.to_thread(Gateways, folder, database_url)
     try:
         for index in range(PROCESSES):
@@ -219,14 +221,14 @@ async def run(folder: Path, database_url: str, *, seed: int) -> dict[str, Any]:
         await _ready(gateways.urls)
         load = Load(gateways.urls, seed)
         began = time.monotonic()
-        recovered = asyncio.create_task(_kill_one(gateways, folder, engine, seed))
+        recovered = asyncio.create_task(_kill_one(gateways, folder, engine, budget, seed))
         await load.run()
         load_s = time.monotonic() - began
         ended_s, booked_s = await recovered
-        await _until(engine, lambda _, reserved: not reserved, timeout_s=_SETTLE_S)
+        await _until(engine, budget, lambda _, reserved: not reserved, timeout_s=_SETTLE_S)
     finally:
         await asyncio.to_thread(gateways.stop)
-    found = await _books(engine)
+    found = await _books(engine, budget)
     await engine.dispose()
     return {
         "seed": seed,
@@ -267,14 +269,15 @@ async def _ready(urls: list[str]) -> None:
 
 
 async def _kill_one(
-    gateways: Gateways, folder: Path, engine: AsyncEngine, seed: int
+    gateways: Gateways, folder: Path, engine: AsyncEngine, budget: Budget, seed: int
 ) -> tuple[float, float]:
     """Kill a process once a third of the limit is gone; seconds until its lease had ended, and
     until what it was answering was booked."""
     draw = random.Random(seed)
     victim = draw.randrange(PROCESSES)
     share = draw.uniform(0.15, 0.6)
-    await _until(engine, lambda spent, _: spent >= share * LIMIT_NANO_USD, timeout_s=600.0)
+    enough = share * budget.limit_nano_usd
+    await _until(engine, budget, lambda spent, _: spent >= enough, timeout_s=600.0)
     pid = gateways.kill(victim)
     killed_at = time.monotonic()
     logs = folder / "state" / "reservations"
@@ -302,33 +305,33 @@ async def _leased(engine: AsyncEngine, owners: set[str]) -> int:
         return int((await connection.execute(sum_.where(leases.c.owner.in_(owners)))).scalar_one())
 
 
-async def _spend(engine: AsyncEngine) -> tuple[int, int, int]:
+async def _spend(engine: AsyncEngine, budget: Budget) -> tuple[int, int, int]:
     """Spent, reserved, overrun."""
-    counter = counter_of(_BUDGET, 0.0)
+    counter = counter_of(budget, 0.0)
     async with engine.connect() as connection:
         found = (await read_spend(connection, [counter])).get(counter)
     return (found.spent, found.reserved, found.overrun) if found else (0, 0, 0)
 
 
 async def _until(
-    engine: AsyncEngine, holds: Callable[[int, int], bool], *, timeout_s: float
+    engine: AsyncEngine, budget: Budget, holds: Callable[[int, int], bool], *, timeout_s: float
 ) -> None:
     """Until spent and reserved are as wanted, or the time is over."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        spent, reserved, _ = await _spend(engine)
+        spent, reserved, _ = await _spend(engine, budget)
         if holds(spent, reserved):
             return
         await asyncio.sleep(0.05)
 
 
-async def _books(engine: AsyncEngine) -> dict[str, int]:
-    spent, reserved, overrun = await _spend(engine)
+async def _books(engine: AsyncEngine, budget: Budget) -> dict[str, int]:
+    spent, reserved, overrun = await _spend(engine, budget)
     async with engine.connect() as connection:
         sum_ = select(func.coalesce(func.sum(charges.c.cost_nano_usd), 0))
         charged = int((await connection.execute(sum_)).scalar_one())
     return {
-        "limit_nano_usd": LIMIT_NANO_USD,
+        "limit_nano_usd": budget.limit_nano_usd,
         "spent_nano_usd": spent,
         "reserved_nano_usd": reserved,
         "overrun_nano_usd": overrun,
