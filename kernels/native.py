@@ -50,13 +50,15 @@ _SIGNATURES = {
     "decoder_step": "pppp ippp i",
     "decoder_logits": "pp i pp i",
     "decoder_scratch_bytes": "p i",
-    "packed_linear_f32": "pppp iiiii",
+    "packed_linear_f32": "ppppp iiiii",
+    "packed_linear_scratch_bytes": "ii",
     "paged_attention_f32": "ppppp ii",
     "quant_linear_f32": "ppppp iiii",
     "quant_linear_packed_f32": "pppppp iiii",
     "quant_linear_scratch_bytes": "ii",
     "int4_linear_f32": "ppppp iiiii",
     "measure_tiles": "",
+    "measure_bf16_tiles": "",
     "rms_norm_f32": "ppppp f ii",
     "rope_f32": "pppppp l iiii llll",
     "silu_mul_f32": "pp ii",
@@ -124,7 +126,9 @@ def _path() -> Path | None:
         logger.warning("native_kernels_unavailable: %s; running eager torch", error)
         return None
     rows = library.measure_tiles()
-    tiles = f"AMX tiles from {rows} rows on" if rows else "no tiles"
+    tiles = f"AMX tiles for int8 from {rows} rows on" if rows else "no tiles"
+    if library.measure_bf16_tiles():
+        tiles += ", for bf16 always"
     logger.info("cpu_kernels_chosen: level %s, %s, %d threads", wanted, tiles, threads())
     return path
 

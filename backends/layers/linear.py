@@ -47,7 +47,7 @@ class Linear:
         if self._plain is not None:
             return self._plain
         assert self._packed is not None
-        return unpack(self._packed, self.channels).float()
+        return unpack(self._packed, self.channels, self.inputs).float()
 
     @property
     def nbytes(self) -> int:

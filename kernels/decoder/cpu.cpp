@@ -61,7 +61,7 @@ struct Batch {
 struct Scratch {
     float* product;   // [tokens, the widest layer]
     float* mixed;     // [tokens, heads * dim]: queries, then what they attended to
-    float* inputs;    // [tokens, the widest input] of float weights
+    FloatRows inputs; // of float weights
     float* row_sums;  // [tokens, the most groups] of int4 weights
     uint8_t* codes;   // [tokens, the widest input] of int8 and int4 weights
 
@@ -81,23 +81,32 @@ struct Scratch {
         return most;
     }
     static int64_t row_floats(const Decoder& d) {
-        return widest(d) + d.heads * d.dim() + most_inputs(d) + most_groups(d);
+        return widest(d) + d.heads * d.dim() + most_groups(d);
+    }
+    static int64_t code_bytes(const Decoder& d, int tokens) {
+        return (Codes::bytes(tokens, most_inputs(d)) + 63) / 64 * 64;
     }
     static int64_t bytes(const Decoder& d, int tokens) {
-        return 4 * tokens * row_floats(d) + Codes::bytes(tokens, most_inputs(d)) + 64;
+        return 4 * tokens * row_floats(d) + code_bytes(d, tokens) +
+               FloatRows::bytes(tokens, most_inputs(d)) + 128;
     }
     static Scratch in(uint8_t* memory, const Decoder& d, int tokens) {
-        uint8_t* codes = memory + (64 - reinterpret_cast<uintptr_t>(memory) % 64);
-        float* product = reinterpret_cast<float*>(codes + Codes::bytes(tokens, most_inputs(d)));
+        uint8_t* codes = aligned(memory);
+        uint8_t* rows = codes + code_bytes(d, tokens);
+        const int64_t row_bytes = FloatRows::bytes(tokens, most_inputs(d));
+        float* product = reinterpret_cast<float*>(aligned(rows + row_bytes));
         float* mixed = product + int64_t{tokens} * widest(d);
-        float* inputs = mixed + int64_t{tokens} * d.heads * d.dim();
-        return {product, mixed, inputs, inputs + int64_t{tokens} * most_inputs(d), codes};
+        float* row_sums = mixed + int64_t{tokens} * d.heads * d.dim();
+        return {product, mixed, FloatRows::in(rows, tokens, most_inputs(d)), row_sums, codes};
     }
 
+    static FloatWeight floats_of(const Weight& w) {
+        return {w.packed, w.bias, w.channels, w.inputs, w.kind};
+    }
     // Takes a row as the input of the next product.
     void take(const Weight& weight, const float* row, int index, int tokens) const {
         if (!weight.coded()) {
-            std::copy_n(row, weight.inputs, inputs + int64_t{index} * weight.inputs);
+            inputs.take(row, index, floats_of(weight));
             return;
         }
         const Codes rows = Codes::in(codes, tokens, weight.inputs);
@@ -118,8 +127,7 @@ struct Scratch {
                                     w.channels, w.inputs};
             multiply(team, rows, tokens, weight, out);
         } else {
-            const FloatWeight weight{w.packed, w.bias, w.channels, w.inputs, w.kind};
-            multiply(team, inputs, tokens, weight, out);
+            multiply(team, inputs, tokens, floats_of(w), out);
         }
     }
 };

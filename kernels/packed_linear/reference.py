@@ -2,10 +2,11 @@
 
 from torch import Tensor
 
+from kernels.packed_linear import unpack
+
 
 def packed_linear(
     x: Tensor, packed: Tensor, bias: Tensor | None = None, *, channels: int
 ) -> Tensor:
-    weight = packed.transpose(1, 2).reshape(-1, packed.shape[1])[:channels].float()
-    result = x @ weight.t()
+    result = x @ unpack(packed, channels, x.shape[-1]).float().t()
     return result if bias is None else result + bias.float()

@@ -341,13 +341,9 @@ extern "C" int measure_tiles() {
     const Int8Weight weight{packed.data(), scale.data(), nullptr, CHANNELS, INPUTS};
     const auto took = [&](int rows, int tiles_from) {
         amx_from_rows = tiles_from;
-        auto best = std::chrono::nanoseconds::max();
-        for (int repeat = 0; repeat < REPEATS; ++repeat) {
-            const auto began = std::chrono::steady_clock::now();
+        return best_of(REPEATS, [&] {
             multiply_panel(codes, 0, rows, weight, 0, weight.blocks(), out.data());
-            best = std::min<std::chrono::nanoseconds>(best, std::chrono::steady_clock::now() - began);
-        }
-        return best;
+        });
     };
     int faster = TILE_ROWS + 1;
     for (int rows = TILE_ROWS; rows >= 1 && took(rows, 1) < took(rows, TILE_ROWS + 1); --rows)

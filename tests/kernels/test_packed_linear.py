@@ -33,29 +33,47 @@ def test_packed_linear_keeps_leading_dimensions(runner: Runner) -> None:
     assert_close(actual, reference("packed_linear", x, packed, None, channels=10))
 
 
-def test_unpack_gives_back_what_was_packed() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_unpack_gives_back_what_was_packed(dtype: torch.dtype) -> None:
     """Packing loses nothing."""
-    weight = random(70, 9)
-    assert torch.equal(unpack(pack(weight), 70), weight)
+    weight = random(70, 9).to(dtype)
+    assert torch.equal(unpack(pack(weight), 70, 9), weight)
 
 
 @pytest.mark.skipif(not native.available(), reason="no C++ compiler here")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_packed_linear_reads_16_bits_as_the_numbers_they_are(dtype: torch.dtype) -> None:
-    """Every finite number, the subnormal ones too: the same bits as the fp32 weight gives."""
+    """Every finite number gives the bits of the fp32 weight; tiles take those for zero that are
+    subnormal in fp32 too."""
     numbers = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
     weight = torch.where(numbers.isfinite(), numbers, 0).view(64, 1024)
     x = torch.eye(1024)[:128]
     narrow, wide = (packed_linear(x, pack(w), channels=64) for w in (weight, weight.float()))
-    assert torch.equal(narrow, wide)
-    assert torch.equal(narrow, weight.float()[:, :128].t())
+    tiny = torch.finfo(torch.float32).tiny
+    normal = (wide == 0) | (wide.abs() >= tiny)
+    assert torch.equal(narrow[normal], wide[normal])
+    assert torch.equal(wide, weight.float()[:, :128].t())
+    assert (narrow - wide).abs().max() < tiny
 
 
 @pytest.mark.skipif(not native.available(), reason="no C++ compiler here")
-@pytest.mark.parametrize("rows", [2, 7, 16, 23, 150])
-def test_packed_linear_answers_a_row_alike_in_any_batch(rows: int) -> None:
+def test_packed_linear_splits_numbers_without_loss() -> None:
+    """Every bit of an fp32 activation counts beside a bf16 weight; no number becomes another."""
+    x = torch.eye(40) * (1 + torch.arange(40) * 2.0**-23)[:, None] * 2.0 ** torch.arange(-20, 20)
+    x[7, 7], x[8, 8], x[9, 9] = float("inf"), float("nan"), -float("inf")
+    x[10, 10] = torch.tensor(0x7F800001, dtype=torch.int32).view(torch.float32)
+    packed = pack(torch.ones(33, 40).bfloat16())
+    wanted = x.sum(dim=1, keepdim=True).expand(40, 33)
+    together = packed_linear(x, packed, channels=33)
+    torch.testing.assert_close(together, wanted, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.skipif(not native.available(), reason="no C++ compiler here")
+@pytest.mark.parametrize("rows", [2, 7, 16, 23, 33, 150])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_packed_linear_answers_a_row_alike_in_any_batch(rows: int, dtype: torch.dtype) -> None:
     """A row's result is the same bit for bit, whatever is beside it."""
-    x, packed = random(rows, 200), pack(random(70, 200, seed=1))
+    x, packed = random(rows, 200), pack(random(70, 200, seed=1).to(dtype))
     together = packed_linear(x, packed, channels=70)
     for row in range(rows):
         assert torch.equal(packed_linear(x[row : row + 1], packed, channels=70)[0], together[row])
