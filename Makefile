@@ -33,7 +33,7 @@ check: $(VENV)/.installed-test ## Format, lint, types, layers
 	$(BIN)/lint-imports
 
 test: $(VENV)/.installed-test ## All tests, with a real Redis and PostgreSQL, without root
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-gpu: $(VENV)/.installed-test ## Kernels and decode graphs on this machine's GPU; writes a report with its name
 	$(BIN)/python -m tests.benchmarks.run_gpu
