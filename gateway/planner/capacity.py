@@ -1,106 +1,42 @@
 """From a model, a load and a promise to the machines that keep it, cheapest first.
 
-Every set-up (device, precision, tensor parallelism) is first judged by its steady state: at batch
-size B a step serves B answers and, in proportion, the prompts that replace them. The cheapest few
-are then run through the scheduler on a virtual clock, with replicas added until the promise holds.
+Every set-up (device, precision, tensor and pipeline parallelism) is first judged by its steady
+state: at batch size B a step serves B answers and, in proportion, the prompts that replace them.
+The cheapest few are then run through the scheduler on a virtual clock, with replicas added until
+the promise holds.
 """
 
 from collections.abc import Iterable, Mapping
-from math import ceil
+from math import ceil, inf, isinf
 from typing import Any
 
 from msgspec import Struct
 
-from backends.engine.config import EngineConfig
 from gateway.planner.errors import PlanError
 from gateway.planner.hardware import Hardware
+from gateway.planner.setups import Setup, Technique, place, queueing
 from gateway.planner.shapes import WEIGHT_BYTES, ModelShape
 from gateway.planner.simulate import Simulated, simulate
-from gateway.planner.steps import COMPUTE_DTYPE, Roofline, StepModel, Work
-from gateway.planner.workload import Slo, Workload, percentile
+from gateway.planner.steps import COMPUTE_DTYPE, StepModel
+from gateway.planner.workload import Slo, Workload
 
-BLOCK_TOKENS = 16
-MEMORY_SHARE = 0.9
-"""Of a device's memory; the rest is for activations and the driver."""
-MAX_BATCH = 512
-MAX_BATCHED_TOKENS = 2048
 BUSY_SHARE = 0.8
 """Of a replica's steady-state capacity that is planned for: the rest absorbs bursts."""
 HOURS_PER_MONTH = 730
-_MORE_SIMULATED = 4
+USER_TOKENS_PER_S = 20.0
+"""An interactive speed: faster than people read."""
+USER_PERIOD_S = 60.0
+"""Between two questions of one user."""
+MORE_SIMULATED = 4
 """Set-ups beyond those asked for whose promise is checked on the virtual clock."""
+_MOST_SIMULATED = 24
+"""While none of them holds."""
 _SIMULATED_REQUESTS = 150
-_MORE_REPLICAS = 1.25
-_TRIES = 8
-
-
-class Technique(Struct, frozen=True, kw_only=True):
-    """What the engine does to be faster."""
-
-    kv_bytes: float = 2.0
-    """Of one key or value element: 2 sixteen bits, 1 eight."""
-    tokens_per_step: float = 1.0
-    """A decoding sequence gains: speculation's mean accepted length + 1."""
-    step_factor: float = 1.0
-    """How much longer a step takes for it: drafting and verifying."""
-    max_batch: int = MAX_BATCH
-
-
-class Setup(Struct, frozen=True, kw_only=True):
-    """One replica: devices of a kind, and how the model lies on them."""
-
-    hardware: Hardware
-    precision: str
-    devices: int
-    kv_tokens: int
-    """Room of the KV cache."""
-    max_batch: int
-    """Sequences of mean length that fit it."""
-    step: StepModel
-    technique: Technique
-
-    @property
-    def usd_per_hour(self) -> float:
-        return self.devices * self.hardware.usd_per_hour
-
-    def steady_state(self, workload: Workload, batch: int) -> tuple[float, float]:
-        """(requests/s, seconds between a sequence's tokens) with `batch` sequences decoding."""
-        technique = self.technique
-        prompt = workload.mean_prompt_tokens * (1 - workload.prefix_share)
-        steps = max(1.0, workload.mean_output_tokens / technique.tokens_per_step)
-        work = Work(
-            steps=1.0,
-            decode_tokens=batch,
-            decode_attended=batch * (workload.mean_prompt_tokens + workload.mean_output_tokens / 2),
-            prefill_tokens=batch * prompt / steps,
-            prefill_attended=batch * prompt / steps * workload.mean_prompt_tokens / 2,
-            prompts=batch / steps,
-        )
-        took = self.step.seconds(work) * technique.step_factor
-        return batch / (steps * took), took / technique.tokens_per_step
-
-    def best_batch(self, workload: Workload, slo: Slo) -> int:
-        """The largest batch within memory whose token times keep the promise; 0: none does."""
-        low, high = 0, self.max_batch
-        while low < high:
-            middle = (low + high + 1) // 2
-            _, tpot_s = self.steady_state(workload, middle)
-            if slo.tpot_p99_s is None or tpot_s <= slo.tpot_p99_s:
-                low = middle
-            else:
-                high = middle - 1
-        return low
-
-    def engine_config(self, longest: int) -> EngineConfig:
-        """The engine's configuration on such a replica."""
-        return EngineConfig(
-            num_blocks=self.kv_tokens // BLOCK_TOKENS,
-            max_model_len=max(2, longest),
-            block_size=BLOCK_TOKENS,
-            max_num_seqs=min(self.technique.max_batch, MAX_BATCH),
-            max_num_batched_tokens=MAX_BATCHED_TOKENS,
-            enable_prefix_caching=False,  # the load says itself what is cached
-        )
+_MOST_TIMES = 4
+"""The replicas that the load needs: if the promise does not hold with so many, it never does."""
+_CLOSE = 1.12
+"""Near enough to the fewest replicas that hold."""
+_LAYOUTS = tuple((devices, stages) for stages in (1, 2, 4) for devices in (1, 2, 4, 8))
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -111,11 +47,14 @@ class Plan(Struct, frozen=True, kw_only=True):
     batch: int
     capacity_per_s: float
     """Requests/s of one replica in steady state."""
-    busy_share: float
     simulated: Simulated | None
     holds: bool
     """Whether the promise held on the virtual clock (or none was made)."""
     workload: Workload
+
+    @property
+    def busy_share(self) -> float:
+        return self.workload.requests_per_s / (self.capacity_per_s * self.replicas)
 
     @property
     def usd_per_hour(self) -> float:
@@ -125,7 +64,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     def usd_per_month(self) -> float:
         device = self.setup.hardware
         if device.usd_per_month is not None:
-            return self.replicas * self.setup.devices * device.usd_per_month
+            return self.replicas * self.setup.all_devices * device.usd_per_month
         return self.usd_per_hour * HOURS_PER_MONTH
 
     @property
@@ -141,57 +80,14 @@ class Plan(Struct, frozen=True, kw_only=True):
         made = self.workload.requests_per_s * self.workload.mean_output_tokens
         return self.usd_per_hour / (made * 3600) * 1e6
 
-
-def place(
-    shape: ModelShape,
-    hardware: Hardware,
-    precision: str,
-    devices: int,
-    workload: Workload,
-    technique: Technique | None = None,
-    step: StepModel | None = None,
-) -> Setup:
-    """Lay a model on devices.
-
-    Args:
-        step: measured; None: by roofline.
-
-    Raises:
-        PlanError: weights or the longest request do not fit, or the heads cannot be divided.
-    """
-    technique = technique or Technique()
-    where = f"{shape.name} in {precision} on {devices} × {hardware.name}"
-    if devices > hardware.devices_per_machine:
-        raise PlanError(f"{where}: a machine has {hardware.devices_per_machine} of them")
-    if shape.heads % devices or (shape.kv_heads % devices and devices % shape.kv_heads):
-        raise PlanError(f"{where}: {shape.heads} heads cannot be divided")
-    memory = MEMORY_SHARE * hardware.memory_bytes * devices
-    weights = shape.weight_bytes(precision)
-    per_token = shape.kv_bytes_per_token(technique.kv_bytes) * max(1, devices // shape.kv_heads)
-    room = int((memory - weights) / per_token)
-    longest = _longest(workload)
-    if room < longest + BLOCK_TOKENS:
-        raise PlanError(
-            f"{where}: {weights / 1e9:.1f} GB of weights and {longest} tokens of KV cache "
-            f"({longest * per_token / 1e9:.1f} GB) need more than {memory / 1e9:.1f} GB"
-        )
-    mean = workload.mean_prompt_tokens + workload.mean_output_tokens
-    step = step or Roofline(
-        shape=shape,
-        hardware=hardware,
-        precision=precision,
-        devices=devices,
-        kv_bytes=technique.kv_bytes,
-    )
-    return Setup(
-        hardware=hardware,
-        precision=precision,
-        devices=devices,
-        kv_tokens=room,
-        max_batch=max(1, min(technique.max_batch, int(room / mean))),
-        step=step,
-        technique=technique,
-    )
+    @property
+    def users_per_replica(self) -> int:
+        """People who ask once a minute and whose answers come at an interactive speed."""
+        batch = self.setup.best_batch(self.workload, Slo(tpot_p99_s=1 / USER_TOKENS_PER_S))
+        if batch == 0:
+            return 0
+        per_s, _ = self.setup.steady_state(self.workload, batch)
+        return int(per_s * BUSY_SHARE * USER_PERIOD_S)
 
 
 def plan(
@@ -204,11 +100,13 @@ def plan(
     technique: Technique | None = None,
     measured: Mapping[str, StepModel] | None = None,
     keep: int = 5,
+    more: int = MORE_SIMULATED,
 ) -> list[Plan]:
     """The cheapest set-ups that keep the promise, the cheapest first.
 
     Args:
         measured: step models by hardware name, from benchmark files.
+        more: set-ups beyond those to keep whose promise is checked on the virtual clock.
 
     Raises:
         PlanError: nothing can; says what came nearest and what would help.
@@ -218,10 +116,10 @@ def plan(
     nearest: tuple[float, str] | None = None
     for hardware in catalogue:
         for precision in precisions:
-            for devices in (1, 2, 4, 8):
+            for devices, stages in _LAYOUTS:
                 try:
                     setup = _setup(
-                        shape, hardware, precision, devices, workload, technique, measured
+                        shape, hardware, precision, devices, stages, workload, technique, measured
                     )
                 except PlanError as error:
                     failures.append(str(error))
@@ -229,26 +127,41 @@ def plan(
                 batch = setup.best_batch(workload, slo)
                 if batch == 0:
                     tpot_s = setup.steady_state(workload, 1)[1]
-                    words = f"{devices} × {hardware.name} in {precision}: {tpot_s * 1e3:.1f} ms"
+                    words = f"{devices * stages} × {hardware.name} in {precision}"
                     nearest = min(nearest or (tpot_s, words), (tpot_s, words))
                     continue
                 found.append(_on_paper(setup, batch, workload, slo))
     if not found:
         raise PlanError(_why_nothing(shape, failures, nearest, slo))
-    found.sort(key=lambda p: (p.usd_per_hour, p.replicas * p.setup.devices))
-    return _cheapest_that_hold(found, slo, keep)
+    found.sort(key=lambda p: (p.usd_per_hour, p.replicas * p.setup.all_devices))
+    return _cheapest_that_hold(found, slo, keep, more)
 
 
-def _cheapest_that_hold(found: list[Plan], slo: Slo, keep: int) -> list[Plan]:
+def _cheapest_that_hold(found: list[Plan], slo: Slo, keep: int, more: int) -> list[Plan]:
     """Simulate in order of price on paper, until what follows cannot be cheaper any more."""
+    wanted_s = slo.ttft_p99_s or inf
+    possible = [p for p in found if p.setup.first_token_s(p.workload, long=True) <= wanted_s]
+    if not possible:
+        best = min(found, key=lambda p: p.setup.first_token_s(p.workload, long=True))
+        work = best.workload
+        raise PlanError(
+            f"no set-up gives a first token within {slo.ttft_p99_s:g} s: a prompt of "
+            f"{work.long_prompt} tokens (p99) alone takes "
+            f"{best.setup.first_token_s(work, long=True):.3g} s on the fastest, "
+            f"{_words(best.setup)}. Allow more, shorten prompts, or cache their beginning."
+        )
     checked: list[Plan] = []
-    for paper in found[: keep + _MORE_SIMULATED]:
-        best = sorted(p.usd_per_hour for p in checked if p.holds)
-        if len(best) >= keep and paper.usd_per_hour >= best[keep - 1]:
+    for number, paper in enumerate(possible[:_MOST_SIMULATED]):
+        best_usd = sorted(p.usd_per_hour for p in checked if p.holds)
+        if len(best_usd) >= keep and paper.usd_per_hour >= best_usd[keep - 1]:
+            break
+        if number >= keep + more and best_usd:
             break
         checked.append(_on_the_clock(paper, slo))
+    if not any(p.holds for p in checked):
+        raise PlanError(_why_missed(checked, slo))
     checked.sort(key=lambda p: (not p.holds, p.usd_per_hour))
-    return checked[:keep]
+    return [p for p in checked if p.holds][:keep]
 
 
 def _setup(
@@ -256,6 +169,7 @@ def _setup(
     hardware: Hardware,
     precision: str,
     devices: int,
+    stages: int,
     workload: Workload,
     technique: Technique | None,
     measured: Mapping[str, StepModel] | None,
@@ -265,20 +179,18 @@ def _setup(
     if precision == "fp8" and COMPUTE_DTYPE["fp8"] not in hardware.tflops:
         raise PlanError(f"{hardware.name} has no fp8 units")
     step = (measured or {}).get(hardware.name)
-    if step is not None and devices > 1:
+    if step is not None and devices * stages > 1:
         raise PlanError(f"{hardware.name}: measured on one device only")
-    return place(shape, hardware, precision, devices, workload, technique, step)
+    return place(shape, hardware, precision, devices, workload, technique, step, stages)
 
 
 def _on_paper(setup: Setup, batch: int, workload: Workload, slo: Slo) -> Plan:
     per_s, _ = setup.steady_state(workload, batch)
-    replicas = ceil(workload.requests_per_s / (per_s * BUSY_SHARE))
     return Plan(
         setup=setup,
-        replicas=replicas,
+        replicas=ceil(workload.requests_per_s / (per_s * BUSY_SHARE)),
         batch=batch,
         capacity_per_s=per_s,
-        busy_share=workload.requests_per_s / (per_s * replicas),
         simulated=None,
         holds=slo == Slo(),
         workload=workload,
@@ -286,35 +198,70 @@ def _on_paper(setup: Setup, batch: int, workload: Workload, slo: Slo) -> Plan:
 
 
 def _on_the_clock(paper: Plan, slo: Slo) -> Plan:
-    """Simulate one replica at its share of the load, with more replicas until the promise holds."""
-    workload, setup = paper.workload, paper.setup
-    config = setup.engine_config(_longest(workload))
-    replicas, simulated = paper.replicas, paper.simulated
-    for _ in range(_TRIES):
-        rate = workload.requests_per_s / replicas
-        load = workload.arrivals(rate, _SIMULATED_REQUESTS / rate)
-        simulated = simulate(
-            load, setup.step, config, tokens_per_step=setup.technique.tokens_per_step
-        )
-        holds = slo.holds(simulated.ttft_p99_s, simulated.tpot_p99_s)
-        if holds:
+    """Simulate one replica at its share of the load, with more replicas until the promise holds.
+
+    Stages take turns with parts of the batch: one part, with its share of the load, is simulated.
+    """
+    few, many = paper.replicas, paper.replicas * _MOST_TIMES
+    simulated = run_replica(paper.setup, paper.workload, few)
+    replicas, holds = few, slo.holds(simulated.ttft_p99_s, simulated.tpot_p99_s)
+    if not holds:
+        simulated = run_replica(paper.setup, paper.workload, many)
+        replicas, holds = many, slo.holds(simulated.ttft_p99_s, simulated.tpot_p99_s)
+    while holds and replicas > few and many > max(few + 1, round(few * _CLOSE)):
+        middle = max(few + 1, round((few * many) ** 0.5))
+        if middle >= many:
             break
-        replicas = max(replicas + 1, ceil(replicas * _MORE_REPLICAS))
+        run = run_replica(paper.setup, paper.workload, middle)
+        if slo.holds(run.ttft_p99_s, run.tpot_p99_s):
+            simulated, replicas, many = run, middle, middle
+        else:
+            few = middle
     return Plan(
-        setup=setup,
+        setup=paper.setup,
         replicas=replicas,
         batch=paper.batch,
         capacity_per_s=paper.capacity_per_s,
-        busy_share=workload.requests_per_s / (paper.capacity_per_s * replicas),
         simulated=simulated,
         holds=holds,
-        workload=workload,
+        workload=paper.workload,
     )
 
 
-def _longest(workload: Workload) -> int:
-    """Tokens of all but the longest hundredth of requests: what a replica must hold."""
-    return int(percentile([prompt + output for prompt, output in workload.lengths], 0.99)) + 1
+def run_replica(setup: Setup, workload: Workload, replicas: int, load: float = 1.0) -> Simulated:
+    """One of so many replicas under its share of `load` times the workload."""
+    rate = load * workload.requests_per_s / (replicas * setup.stages)
+    arrivals = workload.arrivals(rate, _SIMULATED_REQUESTS / rate)
+    technique = setup.technique
+    return simulate(
+        arrivals,
+        setup.step,
+        setup.engine_config(workload.longest),
+        tokens_per_step=technique.tokens_per_step,
+        step_factor=technique.step_factor,
+    )
+
+
+def _words(setup: Setup) -> str:
+    return f"{setup.all_devices} × {setup.hardware.name} in {setup.precision}"
+
+
+def _why_missed(checked: list[Plan], slo: Slo) -> str:
+    """The promise held for none of those simulated: what each part came to at best."""
+    runs = [(p.simulated, p) for p in checked if p.simulated is not None]
+    run, best = min(
+        runs,
+        key=lambda pair: max(
+            pair[0].ttft_p99_s / (slo.ttft_p99_s or 1e9),
+            pair[0].tpot_p99_s / (slo.tpot_p99_s or 1e9),
+        ),
+    )
+    return (
+        f"the promise held nowhere, though replicas were added; nearest: {best.replicas} × "
+        f"({_words(best.setup)}) with a first token within {run.ttft_p99_s:.3g} s and "
+        f"{run.tpot_p99_s * 1e3:.3g} ms between tokens (p99). Promise that, shorten prompts, "
+        "or add faster hardware to the catalogue."
+    )
 
 
 def _why_nothing(
@@ -323,26 +270,35 @@ def _why_nothing(
     if nearest is not None and slo.tpot_p99_s is not None:
         return (
             f"no set-up makes a token of {shape.name} every {slo.tpot_p99_s * 1e3:g} ms; the "
-            f"nearest is {nearest[1]}. Allow that, add devices or faster hardware, or take a "
-            "smaller precision or model."
+            f"nearest is {nearest[1]}: {nearest[0] * 1e3:.1f} ms. Allow that, add devices or "
+            "faster hardware, or take a smaller precision or model."
         )
-    shown = failures[-1] if failures else "the catalogue is empty"
+    short = [words for words in failures if "of weights" in words]
+    shown = (short or failures or ["the catalogue is empty"])[-1]
     return f"{shape.name} fits nowhere; for example {shown}. Add hardware or a smaller precision."
 
 
 def as_dict(found: Plan) -> dict[str, Any]:
     """A plan as plain data for JSON."""
     setup, run = found.setup, found.simulated
+    rate = found.workload.requests_per_s / found.replicas
+    queue = queueing(setup, found.workload, found.batch, rate)
+    per_s, tpot_s = setup.steady_state(found.workload, found.batch)
+    tokens = found.workload.mean_prompt_tokens + found.workload.mean_output_tokens
     return {
         "hardware": setup.hardware.name,
         "precision": setup.precision,
-        "devices_per_replica": setup.devices,
+        "devices_per_replica": setup.all_devices,
+        "tensor_parallel": setup.devices,
+        "pipeline_stages": setup.stages,
+        "all_reduce_ms_per_step": round(setup.all_reduce_ms, 4),
         "replicas": found.replicas,
         "holds_slo": found.holds,
         "usd_per_hour": round(found.usd_per_hour, 4),
         "usd_per_month": round(found.usd_per_month, 2),
         "usd_per_million_tokens": round(found.usd_per_million_tokens, 5),
         "usd_per_million_output_tokens": round(found.usd_per_million_output_tokens, 5),
+        "users_per_replica": found.users_per_replica,
         "kv_room_tokens": setup.kv_tokens,
         "max_batch": setup.max_batch,
         "planned_batch": found.batch,
@@ -350,6 +306,16 @@ def as_dict(found: Plan) -> dict[str, Any]:
         "busy_share": round(found.busy_share, 4),
         "step_times": setup.step.source,
         "prices_as_of": setup.hardware.as_of,
+        "roofline": {
+            "tokens_per_s": round(per_s * tokens, 1),
+            "tpot_s": round(tpot_s, 6),
+            "ttft_alone_s": round(setup.first_token_s(found.workload), 5),
+        },
+        "queueing": {
+            name: None if isinf(value) else round(value, 5)
+            for name in queue.__struct_fields__
+            for value in (getattr(queue, name),)
+        },
         "simulated": None
         if run is None
         else {name: getattr(run, name) for name in run.__struct_fields__},

@@ -1,18 +1,18 @@
-"""The field's common set-ups beside the prices that are quoted for them; what techniques save."""
+"""The field's common set-ups beside the prices that are quoted for them, and published speeds."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from msgspec import Struct
 
-from gateway.planner.capacity import Plan, Technique, place
 from gateway.planner.errors import PlanError
 from gateway.planner.hardware import Hardware
-from gateway.planner.shapes import ModelShape, shape_of
-from gateway.planner.workload import Slo, Workload, fixed
+from gateway.planner.setups import Technique, place
+from gateway.planner.shapes import shape_of
+from gateway.planner.workload import Workload, fixed
 
 
-class Published(Struct, frozen=True, kw_only=True):
+class Quoted(Struct, frozen=True, kw_only=True):
     """A set-up that people quote a price for."""
 
     model: str
@@ -23,25 +23,61 @@ class Published(Struct, frozen=True, kw_only=True):
     """As quoted, without saying at which load; None: the same machine for comparison."""
 
 
-SETUPS = (
-    Published(
-        model="70B", precision="bf16", hardware="h100", devices=4, usd_per_million_tokens=0.50
-    ),
-    Published(
-        model="70B", precision="int8", hardware="h100", devices=2, usd_per_million_tokens=0.25
-    ),
-    Published(
+QUOTED = (
+    Quoted(model="70B", precision="bf16", hardware="h100", devices=4, usd_per_million_tokens=0.50),
+    Quoted(model="70B", precision="int8", hardware="h100", devices=2, usd_per_million_tokens=0.25),
+    Quoted(
         model="70B", precision="int4", hardware="a100-80g", devices=1, usd_per_million_tokens=None
     ),
-    Published(
-        model="8B", precision="int4", hardware="a10g", devices=1, usd_per_million_tokens=0.05
-    ),
-    Published(
-        model="8B", precision="bf16", hardware="h200", devices=1, usd_per_million_tokens=None
-    ),
+    Quoted(model="8B", precision="int4", hardware="a10g", devices=1, usd_per_million_tokens=0.05),
+    Quoted(model="8B", precision="bf16", hardware="h200", devices=1, usd_per_million_tokens=None),
 )
 _TYPICAL = fixed(1.0, 1000, 250)
 """Four prompt tokens to an output token, as in recorded conversations."""
+
+
+class Published(Struct, frozen=True, kw_only=True):
+    """A speed that an engine's makers measured."""
+
+    engine: str
+    model: str
+    precision: str
+    hardware: str
+    devices: int
+    batch: int
+    prompt_tokens: int
+    output_tokens: int
+    output_tokens_per_s: float
+    """Of all devices."""
+    kv_bytes: float
+    source: str
+
+
+_TRT = "NVIDIA/TensorRT-LLM docs/source/performance.md, v0.6.1"
+_VLLM = "vllm-project/vllm pull request 18566, ShareGPT; the GPU is not named: taken for an H100"
+PUBLISHED = tuple(
+    Published(
+        engine="vLLM" if source == _VLLM else "TensorRT-LLM",
+        model=model,
+        precision=precision,
+        hardware=hardware,
+        devices=devices,
+        batch=batch,
+        prompt_tokens=prompt,
+        output_tokens=output,
+        output_tokens_per_s=rate,
+        kv_bytes=1.0 if precision == "fp8" else 2.0,
+        source=source,
+    )
+    for model, precision, hardware, devices, batch, prompt, output, rate, source in (
+        ("70B", "fp8", "h100", 2, 1024, 128, 128, 2 * 2657.0, _TRT),
+        ("70B", "fp8", "h100", 4, 480, 128, 2048, 4 * 1486.0, _TRT),
+        ("70B", "fp8", "h100", 2, 96, 2048, 128, 2 * 306.0, _TRT),
+        ("70B", "fp8", "h100", 2, 64, 2048, 2048, 2 * 547.0, _TRT),
+        ("8B", "bf16", "h100", 1, 256, 230, 203, 6582.87, _VLLM),
+    )
+)
+"""70B there is Llama 2's, of the same shape but for its vocabulary."""
 
 
 def compare(
@@ -51,24 +87,22 @@ def compare(
 
     A price per token is a price per hour over tokens per hour, so it holds at one load only.
     """
-    return [_row(setup, catalogue, workload) for setup in SETUPS]
+    return [_row(setup, catalogue, workload) for setup in QUOTED]
 
 
-def _row(
-    published: Published, catalogue: Mapping[str, Hardware], workload: Workload
-) -> dict[str, Any]:
+def _row(quoted: Quoted, catalogue: Mapping[str, Hardware], workload: Workload) -> dict[str, Any]:
     row: dict[str, Any] = {
-        "model": published.model,
-        "precision": published.precision,
-        "hardware": f"{published.devices} × {published.hardware}",
-        "published_usd_per_million_tokens": published.usd_per_million_tokens,
+        "model": quoted.model,
+        "precision": quoted.precision,
+        "hardware": f"{quoted.devices} × {quoted.hardware}",
+        "published_usd_per_million_tokens": quoted.usd_per_million_tokens,
     }
-    hardware = catalogue.get(published.hardware)
+    hardware = catalogue.get(quoted.hardware)
     if hardware is None:
-        return {**row, "problem": f"{published.hardware} is not in the catalogue"}
-    shape = shape_of(published.model)
+        return {**row, "problem": f"{quoted.hardware} is not in the catalogue"}
+    shape = shape_of(quoted.model)
     try:
-        setup = place(shape, hardware, published.precision, published.devices, workload)
+        setup = place(shape, hardware, quoted.precision, quoted.devices, workload)
     except PlanError as error:
         return {**row, "problem": str(error)}
     tokens = workload.mean_prompt_tokens + workload.mean_output_tokens
@@ -80,65 +114,58 @@ def _row(
     full, tpot_s = setup.max_batch, setup.steady_state(workload, setup.max_batch)[1]
     row |= {
         "usd_per_hour": setup.usd_per_hour,
+        "prices_as_of": hardware.as_of,
         "full_batch": full,
         "usd_per_million_tokens_full": round(price(full), 4),
         "usd_per_million_tokens_batch_1": round(price(1), 4),
         "tpot_full_ms": round(tpot_s * 1e3, 1),
+        "requests_per_s_full": round(setup.steady_state(workload, full)[0], 3),
     }
-    if published.usd_per_million_tokens is not None:
-        meets = [b for b in range(1, full + 1) if price(b) <= published.usd_per_million_tokens]
+    asked = quoted.usd_per_million_tokens
+    if asked is not None:
+        meets = [b for b in range(1, full + 1) if price(b) <= asked]
         row["published_holds_from_batch"] = meets[0] if meets else None
+        row["holds_if"] = (
+            f"at least {meets[0]} requests are under way at every moment of the month "
+            f"({setup.steady_state(workload, meets[0])[0]:.2g}/s)"
+            if meets
+            else f"an hour costs ${setup.usd_per_hour * asked / price(full):.2f} or less, full"
+        )
     return row
 
 
-TECHNIQUES: dict[str, Technique] = {
-    "8-bit KV cache": Technique(kv_bytes=1.0),
-    "speculation (2.2 tokens a step, 1.25x its time)": Technique(
-        tokens_per_step=2.2, step_factor=1.25
-    ),
-    "no batching": Technique(max_batch=1),
-}
-
-
-def savings(shape: ModelShape, chosen: Plan, slo: Slo) -> list[dict[str, Any]]:
-    """What each technique changes for the chosen machine: $ per million tokens, in steady state.
-
-    Every line stands alone, against the chosen set-up; what is assumed of it is in its name.
-    """
-    base, workload = chosen.setup, chosen.workload
-    lines = [("as planned", base.precision, Technique(), workload)]
-    lines += [(f"weights in {p}", p, Technique(), workload) for p in ("bf16", "int8", "int4")]
-    lines += [(name, base.precision, how, workload) for name, how in TECHNIQUES.items()]
-    cached = Workload(
-        requests_per_s=workload.requests_per_s,
-        lengths=workload.lengths,
-        prefix_share=max(workload.prefix_share, 0.5),
-        source=workload.source,
-    )
-    lines.append(("half of the prompts from the prefix cache", base.precision, Technique(), cached))
-    found: list[dict[str, Any]] = []
-    for name, precision, technique, work in lines:
-        if name != "as planned" and precision == base.precision and name.startswith("weights"):
+def published(catalogue: Mapping[str, Hardware]) -> list[dict[str, Any]]:
+    """Measured speeds of others' engines beside ours on paper, at their batch and lengths."""
+    rows = []
+    for one in PUBLISHED:
+        row: dict[str, Any] = {
+            "engine": one.engine,
+            "model": one.model,
+            "precision": one.precision,
+            "hardware": f"{one.devices} × {one.hardware}",
+            "batch": one.batch,
+            "prompt_tokens": one.prompt_tokens,
+            "output_tokens": one.output_tokens,
+            "published_output_tokens_per_s": one.output_tokens_per_s,
+            "source": one.source,
+        }
+        hardware = catalogue.get(one.hardware)
+        if hardware is None:
+            rows.append({**row, "problem": f"{one.hardware} is not in the catalogue"})
             continue
+        work = fixed(1.0, one.prompt_tokens, one.output_tokens)
+        how = Technique(kv_bytes=one.kv_bytes, max_batch=1024)
         try:
-            setup = place(shape, base.hardware, precision, base.devices, work, technique)
+            setup = place(
+                shape_of(one.model), hardware, one.precision, one.devices, work, technique=how
+            )
         except PlanError as error:
-            found.append({"technique": name, "problem": str(error)})
+            rows.append({**row, "problem": str(error)})
             continue
-        batch = setup.best_batch(work, slo)
-        if batch == 0:
-            found.append({"technique": name, "problem": "misses the promised token time"})
-            continue
-        per_s, tpot_s = setup.steady_state(work, batch)
-        tokens = work.mean_prompt_tokens + work.mean_output_tokens
-        found.append(
-            {
-                "technique": name,
-                "usd_per_million_tokens": round(
-                    setup.usd_per_hour / (per_s * tokens * 3600) * 1e6, 5
-                ),
-                "batch": batch,
-                "tpot_ms": round(tpot_s * 1e3, 2),
-            }
-        )
-    return found
+        batch = min(one.batch, setup.max_batch)
+        made = setup.steady_state(work, batch)[0] * one.output_tokens
+        row["planned_batch"] = batch
+        row["planned_output_tokens_per_s"] = round(made, 1)
+        row["planned_over_published"] = round(made / one.output_tokens_per_s, 3)
+        rows.append(row)
+    return rows

@@ -1,6 +1,7 @@
 """The machines that may be rented: a dated catalogue that users edit."""
 
 import tomllib
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
@@ -37,7 +38,7 @@ class Hardware(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Of one device, on demand."""
     spot_usd_per_hour: float | None = None
     usd_per_month: float | None = None
-    """Of one device, reserved; None: 730 hours on demand."""
+    """Of one device, reserved for long; None: 730 hours on demand."""
     as_of: str = ""
     """When the prices were looked up."""
 
@@ -45,7 +46,8 @@ class Hardware(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         for name in ("memory_gib", "bandwidth_gb_s", "link_gb_s", "devices_per_machine"):
             if getattr(self, name) <= 0:
                 raise ValueError(
-                    f"{self.name}: {name} is {getattr(self, name)}; allowed: more than 0"
+                    f"{self.name}: {name} is {getattr(self, name)}; allowed: more than 0, such as "
+                    "the datasheet's figure"
                 )
         if not self.tflops or min(self.tflops.values()) <= 0:
             raise ValueError(f"{self.name}: tflops needs at least one dtype with more than 0")
@@ -82,6 +84,21 @@ def read_catalogue(path: Path | None = None) -> dict[str, Hardware]:
             raise PlanError(f"{path}: {error}") from None
         found |= {one.name: one for one in _parse(text, str(path)).hardware}
     return found
+
+
+def pick(catalogue: Mapping[str, Hardware], asked: str) -> Hardware:
+    """The device of that name, or the only one whose name begins so: A100, RTX 4090, CPU.
+
+    Raises:
+        PlanError: there is none, or more than one.
+    """
+    plain = asked.lower().replace(" ", "").replace("_", "-")
+    if plain in catalogue:
+        return catalogue[plain]
+    names = [name for name in catalogue if name.replace("-", "").startswith(plain.replace("-", ""))]
+    if len(names) != 1:
+        raise PlanError(f"no hardware {asked!r}; there are: {', '.join(names or catalogue)}")
+    return catalogue[names[0]]
 
 
 def _parse(text: str, where: str) -> _Catalogue:

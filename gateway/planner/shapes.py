@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cached_property
 from pathlib import Path
 
 from msgspec import Struct
@@ -12,7 +13,7 @@ WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.53}
 """Bytes of one weight of a linear layer; int4 with one 16-bit scale and 4-bit zero per 128."""
 
 
-class ModelShape(Struct, frozen=True, kw_only=True):
+class ModelShape(Struct, frozen=True, kw_only=True, dict=True):
     """The numbers of a dense decoder that memory and time depend on."""
 
     name: str
@@ -25,7 +26,7 @@ class ModelShape(Struct, frozen=True, kw_only=True):
     vocab: int
     tied: bool = False
 
-    @property
+    @cached_property
     def layer_params(self) -> int:
         """Weights of all layers' linears."""
         attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)

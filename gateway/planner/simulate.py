@@ -69,6 +69,7 @@ def simulate(
     config: EngineConfig,
     *,
     tokens_per_step: float = 1.0,
+    step_factor: float = 1.0,
     limit_s: float | None = None,
     concurrency: int | None = None,
 ) -> Simulated:
@@ -77,12 +78,13 @@ def simulate(
     Args:
         load: in order of arrival.
         tokens_per_step: a decoding sequence gains on average (speculation: more than 1).
+        step_factor: how much longer a step takes for that.
         limit_s: give up at this virtual time: the replica cannot keep up.
         concurrency: instead of their moments, so many requests are under way at any time, until
             `limit_s`; the load is repeated, and what is under way then still ends.
     """
     assert load, "an empty load has no times"
-    replica = _Replica(step, config, tokens_per_step)
+    replica = _Replica(step, config, tokens_per_step, step_factor)
     if concurrency is None:
         _open_loop(replica, load, limit_s)
     else:
@@ -114,11 +116,14 @@ def _closed_loop(
 class _Replica:
     """The scheduler, its clock, and what became of each request."""
 
-    def __init__(self, step: StepModel, config: EngineConfig, tokens_per_step: float) -> None:
+    def __init__(
+        self, step: StepModel, config: EngineConfig, tokens_per_step: float, step_factor: float
+    ) -> None:
         self.now = 0.0
         self._step = step
         self._config = config
         self._tokens_per_step = tokens_per_step
+        self._step_factor = step_factor
         self._scheduler = Scheduler(config)
         self._progress: dict[Request, _Progress] = {}
         self._done: list[_Progress] = []
@@ -216,23 +221,26 @@ class _Replica:
             request.num_computed_tokens += count
         self._take(_decoding(count, batch, attended), attended + batch * (count - 1), batch)
 
+    def _seconds(self, work: Work) -> float:
+        return self._step_factor * self._step.seconds(work)
+
     def _steps_until(self, next_s: float, batch: int, attended: int, most: int) -> int:
         """The fewest decoding steps that reach an arrival; they grow longer with what they read."""
         wait_s = next_s - self.now
         if wait_s <= 0:
             return 0
-        count = min(most, ceil(wait_s / self._step.seconds(_decoding(1, batch, attended))))
-        took_s = self._step.seconds(_decoding(count, batch, attended))
+        count = min(most, ceil(wait_s / self._seconds(_decoding(1, batch, attended))))
+        took_s = self._seconds(_decoding(count, batch, attended))
         if took_s > wait_s:
             count = max(1, ceil(count * wait_s / took_s))
-        while count < most and self._step.seconds(_decoding(count, batch, attended)) < wait_s:
+        while count < most and self._seconds(_decoding(count, batch, attended)) < wait_s:
             count += 1
-        while count > 1 and self._step.seconds(_decoding(count - 1, batch, attended)) >= wait_s:
+        while count > 1 and self._seconds(_decoding(count - 1, batch, attended)) >= wait_s:
             count -= 1
         return count
 
     def _take(self, work: Work, kv_tokens: int, batch: int) -> None:
-        took = self._step.seconds(work)
+        took = self._seconds(work)
         self.now += took
         self._busy += took
         steps = round(work.steps)

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class Slo(Struct, frozen=True, kw_only=True):
         )
 
 
-class Workload(Struct, frozen=True, kw_only=True):
+class Workload(Struct, frozen=True, kw_only=True, dict=True):
     """Requests a second, and lengths to draw from."""
 
     requests_per_s: float
@@ -66,19 +67,31 @@ class Workload(Struct, frozen=True, kw_only=True):
             prompt, output = draw.choice(self.lengths)
             found.append(Arrival(at_s, prompt, output, int(prompt * self.prefix_share)))
 
-    @property
+    @cached_property
     def mean_prompt_tokens(self) -> float:
         return sum(prompt for prompt, _ in self.lengths) / len(self.lengths)
 
-    @property
+    @cached_property
     def mean_output_tokens(self) -> float:
         return sum(output for _, output in self.lengths) / len(self.lengths)
 
-    def scaled(self, *, rate: float = 1.0, output: float = 1.0) -> "Workload":
+    @cached_property
+    def long_prompt(self) -> int:
+        """Tokens of a prompt that a hundredth of them exceeds."""
+        return int(percentile([prompt for prompt, _ in self.lengths], 0.99))
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of all but the longest hundredth of requests: what a replica must hold."""
+        return int(percentile([prompt + output for prompt, output in self.lengths], 0.99)) + 1
+
+    def scaled(self, *, rate: float = 1.0, prompt: float = 1.0, output: float = 1.0) -> "Workload":
         """The same with other numbers, for sensitivity."""
         return Workload(
             requests_per_s=self.requests_per_s * rate,
-            lengths=tuple((p, max(1, round(o * output))) for p, o in self.lengths),
+            lengths=tuple(
+                (max(1, round(p * prompt)), max(1, round(o * output))) for p, o in self.lengths
+            ),
             prefix_share=self.prefix_share,
             source=self.source,
             gaps_s=self.gaps_s,

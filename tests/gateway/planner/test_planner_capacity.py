@@ -10,13 +10,15 @@ from msgspec import Struct
 
 from backends.engine.config import EngineConfig
 from gateway.cli import cli
-from gateway.planner.capacity import Technique, place, plan
-from gateway.planner.compare import compare, savings
+from gateway.planner.capacity import plan
+from gateway.planner.compare import compare, published
 from gateway.planner.errors import PlanError
-from gateway.planner.hardware import read_catalogue
+from gateway.planner.hardware import pick, read_catalogue
+from gateway.planner.setups import Technique, place, queueing
 from gateway.planner.shapes import shape_of
 from gateway.planner.simulate import _Replica, simulate
 from gateway.planner.steps import Roofline, Work
+from gateway.planner.techniques import savings
 from gateway.planner.workload import Arrival, Slo, fixed, from_trace, spread
 
 CATALOGUE = read_catalogue()
@@ -161,8 +163,10 @@ def test_plan_keeps_the_promise_cheapest_first() -> None:
 @pytest.mark.parametrize(
     ("model", "slo", "words"),
     [
-        ("405B", Slo(), "fits nowhere.*smaller precision"),
+        ("2000B", Slo(), "fits nowhere.*GB of weights.*it takes [0-9]+ of them.*smaller precision"),
         ("8B", Slo(tpot_p99_s=1e-5), "no set-up makes a token.*nearest is"),
+        ("8B", Slo(ttft_p99_s=1e-3), "no set-up gives a first token within 0.001 s.*alone takes"),
+        ("8B", Slo(ttft_p99_s=0.0142, tpot_p99_s=0.02), "held nowhere.*nearest.*Promise that"),
     ],
 )
 def test_impossible_wish_says_what_would_help(model: str, slo: Slo, words: str) -> None:
@@ -171,12 +175,62 @@ def test_impossible_wish_says_what_would_help(model: str, slo: Slo, words: str) 
         plan(shape_of(model), [CATALOGUE["a10g"]], fixed(1.0, 100, 100), slo)
 
 
+def test_larger_models_are_cut_into_stages() -> None:
+    """Stages of a pipeline hold what one machine cannot, at the latency of all of them together."""
+    work = fixed(0.1, 500, 100)
+    a10g = CATALOGUE["a10g"]
+    with pytest.raises(PlanError, match="it takes 10 of them"):
+        place(shape_of("405B"), a10g, "int4", 4, work)
+    setup = place(shape_of("405B"), a10g, "int4", 4, work, stages=4)
+    assert (setup.all_devices, setup.kv_tokens > 0, setup.all_reduce_ms > 0) == (16, True, True)
+    whole = place(EIGHT, a10g, "int8", 1, work)
+    cut = place(EIGHT, a10g, "int8", 1, work, stages=2)
+    assert cut.steady_state(work, 2)[1] == pytest.approx(whole.steady_state(work, 1)[1], rel=0.01)
+    assert cut.steady_state(work, 2)[0] == pytest.approx(
+        2 * whole.steady_state(work, 1)[0], rel=0.01
+    )
+
+
+def test_queue_is_erlangs() -> None:
+    """With one seat the waiting time is M/M/1's; it grows without end towards the full load."""
+    work = fixed(1.0, 200, 50)
+    setup = place(EIGHT, CATALOGUE["l4"], "int8", 1, work)
+    per_s, _ = setup.steady_state(work, 1)
+    half = queueing(setup, work, 1, per_s / 2)
+    assert half.waits_share == pytest.approx(0.5)
+    assert half.wait_mean_s == pytest.approx(0.5 / (per_s / 2))
+    waits = [queueing(setup, work, 8, share * per_s).wait_p99_s for share in (0.5, 3.0, 6.0)]
+    assert waits == sorted(waits)
+    assert queueing(setup, work, 1, per_s).wait_mean_s == float("inf")
+
+
+def test_hardware_is_found_by_the_name_people_say() -> None:
+    """A100, RTX 4090 and CPU are the catalogue's entries; what is not one of them lists them."""
+    names = {asked: pick(CATALOGUE, asked).name for asked in ("A100", "RTX 4090", "CPU", "H200")}
+    assert list(names.values()) == ["a100-80g", "rtx4090", "cpu-2", "h200"]
+    for asked in ("a", "toaster"):
+        with pytest.raises(PlanError, match="a100-80g"):
+            pick(CATALOGUE, asked)
+
+
+def test_published_speeds_stand_beside_the_roofline() -> None:
+    """Each with its source; a roofline is what can be reached, so it lies above, within a few
+    times."""
+    rows = published(CATALOGUE)
+    assert {row["engine"] for row in rows} == {"vLLM", "TensorRT-LLM"}
+    for row in rows:
+        assert row["source"]
+        assert 1.0 < row["planned_over_published"] < 4.0
+
+
 def test_quoted_prices_are_met_at_some_load_or_never() -> None:
     """Beside each quoted price stands the batch from which it holds on paper; batch 1 is dearer."""
     rows = compare(CATALOGUE)
     assert len(rows) == 5
     for row in rows:
         assert row["usd_per_million_tokens_batch_1"] > row["usd_per_million_tokens_full"]
+        if row["published_usd_per_million_tokens"] is not None:
+            assert row["holds_if"]
         if row.get("published_holds_from_batch"):
             assert row["usd_per_million_tokens_full"] <= row["published_usd_per_million_tokens"]
 
@@ -203,12 +257,18 @@ def test_command_prints_json_and_names_what_is_wrong(tmp_path: Path) -> None:
     assert answer["plans"][0]["step_times"] == "assumed"
     assert {row["if"] for row in answer["sensitivity"]} >= {"load × 2"}
     shown = run(cli, ["plan", "8B", "--rate", "2", "--hardware", "h100", "--keep", "1"])
-    assert "Assumed: datasheet rates" in shown.output
+    assert "Measured: nothing" in shown.output
+    assert "datasheet rates × 75%" in shown.output
     for arguments, words in (
         (["plan", "8B"], "--rate"),
         (["plan", "8B", "--rate", "0"], "above 0"),
         (["plan", "8B", "--rate", "1", "--hardware", "abacus"], "abacus"),
         (["plan", "8B", "--rate", "1", "--precision", "int3"], "int3"),
+        (["plan", "8B", "--rate", "1", "--speculation", "fast"], "--speculation 'fast'"),
+        (["plan", "8B", "--rate", "1", "--max-batch", "0"], "--max-batch"),
+        (["plan", "8B", "--rate", "1", "--measured", "h100"], "HARDWARE=FILE"),
+        (["plan", "8B", "--rate", "1", "--measured", "h100=x.json"], "one --precision"),
+        (["plan", "8B", "--rate", "1", "--plot", "x.svg"], ".png"),
         (["plan", "8B", "--rate", "1", "--tpot-p99", "-1"], "tpot-p99"),
         (
             ["plan", "routing", "--large", "8B", "--small", "1B", "--share", "2", "--rate", "1"],

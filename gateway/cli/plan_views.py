@@ -1,0 +1,209 @@
+"""`headgate plan`'s answers as tables and as a picture; not a command."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from gateway.planner.capacity import Plan
+
+_LOADS = tuple(0.1 * n for n in range(2, 21, 2))
+"""Of the planned load: what a picture shows."""
+
+
+def show_capacity(answer: Mapping[str, Any]) -> None:
+    """The plans, what techniques save, and what another load would cost."""
+    work = answer["workload"]
+    show(
+        f"{answer['model']} ({answer['params'] / 1e9:.3g}B weights) at "
+        f"{work['requests_per_s']:.4g} requests/s of {work['mean_prompt_tokens']:g} + "
+        f"{work['mean_output_tokens']:g} tokens",
+        (
+            "machines",
+            "layout",
+            "precision",
+            "$/h",
+            "$/month",
+            "$/1M",
+            "users each",
+            "TTFT p99",
+            "TPOT p99",
+            "busy",
+        ),
+        [
+            (
+                f"{p['replicas']} × {p['devices_per_replica']} {p['hardware']}",
+                _layout(p),
+                p["precision"],
+                f"{p['usd_per_hour']:.2f}",
+                f"{p['usd_per_month']:,.0f}",
+                f"{p['usd_per_million_tokens']:.4f}",
+                p["users_per_replica"],
+                f"{p['simulated']['ttft_p99_s']:.2f} s",
+                f"{p['simulated']['tpot_p99_s'] * 1e3:.3g} ms",
+                f"{p['busy_share']:.0%}",
+            )
+            for p in answer["plans"]
+        ],
+    )
+    show(
+        "One replica of each: room, roofline at the planned batch, and the queue before its seats",
+        (
+            "machines",
+            "precision",
+            "KV tokens",
+            "batch, of at most",
+            "tokens/s",
+            "TPOT",
+            "TTFT alone",
+            "wait p99",
+            "all-reduce",
+        ),
+        [
+            (
+                f"{p['devices_per_replica']} {p['hardware']}",
+                p["precision"],
+                f"{p['kv_room_tokens']:,}",
+                f"{p['planned_batch']}, {p['max_batch']}",
+                f"{p['roofline']['tokens_per_s']:,.0f}",
+                f"{p['roofline']['tpot_s'] * 1e3:.3g} ms",
+                f"{p['roofline']['ttft_alone_s'] * 1e3:.3g} ms",
+                "never ends"
+                if p["queueing"]["wait_p99_s"] is None
+                else f"{p['queueing']['wait_p99_s']:.2g} s",
+                f"{p['all_reduce_ms_per_step']:.3g} ms/step",
+            )
+            for p in answer["plans"]
+        ],
+    )
+    show(
+        "What each technique changes on the first, in steady state",
+        ("technique", "$/1M tokens", "saves", "batch", "TPOT"),
+        [
+            (
+                row["technique"],
+                row.get("usd_per_million_tokens", row.get("problem")),
+                f"{row['saves_share']:+.0%}" if "saves_share" in row else "-",
+                row.get("batch", "-"),
+                f"{row['tpot_ms']} ms" if "tpot_ms" in row else "-",
+            )
+            for row in answer["techniques"]
+        ],
+    )
+    show(
+        "If it is not as said",
+        ("if", "$/h", "machines"),
+        [
+            (row["if"], row.get("usd_per_hour", "-"), row.get("machines", row.get("problem")))
+            for row in answer["sensitivity"]
+        ],
+    )
+
+
+def _layout(plan: Mapping[str, Any]) -> str:
+    parts = [
+        f"{name}={plan[key]}"
+        for name, key in (("TP", "tensor_parallel"), ("PP", "pipeline_stages"))
+        if plan[key] > 1
+    ]
+    return " ".join(parts) or "whole"
+
+
+def show_compare(answer: Mapping[str, Any]) -> None:
+    """Quoted prices, under what they hold, and published speeds."""
+    show(
+        "1,000 prompt and 250 output tokens a request; $ per 1M tokens, prompt and output together",
+        (
+            "model",
+            "precision",
+            "machine",
+            "$/h",
+            "quoted",
+            "batch 1",
+            "full batch",
+            "quoted holds if",
+        ),
+        [
+            (
+                row["model"],
+                row["precision"],
+                row["hardware"],
+                row.get("usd_per_hour", "-"),
+                row["published_usd_per_million_tokens"] or "-",
+                row.get("usd_per_million_tokens_batch_1", row.get("problem", "-")),
+                f"{row['usd_per_million_tokens_full']} (batch {row['full_batch']})"
+                if "full_batch" in row
+                else "-",
+                row.get("holds_if", "-"),
+            )
+            for row in answer["prices"]
+        ],
+    )
+    show(
+        "Published speeds beside this planner's roofline at the same batch, output tokens/s",
+        ("engine", "model", "machine", "batch", "tokens", "published", "planned", "ratio"),
+        [
+            (
+                row["engine"],
+                f"{row['model']} {row['precision']}",
+                row["hardware"],
+                row["batch"],
+                f"{row['prompt_tokens']} + {row['output_tokens']}",
+                f"{row['published_output_tokens_per_s']:,.0f}",
+                row.get("problem") or f"{row['planned_output_tokens_per_s']:,.0f}",
+                row.get("planned_over_published", "-"),
+            )
+            for row in answer["speeds"]
+        ],
+    )
+    for source in dict.fromkeys(row["source"] for row in answer["speeds"]):
+        click.echo(f"Published: {source}.")
+
+
+def show_inputs(found: Mapping[str, Sequence[str]]) -> None:
+    """What was measured and what assumed, a line each."""
+    for kind in ("measured", "assumed"):
+        lines = found[kind] or ["nothing"]
+        click.echo(f"{kind.capitalize()}: " + lines[0])
+        for line in lines[1:]:
+            click.echo(" " * (len(kind) + 2) + line)
+
+
+def show(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    """A table under a title."""
+    from gateway.cli.database import table
+
+    click.echo(title)
+    table(list(columns), [[str(value) for value in row] for row in rows])
+
+
+def draw_plans(plot: str, plans: Sequence["Plan"]) -> None:
+    """Price by how full a replica's batch is, and latency by load, of each plan."""
+    from matplotlib import pyplot
+
+    from gateway.planner.capacity import run_replica
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), dpi=150)
+    for plan in plans:
+        setup, work = plan.setup, plan.workload
+        name = f"{plan.replicas} × {setup.all_devices} {setup.hardware.name}, {setup.precision}"
+        tokens = work.mean_prompt_tokens + work.mean_output_tokens
+        batches = [b for b in (2**n for n in range(10)) if b <= setup.max_batch]
+        rates = [setup.steady_state(work, batch)[0] for batch in batches]
+        usd = [setup.usd_per_hour / (rate * tokens * 3600) * 1e6 for rate in rates]
+        left.plot(batches, usd, marker="o", label=name)
+        runs = [run_replica(setup, work, plan.replicas, load) for load in _LOADS]
+        loads = [load * work.requests_per_s for load in _LOADS]
+        right.plot(loads, [run.ttft_p99_s for run in runs], marker="o", label=name)
+    left.set(xscale="log", yscale="log", xlabel="sequences at once",
+             ylabel="$ per 1M tokens, always so full")  # fmt: skip
+    right.set(yscale="log", xlabel="requests/s", ylabel="first token, p99, s")
+    right.axvline(plans[0].workload.requests_per_s, color="#6b7885", linestyle=":")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(plot)
+    pyplot.close(figure)
+    click.echo(f"Drawn: {plot}", err=True)
