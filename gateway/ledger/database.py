@@ -1,7 +1,7 @@
 """Opening the ledger's database: one engine per process, SQLite tuned for one writer."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ def open_engine(database_url: str) -> "AsyncEngine":
     from sqlalchemy import event, make_url
     from sqlalchemy.ext.asyncio import create_async_engine
 
+    from gateway.ledger.sqlite_engine import SqliteEngine
+
     url = make_url(database_url)
     if url.get_backend_name() != "sqlite":
         return create_async_engine(
@@ -34,7 +36,8 @@ def open_engine(database_url: str) -> "AsyncEngine":
         )
     if url.database and url.database != ":memory:":
         _private_folder(Path(url.database).parent)
-    engine = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+    made = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+    engine = SqliteEngine(made.sync_engine)
 
     @event.listens_for(engine.sync_engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:
@@ -57,11 +60,14 @@ def _private_folder(folder: Path) -> None:
 async def writing(engine: "AsyncEngine") -> AsyncIterator["AsyncConnection"]:
     """A transaction that writes to the ledger, committed at the end.
 
-    SQLite: it waits for other writers at once, not in its middle, and is on disk when it is over.
+    SQLite: it waits for other writers at once, not in its middle, for those of this process in the
+    order in which they came, and is on disk when it is over. Never within another one.
     """
     from gateway.ledger.direct import begin_sqlite
+    from gateway.ledger.sqlite_engine import SqliteEngine
 
-    async with engine.connect() as connection:
+    turn = engine.turn if isinstance(engine, SqliteEngine) else nullcontext()
+    async with turn, engine.connect() as connection:
         if engine.dialect.name == "sqlite":
             await begin_sqlite(connection)
         yield connection
