@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -73,10 +73,12 @@ class EngineBackend:
         model_revision: str,
         max_waiting: int = 1024,
         defaults: SamplingParams | None = None,
+        adapters: Collection[str] = (),
     ) -> None:
         """Above `max_waiting` queued requests, further ones are refused as overload.
 
-        `defaults` stand for sampling fields that a request leaves out.
+        `defaults` stand for sampling fields that a request leaves out. A request for a model that
+        `adapters` names runs with that adapter.
         """
         self.name = name
         self._engine = engine
@@ -86,6 +88,7 @@ class EngineBackend:
         self._revision = model_revision
         self._max_waiting = max_waiting
         self._defaults = defaults or SamplingParams()
+        self._adapters = frozenset(adapters)
 
     async def generate(self, request: GenerateRequest) -> Completion:
         """Answer whole."""
@@ -239,6 +242,7 @@ class EngineBackend:
                     priority=wire.priority or 0,
                     prediction_text=prediction,
                     tells_usage=bool(options and options.continuous_usage_stats),
+                    adapter=wire.model if wire.model in self._adapters else None,
                 )
                 for request_id, prompt in zip(ids, prompts, strict=True)
             ]

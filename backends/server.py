@@ -6,7 +6,7 @@ python -m backends.server --model bundled:small --port 8000
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,7 @@ def make_app(
         model_revision=model_revision,
         max_waiting=max_waiting,
         defaults=defaults,
+        adapters=engine.adapters,
     )
 
     def details() -> dict[str, Any]:
@@ -92,7 +93,7 @@ def make_app(
 
     return create_app(
         backend,
-        models=names,
+        models=[*names, *engine.adapters],
         endpoints=["chat/completions", "completions"],
         details=details,
         routes=_routes(backend, runner, tokenizer, metrics),
@@ -193,6 +194,11 @@ def _decode(kind: Any, content: bytes) -> Any:
     type=click.Choice(["auto", "vllm"]),
     help="Sampling defaults: the model's generation_config.json (auto), or OpenAI's (vllm).",
 )
+@click.option(
+    "--lora-modules",
+    multiple=True,
+    help="NAME=FOLDER of a LoRA adapter in PEFT's layout, served as the model NAME; repeatable.",
+)
 @click.option("--speculation-method", type=click.Choice(["auto", "off", "ngram", "draft"]))
 @click.option("--draft-model", help="A smaller model of the same tokenizer, for speculation.")
 @click.option("--num-speculative-tokens", type=int, help="Most tokens guessed ahead.")
@@ -206,6 +212,7 @@ def main(
     port: int,
     uds: Path | None,
     api_key: tuple[str, ...],
+    lora_modules: tuple[str, ...],
     speculation_method: str | None,
     draft_model: str | None,
     num_speculative_tokens: int | None,
@@ -221,19 +228,24 @@ def main(
         "num_tokens": num_speculative_tokens,
     }
     asked = {"model": model, "speculation": speculation, **engine_options}
+    names = list(served_model_name) or [model]
     try:
+        asked["lora_modules"] = _lora_modules(lora_modules, names)
         options = msgspec.convert(_without_none(asked), EngineOptions)
         engine = build_engine(options, meter=MeterSlot.from_environment())
         folder = model_folder(model)
         defaults = default_sampling(folder, options.generation_config)
         folder_revision = revision(
-            folder, options.dtype, options.quantization or "", options.generation_config
+            folder,
+            options.dtype,
+            options.quantization or "",
+            options.generation_config,
+            *(revision(Path(adapter)) for adapter in options.lora_modules.values()),
         )
     except (ValueError, ModelLoadError) as error:
         words = error.message if isinstance(error, BackendError) else str(error)
         click.echo(f"headgate backend: {words}", err=True)
         sys.exit(2)
-    names = list(served_model_name) or [model]
     dead: list[bool] = []
 
     def on_death() -> None:
@@ -266,6 +278,23 @@ def main(
     if dead:
         click.echo("headgate backend: the engine failed; see the log above", err=True)
         sys.exit(1)
+
+
+def _lora_modules(given: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """NAME=FOLDER, each name once and none of the model's own.
+
+    Raises:
+        ValueError: it is not so.
+    """
+    modules: dict[str, str] = {}
+    for text in given:
+        name, equals, folder = text.partition("=")
+        if not (name and equals and folder):
+            raise ValueError(f"--lora-modules is {text!r}; give NAME=FOLDER")
+        if name in modules or name in names:
+            raise ValueError(f"--lora-modules names {name!r}, which another model is called")
+        modules[name] = folder
+    return modules
 
 
 def _without_none(options: dict[str, Any]) -> dict[str, Any]:

@@ -59,7 +59,6 @@ _PLAIN_ON_CPU = frozenset(
         "penalise",
         "route_experts",
         "expert_mlp",
-        "lora_add",
     }
 )
 """On a CPU these run their reference: eager torch has nothing faster to say it with."""

@@ -44,6 +44,7 @@ class EngineRequest(Struct, kw_only=True, frozen=True):
     prediction_text: str | None = None
     cache_salt: str = ""
     tells_usage: bool = False
+    adapter: str | None = None
 
 
 class EventStream:
@@ -299,6 +300,7 @@ class AsyncEngine:
                     prediction_text=request.prediction_text,
                     cache_salt=request.cache_salt,
                     tells_usage=request.tells_usage,
+                    adapter=request.adapter,
                 )
                 added.append(request.request_id)
                 self._arrivals[request.request_id] = self._now_s()

@@ -108,16 +108,19 @@ class Engine:
         started_ns: int | None = None,
         meter: MeterSlot | None = None,
         about: Mapping[str, str] = MappingProxyType({}),
+        adapters: Sequence[str] = (),
     ) -> None:
         """Args:
         speculator: guesses tokens ahead; None: no speculation.
         started_ns: when loading began, on `now_ns`'s clock.
         meter: shares the machine's time with its other processes; None: this engine is alone.
         about: what was chosen for this model and machine, for people to read.
+        adapters: names of the model's LoRA adapters, in its own order.
         """
         self.config = config
         self.tokenizer = tokenizer
         self.about = about
+        self.adapters = tuple(adapters)
         self.scheduler = Scheduler(config)
         self.runner = runner
         self._speculator = speculator
@@ -149,6 +152,7 @@ class Engine:
         arrival: float | None = None,
         cache_salt: str = "",
         tells_usage: bool = False,
+        adapter: str | None = None,
     ) -> None:
         """Queue a request: one sequence for each of its `params.n` choices.
 
@@ -158,6 +162,7 @@ class Engine:
             arrival: monotonic seconds; now if None. Earlier is served first.
             cache_salt: requests of different salts share no KV.
             tells_usage: its events say now and then what it has used so far.
+            adapter: the LoRA adapter to run with, by name.
 
         Raises:
             InvalidRequestError: a parameter out of range, an unknown token id, a request id in use.
@@ -165,6 +170,9 @@ class Engine:
         """
         prompt = list(prompt_token_ids)
         self._check(request_id, prompt, params)
+        chosen = self._adapter(adapter)
+        if adapter is not None:
+            cache_salt = f"{cache_salt}\0{adapter}"  # Its keys and values are no one else's.
         room = self.config.longest_sequence - len(prompt)
         max_tokens = params.max_tokens if params.max_tokens is not None else max(1, room)
         check_fits(self.config, len(prompt), max_tokens)
@@ -186,6 +194,7 @@ class Engine:
                 eos_token_ids=self._eos,
                 prediction_token_ids=list(prediction_token_ids) if prediction_token_ids else None,
                 cache_salt=cache_salt,
+                adapter=chosen,
                 leader=choices[0] if choices and shares_prompt else None,
             )
             choices.append(choice)
@@ -196,6 +205,14 @@ class Engine:
         if tells_usage:
             self._telling.add(request_id)
         self._watch.work_begins()
+
+    def _adapter(self, name: str | None) -> int:
+        if name is None:
+            return -1
+        if name not in self.adapters:
+            known = ", ".join(self.adapters) or "none"
+            raise InvalidRequestError(f"There is no adapter {name!r} here; there are: {known}.")
+        return self.adapters.index(name)
 
     def abort(self, request_id: str, delivered_tokens: int | None = None) -> Usage | None:
         """End a request and free its blocks at once; no event follows.

@@ -18,6 +18,7 @@ from backends.engine.model_runner import ModelRunner
 from backends.engine.options import EngineOptions
 from backends.errors import ModelLoadError
 from backends.meter import MeterSlot
+from backends.models.adapters import read_adapter
 from backends.models.config import ModelConfig, read_model_config
 from backends.models.folder import model_folder
 from backends.models.registry import Model, load_model
@@ -67,6 +68,11 @@ def build_engine(options: EngineOptions, *, meter: MeterSlot | None = None) -> E
         max_positions=length,
         config=model_config,
     )
+    adapters = [
+        read_adapter(name, Path(folder_of), model_config)
+        for name, folder_of in options.lora_modules.items()
+    ]
+    model.adapt(adapters)
     if options.deterministic:
         if device.type == "cuda":
             promise()
@@ -94,6 +100,7 @@ def build_engine(options: EngineOptions, *, meter: MeterSlot | None = None) -> E
             "quantization": model.quantization or "none",
             "threads": str(torch.get_num_threads()),
         },
+        adapters=list(options.lora_modules),
     )
 
 

@@ -86,6 +86,8 @@ class GraphModelRunner(ModelRunner):
         """Whether a graph computes it: its newest token and guesses, drawn on the device."""
         if sequence.num_tokens != 1 + sequence.num_drafts or not sequence.samples:
             return False
+        if sequence.request.adapter >= 0:
+            return False  # What is recorded knows no adapters.
         state = self._state_of(sequence.request)
         if state.params.logprobs is not None or state.names_tokens:
             return False

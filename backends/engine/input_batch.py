@@ -83,6 +83,7 @@ class _Decodes:
             context_lens=torch.from_numpy(self._ends),
             max_query_len=1,
             max_context_len=0,
+            adapters=_adapters(requests, torch.device("cpu")),
         )
 
     def fits(self, sequences: Sequence[ScheduledSequence]) -> bool:
@@ -194,5 +195,14 @@ class InputBatch:
             context_lens=context_lens,
             max_query_len=longest_query,
             max_context_len=longest,
+            adapters=_adapters([sequence.request for sequence in sequences], self._device),
         )
         return batch, None if every_row else chosen
+
+
+def _adapters(requests: Sequence[Request], device: torch.device) -> Tensor | None:
+    """Each sequence's adapter [S] int32; None where nobody has one."""
+    chosen = [request.adapter for request in requests]
+    if max(chosen, default=-1) < 0:
+        return None
+    return to_device((np.array(chosen, dtype=np.int32),), device)[0]

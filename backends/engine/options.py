@@ -56,6 +56,8 @@ class EngineOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """CPU threads per forward pass. None: chosen by the model's size and the machine's cores."""
     generation_config: GenerationConfig = "auto"
     """Sampling defaults. auto: the model's generation_config.json; vllm: OpenAI's."""
+    lora_modules: dict[str, str] = field(default_factory=dict)
+    """LoRA adapters: the name that requests ask for as their model → a folder in PEFT's layout."""
     speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
 
     def __post_init__(self) -> None:

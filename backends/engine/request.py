@@ -63,6 +63,8 @@ class Request:
     """The answer as the caller expects it (OpenAI's `prediction`)."""
     cache_salt: str = ""
     """Sequences of different salts never share KV blocks."""
+    adapter: int = -1
+    """Which of the model's LoRA adapters it runs with; -1: none."""
     leader: "Request | None" = None
     """The first choice of the same prompt: the others wait for its KV and share it."""
 

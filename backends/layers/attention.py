@@ -27,6 +27,8 @@ class ForwardBatch(NamedTuple):
     """[S] int32, tokens in the cache once this step's are stored."""
     max_query_len: int
     max_context_len: int
+    adapters: Tensor | None = None
+    """[S] int32, each sequence's LoRA adapter, -1: none; None: nobody has one."""
 
 
 class LayerCache(NamedTuple):

@@ -21,12 +21,14 @@ from backends.layers.linear import AnyLinear
 from backends.layers.mlp import Experts, Mlp, stack_experts
 from backends.layers.norm import RMSNorm
 from backends.layers.rope import cos_sin_cache
+from backends.models.adapters import Adapter, AdapterTable
 from backends.models.config import ModelConfig
 from backends.models.families import ExpertsConfig
 from backends.models.loader import EMBEDDING, WeightReader
 from backends.sampling.likeliest import likeliest
 from kernels.decoder import DecoderWeights, LayerWeights, PackedWeight, plan
 from kernels.invariance import is_promised
+from kernels.silu_mul import silu_mul
 
 if TYPE_CHECKING:
     from kernels.decoder.native import NativeDecoder
@@ -60,30 +62,44 @@ class Llama:
         self.head = weights.head(self.embedding, config.vocab_size, hidden)
         self.cos_sin_cache = cos_sin_cache(config.rope, dim, max_positions, self.embedding.device)
         self._in_one_call = self._plan()
+        self.adapt(())
+
+    def adapt(self, adapters: Sequence[Adapter]) -> None:
+        """Serve LoRA adapters; a batch names each sequence's by its place among them."""
+        self.adapters = AdapterTable(
+            adapters, self.config, dtype=self.embedding.dtype, device=self.embedding.device
+        )
 
     def forward(self, batch: ForwardBatch, caches: Sequence[LayerCache]) -> Tensor:
         """Return the last hidden states [T, H] before the final norm; writes the caches."""
-        decoder = self._in_one_call
-        if decoder is not None and decoder.can_use(caches):
+        decoder = self._decoder_for(batch, caches)
+        if decoder is not None:
             return decoder.forward(*batch[:6])
         residual = F.embedding(batch.token_ids, self.embedding)
         x: Tensor | None = None
-        for layer, cache in zip(self.layers, caches, strict=True):
+        adapted = self.adapters.apply
+        for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
             if x is None:
                 normed = layer.input_norm(residual)
             else:
                 normed, residual = layer.input_norm.add(x, residual)
-            mixed = layer.attention(layer.qkv(normed), self.cos_sin_cache, batch, cache)
-            normed, residual = layer.post_norm.add(layer.output(mixed), residual)
-            x = layer.mlp(normed)
+            qkv = adapted(layer.qkv, normed, index, "qkv", batch)
+            mixed = layer.attention(qkv, self.cos_sin_cache, batch, cache)
+            out = adapted(layer.output, mixed, index, "output", batch)
+            normed, residual = layer.post_norm.add(out, residual)
+            if isinstance(layer.mlp, Experts):
+                x = layer.mlp(normed)
+            else:
+                middle = silu_mul(adapted(layer.mlp.gate_up, normed, index, "gate_up", batch))
+                x = adapted(layer.mlp.down, middle, index, "down", batch)
         return residual if x is None else x + residual
 
     def step(
         self, batch: ForwardBatch, caches: Sequence[LayerCache], rows: Tensor | None
     ) -> Tensor:
         """Run a step and return the fp32 logits [R, V] of `rows` [R] int64; None: of all."""
-        decoder = self._in_one_call
-        if decoder is not None and decoder.can_use(caches):
+        decoder = self._decoder_for(batch, caches)
+        if decoder is not None:
             return decoder.step(*batch[:6], rows=rows)
         hidden = self.forward(batch, caches)
         return self.logits(hidden if rows is None else hidden[rows])
@@ -92,8 +108,8 @@ class Llama:
         self, batch: ForwardBatch, caches: Sequence[LayerCache], rows: Tensor | None
     ) -> list[int]:
         """As `step`, but only each row's likeliest token, the first of equals."""
-        decoder = self._in_one_call
-        if decoder is not None and decoder.can_use(caches):
+        decoder = self._decoder_for(batch, caches)
+        if decoder is not None:
             return decoder.likeliest(*batch[:6], rows=rows)
         tokens: list[int] = likeliest(self.step(batch, caches, rows)).tolist()
         return tokens
@@ -126,6 +142,15 @@ class Llama:
             return True
         has_experts = any(isinstance(layer.mlp, Experts) for layer in self.layers)
         return self.embedding.is_cuda and is_promised() and not has_experts
+
+    def _decoder_for(
+        self, batch: ForwardBatch, caches: Sequence[LayerCache]
+    ) -> "NativeDecoder | None":
+        """The layers as one call, where they can be for this step."""
+        decoder = self._in_one_call
+        if decoder is None or batch.adapters is not None or not decoder.can_use(caches):
+            return None
+        return decoder
 
     def _plan(self) -> "NativeDecoder | None":
         """All layers as one C++ call, where every linear layer has a packed form."""
