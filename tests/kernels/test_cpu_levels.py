@@ -9,7 +9,13 @@ import pytest
 
 from kernels import native
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="no C++ compiler here")
+TIMEOUT_S = 600
+"""A few seconds of an idle core, if the level's library is built already; many when shared."""
+
+pytestmark = [
+    pytest.mark.skipif(not native.available(), reason="no C++ compiler here"),
+    pytest.mark.timeout(TIMEOUT_S),
+]
 
 NEEDS = {"native": "", "vectors": "", "avx512": "avx512bw", "avx2": "avx2", "generic": ""}
 TESTS = (
@@ -52,7 +58,7 @@ def _run(level: str, *command: str) -> subprocess.CompletedProcess[str]:
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=TIMEOUT_S,
         check=False,
     )
 
