@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from gateway.learning.cascades import Climbed, Setting, climb, settings
 from gateway.learning.judges import fit_judges, judges_card
@@ -155,3 +156,22 @@ def test_spread_foretells_what_a_cascade_costs_and_is_worth(bar: float, min_gain
     assert foretold.cost.mean() == pytest.approx(cost.mean(), abs=0.8)
     assert foretold.quality.mean() == pytest.approx(score.mean(), abs=0.06)
     assert set(foretold.source.tolist()) == {1}
+
+
+@pytest.mark.parametrize("judge", ["logprob", "margin", "entropy", "answer"])
+def test_every_judge_of_tokens_is_calibrated_and_serves(judge: str) -> None:
+    """Each signal of the outcomes is fitted by itself; what serves says what was measured."""
+    outcomes, quality, folds = made()
+    sure = outcomes.signals["logprob"]
+    signals = {"logprob": sure, "margin": -1 / (sure - 0.1), "entropy": -sure}
+    judged = fit_judges(replace(outcomes, signals=signals), quality, folds, "v")
+    card = judges_card(judged.judges)["cheap"][judge]
+    assert (card["auc"] or 0) > 0.95
+    assert (card["ece"] or 0) < 0.1
+    assert len(judged.judges.spread["cheap"][judge].own) == 24
+    row = int(np.flatnonzero(folds == FOLDS)[0])
+    told = {name: float(table[row, 0]) for name, table in signals.items()}
+    said = judged.judges.p_good(
+        "cheap", judge, Signals(**told, tokens=1), {"cheap": 0.5, "dear": 0.5}
+    )
+    assert said == pytest.approx(judged.p_good[judge][row, 0], abs=1e-4)
