@@ -48,7 +48,8 @@ def requests(prompt: int, output: int, *, spread: bool = True) -> list[TraceRequ
 
 def poisson(load: Sequence[TraceRequest], rate: float, seconds: float) -> list[TraceRequest]:
     """The same requests, from the start again when they are through, at random moments."""
-    draw, at_s, found = random.Random(2), 0.0, []
+    draw, at_s = random.Random(2), 0.0
+    found: list[TraceRequest] = []
     while (at_s := at_s + draw.expovariate(rate)) < seconds:
         one = load[len(found) % len(load)]
         found.append(

@@ -119,7 +119,7 @@ class _Connection(asyncio.Protocol):
 class _Run:
     """Keeps a load going; every connection that is free is used again."""
 
-    def __init__(self, server: Server, seed: int, on_free: Callable[[], None]) -> None:
+    def __init__(self, server: Server, seed: int | None, on_free: Callable[[], None]) -> None:
         self._server = server
         self._draw = random.Random(seed)
         self._free: list[_Connection] = []
@@ -163,9 +163,13 @@ class _Run:
 
 
 async def run_paced(
-    server: Server, load: Sequence[TraceRequest], *, seed: int = 0, limit_s: float = 600.0
+    server: Server, load: Sequence[TraceRequest], *, seed: int | None = None, limit_s: float = 600.0
 ) -> list[Answered]:
-    """Send each request at its moment, and wait for all answers."""
+    """Send each request at its moment, and wait for all answers.
+
+    Args:
+        seed: of the prompts; None: others every time, so that no prefix cache knows them.
+    """
     run = _Run(server, seed, lambda: None)
     sending = set()
     for request in load:
@@ -185,13 +189,14 @@ async def run_concurrent(
     concurrency: int,
     seconds: float,
     *,
-    seed: int = 0,
+    seed: int | None = None,
     limit_s: float = 600.0,
 ) -> list[Answered]:
     """So many requests at once, the next as soon as one ends, for so long; then wait for the rest.
 
     Args:
         load: taken in order, from the start again when it is through.
+        seed: of the prompts; None: others every time, so that no prefix cache knows them.
     """
     free = asyncio.Semaphore(concurrency)
     run = _Run(server, seed, free.release)

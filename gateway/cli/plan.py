@@ -59,7 +59,7 @@ def capacity(
 ) -> None:
     """The cheapest machines that serve MODEL (8B, a folder, bundled:NAME) at a load."""
     from gateway.cli.report_plot import check_plot
-    from gateway.planner.capacity import MORE_SIMULATED, as_dict
+    from gateway.planner.capacity import MOST_SIMULATED, as_dict
     from gateway.planner.capacity import plan as search
     from gateway.planner.errors import PlanError
     from gateway.planner.inputs import inputs
@@ -75,7 +75,7 @@ def capacity(
         precisions = asked["precision"] or PRECISIONS
 
         def best(
-            machines: Mapping[str, Any], load: Any, keep: int, more: int = MORE_SIMULATED
+            machines: Mapping[str, Any], load: Any, keep: int, most: int = MOST_SIMULATED
         ) -> Any:
             return search(
                 shape,
@@ -86,7 +86,7 @@ def capacity(
                 technique=technique,
                 measured=measured,
                 keep=keep,
-                more=more,
+                most=most,
             )
 
         found = best(machines, workload, keep)
@@ -102,7 +102,9 @@ def capacity(
             },
             "slo": {"ttft_p99_s": slo.ttft_p99_s, "tpot_p99_s": slo.tpot_p99_s},
             "plans": [as_dict(one) for one in found],
-            "sensitivity": sensitivity(lambda m, w: best(m, w, 1, 1)[0], machines, workload),
+            "sensitivity": sensitivity(
+                lambda m, w: best(m, w, 1, 4)[0], machines, workload, measured=bool(measured)
+            ),
             "techniques": savings(shape, found[0], slo),
             "inputs": inputs(
                 workload,

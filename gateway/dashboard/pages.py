@@ -22,6 +22,7 @@ from gateway.dashboard.forms import FORMS, NOTES, Form
 from gateway.dashboard.live import Feed
 from gateway.dashboard.machines import machines
 from gateway.dashboard.overview import overview
+from gateway.dashboard.planner import planner
 from gateway.dashboard.policies import policies
 from gateway.dashboard.questions import Questions
 from gateway.dashboard.render import HEADERS, STATIC, csv_file, html, static_file
@@ -89,6 +90,7 @@ PAGES = (
     Page("/caches", "caches", "Caches", _reports, _SCOPE, caches),
     Page("/backends", "backends", "Machines", _reports, _SCOPE, machines),
     Page("/alerts", "alerts", "Alerts", _operates, _OPERATIONS, alerts),
+    Page("/planner", "planner", "Planner", _reports, _SCOPE, planner),
     Page("/budgets", "budgets", "Budgets and keys", _administers, _ADMIN, budgets),
     Page("/policies", "policies", "Policies", _operates, _OPERATIONS, policies),
 )

@@ -27,11 +27,9 @@ USER_TOKENS_PER_S = 20.0
 """An interactive speed: faster than people read."""
 USER_PERIOD_S = 60.0
 """Between two questions of one user."""
-MORE_SIMULATED = 4
-"""Set-ups beyond those asked for whose promise is checked on the virtual clock."""
-_MOST_SIMULATED = 24
-"""While none of them holds."""
-_SIMULATED_REQUESTS = 150
+MOST_SIMULATED = 24
+"""Set-ups whose promise is checked on the virtual clock, the cheapest on paper first."""
+_SIMULATED_REQUESTS = 120
 _MOST_TIMES = 4
 """The replicas that the load needs: if the promise does not hold with so many, it never does."""
 _CLOSE = 1.12
@@ -100,13 +98,13 @@ def plan(
     technique: Technique | None = None,
     measured: Mapping[str, StepModel] | None = None,
     keep: int = 5,
-    more: int = MORE_SIMULATED,
+    most: int = MOST_SIMULATED,
 ) -> list[Plan]:
     """The cheapest set-ups that keep the promise, the cheapest first.
 
     Args:
         measured: step models by hardware name, from benchmark files.
-        more: set-ups beyond those to keep whose promise is checked on the virtual clock.
+        most: set-ups whose promise is checked on the virtual clock.
 
     Raises:
         PlanError: nothing can; says what came nearest and what would help.
@@ -134,10 +132,10 @@ def plan(
     if not found:
         raise PlanError(_why_nothing(shape, failures, nearest, slo))
     found.sort(key=lambda p: (p.usd_per_hour, p.replicas * p.setup.all_devices))
-    return _cheapest_that_hold(found, slo, keep, more)
+    return _cheapest_that_hold(found, slo, keep, most)
 
 
-def _cheapest_that_hold(found: list[Plan], slo: Slo, keep: int, more: int) -> list[Plan]:
+def _cheapest_that_hold(found: list[Plan], slo: Slo, keep: int, most: int) -> list[Plan]:
     """Simulate in order of price on paper, until what follows cannot be cheaper any more."""
     wanted_s = slo.ttft_p99_s or inf
     possible = [p for p in found if p.setup.first_token_s(p.workload, long=True) <= wanted_s]
@@ -151,11 +149,9 @@ def _cheapest_that_hold(found: list[Plan], slo: Slo, keep: int, more: int) -> li
             f"{_words(best.setup)}. Allow more, shorten prompts, or cache their beginning."
         )
     checked: list[Plan] = []
-    for number, paper in enumerate(possible[:_MOST_SIMULATED]):
+    for paper in possible[:most]:
         best_usd = sorted(p.usd_per_hour for p in checked if p.holds)
         if len(best_usd) >= keep and paper.usd_per_hour >= best_usd[keep - 1]:
-            break
-        if number >= keep + more and best_usd:
             break
         checked.append(_on_the_clock(paper, slo))
     if not any(p.holds for p in checked):

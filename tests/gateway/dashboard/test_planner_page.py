@@ -1,0 +1,30 @@
+"""The planner's page: the form, an answer with its charts, and why there is none."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.gateway.dashboard.test_dashboard import page, priced
+from tests.gateway.serving import gateway
+
+
+async def test_planner_page_answers_and_names_what_is_wrong(tmp_path: Path) -> None:
+    """A plan is computed beside the gateway and shown with its inputs; bad wishes say why, and
+    folders of the machine cannot be probed."""
+    async with gateway(priced(tmp_path)) as served:
+        assert 'name="model"' in (await page(served, "/planner")).text
+        asked = "/planner?model=8B&rate=2&hardware=H100&ttft_s=2"
+        shown = (await page(served, asked)).text
+        for words in ("1 × 1 h100", "If it is not as said", "datasheet rates", "csv=plans"):
+            assert words in shown
+        wrong = (await page(served, "/planner?model=8B&rate=2&hardware=toaster")).text
+        assert "no hardware &#39;toaster&#39;" in wrong
+
+
+@pytest.mark.parametrize("query", ["model=/etc", "model=--help", "model=8B&rate=1&days=x"])
+async def test_planner_page_refuses_without_a_process(tmp_path: Path, query: str) -> None:
+    """What is no model of ours, and no number of days, never reaches a command line."""
+    async with gateway(priced(tmp_path)) as served:
+        shown = (await page(served, f"/planner?{query}")).text
+        assert "Name a size such as 8B" in shown or "Days of own traffic" in shown
+        assert "Cheapest first" not in shown
