@@ -29,11 +29,9 @@ async def caches(visit: Visit) -> dict[str, Any]:
     now, parts = clock(), visit.parts
     period = period_of(visit.asked, visit.tz, now, default="7d")
     question: dict[str, Any] = {"tz": visit.tz, "now": now, **period.moments}
-    stepped, by_team, by_backend, by_kind = await asyncio.gather(
+    stepped, (by_team, by_backend, by_kind) = await asyncio.gather(
         visit.questions.rows(group_by=[period.step], wanted={"counts"}, **question),
-        visit.questions.rows(group_by=["team"], wanted={"counts"}, **question),
-        visit.questions.rows(group_by=["backend"], wanted={"counts"}, **question),
-        visit.questions.rows(group_by=["kind"], **question),
+        visit.questions.tables(groups=["team", "backend", "kind"], **question),
     )
     query = parse_query(tz=visit.tz, now=now, **period.moments)
     async with parts.engine.connect() as connection:

@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import Struct
 
 from gateway.ledger.compare import compared_report
-from gateway.ledger.reports import cost_rows, costs_report
+from gateway.ledger.reports import cost_rows, cost_tables, costs_report
 from gateway.parts import Parts
 
 FRESH_S = 5.0
@@ -41,6 +41,13 @@ class Questions:
         """As `cost_rows`."""
         found: list[dict[str, Any]] = await self._ask(
             f"rows {_key(question)}", lambda: cost_rows(self._parts.engine, **question)
+        )
+        return found
+
+    async def tables(self, **question: Any) -> list[list[dict[str, Any]]]:
+        """As `cost_tables`."""
+        found: list[list[dict[str, Any]]] = await self._ask(
+            f"tables {_key(question)}", lambda: cost_tables(self._parts.engine, **question)
         )
         return found
 

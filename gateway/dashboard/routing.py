@@ -33,10 +33,9 @@ async def routing(visit: Visit) -> dict[str, Any]:
     period = period_of(visit.asked, visit.tz, now, default="7d")
     question: dict[str, Any] = {"tz": visit.tz, "now": now, **period.moments}
     engine = visit.parts.engine
-    by_rule, stepped, by_kind = await asyncio.gather(
-        visit.questions.rows(group_by=["policy", "rule", "backend"], **question),
+    stepped, (by_rule, by_kind) = await asyncio.gather(
         visit.questions.rows(group_by=[period.step, "backend"], wanted={"counts"}, **question),
-        visit.questions.rows(group_by=["rule", "kind"], **question),
+        visit.questions.tables(groups=["policy,rule,backend", "rule,kind"], **question),
     )
     query = parse_query(tz=visit.tz, now=now, **period.moments)
     async with engine.connect() as connection:

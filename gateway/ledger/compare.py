@@ -1,5 +1,6 @@
 """A cost report beside the one of another period."""
 
+import asyncio
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -44,9 +45,9 @@ async def compared_report(
     if times:
         raise ReportError(f"compare: group by {times[0]} has no counterpart in another period")
     since, until = _previous(query) if compare == PREVIOUS else _period(compare, query, now)
-    found = await costs_report(engine, settings, now=now, **asked)
-    before = await costs_report(
-        engine, settings, now=now, **{**asked, "since": since, "until": until}
+    found, before = await asyncio.gather(
+        costs_report(engine, settings, now=now, **asked),
+        costs_report(engine, settings, now=now, **{**asked, "since": since, "until": until}),
     )
     figures = list(found["totals"])
     keys = found["group_by"]

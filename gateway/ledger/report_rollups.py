@@ -1,4 +1,4 @@
-"""Reports out of the roll-ups: which buckets answer a period, and the statements over them.
+"""Reports out of the roll-ups: which buckets answer a period.
 
 A period is cut into pieces: whole days, hours and quarters of an hour come from the roll-ups, in
 the coarsest buckets that no local day or hour cuts in two (in India hours from half past to half
@@ -9,11 +9,11 @@ read by quarters, the others whole.
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, time, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 from msgspec import Struct
-from sqlalchemy import Select, Text, and_, case, cast, false, func, null, or_, select
+from sqlalchemy import and_, func, select
 
 from gateway.ledger.report_query import CHARGE_KEYS, TAG, TIME_KEYS, ReportQuery
 from gateway.ledger.rollups import (
@@ -23,7 +23,6 @@ from gateway.ledger.rollups import (
     QUARTER_S,
     QUARTER_US,
     bucket_us,
-    first_bit,
 )
 from gateway.ledger.tables import rollup_keys, rollups
 
@@ -159,76 +158,8 @@ def _spans_s(query: ReportQuery, from_us: int, until_us: int) -> Sequence[int]:
     return (QUARTER_S, HALF_PAST_S) if past_the_hour_s == {HOUR_S // 2} else (QUARTER_S,)
 
 
-def _sum(name: str) -> "ColumnElement[Any]":
-    return func.sum(_R[name])
-
-
-class FromRollups:
-    """A question's statements over the roll-ups: FromRows' columns in the same order."""
-
-    def __init__(self, query: ReportQuery, pieces: Sequence[Piece]) -> None:
-        self.query = query
-        self.pieces = pieces
-
-    def by_request(self) -> Select[Any]:
-        return self._grouped("request", ["requests", "errors", *_HITS, *_TOKENS])
-
-    def uncharged(self) -> Select[Any]:
-        """Requests without any charge stand under the backend that answered, if one did."""
-        sums = ["requests", "errors", *_HITS, *_TOKENS]
-        return self._grouped("request", sums, charged=False).where(_K.charged.is_(False))
-
-    def hits_beside_charges(self) -> Select[Any]:
-        """Hits that cost something all the same stand under who answered too."""
-        hits = _R.cache_hits_exact + _R.cache_hits_semantic != 0
-        return self._grouped("request", _HITS, charged=False).where(_K.charged.is_(True), hits)
-
-    def requests_by_charge(self) -> Select[Any]:
-        """Each request once per group and quarter of an hour."""
-        first = _K.firsts.op("&")(first_bit((*self.query.group_by, *self.query.filters))) != 0
-        sums = [func.sum(case((first, _R[name]), else_=0)) for name in ("requests", "errors")]
-        return self._grouped("charge", sums)
-
-    def tokens_by_charge(self) -> Select[Any]:
-        return self._grouped("charge", _TOKENS)
-
-    def costs(self) -> Select[Any]:
-        sums = ("cost_nano_usd", "requests", "prompt_tokens", "completion_tokens")
-        return self._grouped("charge", sums, beside=[_K.machine])
-
-    def _grouped(
-        self,
-        fact: str,
-        sums: Sequence["str | ColumnElement[Any]"],
-        *,
-        beside: Sequence["ColumnElement[Any]"] = (),
-        charged: bool = True,
-    ) -> Select[Any]:
-        keys = [
-            _R.bucket_us // QUARTER_US if key in TIME_KEYS else _column(key, charged=charged)
-            for key in self.query.group_by
-        ]
-        labelled = [key.label(f"g{index}") for index, key in enumerate([*keys, *beside])]
-        columns = [_sum(one) if isinstance(one, str) else one for one in sums]
-        statement = (
-            select(*labelled, *columns)
-            .join_from(rollups, rollup_keys, _K.id == _R.key_id)
-            .where(_K.fact == fact, _R.requests != 0, or_(false(), *map(_within, self.pieces)))
-            .where(*(_column(k, charged=charged).in_(v) for k, v in self.query.filters.items()))
-        )
-        if labelled:
-            return statement.group_by(*(f"g{index}" for index in range(len(labelled))))
-        return statement
-
-
-def _column(key: str, *, charged: bool) -> "ColumnElement[Any]":
-    if key not in CHARGE_KEYS or charged or key == "backend":
-        column: ColumnElement[Any] = _K[key]
-        return column
-    return cast(null(), Text)
-
-
-def _within(piece: Piece) -> "ColumnElement[bool]":
+def within(piece: Piece) -> "ColumnElement[bool]":
+    """Whether a bucket is one of the piece's."""
     at = _R.bucket_us
     within = and_(_R.span_s == piece.span_s, at >= piece.from_us, at < piece.until_us)
     return and_(within, at.not_in(piece.without_us)) if piece.without_us else within
@@ -236,6 +167,9 @@ def _within(piece: Piece) -> "ColumnElement[bool]":
 
 async def held_us(connection: "AsyncConnection") -> tuple[int, int]:
     """Begin of the oldest and of the newest day in the roll-ups."""
-    days = select(func.min(_R.bucket_us), func.max(_R.bucket_us)).where(_R.span_s == DAY_S)
-    oldest, newest = (await connection.execute(days)).one()
+    ends = (
+        select(of(_R.bucket_us)).where(_R.span_s == DAY_S).scalar_subquery()
+        for of in (func.min, func.max)
+    )  # apart: each is one look into the index
+    oldest, newest = (await connection.execute(select(*ends))).one()
     return oldest or 0, newest or 0

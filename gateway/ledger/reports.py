@@ -18,7 +18,7 @@ or evenly; a machine that no row used stays unshared. `cost_usd` is what a reque
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence, Set
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
@@ -29,9 +29,8 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 from sqlalchemy import Select
 
-from gateway.ledger import report_rollups as rolled
 from gateway.ledger import report_sql as sql
-from gateway.ledger import state, subjects
+from gateway.ledger import subjects
 from gateway.ledger.machine_costs import CATEGORIES, MachineCost, allocate, machine_costs
 from gateway.ledger.machine_report import Interval, machine_intervals, measured_until_us
 from gateway.ledger.money import EXACT, to_usd, usd_text
@@ -44,6 +43,7 @@ from gateway.ledger.report_query import (
     ReportQuery,
     parse_query,
 )
+from gateway.ledger.report_sums import FromSums, KeySums, Row
 from gateway.ledger.savings import Booked, Served, against_largest, against_price, savings
 from gateway.ledger.subjects import SUBJECT_KINDS
 from gateway.settings import Settings
@@ -129,16 +129,21 @@ async def costs_report(
     price = settings.outside_price(against)
     async with snapshot(engine) as connection:
         query = await _with_ids(connection, query)
-        lines = await _lines(connection, query)
+        known = KeySums()
+        lines = await _lines(connection, query, known=known)
         whole = ReportQuery(until=query.until, since=query.since)
-        total = _added_up(lines) if _splits(query) else (await _lines(connection, whole))[()]
+        if _splits(query):
+            total = _added_up(lines)
+        else:
+            total = (await _lines(connection, whole, known=known))[()]
         measured = await machine_intervals(connection, query.since_us, query.until_us)
-        booked = await _lines(connection, replace(whole, group_by=("kind", "backend")), {"costs"})
-        charged = await _beside_machines(connection, query, total, measured)
+        by_kind = replace(whole, group_by=("kind", "backend"))
+        booked = await _lines(connection, by_kind, {"costs"}, known)
+        charged = await _beside_machines(connection, query, total, measured, known)
         overrun = await overrun_of(connection, query.since_us, query.until_us)
         shown = total
         if query.filters:
-            shown = (await _lines(connection, replace(query, group_by=())))[()]
+            shown = (await _lines(connection, replace(query, group_by=()), known=known))[()]
         named = await _named(connection, lines, query)
     machines = await asyncio.to_thread(  # a long period is seconds of work
         machine_costs, settings, measured, query.since_us, query.until_us
@@ -177,39 +182,53 @@ async def costs_report(
 
 
 async def cost_rows(
+    engine: "AsyncEngine", *, group_by: str | Sequence[str] = (), **asked: Any
+) -> list[dict[str, Any]]:
+    """Only the rows of `costs_report`, without machines, their idle shares and totals: for charts.
+
+    Args:
+        asked: as `cost_tables` takes it.
+
+    Raises:
+        ReportError, SQLAlchemyError: as there.
+    """
+    return (await cost_tables(engine, groups=[group_by], **asked))[0]
+
+
+async def cost_tables(
     engine: "AsyncEngine",
     *,
-    group_by: str | Sequence[str] = (),
+    groups: Sequence[str | Sequence[str]],
     since: str | None = None,
     until: str | None = None,
     tz: str = "UTC",
     filters: Mapping[str, Sequence[str]] | None = None,
     now: datetime | None = None,
     wanted: Wanted = BOTH,
-) -> list[dict[str, Any]]:
-    """Only the rows of `costs_report`, without machines, their idle shares and totals: for charts.
+) -> list[list[dict[str, Any]]]:
+    """The rows of several groupings of one period.
 
     Args:
         wanted: counts (requests, tokens, hits), costs or both; what is not wanted is 0.
 
     Raises:
-        ReportError, SQLAlchemyError: as there.
+        ReportError, SQLAlchemyError: as `costs_report`.
     """
-    query = parse_query(
-        group_by=group_by,
-        since=since,
-        until=until,
-        tz=tz,
-        filters=filters,
-        now=now or datetime.now(UTC),
-    )
+    asked: dict[str, Any] = {"since": since, "until": until, "tz": tz, "filters": filters}
+    now = now or datetime.now(UTC)
+    queries = [parse_query(group_by=group_by, now=now, **asked) for group_by in groups]
+    known, tables = KeySums(), []
     async with snapshot(engine) as connection:
-        query = await _with_ids(connection, query)
-        named = await _named(connection, await _lines(connection, query, wanted), query)
-    return [
-        {**dict(zip(query.group_by, group, strict=True)), **_shown(line)}
-        for group, line in _sorted(named, query)
-    ]
+        for query in queries:
+            query = await _with_ids(connection, query)
+            named = await _named(connection, await _lines(connection, query, wanted, known), query)
+            tables.append(
+                [
+                    {**dict(zip(query.group_by, group, strict=True)), **_shown(line)}
+                    for group, line in _sorted(named, query)
+                ]
+            )
+    return tables
 
 
 def _booked(lines: Mapping[Group, _Line]) -> list[Booked]:
@@ -269,17 +288,22 @@ async def snapshot(engine: "AsyncEngine") -> AsyncIterator["AsyncConnection"]:
 
 
 async def _lines(
-    connection: "AsyncConnection", query: ReportQuery, wanted: Wanted = BOTH
+    connection: "AsyncConnection",
+    query: ReportQuery,
+    wanted: Wanted = BOTH,
+    known: KeySums | None = None,
 ) -> dict[Group, _Line]:
-    """All rows of the report by group, teams and users as ids, without idle shares."""
+    """All rows of the report by group, teams and users as ids, without idle shares.
+
+    Args:
+        known: what other questions about the same snapshot have found.
+    """
+    sums = known or KeySums()
     lines: dict[Group, _Line] = {}
-    plan = rolled.plan(
-        query,
-        rollups_from_us=await state.read(connection, "rollups_from"),
-        held_us=await rolled.held_us(connection),
-    )
+    plan = await sums.plan(connection, query)
     for buckets in plan.batches:
-        await _add(connection, lines, rolled.FromRollups(query, buckets), wanted)
+        found = await sums.of(connection, query, buckets, counts="counts" in wanted)
+        await _add(connection, lines, FromSums(query, found), wanted)
     for begin_us, end_us in plan.rows:
         part = replace(query, since=_moment(begin_us), until=_moment(end_us))
         await _add(connection, lines, sql.FromRows(part), wanted)
@@ -291,15 +315,18 @@ async def _lines(
 async def _add(
     connection: "AsyncConnection",
     lines: dict[Group, _Line],
-    source: sql.FromRows | rolled.FromRollups,
+    source: sql.FromRows | FromSums,
     wanted: Wanted,
 ) -> None:
     """Add what a source has of the period to the lines."""
     query = source.query
     fold, width = _folder(query), len(query.group_by)
 
-    async def add(statement: Select[Any], figures: Sequence[str]) -> None:
-        for row in await connection.execute(statement):
+    async def found(asked: Select[Any] | list[Row]) -> Iterable[Sequence[Any]]:
+        return asked if isinstance(asked, list) else await connection.execute(asked)
+
+    async def add(asked: Select[Any] | list[Row], figures: Sequence[str]) -> None:
+        for row in await found(asked):
             line = lines.setdefault(fold(row[:width]), _Line())
             for figure, value in zip(figures, row[width:], strict=True):
                 setattr(line, figure, getattr(line, figure) + int(value or 0))
@@ -315,7 +342,7 @@ async def _add(
         await add(source.by_request(), (*sql.COUNTS, *sql.TOKENS))
     if "costs" not in wanted:
         return
-    for row in await connection.execute(source.costs()):
+    for row in await found(source.costs()):
         line = lines.setdefault(fold(row[:width]), _Line())
         cost, count, *tokens = (int(value or 0) for value in row[width + 1 :])
         line.cost += cost
@@ -393,16 +420,18 @@ async def _beside_machines(
     query: ReportQuery,
     total: _Line,
     measured: Mapping[str, Sequence[Interval]],
+    known: KeySums,
 ) -> dict[str, int]:
     """What was charged on each machine, without charges younger than what is measured of it."""
     charged = {name: on.charges for name, on in total.by_machine.items()}
+    young: dict[int, _Line] = {}
     for name in charged:
         edge_us = measured_until_us(measured.get(name, ()), query.until_us)
         if query.since_us < edge_us < query.until_us:
-            young = await _lines(
-                connection, ReportQuery(since=_moment(edge_us), until=query.until), {"costs"}
-            )
-            charged[name] -= young[()].by_machine.get(name, _OnMachine()).charges
+            if edge_us not in young:
+                asked = ReportQuery(since=_moment(edge_us), until=query.until)
+                young[edge_us] = (await _lines(connection, asked, {"costs"}, known))[()]
+            charged[name] -= young[edge_us].by_machine.get(name, _OnMachine()).charges
         elif edge_us <= query.since_us:
             charged[name] = 0
     return charged

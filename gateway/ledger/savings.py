@@ -13,6 +13,7 @@ requests, all answered by one backend; both sides are marginal, for it idles as 
 
 from collections.abc import Sequence
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 from msgspec import Struct
@@ -119,8 +120,8 @@ def against_largest(
     chosen = settings.reports.largest
     why = "[reports] largest" if chosen else "the dearest per token"
     if chosen is None:
-        dearest = sorted(known, key=lambda name: -Decimal(known[name][0]) / known[name][1])
-        chosen = dearest[0] if dearest else ""
+        by_price = sorted(known, key=lambda name: (-Fraction(*known[name]), name))
+        chosen = by_price[0] if by_price else ""
     if chosen not in known:
         return None
     cost, tokens = known[chosen]

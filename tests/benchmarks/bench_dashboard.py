@@ -43,7 +43,7 @@ from tests.benchmarks.bench_gateway import (
     running,
     start_headgate,
 )
-from tests.benchmarks.bench_reports import BACKENDS, DAYS, KEYS, TEAMS, generate
+from tests.benchmarks.bench_reports import BACKENDS, DAYS, KEYS, TEAMS, counts_of, generate
 from tests.benchmarks.environment import describe, write
 from tests.benchmarks.load import chat_requests, run_load
 
@@ -67,7 +67,7 @@ async def fill(database: str, requests: int, now: float) -> int:
     end_us = int(now) // QUARTER_S * _QUARTER_US
     begin_us = end_us - DAYS * DAY_S * 1_000_000
     count = await generate(engine, requests, begin_us)
-    await _rows(engine, begin_us, count)
+    await _rows(engine, begin_us, requests)
     report = await costs_report(engine, Settings())
     counted = report["totals"]["requests"], report["totals"]["cost_usd"]
     assert counted == (count, usd_text(1000 * count)), "the rows and the roll-ups agree"
@@ -75,10 +75,10 @@ async def fill(database: str, requests: int, now: float) -> int:
     return count
 
 
-async def _rows(engine: AsyncEngine, begin_us: int, count: int) -> None:
+async def _rows(engine: AsyncEngine, begin_us: int, requests: int) -> None:
     """The rows that the roll-ups stand for, spread over their quarters of an hour."""
+    counts = counts_of(requests)
     combinations = list(itertools.product(range(TEAMS), range(KEYS), range(BACKENDS)))
-    each = count // (len(combinations) * DAYS * DAY_S // QUARTER_S)
     candidates = json.dumps(
         [{"backend": f"b{b}", "cost_nano_usd": 600 + 300 * b, "quality": 0.5 + b / 10,
           "latency_ms": 100.0} for b in range(BACKENDS)]
@@ -86,19 +86,24 @@ async def _rows(engine: AsyncEngine, begin_us: int, count: int) -> None:
     attempts = json.dumps([{"backend": "b0", "ms": 12.5, "error": None}])
     reasons = json.dumps([["r0", False, "task is qa"], ["default", True, "no rule before it"]])
     told = json.dumps({"max_tokens": 64, "quality": {f"b{b}": 0.5 for b in range(BACKENDS)}})
-    async with engine.begin() as connection:
+    async with engine.connect() as connection:  # nobody reads yet, and a crash only ends the bench
+        await connection.exec_driver_sql("PRAGMA synchronous=OFF")
+        await connection.exec_driver_sql("PRAGMA cache_size=-400000")
         await connection.execute(text("CREATE TEMP TABLE combos (n, t, k, b)"))
         await connection.execute(
             text("INSERT INTO combos VALUES (:n, :t, :k, :b)"),
             [{"n": n, "t": t, "k": k, "b": b} for n, (t, k, b) in enumerate(combinations)],
         )
-        numbers = (
-            "WITH RECURSIVE q(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM q WHERE i < :last), "
-            "e(j) AS (SELECT 0 UNION ALL SELECT j + 1 FROM e WHERE j < :each - 1), all_ AS ("
-            "SELECT printf('%08x%04x%02x', i, n, j) AS id, :begin + i * 900000000 + "
-            "(j * 250 + n) * (900000000 / (250 * :each)) AS at, t, k, b FROM q, e, combos) "
+        await connection.execute(text("CREATE TEMP TABLE quarters (i, j, each)"))
+        await connection.execute(
+            text("INSERT INTO quarters VALUES (:i, :j, :each)"),
+            [{"i": i, "j": j, "each": each} for i, each in enumerate(counts) for j in range(each)],
         )
-        values = {"last": DAYS * DAY_S // QUARTER_S - 1, "each": each, "begin": begin_us}
+        numbers = (
+            "WITH all_ AS (SELECT printf('%08x%04x%02x', i, j, n) AS id, :begin + i * 900000000 + "
+            "(j * 250 + n) * (900000000 / (250 * each)) AS at, t, k, b FROM quarters, combos) "
+        )
+        values = {"begin": begin_us}
         await connection.execute(
             text(
                 numbers + "INSERT INTO requests (request_id, endpoint, model, team, key, tags, "
@@ -123,6 +128,7 @@ async def _rows(engine: AsyncEngine, begin_us: int, count: int) -> None:
             ),
             values,
         )
+        await connection.commit()
 
 
 def pages(url: str, repeats: int) -> dict[str, dict[str, float]]:
@@ -258,8 +264,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--repeats", type=int, default=40, help="of each page")
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--chats", type=int, default=4_000, help="of each turn")
+    parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument("--chats", type=int, default=3_000, help="of each turn")
     parser.add_argument("--watch", metavar="URL", help="only be ten dashboards")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args(arguments)

@@ -54,8 +54,7 @@ QUESTIONS: dict[str, dict[str, Any]] = {
 async def generate(engine: AsyncEngine, requests: int, begin_us: int = BEGIN_US) -> int:
     """Fill the roll-ups of DAYS from then on; how many requests they stand for."""
     combinations = list(itertools.product(range(TEAMS), range(KEYS), range(BACKENDS)))
-    buckets = DAYS * DAY_S // QUARTER_S
-    each = -(-requests // (len(combinations) * buckets))
+    counts = counts_of(requests)
     async with engine.begin() as connection:
         ids = {n: f"{n:032x}" for n in range(TEAMS)}
         await connection.execute(
@@ -67,10 +66,17 @@ async def generate(engine: AsyncEngine, requests: int, begin_us: int = BEGIN_US)
             rows = [_key(fact, ids[t], t, k, b) for t, k, b in combinations]
             keys = [dict(zip(names, (key_id(row), *row), strict=True)) for row in rows]
             await connection.execute(insert(rollup_keys), keys)
-        await _quarters(connection, each, begin_us)
+        await _quarters(connection, counts, begin_us)
         for span_s in (HOUR_S, DAY_S, HALF_PAST_S):
             await connection.execute(text(_coarser(span_s)), {"span": span_s})
-    return each * len(combinations) * buckets
+    return sum(counts) * len(combinations)
+
+
+def counts_of(requests: int) -> list[int]:
+    """How many of each combination come in each quarter of an hour: so many in all, nearly."""
+    quarters = DAYS * DAY_S // QUARTER_S
+    mean = requests / (TEAMS * KEYS * BACKENDS * quarters)
+    return [int((n + 1) * mean) - int(n * mean) for n in range(quarters)]
 
 
 def _key(fact: str, team_id: str, team: int, key: int, backend: int) -> tuple[Any, ...]:
@@ -81,7 +87,7 @@ def _key(fact: str, team_id: str, team: int, key: int, backend: int) -> tuple[An
     return (fact, *group, name, f"m{backend % 2}", "cpu", "answer", True, 65_535)
 
 
-async def _quarters(connection: AsyncConnection, each: int, begin_us: int) -> None:
+async def _quarters(connection: AsyncConnection, counts: Sequence[int], begin_us: int) -> None:
     """One roll-up per quarter of an hour and key, written by the database."""
     columns = ", ".join(rollups.c.keys())
     statement = text(
@@ -89,9 +95,10 @@ async def _quarters(connection: AsyncConnection, each: int, begin_us: int) -> No
         "0, 0, 0, 100 * :n, 0, 20 * :n, 0, "
         "CASE WHEN fact = 'charge' THEN 1000 * :n ELSE 0 END, 0 FROM rollup_keys"
     )
-    end_us = begin_us + DAYS * DAY_S * 1_000_000
-    quarters = range(begin_us, end_us, QUARTER_S * 1_000_000)
-    await connection.execute(statement, [{"at": at, "n": each} for at in quarters])
+    values = [
+        {"at": begin_us + number * QUARTER_S * 1_000_000, "n": n} for number, n in enumerate(counts)
+    ]
+    await connection.execute(statement, values)
 
 
 def _coarser(span_s: int) -> str:

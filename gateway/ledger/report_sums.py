@@ -1,0 +1,162 @@
+"""What roll-ups hold of a period, added up by key: all groupings of a report are sums of these.
+
+Going through the buckets is most of the work, and a report asks them several questions: its rows,
+the whole, what was charged by kind. Without time in it all of these are answered by one sum per
+key, found once; with time in it by one statement, by the keys that are asked for.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Select, false, func, literal, null, or_, select
+
+from gateway.ledger import state
+from gateway.ledger.report_query import CHARGE_KEYS, TIME_KEYS, ReportQuery
+from gateway.ledger.report_rollups import Piece, Plan, held_us, plan, within
+from gateway.ledger.rollups import GROUP_KEYS, QUARTER_US, SUMS, WORK_KEYS, first_bit
+from gateway.ledger.tables import rollup_keys, rollups
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+_K, _R = rollup_keys.c, rollups.c
+_ALWAYS = ("fact", "machine", "charged", "firsts")
+"""Keys that tell how to count."""
+_KEYS = ("fact", *GROUP_KEYS, *WORK_KEYS, "charged", "firsts")
+_AT = {name: place for place, name in enumerate(("time", *_KEYS, *SUMS, "nothing"))}
+_HITS = ("cache_hits_exact", "cache_hits_semantic", "saved_nano_usd")
+_TOKENS = ("prompt_tokens", "cached_prompt_tokens", "completion_tokens")
+_COSTS = ("cost_nano_usd", "requests", "prompt_tokens", "completion_tokens")
+_OF_REQUESTS = ("requests", "errors", *_HITS, *_TOKENS)
+_WORK = tuple(key for key in CHARGE_KEYS if key != "backend")
+Row = tuple[Any, ...]
+"""In the places of _AT; time: quarters of an hour since 1970."""
+
+
+class KeySums:
+    """What is known of one snapshot, by pieces of the roll-ups."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Piece, ...], list[Row]] = {}
+        self._reach: tuple[int, tuple[int, int]] | None = None
+
+    async def plan(self, connection: "AsyncConnection", query: ReportQuery) -> Plan:
+        """How a question's period is cut into buckets and rows."""
+        if self._reach is None:
+            from_us = await state.read(connection, "rollups_from")
+            self._reach = from_us, await held_us(connection)
+        from_us, held = self._reach
+        return plan(query, rollups_from_us=from_us, held_us=held)
+
+    async def of(
+        self,
+        connection: "AsyncConnection",
+        query: ReportQuery,
+        pieces: tuple[Piece, ...],
+        *,
+        counts: bool = True,
+    ) -> list[Row]:
+        """Over all buckets of the pieces: a row per key, or per time and keys of the query.
+
+        Args:
+            counts: whether more is wanted than costs.
+        """
+        if any(key in TIME_KEYS for key in query.group_by):
+            statement = _in_time(query, pieces, counts=counts)
+            return [tuple(row) for row in await connection.execute(statement)]
+        if pieces not in self._known:
+            found = await connection.execute(_by_key(pieces))
+            self._known[pieces] = [tuple(row) for row in found]
+        return self._known[pieces]
+
+
+def _by_key(pieces: tuple[Piece, ...]) -> Select[Any]:
+    """Added up before the keys are looked up: there are few of them, and many buckets."""
+    added = (
+        select(_R.key_id, *(func.sum(_R[name]).label(name) for name in SUMS))
+        .where(_R.requests != 0, or_(false(), *map(within, pieces)))
+        .group_by(_R.key_id)
+        .subquery()
+    )
+    columns = [*(_K[name] for name in _KEYS), *(added.c[name] for name in SUMS)]
+    return select(literal(0), *columns, null()).join_from(
+        added, rollup_keys, _K.id == added.c.key_id
+    )
+
+
+def _in_time(query: ReportQuery, pieces: tuple[Piece, ...], *, counts: bool) -> Select[Any]:
+    told = _ALWAYS if counts else ("fact", "machine")
+    facts = ("request", "charge") if counts else ("charge",)
+    wanted = {*told, *query.group_by, *query.filters}
+    keys = [_K[name] for name in _KEYS if name in wanted]
+    quarter = (_R.bucket_us // QUARTER_US).label("quarter")
+    shown = [_K[name] if name in wanted else null() for name in _KEYS]
+    sums = [func.sum(_R[name]) if counts or name in _COSTS else null() for name in SUMS]
+    return (
+        select(quarter, *shown, *sums, null())
+        .join_from(rollups, rollup_keys, _K.id == _R.key_id)
+        .where(_K.fact.in_(facts), _R.requests != 0, or_(false(), *map(within, pieces)))
+        .where(*(_K[key].in_(values) for key, values in query.filters.items()))
+        .group_by(quarter, *keys)
+    )
+
+
+class FromSums:
+    """A question's rows out of the sums: FromRows' columns in the same order, a row per key."""
+
+    def __init__(self, query: ReportQuery, rows: Sequence[Row]) -> None:
+        self.query = query
+        self._rows = [row for row in rows if self._fits(row)]
+
+    def by_request(self) -> list[Row]:
+        return self._picked("request", _OF_REQUESTS)
+
+    def uncharged(self) -> list[Row]:
+        """Requests without any charge stand under the backend that answered, if one did."""
+        return self._picked("request", _OF_REQUESTS, charged=False)
+
+    def hits_beside_charges(self) -> list[Row]:
+        """Hits that cost something all the same stand under who answered too."""
+        found = self._picked("request", _HITS, charged=True)
+        return [row for row in found if any(row[len(self.query.group_by) :])]
+
+    def requests_by_charge(self) -> list[Row]:
+        """Each request once per group and quarter of an hour."""
+        first = first_bit((*self.query.group_by, *self.query.filters))
+        return self._picked("charge", ("requests", "errors"), first=first)
+
+    def tokens_by_charge(self) -> list[Row]:
+        return self._picked("charge", _TOKENS)
+
+    def costs(self) -> list[Row]:
+        return self._picked("charge", ("machine", *_COSTS))
+
+    def _fits(self, row: Row) -> bool:
+        return all(row[_AT[key]] in values for key, values in self.query.filters.items())
+
+    def _picked(
+        self,
+        fact: str,
+        names: Sequence[str],
+        *,
+        charged: bool | None = None,
+        first: int | None = None,
+    ) -> list[Row]:
+        """Group and figures of the keys of a fact.
+
+        Args:
+            charged: of requests, only those with a charge, or without one; who did the work is not
+                said of them, only who answered.
+            first: only keys with this bit, of requests that are their group's first.
+        """
+        keys = ["time" if key in TIME_KEYS else key for key in self.query.group_by]
+        if charged is not None:
+            keys = ["nothing" if key in _WORK else key for key in keys]
+        places = [_AT[key] for key in (*keys, *names)]
+        return [
+            tuple(row[place] for place in places)
+            for row in self._rows
+            if row[_AT["fact"]] == fact
+            and (charged is None or row[_AT["charged"]] == charged)
+            and (first is None or row[_AT["firsts"]] & first)
+        ]
