@@ -3,6 +3,7 @@
 python -m backends.server --model bundled:small --port 8000
 """
 
+import logging
 import signal
 import sys
 import time
@@ -222,6 +223,9 @@ def main(
     **engine_options: Any,
 ) -> None:
     """Serve one model's engine over OpenAI's HTTP API."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
+    for ours in ("headgate", "backends"):
+        logging.getLogger(ours).setLevel(logging.INFO)
     speculation = {
         "method": speculation_method,
         "draft_model": draft_model,

@@ -194,7 +194,10 @@ class BackendSettings(_Table, frozen=True, kw_only=True):
     name: str
     kind: Literal["engine", "openai", "encoder", "echo"] = "engine"
     model: str
-    """bundled:NAME, a folder, a .gguf file or hf:owner/name; for openai the upstream's name."""
+    """bundled:NAME, a folder, a .gguf file or hf:owner/name; for openai the upstream's name; with
+    `lora_of` the adapter's folder, as PEFT saves it."""
+    lora_of: str | None = None
+    """The backend of kind engine whose process serves this LoRA adapter of its model."""
     tier: str | None = None
     """A size class; None: the backend's own name."""
     machine: str | None = None
@@ -494,6 +497,8 @@ def _check_backends(settings: Settings, machines: list[str], refuse: Any) -> Non
             refuse(f"{key}.name", backend.name, "a tier's name only for a backend in that tier")
         if backend.kind == "openai" and not backend.base_urls:
             refuse(f"{key}.base_urls", backend.base_urls, "kind openai needs at least one URL")
+        if backend.lora_of is not None:
+            _check_adapter(settings, backend, key, refuse)
         for url in backend.base_urls:
             if not re.match(r"^(https?://|unix:/)", url):
                 refuse(f"{key}.base_urls", url, "http://…, https://… or unix:/path")
@@ -504,6 +509,14 @@ def _check_backends(settings: Settings, machines: list[str], refuse: Any) -> Non
     encoder = settings.cache.semantic.encoder
     if encoder != "bundled:minilm" and encoder not in names:
         refuse("cache.semantic.encoder", encoder, f"bundled:minilm or a backend of {names}")
+
+
+def _check_adapter(settings: Settings, backend: BackendSettings, key: str, refuse: Any) -> None:
+    engines = [b.name for b in settings.backends if b.kind == "engine" and b.lora_of is None]
+    if backend.kind != "engine" or backend.lora_of not in engines:
+        refuse(f"{key}.lora_of", backend.lora_of, f"for kind engine, one of {engines}")
+    if backend.machine != settings.backend(backend.lora_of or "").machine:
+        refuse(f"{key}.machine", backend.machine, f"the same as of {backend.lora_of!r}")
 
 
 def _loopback(host: str) -> bool:

@@ -15,7 +15,7 @@ import socket as socket_module
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -93,8 +93,13 @@ def make_run_folder(state_dir: Path) -> Path:
     return folder
 
 
-def engine_command(backend: BackendSettings, socket: Path, threads: int) -> list[str]:
-    """Command line of the process that serves a local engine."""
+def engine_command(
+    backend: BackendSettings,
+    socket: Path,
+    threads: int,
+    adapters: Sequence[BackendSettings] = (),
+) -> list[str]:
+    """Command line of the process that serves a local engine and LoRA adapters of its model."""
     command = [*PYTHON, "backends.server", "--model", backend.model]
     command += ["--served-model-name", backend.name, "--uds", str(socket)]
     if backend.quantization not in (None, "none"):
@@ -111,6 +116,8 @@ def engine_command(backend: BackendSettings, socket: Path, threads: int) -> list
             command.append(flag if value else flag.replace("--", "--no-", 1))
         else:
             command += [flag, str(value)]
+    for adapter in adapters:
+        command += ["--lora-modules", f"{adapter.name}={adapter.model}"]
     speculation = backend.speculation
     command += ["--speculation-method", speculation.method]
     if speculation.draft_model:
@@ -166,7 +173,10 @@ class Supervisor:
 
     async def _start_helpers(self) -> Runtime:
         settings = self.settings
-        local = [b for b in settings.backends if b.kind in ("engine", "encoder")]
+        adapters = [b for b in settings.backends if b.lora_of is not None]
+        local = [
+            b for b in settings.backends if b.kind in ("engine", "encoder") and b not in adapters
+        ]
         engines = sum(backend.kind == "engine" for backend in local)
         threads = max(1, (os.cpu_count() or 1) // max(1, engines))
         self._meters = self._make_meters(local)
@@ -175,11 +185,14 @@ class Supervisor:
         for backend in local:
             socket = self.run_dir / f"{backend.name}.sock"
             if backend.kind == "engine":
-                command = engine_command(backend, socket, threads)
+                own = [adapter for adapter in adapters if adapter.lora_of == backend.name]
+                command = engine_command(backend, socket, threads, own)
             else:
                 command = self._encoder_command(backend.name, backend.model, socket)
             await self._start_backend(backend, socket, command)
             addresses[backend.name] = Address(uds=str(socket))
+        for adapter in adapters:
+            addresses[adapter.name] = addresses[adapter.lora_of or ""]
         for backend in settings.backends:
             if backend.kind == "openai":
                 addresses[backend.name] = Address(base_urls=tuple(backend.base_urls))

@@ -10,7 +10,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import torch
 from click.testing import CliRunner
+from safetensors.torch import save_file
 
 from backends.contract import GenerateRequest
 from backends.openai_http import OpenAIHTTPBackend
@@ -31,10 +33,16 @@ def model(make_checkpoint: MakeCheckpoint) -> Path:
 
 
 @pytest.fixture(scope="module")
-def live(model: Path) -> Iterator[ServerProcess]:
-    """A server of that model, called `tiny`."""
+def live(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server of that model, called `tiny`, and of an adapter, called `adapted`."""
+    adapter = tmp_path_factory.mktemp("adapter")
+    place = "base_model.model.model.layers.0.mlp.down_proj.lora_"
+    halves = {f"{place}A.weight": torch.ones(2, 112), f"{place}B.weight": torch.eye(64, 2)}
+    save_file(halves, adapter / "adapter_model.safetensors")
+    (adapter / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 64}')
     arguments = ["--model", str(model), "--served-model-name", "tiny", "--max-num-seqs", "8"]
-    with server("backends.server", *arguments, "--served-model-name", "alias") as process:
+    arguments += ["--served-model-name", "alias", "--lora-modules", f"adapted={adapter}"]
+    with server("backends.server", *arguments) as process:
         yield process
 
 
@@ -194,10 +202,21 @@ def test_prediction_changes_no_token(sdk: openai.OpenAI) -> None:
 
 def test_model_list(sdk: openai.OpenAI) -> None:
     """Every served name is listed and can be asked for; others are 404."""
-    assert [card.id for card in sdk.models.list()] == ["tiny", "alias"]
+    assert [card.id for card in sdk.models.list()] == ["tiny", "alias", "adapted"]
     assert sdk.models.retrieve("alias").id == "alias"
     with pytest.raises(openai.NotFoundError):
         sdk.models.retrieve("none")
+
+
+def test_an_adapter_answers_to_its_own_name(sdk: openai.OpenAI) -> None:
+    """The same request for another model's name is another model's answer."""
+    ask: dict[str, Any] = {"messages": MESSAGES, "max_tokens": 12, "temperature": 0}
+    plain, adapted, alias = (
+        sdk.chat.completions.create(model=name, **ask) for name in ("tiny", "adapted", "alias")
+    )
+    assert adapted.model == "adapted"
+    assert plain.choices[0].message == alias.choices[0].message
+    assert plain.choices[0].message != adapted.choices[0].message
 
 
 BAD: list[tuple[str, Any, int, str, str | None]] = [
@@ -348,6 +367,7 @@ def test_metrics_have_the_contracts_names(http: httpx.Client) -> None:
         'headgate_engine_tokens_total{kind="generated"}',
         "headgate_engine_cache_queries_total",
         'headgate_engine_cache_hits_total{layer="prefix"}',
+        'headgate_engine_info{device="cpu"',
     ):
         assert f"\n{name}" in text
 
@@ -402,6 +422,8 @@ async def test_two_requests_may_share_an_id(live: ServerProcess) -> None:
         (["--model", "{model}", "--tensor-parallel-size", "2"], 2, "tensor_parallel_size"),
         (["--model", "{model}", "--max-model-len", "9999"], 2, "max_model_len"),
         (["--model", "{model}", "--dtype", "float7"], 2, "float7"),
+        (["--model", "{model}", "--lora-modules", "a=/nowhere"], 2, "adapter 'a' in '/nowhere'"),
+        (["--model", "{model}", "--lora-modules", "a"], 2, "give NAME=FOLDER"),
     ],
 )
 def test_bad_start_says_what_is_wrong(

@@ -159,7 +159,8 @@ def test_engine_command_hands_on_every_setting(tmp_path: Path) -> None:
         engine=EngineSettings(max_num_seqs=8, enable_prefix_caching=False, dtype="bfloat16"),
         speculation=SpeculationSettings(method="draft", draft_model="bundled:nano", num_tokens=3),
     )
-    command = " ".join(engine_command(backend, tmp_path / "s", threads=3))
+    sql = BackendSettings(name="sql", model="/adapters/sql", lora_of="big")
+    command = " ".join(engine_command(backend, tmp_path / "s", threads=3, adapters=[sql]))
     for part in (
         "--model /m",
         "--served-model-name big",
@@ -171,5 +172,6 @@ def test_engine_command_hands_on_every_setting(tmp_path: Path) -> None:
         "--speculation-method draft",
         "--draft-model bundled:nano",
         "--num-speculative-tokens 3",
+        "--lora-modules sql=/adapters/sql",
     ):
         assert part in command

@@ -145,6 +145,12 @@ ECHO = '[[backends]]\nname = "a"\nkind = "echo"\nmodel = "e"\n'
         ('[[backends]]\nname = "auto"\nkind = "echo"\nmodel = "e"\n', ["backends[0].name", "auto"]),
         ('[[backends]]\nname = "o"\nkind = "openai"\nmodel = "e"\n', ["backends[0].base_urls"]),
         (ECHO + 'machine = "x"\n', ["backends[0].machine", "'x'", "local"]),
+        (ECHO + 'lora_of = "a"\n', ["backends[0].lora_of", "'a'", "for kind engine, one of []"]),
+        (
+            '[[backends]]\nname = "m"\nmodel = "/m"\n'
+            '[[backends]]\nname = "s"\nmodel = "/s"\nlora_of = "s"\n',
+            ["backends[1].lora_of", "'s'", "one of ['m']"],
+        ),
         (ECHO + "[backends.engine]\nmax_num_seqs = 0\n", ["backends[0].engine.max_num_seqs", "0"]),
         (
             ECHO + "[backends.price]\noutput_usd_per_mtok = -1\n",
