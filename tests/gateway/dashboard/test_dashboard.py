@@ -186,7 +186,7 @@ async def test_key_opens_what_its_scopes_allow(tmp_path: Path) -> None:
 
 
 ALLOWED = {
-    "reports": {"/", "/costs", "/requests", "/routing", "/caches", "/backends"},
+    "reports": {"/", "/costs", "/requests", "/routing", "/caches", "/backends", "/planner"},
     "admin": set(PATHS),
     "auditor": set(PATHS),
     "operator": set(PATHS),
