@@ -122,6 +122,28 @@ class Measured(Struct, frozen=True, kw_only=True):
     seconds: float
 
 
+class Rates(NamedTuple):
+    """Seconds of one of each: what a machine takes, whatever the model."""
+
+    step: float
+    layer: float
+    """Of a step."""
+    weight_byte: float
+    """Read once a step."""
+    decode_token: float
+    decode_flop: float
+    cache_byte: float
+    """Read for a decoded token."""
+    cache_flop: float
+    prompt_token: float
+    prompt_flop: float
+    prompt_attention_flop: float
+    prompt: float
+    """Set up in the engine."""
+    request: float
+    """Before the engine knows of it."""
+
+
 class Fitted(Struct, frozen=True, kw_only=True):
     """A sum of costs, each at a rate fitted to measured steps of this machine.
 
@@ -132,8 +154,7 @@ class Fitted(Struct, frozen=True, kw_only=True):
     costs: Work
     """Seconds of one of each."""
     source: str
-    rates: tuple[float, ...] = ()
-    """Seconds per unit of each of `units`."""
+    rates: Rates
     error: float = 0.0
     """Median relative error of what it was fitted to."""
 
@@ -150,41 +171,56 @@ class Fitted(Struct, frozen=True, kw_only=True):
 
 
 def units(shape: ModelShape, precision: str) -> np.ndarray:
-    """What the seconds of each part of a work are made of: [7 parts of Work, 12 rates].
+    """What the seconds of each part of a work are made of: [7 parts of Work, 12 Rates]."""
+    flops, nothing = shape.flops_per_token(), Rates(*(0.0 for _ in Rates._fields))
+    kv_bytes, attention = shape.kv_bytes_per_token(), shape.attention_flops
+    parts = {
+        "steps": nothing._replace(
+            step=1.0, layer=shape.layers, weight_byte=shape.read_bytes(precision)
+        ),
+        "decode_tokens": nothing._replace(decode_token=1.0, decode_flop=flops),
+        "decode_attended": nothing._replace(cache_byte=kv_bytes, cache_flop=attention),
+        "prefill_tokens": nothing._replace(prompt_token=1.0, prompt_flop=flops),
+        "prefill_attended": nothing._replace(prompt_attention_flop=attention),
+        "prompts": nothing._replace(prompt=1.0),
+        "requests": nothing._replace(request=1.0),
+    }
+    return np.array([parts[name] for name in Work._fields])
 
-    The rates: a step; a layer of a step; a byte of weights; a decoded token; an operation while
-    decoding; a byte of cache, an operation on it; a prompt's token; an operation of one; one of
-    its attention; a request in the engine; a request before it.
-    """
-    flops = shape.flops_per_token()
-    made = np.zeros((len(Work._fields), len(PRIOR["gpu"])))
-    made[0, :3] = 1.0, shape.layers, shape.read_bytes(precision)
-    made[1, 3:5] = 1.0, flops
-    made[2, 5:7] = shape.kv_bytes_per_token(), shape.attention_flops
-    made[3, 7:9] = 1.0, flops
-    made[4, 9] = shape.attention_flops
-    made[5, 10] = made[6, 11] = 1.0
-    return made
 
-
-PRIOR: dict[str, tuple[float, ...]] = {
-    "cpu": (
-        1e-5,
-        4.2e-5,
-        2.6e-11,
-        1.8e-5,
-        1e-13,
-        1e-12,
-        5e-11,
-        1.1e-5,
-        1.4e-12,
-        1e-11,
-        5.5e-4,
-        7e-4,
+PRIOR = {
+    "cpu": Rates(
+        step=1e-5,
+        layer=4.2e-5,
+        weight_byte=2.6e-11,
+        decode_token=1.8e-5,
+        decode_flop=1e-13,
+        cache_byte=1e-12,
+        cache_flop=5e-11,
+        prompt_token=1e-5,
+        prompt_flop=1.8e-12,
+        prompt_attention_flop=1e-11,
+        prompt=5.5e-4,
+        request=7e-4,
     ),
-    "gpu": (1e-3, 1e-5, 4e-13, 1e-5, 2e-15, 4e-13, 1e-16, 1e-7, 2e-15, 4e-15, 5e-4, 1e-3),
+    "gpu": Rates(
+        step=1e-3,
+        layer=1e-5,
+        weight_byte=4e-13,
+        decode_token=1e-5,
+        decode_flop=2e-15,
+        cache_byte=4e-13,
+        cache_flop=1e-16,
+        prompt_token=1e-7,
+        prompt_flop=2e-15,
+        prompt_attention_flop=4e-15,
+        prompt=5e-4,
+        request=1e-3,
+    ),
 }
-"""How the rates relate where the measurements tell two of them not apart; their scale is fitted."""
+"""How the rates relate where the measurements tell two of them not apart; their scale is fitted.
+cpu: measured on the bundled models behind HTTP, two cores. gpu: an H100's datasheet.
+"""
 _PRIOR_WEIGHT = 0.05
 """Of one prior against one measurement, both in relative errors."""
 
@@ -220,7 +256,7 @@ def fit(
     return Fitted(
         costs=Work(*(float(one) for one in costs)),
         source=source,
-        rates=tuple(float(one) for one in rates),
+        rates=Rates(*(float(one) for one in rates)),
         error=float(np.median(errors)),
     )
 
