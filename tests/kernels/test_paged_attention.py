@@ -9,9 +9,11 @@ from tolerances import assert_close
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from kernels import native
 from kernels.errors import KernelError
 from kernels.paged_attention import paged_attention
 
+NATIVE = Runner("native", "cpu")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 BATCHES = {
@@ -189,6 +191,29 @@ def test_paged_attention_reads_an_8_bit_cache(
     out = coded.run(runner)
     assert_close(out, coded.run(reference))
     assert_close(out, dense.run(reference).to(q_dtype))
+
+
+@pytest.mark.skipif(not native.available(), reason="no C++ compiler here")
+@pytest.mark.parametrize("head_dim", [32, 64, 80, 128])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_paged_attention_reads_16_bits_as_the_numbers_they_are(
+    dtype: torch.dtype, head_dim: int
+) -> None:
+    """Widened as few queries read them or beforehand for many: the bits of an fp32 cache."""
+    batch = paged_batch([(1, 37), (19, 33), (3, 20)], head_dim=head_dim, block_size=16)
+    k, v = batch.k_cache.to(dtype), batch.v_cache.to(dtype)
+    narrow = batch.but(k_cache=k, v_cache=v).run(NATIVE)
+    wide = batch.but(k_cache=k.float(), v_cache=v.float()).run(NATIVE)
+    assert torch.equal(narrow, wide)
+    last = batch.but(
+        q=batch.q[19:20],
+        k_cache=k,
+        v_cache=v,
+        block_tables=batch.block_tables[1:2],
+        query_start_lens=torch.tensor([0, 1], dtype=torch.int32),
+        context_lens=batch.context_lens[1:2],
+    )
+    assert torch.equal(last.run(NATIVE)[0], narrow[19])
 
 
 def test_paged_attention_of_a_split_context_ignores_its_batch(runner: Runner) -> None:

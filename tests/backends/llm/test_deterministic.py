@@ -96,7 +96,7 @@ def test_deterministic_answers_do_not_depend_on_the_batch(
     assert _run(company, waves) == alone
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
 def test_deterministic_holds_over_smaller_caches(folder: Path, dtype: str) -> None:
     """Keys are rounded one by one, so company changes nothing there either."""
     engine = _engine(folder, kv_cache_dtype=dtype)
