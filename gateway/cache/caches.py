@@ -6,6 +6,7 @@ from typing import Any
 
 import structlog
 from msgspec import Struct
+from msgspec.structs import replace
 
 from backends.errors import BackendError
 from backends.wire import ChatCompletionRequest
@@ -95,20 +96,18 @@ class Caches:
         miss = Lookup(
             verdict="miss", exact_key=exact_key, semantic_log=semantic_log, question=question
         )
-        if query.refresh or not available or semantic_log is None or self.semantic is None:
+        if not available or semantic_log is None or self.semantic is None:
+            return miss
+        # Whatever becomes of the look, the encoder works on it, and somebody pays.
+        encoding = encoding or self.semantic.encode(question)
+        miss = replace(miss, encoding=encoding)
+        if query.refresh:
             return miss
         try:
-            hit, encoding = await self.semantic.lookup(semantic_log, question, encoding)
+            hit = await self.semantic.lookup(semantic_log, question, encoding)
         except StoreUnavailable:
             return miss
-        return Lookup(
-            verdict="miss" if hit is None else "semantic",
-            hit=hit,
-            exact_key=exact_key,
-            semantic_log=semantic_log,
-            question=question,
-            encoding=encoding,
-        )
+        return miss if hit is None else replace(miss, verdict="semantic", hit=hit)
 
     def store(self, lookup: Lookup, answer: CachedAnswer) -> None:
         """Store a fresh answer where a lookup missed, in the background."""
@@ -185,10 +184,9 @@ class Caches:
         writes: list[Coroutine[Any, Any, Any]] = []
         if lookup.exact_key is not None:
             writes.append(self.exact.put(lookup.exact_key, answer))
-        if lookup.semantic_log is not None and self.semantic is not None:
-            writes.append(
-                self.semantic.put(lookup.semantic_log, lookup.question, lookup.encoding, answer)
-            )
+        log_key, encoding = lookup.semantic_log, lookup.encoding
+        if log_key is not None and encoding is not None and self.semantic is not None:
+            writes.append(self.semantic.put(log_key, lookup.question, encoding, answer))
         for result in await asyncio.gather(*writes, return_exceptions=True):
             if isinstance(result, StoreUnavailable | BackendError):
                 continue  # the store has warned already; an encoder that is gone stores nothing

@@ -152,27 +152,21 @@ class SemanticCache:
         self._settings = settings
         self._indexes: OrderedDict[str, _LogIndex] = OrderedDict()
 
-    async def lookup(
-        self, log_key: str, question: str, encoding: Encoding | None = None
-    ) -> tuple[Hit | None, Encoding]:
-        """The answer to a question that means the same, and the question's encoding.
+    def encode(self, question: str) -> Encoding:
+        """Ask the encoder about a question."""
+        encoding = asyncio.create_task(self.encoder.encode(question))
+        encoding.add_done_callback(heed)
+        return encoding
 
-        Args:
-            encoding: of the question, where somebody has asked for it already.
-
-        Returns:
-            (hit or None, the encoding; unfinished when the encoder was late: a miss)
-        """
-        if encoding is None:
-            encoding = asyncio.create_task(self.encoder.encode(question))
-            encoding.add_done_callback(heed)
+    async def lookup(self, log_key: str, question: str, encoding: Encoding) -> Hit | None:
+        """The answer to a question that means the same; none, too, where the encoder is late."""
         try:
             vector, index = await asyncio.gather(self._vector(encoding), self._synced(log_key))
-        except BaseException:
+        except asyncio.CancelledError:
             encoding.cancel()  # nobody will charge it to anyone
             raise
         if vector is None:
-            return None, encoding
+            return None
         for number, entry, similarity in index.nearest(vector):
             if similarity < self._settings.threshold:
                 break
@@ -186,15 +180,14 @@ class SemanticCache:
             if value is None:
                 index.drop(number)
                 continue
-            return Hit(answer=_decode_answer(value), similarity=similarity), encoding
-        return None, encoding
+            return Hit(answer=_decode_answer(value), similarity=similarity)
+        return None
 
     async def put(
-        self, log_key: str, question: str, encoding: Encoding | None, answer: CachedAnswer
+        self, log_key: str, question: str, encoding: Encoding, answer: CachedAnswer
     ) -> None:
-        """Store an answer under a question; encodes it (without haste) if nobody has asked to."""
-        encoded = await (self.encoder.encode(question) if encoding is None else encoding)
-        vector = encoded.vector
+        """Store an answer under a question, once that is encoded."""
+        vector = (await encoding).vector
         answer_key = f"{log_key}:{answer.request_id}"
         await self._store.set(answer_key, _encode(answer), ttl_s=self._settings.ttl_s)
         entry = Entry(question, vector.astype(np.float16).tobytes(), answer_key, answer.created_at)

@@ -4,6 +4,8 @@ import asyncio
 from decimal import Decimal
 from pathlib import Path
 
+import pytest
+
 from backends.contract import Completion, GenerateRequest, Usage
 from backends.echo import EchoBackend
 from gateway.price_settings import PriceSettings
@@ -56,8 +58,11 @@ class SlowEcho(EchoBackend):
         return await super().generate(request)
 
 
-async def test_encoder_that_is_late_is_charged_late(tmp_path: Path) -> None:
-    """The question's encoding outlives its answer; its charge follows."""
+@pytest.mark.parametrize("headers", [{}, {"x-headgate-cache": "refresh"}])
+async def test_encoder_that_is_late_is_charged_late(
+    tmp_path: Path, headers: dict[str, str]
+) -> None:
+    """The question's encoding outlives its answer, or is for the next one: its charge follows."""
     price = PriceSettings(input_usd_per_mtok=Decimal(1000))
     chosen = settings(
         tmp_path,
@@ -69,7 +74,7 @@ async def test_encoder_that_is_late_is_charged_late(tmp_path: Path) -> None:
     )
     made = {"small": EchoBackend("small"), "words": SlowEcho("words")}
     async with gateway(chosen, made) as served:
-        answer = await served.chat("how late is it?", temperature=0)
+        answer = await served.chat("how late is it?", temperature=0, headers=headers)
         before = await served.settled(answer)
         assert [charge.kind for charge in before.charges] == ["answer"]
         async with asyncio.timeout(10):

@@ -12,7 +12,7 @@ import pytest
 from backends.errors import BackendUnavailableError
 from backends.wire import ChatCompletionRequest, decode
 from gateway.cache.caches import CacheQuery, Caches
-from gateway.cache.model import CachedAnswer, Store
+from gateway.cache.model import CachedAnswer, Store, StoreUnavailable
 from gateway.cache.semantic import Encoded
 from gateway.cache.store import MemoryStore, RedisStore
 from gateway.settings import CacheSettings, ExactSettings, SemanticSettings
@@ -206,3 +206,25 @@ async def test_requests_pass_while_redis_is_gone(redis_server: RedisServer) -> N
     await remember(caches, query(refresh=True), answer())
     assert (await caches.lookup(query())).verdict == "exact"
     await caches.aclose()
+
+
+class LogsAway(MemoryStore):
+    """A store that answers keys but loses its logs."""
+
+    async def read(self, log: str, after: str) -> list[tuple[str, bytes]]:
+        """Too late."""
+        raise StoreUnavailable("not within 0.25 s")
+
+
+@pytest.mark.parametrize("refresh", [False, True])
+async def test_encoder_s_work_is_known_whatever_becomes_of_the_look(refresh: bool) -> None:
+    """A lost store, or a caller who only writes: the question is encoded, once, and is charged."""
+    encoder = WordEncoder()
+    caches = Caches(LogsAway(), SETTINGS, encoder)
+    found = await caches.lookup(query(refresh=refresh))
+    assert found.verdict == "miss"
+    assert found.encoding is not None
+    caches.store(found, answer())
+    await caches.settled()
+    assert (await found.encoding).vector.size
+    assert encoder.calls == 1
