@@ -190,12 +190,14 @@ class Pipeline:
         decision = x.routed.decision
         prompt = facts.features.prompt_tokens
         estimates = facts.estimates
+        asked = [n for n in (facts.max_tokens, decision.max_tokens) if n is not None]
+        tokens = min(EXPECTED_ANSWER_TOKENS, *asked) if asked else EXPECTED_ANSWER_TOKENS
         x.candidates = tuple(
             candidate_record(name, facts, estimates[name])
             if name in estimates
             else CandidateRecord(
                 backend=name,
-                cost_nano_usd=parts.estimator.expected(name, prompt, EXPECTED_ANSWER_TOKENS),
+                cost_nano_usd=parts.estimator.expected(name, prompt, tokens),
                 quality=facts.features.quality.get(name),
             )
             for name in decision.candidates

@@ -39,7 +39,7 @@ def _story(record: dict[str, Any]) -> list[str]:
         f"request   {request['request_id']}  {request['endpoint']}  model={request['model']}",
         f"caller    team={request['team']} key={request['key']} user={request['user'] or '-'}",
         f"outcome   {request['outcome']} ({request['status']}) in {request['duration_ms']:.1f} ms",
-        f"features  task={request['task']} difficulty={request['difficulty']} "
+        f"features  task={request['task']} difficulty={_short(request['difficulty'])} "
         f"language={request['language']} prompt≈{request['prompt_tokens_estimate']} tokens",
         f"policy    {request['policy']}@{request['policy_sha256'][:8]} → rule {request['rule']}",
     ]
@@ -66,6 +66,10 @@ def _story(record: dict[str, Any]) -> list[str]:
             f"it was made for {request['reuses'] or 'a request unknown'})"
         )
     return lines
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 _LOOKED = {

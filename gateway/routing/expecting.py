@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from gateway.cascade_costs import JUDGE_TOKENS, judging_backend
 from gateway.ledger.pricing import CostEstimator
-from gateway.routing.climbs import Told, climb
+from gateway.routing.climbs import SOURCES, Told, climb
 from gateway.routing.columns import NOBODY, Codes, Decided, Table
 from gateway.routing.judges import Judges
 from gateway.routing.past import Past, Rung, answer_tokens
@@ -16,6 +16,7 @@ from policies.model import Accept, BackendCard, Policy
 
 Floats = NDArray[np.float64]
 NO_CASCADE = -1
+RECORDED = SOURCES.index("recorded")
 CERTAIN = 1.0 - 1e-9
 _MTOK = 1_000_000
 
@@ -32,7 +33,7 @@ class Expected(Struct, frozen=True, kw_only=True):
     shares: Floats
     """[N, K], the probability that this backend's answer is the one given."""
     stands: Codes
-    """[N], whose answer is given; NOBODY where that is not certain."""
+    """[N], whose answer is given; NOBODY where only a judge could have said."""
     asked: Floats
     """[N], backends that answer."""
     source: Codes
@@ -125,7 +126,7 @@ class Expecting:
         for k in places:
             expected.shares[rows, k] = climbed.stands.get(names[k], 0.0)
         best = expected.shares[rows].argmax(axis=1)
-        sure = expected.shares[rows, best] >= CERTAIN
+        sure = (expected.shares[rows, best] >= CERTAIN) & (climbed.source == RECORDED)
         expected.stands[rows] = np.where(sure, best, NOBODY)
 
     def _known(self, judge: str) -> tuple[dict[str, Floats], dict[str, Floats]]:
