@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -32,12 +32,14 @@ class LengthEncoder:
         self.batches: list[list[str]] = []
         self.gate = threading.Event()
         self.gate.set()
+        self.at_work = threading.Event()
 
     def count(self, texts: Sequence[str]) -> list[int]:
         return [len(text) for text in texts]
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        self.gate.wait(5)
+        self.at_work.set()
+        self.gate.wait(60)
         self.batches.append(list(texts))
         if "bad" in texts:
             raise RuntimeError("bad text")
@@ -61,13 +63,21 @@ def rows(body: dict[str, Any]) -> list[float]:
     return [row["embedding"][0] for row in body["data"]]
 
 
+async def _until(holds: Callable[[], bool]) -> None:
+    for _ in range(60_000):
+        if holds():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("not within a minute")
+
+
 async def test_waiting_requests_share_batches() -> None:
     """What waits while a batch runs is encoded together, and each gets its own vectors."""
     encoder = LengthEncoder()
     backend = backend_of(encoder)
     encoder.gate.clear()
     tasks = [asyncio.create_task(backend.generate(request("x" * n))) for n in range(1, 10)]
-    await asyncio.sleep(0.05)
+    await _until(lambda: backend._batcher.waiting == 9)
     encoder.gate.set()
     answers = await asyncio.gather(*tasks)
     assert [rows(answer.body) for answer in answers] == [[n] for n in range(1, 10)]
@@ -82,9 +92,9 @@ async def test_single_text_is_not_held_up_by_a_large_request() -> None:
     backend = backend_of(encoder)
     encoder.gate.clear()
     large = asyncio.create_task(backend.generate(request(["ab"] * 500)))
-    await asyncio.sleep(0.05)
+    await _until(encoder.at_work.is_set)
     small = asyncio.create_task(backend.generate(request("c")))
-    await asyncio.sleep(0.05)
+    await _until(lambda: backend._batcher.waiting == 2)
     encoder.gate.set()
     await small
     answer = await large
@@ -102,9 +112,9 @@ async def test_cancelled_request_gives_up_its_place() -> None:
     backend = backend_of(encoder)
     encoder.gate.clear()
     first = asyncio.create_task(backend.generate(request("first")))
-    await asyncio.sleep(0.05)
+    await _until(encoder.at_work.is_set)
     second = asyncio.create_task(backend.generate(request("second")))
-    await asyncio.sleep(0.05)
+    await _until(lambda: backend._batcher.waiting == 2)
     second.cancel()
     await asyncio.sleep(0)
     encoder.gate.set()

@@ -139,7 +139,7 @@ def _command_line(process: psutil.Process) -> list[str]:
         return []
 
 
-def wait_for(condition: Any, timeout_s: float = 20.0, what: str = "the condition") -> Any:
+def wait_for(condition: Any, timeout_s: float = 60.0, what: str = "the condition") -> Any:
     """Poll until `condition()` is truthy; its value."""
     deadline = time.monotonic() + timeout_s
     while True:

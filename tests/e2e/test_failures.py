@@ -65,7 +65,7 @@ def test_backend_killed_in_mid_stream(tmp_path: Path) -> None:
         (charge,) = record["charges"]
         assert charge["completion_tokens"] >= 4
         assert charge["machine_ns"] == 0
-        again = wait_for(lambda: _try(headgate), timeout_s=40, what="the backend's return")
+        again = wait_for(lambda: _try(headgate), timeout_s=120, what="the backend's return")
         assert again.choices[0].message.content is not None
         wait_for(lambda: _lost_usd(headgate) > 0, what="the lost work")
     finally:
@@ -118,7 +118,7 @@ def test_sigterm_lets_running_streams_finish(tmp_path: Path) -> None:
             return True  # the listener is closed already
         return response.status_code == 503 and "retry-after" in response.headers
 
-    wait_for(refused, timeout_s=5, what="a refusal")
+    wait_for(refused, timeout_s=20, what="a refusal")
     reasons = [c.choices[0].finish_reason for c in stream if c.choices]  # type: ignore[attr-defined]
     assert reasons[-1] == "length"
     assert headgate.stop() == 0, headgate.tail()
@@ -150,7 +150,8 @@ def test_gateway_killed_under_load_loses_no_answered_request(tmp_path: Path) -> 
         for thread in threads:
             thread.start()
         for _ in range(2):
-            time.sleep(1.5)
+            before = len(answered)
+            wait_for(lambda before=before: len(answered) > before + 200, 60, "load")  # type: ignore[misc]
             served = len(answered)
             for child in headgate.children("gateway.worker"):
                 child.kill()
@@ -205,7 +206,7 @@ def test_requests_pass_while_redis_is_gone(tmp_path: Path) -> None:
         (redis,) = headgate.children("redis")
         redis.kill()
         assert _verdict(headgate, "other") == "miss"
-        wait_for(lambda: _verdict(headgate) == "exact", timeout_s=20, what="hits again")
+        wait_for(lambda: _verdict(headgate) == "exact", what="hits again")
         assert headgate.tail(1_000_000).count("cache_store_lost") == 1
     finally:
         assert headgate.stop() == 0, headgate.tail()

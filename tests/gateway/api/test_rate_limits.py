@@ -4,10 +4,32 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+from backends.contract import Completion, GenerateRequest
 from backends.echo import EchoBackend
 from gateway.settings import BackendSettings, LimitSettings
 from tests.gateway.api.test_auth import bearer
-from tests.gateway.serving import decode, events, gateway, settings
+from tests.gateway.serving import Gateway, decode, events, gateway, settings
+
+
+class HeldBackend(EchoBackend):
+    """Answers nobody before it is let."""
+
+    def __init__(self, name: str, capacity: int) -> None:
+        super().__init__(name, capacity=capacity)
+        self.go = asyncio.Event()
+
+    async def generate(self, request: GenerateRequest) -> Completion:
+        answer = await super().generate(request)
+        await self.go.wait()
+        return answer
+
+    async def held(self, waiting: int, served: Gateway) -> None:
+        """Until it is busy and so many wait for it."""
+        for _ in range(60_000):
+            if self.requests and served.parts.queues.waiting().get(self.name) == waiting:
+                return
+            await asyncio.sleep(0.001)
+        raise AssertionError("not within a minute")
 
 
 async def test_key_over_its_limit_gets_429(tmp_path: Path) -> None:
@@ -73,7 +95,7 @@ async def test_streams_carry_the_headers_too(tmp_path: Path) -> None:
 
 async def test_teams_take_turns_at_a_full_backend(tmp_path: Path) -> None:
     """One team's flood does not hold up another's request, and a long wait asks the next one."""
-    small = EchoBackend("small", delay_s=0.02, capacity=0)
+    small = HeldBackend("small", capacity=0)
     chosen = settings(
         tmp_path,
         BackendSettings(name="small", kind="echo", model="e", tier="small", max_concurrency=1),
@@ -85,11 +107,14 @@ async def test_teams_take_turns_at_a_full_backend(tmp_path: Path) -> None:
             asyncio.create_task(served.chat(f"flood {number}", model="small"))
             for number in range(20)
         ]
-        while len(small.requests) < 2:
-            await asyncio.wait(flood, return_when=asyncio.FIRST_COMPLETED)
-        await served.chat("one question", model="small", headers=bearer(made["key"]))
+        await small.held(len(flood) - 1, served)
+        quiet = served.chat("one question", model="small", headers=bearer(made["key"]))
+        asked = asyncio.create_task(quiet)
+        await small.held(len(flood), served)
+        small.go.set()
+        await asked
         place = [text_sent(request) for request in small.requests].index("one question")
-        assert place <= 5
+        assert place <= 3
         answers = await asyncio.gather(*flood)
         assert {answer.status_code for answer in answers} == {200}
 

@@ -60,7 +60,9 @@ class Row(Struct, frozen=True, kw_only=True):
 
 
 @contextlib.asynccontextmanager
-async def served(folder: Path, policy: str) -> AsyncIterator[tuple[Gateway, ScriptedUpstream]]:
+async def served(
+    folder: Path, policy: str, timeout_s: float = TIMEOUT_S
+) -> AsyncIterator[tuple[Gateway, ScriptedUpstream]]:
     """A gateway with that policy; `a` can fail, `b` is well."""
     async with upstream() as a, upstream() as b:
         listed = [
@@ -70,7 +72,7 @@ async def served(folder: Path, policy: str) -> AsyncIterator[tuple[Gateway, Scri
                 model="m",
                 base_urls=[up.url],
                 price=PRICE,
-                timeout_s=TIMEOUT_S,
+                timeout_s=timeout_s,
             )
             for name, up in (("a", a), ("b", b))
         ]
@@ -91,10 +93,10 @@ async def served(folder: Path, policy: str) -> AsyncIterator[tuple[Gateway, Scri
             yield running, a
 
 
-async def table(folder: Path, policy: str) -> list[Row]:
-    """All faults under one policy."""
+async def table(folder: Path, policy: str, timeout_s: float = TIMEOUT_S) -> list[Row]:
+    """All faults under one policy, with backends whose timeout that is."""
     asked: list[tuple[str, bool, Any, float]] = []
-    async with served(folder, policy) as (running, a):
+    async with served(folder, policy, timeout_s) as (running, a):
         headers = {"x-headgate-accept-restart": "1"} if policy == "restart" else {}
         for fault in (None, *FAULTS):
             await a.set(fault)

@@ -58,7 +58,7 @@ async def test_every_fault_ends_in_an_answer_or_an_error_and_is_paid_once(
     tmp_path: Path, policy: str
 ) -> None:
     """The table of docs/failures.md: client, calls and charges of each fault."""
-    rows = await table(tmp_path, policy)
+    rows = await table(tmp_path, policy, timeout_s=1.0)  # a busy machine is not a fault
     assert len(rows) == 2 * (1 + len(FAULTS))
     for row in rows:
         check(row)
