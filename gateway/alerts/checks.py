@@ -175,15 +175,19 @@ async def error_rate(engine: "AsyncEngine", settings: Settings, now: datetime) -
 async def slo_burn(engine: "AsyncEngine", settings: Settings, now: datetime) -> list[Finding]:
     """Objectives whose error budget burns so fast that a month's would not last."""
     alerts = settings.alerts
-    found = []
+    found: list[Finding] = []
+    told: set[str] = set()
     async with engine.connect() as connection:
         for long_s, short_s, rate, severity in _BURNS:
             windows = [await _window(connection, now, s, alerts) for s in (long_s, short_s)]
             if min(count for count, _, _ in windows) < FEWEST_REQUESTS:
                 continue
             for name, bad, allowed in _objectives(alerts):
+                if name in told:
+                    continue  # the faster burn says it already
                 burns = [one[bad] / one[0] / allowed for one in windows]
                 if min(burns) > rate:
+                    told.add(name)
                     found.append(_burn(name, severity, long_s, burns[0], allowed))
     return found
 
@@ -263,8 +267,8 @@ async def unattributed(engine: "AsyncEngine", settings: Settings, now: datetime)
         Finding(
             key=f"unattributed:{row['machine']}",
             kind="unattributed",
-            title=f"Machine {row['machine']}: ${short_usd(row['unattributed_usd'])} of "
-            f"${short_usd(row['cost_usd'])} in the hour of {_hour(row['hour'])} is unattributed",
+            title=f"Machine {row['machine']}: {_dollars(row['unattributed_usd'])} of "
+            f"{_dollars(row['cost_usd'])} in the hour of {_hour(row['hour'])} is unattributed",
             text=f"The bound is {bound:.1%}. `headgate report reconcile --since {row['hour']}` "
             "says which engine or charge is missing.",
             facts={"machine": row["machine"], "hour": row["hour"]},
@@ -272,6 +276,10 @@ async def unattributed(engine: "AsyncEngine", settings: Settings, now: datetime)
         for row in report["hours"]
         if not row["ok"]
     ]
+
+
+def _dollars(usd: str) -> str:
+    return f"{'-' if usd.startswith('-') else ''}${short_usd(usd.removeprefix('-'))}"
 
 
 def _hour(text: str) -> str:

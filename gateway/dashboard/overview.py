@@ -17,6 +17,8 @@ from gateway.dashboard.visitor import Visit
 
 BUDGETS_SHOWN = 6
 NEWEST = 8
+NOTICES_FIRST = 6
+"""More fold away, so that the figures stay on the screen."""
 ALERTS_SHOWN = 10
 
 
@@ -48,6 +50,7 @@ async def overview(visit: Visit) -> dict[str, Any]:
         "budgets": budgets[:BUDGETS_SHOWN],
         "budgets_hidden": max(len(budgets) - BUDGETS_SHOWN, 0),
         "notices": notices(visit, health, budgets, firing),
+        "notices_first": NOTICES_FIRST,
         "busy": [_machine(machine) for machine in today["machines"]],
         "live": visit.live,
         "charts": {
