@@ -3,9 +3,9 @@
     python -m tests.benchmarks.bench_planner --out tests/benchmarks/results/planner.json
 
 Engines of the bundled tiers run as processes, one compute thread each, and are asked over HTTP.
-Two fixed loads on `small` calibrate the step times. Predicted are another fixed load, requests at
-random moments with spread lengths, and a recorded trace with lengths and rate scaled to the
-machine, for `small` and for the two tiers that nothing was measured of. Every load is run in turns
+Two fixed loads on `small` calibrate the step times: so many requests a second, and so many at once.
+Predicted are another fixed load, requests at random moments, and a recorded trace with lengths and
+rate scaled to the machine, for `small` and for the two tiers that nothing was measured of. Every load is run in turns
 with the others, several rounds; what is compared is the median round. Open loads ask for a share of
 what the calibrated planner says the tier can do.
 """
@@ -72,7 +72,22 @@ def fixed(tier: str, concurrency: int, prompt: int, output: int) -> Case:
     )
 
 
-CALIBRATION = (fixed("small", 2, 64, 96), fixed("small", 8, 300, 100))
+def even(tier: str, rate: float, seconds: float, prompt: int, output: int) -> Case:
+    """So many requests a second, one like the other apart from their lengths."""
+    drawn = requests(prompt, output)
+    load = [
+        TraceRequest(at_s=number / rate, prompt_tokens=one.prompt_tokens,
+                     output_tokens=one.output_tokens)
+        for number in range(round(rate * seconds))
+        for one in (drawn[number % len(drawn)],)
+    ]  # fmt: skip
+    name = f"{rate:g}/s evenly, about {prompt} + {output}"
+    return Case(name=name, tier=tier, requests=tuple(load))
+
+
+def calibration(seconds: float) -> tuple[Case, Case]:
+    """A light load, after whose pauses caches are cold, and a heavy one that never pauses."""
+    return even("small", 25.0, seconds, 100, 80), fixed("small", 8, 300, 100)
 
 
 @contextmanager
@@ -212,21 +227,21 @@ def main() -> int:
             results.setdefault((case.tier, case.name), []).append(result)
             return result
 
-        predicted = cases(calibrate([run(case, 0) for case in CALIBRATION]), seconds)
+        first = calibration(seconds)
+        predicted = cases(calibrate([run(case, 0) for case in first]), seconds)
         for turn in range(1, options.rounds + 1):
-            for case in (*CALIBRATION, *predicted):
+            for case in (*first, *predicted):
                 run(case, turn)
-    calibration = [result for case in CALIBRATION for result in results[case.tier, case.name]]
-    models = calibrate(calibration)
+    models = calibrate([result for case in first for result in results[case.tier, case.name]])
     rows = [
         compared(case, results[case.tier, case.name], models[case.tier], seconds)
-        for case in (*CALIBRATION, *predicted)
+        for case in (*first, *predicted)
     ]
     answer = {
         **describe(
             f"{options.rounds} rounds of {seconds:g} s a load, in turns; 1 thread an engine"
         ),
-        "calibrated_on": [f"{case.tier}: {case.name}" for case in CALIBRATION],
+        "calibrated_on": [f"{case.tier}: {case.name}" for case in first],
         "fit_error_median": round(models["small"].error, 4),
         "costs_us": {
             tier: {name: round(value * 1e6, 4) for name, value in model.costs._asdict().items()}
