@@ -17,6 +17,9 @@ function localize(root) {
 }
 localize(document);
 
+const current = document.querySelector("nav [aria-current]");  // on a phone the row of pages is cut
+if (current) current.parentElement.scrollLeft = current.offsetLeft - (innerWidth - current.offsetWidth) / 2;
+
 for (const place of document.querySelectorAll("[data-origin]"))
   place.textContent = place.textContent.replace("ORIGIN", location.origin);
 
