@@ -8,6 +8,8 @@ from gateway.planner.setups import MEMORY_SHARE, Technique
 from gateway.planner.steps import Fitted, Roofline, StepModel
 from gateway.planner.workload import Workload
 
+_MOST_ERROR = 0.2
+"""Of a fit, until it is doubted."""
 _NAMES = Roofline.__struct_fields__
 _DEFAULTS = dict(
     zip(
@@ -34,7 +36,8 @@ def inputs(
     models = list(steps)
     for source in dict.fromkeys(one.source for one in models if isinstance(one, Fitted)):
         errors = [one.error for one in models if isinstance(one, Fitted) and one.source == source]
-        measured.append(f"step times: {source}, fitted within {errors[0]:.0%} (median)")
+        doubt = "; measure again on a quiet machine" if errors[0] > _MOST_ERROR else ""
+        measured.append(f"step times: {source}, fitted within {errors[0]:.0%} (median){doubt}")
     if not models or any(isinstance(one, Roofline) for one in models):
         assumed.append(
             f"step times: datasheet rates × {_DEFAULTS['bandwidth_share']:.0%} (memory) and × "

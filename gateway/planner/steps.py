@@ -223,12 +223,18 @@ cpu: measured on the bundled models behind HTTP, two cores. gpu: an H100's datas
 """
 _PRIOR_WEIGHT = 0.05
 """Of one prior against one measurement, both in relative errors."""
+_REWEIGHTINGS = 6
+_MOST_OFF = 4.0
+"""Times what was expected: beyond that a measurement counts as one, no more."""
 
 
 def fit(
     measured: Sequence[Measured], shape: ModelShape, precision: str, source: str, kind: str = "cpu"
 ) -> Fitted:
     """Rates that explain the measurements with the least relative error, held near the prior.
+
+    Relative to what is expected, in a few rounds: relative to what was found, slow measurements of
+    a busy machine would count less than fast ones, and every time would come out too short.
 
     Args:
         kind: of machine, whose prior holds.
@@ -239,20 +245,22 @@ def fit(
     if len(measured) < 2:
         raise PlanError(f"{source}: {len(measured)} measurements; calibrating needs at least 2")
     prior = np.array(PRIOR[kind])
-    rows = np.array(
-        [np.array(one.work) @ units(one.shape, one.precision) / one.seconds for one in measured]
-    )
-    scaled = rows * prior  # unknown now: factors of the prior, and their common scale
-    weight = _PRIOR_WEIGHT * np.sqrt(len(measured))
-    scaled = np.hstack([scaled, np.zeros((len(scaled), 1))])
-    # weights by the prior's own size: the scale is where most of the measurements are
-    scale = len(measured) / max(1e-300, float(scaled.sum()))
-    held = weight / scale * np.hstack([np.eye(len(prior)), -np.ones((len(prior), 1))])
-    target = np.concatenate([np.ones(len(measured)), np.zeros(len(prior))])
-    factors = _non_negative(np.vstack([scaled, held]), target)[:-1]
+    rows = np.array([np.array(one.work) @ units(one.shape, one.precision) for one in measured])
+    seconds = np.array([one.seconds for one in measured])
+    parts = rows * prior  # unknown now: factors of the prior, and their common scale
+    scale = float(np.median(seconds / parts.sum(axis=1)))
+    held = np.hstack([np.eye(len(prior)), -np.ones((len(prior), 1))])
+    held *= scale**-1 * _PRIOR_WEIGHT * np.sqrt(len(measured))
+    expected = scale * parts.sum(axis=1)
+    for _ in range(_REWEIGHTINGS):
+        found = np.clip(seconds / expected, 1 / _MOST_OFF, _MOST_OFF)
+        weighed = np.hstack([parts / expected[:, None], np.zeros((len(parts), 1))])
+        target = np.concatenate([found, np.zeros(len(prior))])
+        factors = _non_negative(np.vstack([weighed, held]), target)[:-1]
+        expected = np.maximum(parts @ factors, 1e-3 * expected)
     rates = factors * prior
     costs = units(shape, precision) @ rates
-    errors = np.abs(rows @ rates - 1.0)
+    errors = np.abs(rows @ rates / seconds - 1.0)
     return Fitted(
         costs=Work(*(float(one) for one in costs)),
         source=source,

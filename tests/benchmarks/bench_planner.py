@@ -5,9 +5,9 @@
 Engines of the bundled tiers run as processes, one compute thread each, and are asked over HTTP.
 Two fixed loads on `small` calibrate the step times: so many requests a second, and so many at once.
 Predicted are another fixed load, requests at random moments, and a recorded trace with lengths and
-rate scaled to the machine, for `small` and for the two tiers that nothing was measured of. Every load is run in turns
-with the others, several rounds; what is compared is the median round. Open loads ask for a share of
-what the calibrated planner says the tier can do.
+rate scaled to the machine, for `small` and for the two tiers that nothing was measured of. Every
+load is run in turns with the others, several rounds; what is compared is the median round. Open
+loads ask for a share of what the calibrated planner says the tier can do.
 """
 
 import argparse

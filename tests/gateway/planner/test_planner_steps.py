@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from gateway.planner.calibrate import calibrated
 from gateway.planner.errors import PlanError
@@ -147,6 +148,22 @@ def test_fit_scales_the_prior_where_one_load_says_little() -> None:
     prompt = Work(1, 0, 0, 300, 300 * 150, 1, 1)
     assert model.seconds(lone) == pytest.approx(seconds, rel=0.05)
     assert model.seconds(prompt) == pytest.approx(5 * float(np.array(prompt) @ prior), rel=0.3)
+
+
+def test_fit_is_the_mean_of_what_a_busy_machine_shows() -> None:
+    """Half of the measurements half as long again: in between, not the faster ones; a stall of
+    seconds counts as one measurement."""
+    small = shape_of("bundled:small")
+    rates = np.array(PRIOR["cpu"])
+    calm, busy = _made(small, rates), _made(small, 1.5 * rates)
+    model = fit([*calm, *busy], small, "int8", "here")
+    other = Work(20, 100, 30_000, 200, 20_000, 1)
+    true = float(np.array(other) @ units(small, "int8") @ rates)
+    assert model.seconds(other) == pytest.approx(1.25 * true, rel=0.02)
+    stalled = structs.replace(calm[0], seconds=10.0)
+    assert fit([*calm, *calm, *calm, stalled], small, "int8", "here").seconds(
+        other
+    ) == pytest.approx(true, rel=0.25)
 
 
 def test_bench_file_calibrates(tmp_path: Path) -> None:
