@@ -296,7 +296,7 @@ def open_backend(
         urls or ("http://localhost/v1",),
         model=backend.model if backend.kind == "openai" else backend.name,
         api_key=_api_key(backend),
-        uds=address.uds,
+        uds=(address.uds, *address.replicas) if address.uds else None,
         timeout_s=backend.timeout_s,
         max_concurrency=backend.max_concurrency,
         breaker=breaker,

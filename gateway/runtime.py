@@ -16,6 +16,8 @@ class Address(Struct, frozen=True, kw_only=True):
     """Where a backend listens: a Unix socket, or base URLs."""
 
     uds: str | None = None
+    replicas: tuple[str, ...] = ()
+    """Further Unix sockets."""
     base_urls: tuple[str, ...] = ()
 
 

@@ -205,6 +205,9 @@ class BackendSettings(_Table, frozen=True, kw_only=True):
     quantization: Literal["int8", "int4", "fp8", "none"] | None = None
     engine: EngineSettings = field(default_factory=EngineSettings)
     speculation: SpeculationSettings = field(default_factory=SpeculationSettings)
+    replicas: Positive = 1
+    """Processes of an engine on its machine, each with weights and a prefix cache of its own;
+    chosen among as `base_urls` are."""
     base_urls: list[str] = field(default_factory=list)
     """Replicas; the one that has a prompt's prefix warm is asked, else the least busy."""
     api_key_env: str | None = None
@@ -497,6 +500,8 @@ def _check_backends(settings: Settings, machines: list[str], refuse: Any) -> Non
             refuse(f"{key}.name", backend.name, "a tier's name only for a backend in that tier")
         if backend.kind == "openai" and not backend.base_urls:
             refuse(f"{key}.base_urls", backend.base_urls, "kind openai needs at least one URL")
+        if backend.replicas > 1 and backend.kind != "engine":
+            refuse(f"{key}.replicas", backend.replicas, "only of kind engine; list base_urls")
         if backend.lora_of is not None:
             _check_adapter(settings, backend, key, refuse)
         for url in backend.base_urls:

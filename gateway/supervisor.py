@@ -93,6 +93,12 @@ def make_run_folder(state_dir: Path) -> Path:
     return folder
 
 
+def process_names(backend: BackendSettings) -> list[str]:
+    """Of the processes that serve a local backend: its own name, then `NAME#2` and so on."""
+    further = range(2, backend.replicas + 1)
+    return [backend.name, *(f"{backend.name}#{number}" for number in further)]
+
+
 def engine_command(
     backend: BackendSettings,
     socket: Path,
@@ -177,20 +183,23 @@ class Supervisor:
         local = [
             b for b in settings.backends if b.kind in ("engine", "encoder") and b not in adapters
         ]
-        engines = sum(backend.kind == "engine" for backend in local)
+        engines = sum(backend.replicas for backend in local if backend.kind == "engine")
         threads = max(1, (os.cpu_count() or 1) // max(1, engines))
         self._meters = self._make_meters(local)
         redis_url = await self._start_redis()
         addresses: dict[str, Address] = {}
         for backend in local:
-            socket = self.run_dir / f"{backend.name}.sock"
-            if backend.kind == "engine":
-                own = [adapter for adapter in adapters if adapter.lora_of == backend.name]
-                command = engine_command(backend, socket, threads, own)
-            else:
-                command = self._encoder_command(backend.name, backend.model, socket)
-            await self._start_backend(backend, socket, command)
-            addresses[backend.name] = Address(uds=str(socket))
+            own = [adapter for adapter in adapters if adapter.lora_of == backend.name]
+            sockets = []
+            for name in process_names(backend):
+                socket = self.run_dir / f"{name}.sock"
+                if backend.kind == "engine":
+                    command = engine_command(backend, socket, threads, own)
+                else:
+                    command = self._encoder_command(backend.name, backend.model, socket)
+                await self._start_backend(backend, name, socket, command)
+                sockets.append(str(socket))
+            addresses[backend.name] = Address(uds=sockets[0], replicas=tuple(sockets[1:]))
         for adapter in adapters:
             addresses[adapter.name] = addresses[adapter.lora_of or ""]
         for backend in settings.backends:
@@ -235,7 +244,7 @@ class Supervisor:
         socket = self.run_dir / f"{ENCODER_NAME}.sock"
         backend = _own_encoder(semantic.encoder)
         command = self._encoder_command(ENCODER_NAME, semantic.encoder, socket)
-        await self._start_backend(backend, socket, command)
+        await self._start_backend(backend, ENCODER_NAME, socket, command)
         return Address(uds=str(socket))
 
     @staticmethod
@@ -244,15 +253,15 @@ class Supervisor:
         return [*command, "--served-model-name", name, "--uds", str(socket)]
 
     async def _start_backend(
-        self, backend: BackendSettings, socket: Path, command: list[str]
+        self, backend: BackendSettings, name: str, socket: Path, command: list[str]
     ) -> None:
         machine = self.settings.machine(backend)
         env = {}
         if machine is not None:
-            self._sockets[backend.name] = (machine.name, socket)
+            self._sockets[name] = (machine.name, socket)
             meter = self._meters[machine.name]
-            env[METER_ENV] = f"{meter.path}:{meter.names.index(backend.name)}"
-        await self._start(Spec(name=backend.name, command=command, socket=socket, env=env))
+            env[METER_ENV] = f"{meter.path}:{meter.names.index(name)}"
+        await self._start(Spec(name=name, command=command, socket=socket, env=env))
 
     def _make_meters(self, local: list[BackendSettings]) -> dict[str, Meter]:
         """A file for each machine, through which its processes share its time."""
@@ -264,7 +273,7 @@ class Supervisor:
         for backend in local:
             machine = self.settings.machine(backend)
             if machine is not None:
-                names.setdefault(machine.name, []).append(backend.name)
+                names.setdefault(machine.name, []).extend(process_names(backend))
         workers = [f"gateway-{index}" for index in range(self.settings.server.workers)]
         for name in sorted(name for name in foreign if name is not None):
             self._foreign[name] = len(names.setdefault(name, []))

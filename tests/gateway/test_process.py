@@ -12,14 +12,18 @@ from tempfile import TemporaryDirectory
 import psutil
 import pytest
 
+from backends.openai_http import OpenAIHTTPBackend
+from gateway.app import open_backend
 from gateway.errors import SettingsError
 from gateway.process import Child, Spec
-from gateway.settings import BackendSettings, EngineSettings, SpeculationSettings
+from gateway.runtime import Address
+from gateway.settings import BackendSettings, EngineSettings, Settings, SpeculationSettings, check
 from gateway.supervisor import (
     AlreadyRunningError,
     engine_command,
     locked,
     make_run_folder,
+    process_names,
     run_folder_path,
 )
 
@@ -175,3 +179,19 @@ def test_engine_command_hands_on_every_setting(tmp_path: Path) -> None:
         "--lora-modules sql=/adapters/sql",
     ):
         assert part in command
+
+
+def test_replicas_of_an_engine_are_processes_with_sockets_of_their_own() -> None:
+    """Their names cannot be another backend's; one client asks all of them."""
+    engine = BackendSettings(name="nano", model="bundled:nano", replicas=3)
+    assert process_names(engine) == ["nano", "nano#2", "nano#3"]
+    assert process_names(BackendSettings(name="one", model="m")) == ["one"]
+    sockets = tuple(f"/run/{name}.sock" for name in process_names(engine))
+    made = open_backend(engine, Address(uds=sockets[0], replicas=sockets[1:]))
+    assert isinstance(made, OpenAIHTTPBackend)
+    assert len(made.breakers) == 3
+    with pytest.raises(SettingsError, match="only of kind engine"):
+        check(
+            Settings(backends=[BackendSettings(name="e", kind="echo", model="m", replicas=2)]),
+            "here",
+        )
