@@ -1,12 +1,14 @@
 """Reading policy files: what is refused, where, and in which words."""
 # ruff: noqa: E501
 
+import functools
 from datetime import datetime
+from typing import Any
 
-import jsonschema
 import msgspec
 import pytest
 from hypothesis import given, settings
+from jsonschema.validators import validator_for
 from msgspec.structs import replace
 
 from policies.checker import PolicyError, check, parse, schema
@@ -225,4 +227,13 @@ def test_check_accepts_every_valid_policy(policy: Policy) -> None:
     """What the types and ranges allow decodes from its own data, and the JSON Schema agrees."""
     data = msgspec.to_builtins(policy)
     assert msgspec.convert(data, Policy) == policy
-    jsonschema.validate(data, schema())
+    _validator().validate(data)
+
+
+@functools.cache
+def _validator() -> Any:
+    """Of the schema, itself checked once: `jsonschema.validate` would check it at every example."""
+    found = schema()
+    kind = validator_for(found)
+    kind.check_schema(found)
+    return kind(found)
