@@ -21,15 +21,19 @@ class LinearFit:
     coefficients relate, their scale comes from the first observation.
     """
 
-    def __init__(self, prior: Sequence[float], *, prior_observations: float = 0.01) -> None:
+    def __init__(
+        self, prior: Sequence[float], *, prior_observations: float | Sequence[float] = 0.01
+    ) -> None:
         """Args:
         prior: one positive number per term, up to a common factor.
-        prior_observations: how many observations it is worth.
+        prior_observations: how many observations it is worth, of each term or of all alike.
         """
         self.changes = 0
         """Counts up when the coefficients have changed."""
         self._prior = tuple(prior)
-        self._worth = prior_observations
+        if isinstance(prior_observations, float):
+            prior_observations = [prior_observations] * len(self._prior)
+        self._worth = tuple(prior_observations)
         self._scale = 0.0
         """Of the prior's unit; 0: nothing observed yet."""
         self._factors = [1.0] * len(self._prior)
@@ -81,6 +85,7 @@ class LinearFit:
             for place, row in enumerate(self._products):
                 others = sum(row[other] * factors[other] for other in everywhere if other != place)
                 # The prior's observations say: a factor of 1.
-                target = self._targets[place] + self._worth - others
-                factors[place] = max(0.0, target / (row[place] + self._worth))
+                worth = self._worth[place]
+                target = self._targets[place] + worth - others
+                factors[place] = max(0.0, target / (row[place] + worth))
         self.changes += 1

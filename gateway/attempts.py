@@ -142,7 +142,8 @@ class Attempts:
                 async with held_as_it_goes(parts, x, name):
                     if x.streams:
                         meter = self._spending.meter(x, name)
-                        await relay(x, reply, backend.stream(request), name, meter)
+                        chunks = parts.foreign.timed(x, name, backend.stream(request))
+                        await relay(x, reply, chunks, name, meter)
                     else:
                         completion = await backend.generate(request)
                         x.usage, x.answer = completion.usage, completion.body

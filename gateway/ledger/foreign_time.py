@@ -1,17 +1,12 @@
 """The time of machines behind other people's engines, shared among the requests that used it.
 
 vLLM, SGLang, TGI or llama.cpp on a machine paid by the hour measure nothing for us. So the time
-during which requests of ours are in flight on such a machine is shared among them as it passes: at
-every event (a request comes or goes, a second is over) the time since the last one is divided by
-the work that each has probably had done in it. Nothing is shared twice and nothing is left: over
-every busy stretch the charges sum to the time that passed, to the nanosecond, whatever the
-estimates are worth. They only say who pays how much of it.
-
-Work is estimated as in `backends.engine.step_costs`, from outside: prompt tokens that were not
-cached x prefill + answer tokens x (decode + fixed / requests beside it). The coefficients are
-fitted per backend to what can be seen there: the time to the first token, the time of the others
-with so many requests beside them, and the sums that the server's own /metrics adds up. Requests
-that wait in the server's queue are in no step; where /metrics tells how many run, that counts.
+during which requests of ours are in flight on such a machine is collected, and each request that
+ends is charged its work out of it: what `foreign_work` says that its prompt and answer take at that
+server, times the machine's time per such work lately. Where that is more or less than has been
+collected for what was done, the difference is paid off over the next requests, not by the one that
+happens to end last. So no time is charged twice, none is left out for long, and a request's
+neighbours decide little of its price. What no request came to pay is lost work.
 
 The machine's meter (`backends.meter`) divides its time among gateway processes, by how many
 requests each has there, and measures when none has any: that is its idle time.
@@ -19,25 +14,29 @@ requests each has there, and measures when none has any: that is its idle time.
 
 import asyncio
 import contextlib
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from typing import Any, Final, Protocol
 
-from msgspec import Struct
+from msgspec import Struct, field
 
-from backends.contract import Usage
+from backends.contract import Chunk, Usage
 from backends.fitting import LinearFit
 from backends.meter import MeterSlot
 from backends.server_metrics import ServerMetrics
-from backends.shares import share
+from gateway.ledger.foreign_work import Seen, Weights
 from gateway.settings import BackendSettings, Settings
 
-_PRIOR: Final = (8.0, 1.0, 8.0, 1.2)
-"""Nanoseconds per: request, fresh prompt token, step that gave it a token, token in that step."""
-_PS: Final = 1_000
-_UNKNOWN_ANSWER_TOKENS: Final = 64
-_WAITING: Final = 0.9
-"""Of a first token that comes later than expected, the part that is put down to waiting."""
+_MOST_UNKNOWN_TOKENS: Final = 256
+_EARLY: Final = 10
+"""Requests, until which each is charged what was collected, by its part of the work."""
+_FORGET: Final = 0.98
+"""Of a machine's time and work, with each request."""
+_PAY_OFF: Final = 10
+"""Over about so many requests' work a difference is paid."""
+_SILENT_NS: Final = 60 * 10**9
+"""After so long without a request what is left is lost."""
 _METRICS_EVERY: Final = 5
 """Seconds."""
 
@@ -63,36 +62,45 @@ class _Flight(Struct, eq=False):
     server: "_Server"
     watched: Watched
     prompt_tokens: int
+    """As the gateway estimates them."""
     began_ns: int
-    beside_ns: int
-    """What the machine's integral of (requests in flight) stood at when it began."""
-    done: int = 0
-    """Of its estimated work, picoseconds."""
-    last: int = 0
-    """What was left of it to do when it ended."""
-    shared_ns: int = 0
-    """The machine's time that fell to it so far."""
+    parts_ns: float
+    """What the machine's integral of 1 / (requests in flight) stood at when it began."""
+    marks: list[tuple[int, int]] = field(default_factory=list)
+    """When how many pieces of its answer had come."""
 
 
 class _Machine(Struct, eq=False):
-    """A machine, and who is on it."""
+    """A machine, who is on it, and its time that nobody was charged yet."""
 
     slot: MeterSlot | None
     at_ns: int = 0
-    over_ns: int = 0
-    """Shared and given back: the next to be shared again."""
-    beside_ns: int = 0
-    """Integral of the number of requests in flight over time."""
+    parts_ns: float = 0.0
+    """Integral of 1 / (requests in flight) over time."""
+    owed_ns: int = 0
+    """Collected and not charged; below zero: charged in advance."""
+    collected_ns: float = 0.0
+    """Lately, until the last request ended; likewise their work."""
+    worked_ns: float = 0.0
+    since_ns: int = 0
+    """Collected since the last request ended."""
+    left_ns: int = 0
+    """When the last request came or went."""
+    usual_ns: float = 0.0
+    """A request's work, on average."""
+    ended: int = 0
+    """Requests."""
     flights: dict[int, _Flight] = {}
 
-    def collect(self, now_ns: int) -> int:
-        """The time to be shared now: since the last event, and what was given back."""
+    def collect(self, now_ns: int) -> None:
+        """Take the time since the last event."""
         passed_ns, self.at_ns = now_ns - self.at_ns, now_ns
         if not self.flights:
-            return 0
-        self.beside_ns += passed_ns * self._beside()
-        over_ns, self.over_ns = self.over_ns, 0
-        return over_ns + (passed_ns if self.slot is None else self.slot.take(ends=False))
+            return
+        self.parts_ns += passed_ns / self._beside()
+        ns = passed_ns if self.slot is None else self.slot.take(ends=False)
+        self.owed_ns += ns
+        self.since_ns += ns
 
     def _beside(self) -> int:
         """How many are served at once; those that the server has in its queue are not."""
@@ -101,29 +109,67 @@ class _Machine(Struct, eq=False):
             return len(self.flights)
         return max(1, min(len(self.flights), round(metrics.running)))
 
+    def beside(self, flight: _Flight, now_ns: int) -> float:
+        """How many were in flight while this one was, itself included, on average."""
+        part_ns = self.parts_ns - flight.parts_ns
+        return max((now_ns - flight.began_ns) / part_ns, 1.0) if part_ns > 0 else 1.0
+
     def changed(self) -> None:
         """A request has come or gone."""
-        if self.slot is not None and self.flights:
+        self.left_ns = self.at_ns
+        if self.slot is None:
+            return
+        if self.flights:
             self.slot.begin(weight=len(self.flights))
+        else:
+            self.owed_ns += self.slot.take(ends=True)
+
+    def price(self, work_ns: float, others_ns: float) -> float:
+        """What a request that ends is charged.
+
+        Args:
+            others_ns: the work done for those still there.
+        """
+        self.collected_ns = self.collected_ns * _FORGET + self.since_ns
+        self.worked_ns = self.worked_ns * _FORGET + work_ns
+        self.usual_ns += (work_ns - self.usual_ns) / min(self.ended + 1, 20)
+        self.since_ns, self.ended = 0, self.ended + 1
+        if self.ended <= _EARLY or self.worked_ns <= 0:
+            return max(self.owed_ns, 0) * work_ns / max(work_ns + others_ns, 1.0)
+        rate = self.collected_ns / self.worked_ns
+        known_ns = work_ns + others_ns
+        beyond_ns = self.owed_ns - rate * known_ns
+        payers_ns = known_ns + _PAY_OFF * self.usual_ns
+        return rate * work_ns + beyond_ns * work_ns / max(payers_ns, 1.0)
 
     def charged(self, ns: int) -> None:
-        """A request has gone and is charged so much. What remains when none is left was for
-        requests that cannot say what they used: lost work."""
+        """So much was."""
+        self.owed_ns -= ns
         if self.slot is not None:
             self.slot.report(ns)
-            if not self.flights:
-                self.slot.lose(self.over_ns + self.slot.take(ends=True))
-        if not self.flights:
-            self.over_ns = 0
-        self.changed()
+
+    def lose(self, ns: int) -> None:
+        """So much will never be."""
+        self.owed_ns -= ns
+        if self.slot is not None:
+            self.slot.lose(ns)
 
 
 class _Server(Struct, eq=False):
-    """One backend: what is known of its speed, and the machine it is on."""
+    """One backend: what its work takes, and the machine it is on."""
 
     machine: _Machine
-    fit: LinearFit
+    weights: Weights = field(default_factory=Weights)
+    prompts: LinearFit = field(default_factory=lambda: LinearFit((10.0, 1.0)))
+    """Tokens of a prompt as the server counts them: per request, and per token of ours."""
     metrics: ServerMetrics | None = None
+
+    def prompt(self, estimate: int) -> float:
+        """What the server will probably count."""
+        if not self.prompts.fitted:
+            return float(estimate)
+        per_request, per_token = self.prompts.coefficients()
+        return per_request + per_token * estimate
 
 
 class ForeignTime:
@@ -143,12 +189,14 @@ class ForeignTime:
         machines: dict[str, _Machine] = {}
         self._now_ns = now_ns
         self._servers: dict[str, _Server] = {}
+        self._machines: list[_Machine] = []
         for backend in settings.backends:
             name = foreign_machine(settings, backend)
             if name is not None:
                 slot = (slots or {}).get(name)
                 machine = machines.setdefault(name, _Machine(slot=slot, flights={}))
-                self._servers[backend.name] = _Server(machine, LinearFit(_PRIOR))
+                self._servers[backend.name] = _Server(machine)
+        self._machines = list(machines.values())
 
     @property
     def backends(self) -> list[str]:
@@ -160,7 +208,7 @@ class ForeignTime:
     ) -> contextlib.AbstractContextManager[None]:
         """A request is at a backend while inside; `end` it there to know its share.
 
-        Left without that, what was collected for it is the others'.
+        Left without that, what it used is lost.
         """
         server = self._servers.get(backend)
         return _NOTHING if server is None else self._inside(server, watched, prompt_tokens)
@@ -168,31 +216,59 @@ class ForeignTime:
     @contextlib.contextmanager
     def _inside(self, server: _Server, watched: Watched, prompt_tokens: int) -> Iterator[None]:
         machine, now_ns = server.machine, self._now_ns()
-        self._share(machine, now_ns, machine.collect(now_ns))
-        machine.flights[id(watched)] = _Flight(
-            server, watched, prompt_tokens, now_ns, machine.beside_ns
-        )
+        machine.collect(now_ns)
+        flight = _Flight(server, watched, prompt_tokens, now_ns, machine.parts_ns)
+        machine.flights[id(watched)] = flight
         machine.changed()
         try:
             yield
         finally:
-            self._land(machine, watched, None)
+            self._leave(machine, watched)
+
+    def timed(
+        self, watched: Watched, backend: str, chunks: AsyncGenerator[Chunk, None]
+    ) -> AsyncGenerator[Chunk, None]:
+        """The stream itself; where its server's times say what work takes, looked at on its way."""
+        return chunks if backend not in self._servers else self._looked_at(watched, backend, chunks)
+
+    async def _looked_at(
+        self, watched: Watched, backend: str, chunks: AsyncGenerator[Chunk, None]
+    ) -> AsyncGenerator[Chunk, None]:
+        async with contextlib.aclosing(chunks):
+            async for chunk in chunks:
+                at_ns = self._now_ns()
+                yield chunk
+                self.look(watched, backend, at_ns)
+
+    def look(self, watched: Watched, backend: str, at_ns: int) -> None:
+        """Note how far a stream had come by then."""
+        flight = self._servers[backend].machine.flights.get(id(watched))
+        if flight is None:
+            return
+        before = flight.marks[-1][1] if flight.marks else 0
+        if watched.tokens_seen > before:
+            flight.marks.append((at_ns, watched.tokens_seen))
 
     def end(self, watched: Watched, backend: str, usage: Usage | None) -> int | None:
         """The request's share of the machine's time, nanoseconds; None where that is not ours
         to say. Call it once, inside `flight`."""
         server = self._servers.get(backend)
-        return None if server is None else self._land(server.machine, watched, usage)
+        if server is None:
+            return None
+        return 0 if usage is None else self._land(server.machine, watched, usage)
 
     def so_far(self, watched: Watched, backend: str) -> tuple[int, int] | None:
-        """What has been shared to a request in flight, nanoseconds, an even part of the time since
-        the last event included; and how many are in flight. None where that is not ours to say."""
+        """What a request in flight will be charged of the time until now, nanoseconds: its even
+        part of it, if that is more; and how many are in flight. None: not ours to say."""
         server = self._servers.get(backend)
         flight = None if server is None else server.machine.flights.get(id(watched))
         if server is None or flight is None:
             return None
-        beside = len(server.machine.flights)
-        return flight.shared_ns + (self._now_ns() - server.machine.at_ns) // beside, beside
+        machine, now_ns = server.machine, self._now_ns()
+        beside = len(machine.flights)
+        even_ns = machine.parts_ns - flight.parts_ns + (now_ns - machine.at_ns) / beside
+        rate = machine.collected_ns / machine.worked_ns if machine.ended > _EARLY else 0.0
+        return round(max(even_ns, rate * self._done(flight, now_ns))), beside
 
     def heard(self, backend: str, metrics: ServerMetrics) -> None:
         """What the server's /metrics said, now and then."""
@@ -201,101 +277,95 @@ class ForeignTime:
         if before is None:
             return
         for terms, seconds in metrics.since(before):
-            server.fit.observe(terms, seconds * 1e9)
+            server.weights.told(terms, seconds * 1e9)
 
     def tick(self) -> None:
-        """A second is over."""
-        for machine in {id(s.machine): s.machine for s in self._servers.values()}.values():
-            now_ns = self._now_ns()
-            self._share(machine, now_ns, machine.collect(now_ns))
+        """A second is over: time to learn."""
+        now_ns = self._now_ns()
+        for server in self._servers.values():
+            machine = server.machine
+            machine.collect(now_ns)
+            mine = [one.began_ns for one in machine.flights.values() if one.server is server]
+            server.weights.learn(min(mine, default=math.inf))
+        for machine in self._machines:
+            silent = not machine.flights and now_ns - machine.left_ns > _SILENT_NS
+            if silent and machine.owed_ns > 0:
+                machine.lose(machine.owed_ns)
 
-    def _share(
-        self, machine: _Machine, now_ns: int, ns: int, landing: _Flight | None = None
-    ) -> None:
-        """Divide the time since the last event by the work done in it."""
-        flights = list(machine.flights.values())
-        if not flights:
-            return
-        steps = []
-        for flight in flights:
-            done = flight.done if flight is landing else self._so_far(flight, now_ns)
-            steps.append(max(0, done - flight.done))
-            flight.done = max(flight.done, done)
-        if landing is not None:
-            steps[flights.index(landing)] = landing.last
-        if not any(steps):
-            steps = [1] * len(flights)
-        for flight, part in zip(flights, share(ns, steps), strict=True):
-            flight.shared_ns += part
+    @property
+    def owed_ns(self) -> int:
+        """Collected and not charged yet, of all machines."""
+        return sum(machine.owed_ns for machine in self._machines)
 
-    def _land(self, machine: _Machine, watched: Watched, usage: Usage | None) -> int:
-        flight = machine.flights.get(id(watched))
+    def _land(self, machine: _Machine, watched: Watched, usage: Usage) -> int:
+        now_ns = self._now_ns()
+        machine.collect(now_ns)
+        flight = machine.flights.pop(id(watched), None)
         if flight is None:
             return 0
-        now_ns, charged_ns = self._now_ns(), 0
-        ns = machine.collect(now_ns)
-        whole = flight.done if usage is None else self._work(flight, usage, now_ns)
-        flight.last = max(0, whole - flight.done)
-        self._share(machine, now_ns, ns, landing=flight)
-        del machine.flights[id(watched)]
-        if usage is not None:
-            # More was thought done than there was: that share goes back.
-            charged_ns = (
-                flight.shared_ns
-                * min(whole, flight.done + flight.last)
-                // max(flight.done + flight.last, 1)
-            )
-            self._learn(flight, usage, now_ns)
-        machine.over_ns += flight.shared_ns - charged_ns
-        if not machine.flights and usage is not None:
-            charged_ns, machine.over_ns = charged_ns + machine.over_ns, 0
+        machine.changed()
+        fresh = max(0, usage.prompt_tokens - usage.cached_tokens)
+        work_ns = flight.server.weights.work_ns(
+            usage.prompt_tokens, fresh, usage.completion_tokens, machine.beside(flight, now_ns)
+        )
+        others_ns = self._others(machine, now_ns, machine.owed_ns - work_ns)
+        price = machine.price(max(work_ns, 1.0), others_ns)
+        charged_ns = round(min(max(price, 0.0), now_ns - flight.began_ns))
         machine.charged(charged_ns)
+        flight.server.prompts.observe((1.0, flight.prompt_tokens), usage.prompt_tokens)
+        weights, began_ns = flight.server.weights, flight.began_ns
+        seen = Seen(
+            began_ns=began_ns,
+            ended_ns=now_ns,
+            prompt_tokens=usage.prompt_tokens,
+            fresh_tokens=fresh,
+            answer_tokens=usage.completion_tokens,
+            marks=flight.marks,
+            first_ns=flight.marks[0][0]
+            if flight.marks
+            else weights.first_ns(fresh, began_ns, now_ns),
+        )
+        weights.ended(seen)
         return charged_ns
 
-    def _work(self, flight: _Flight, usage: Usage, now_ns: int) -> int:
-        """Estimated work of a request that has ended, picoseconds."""
-        fresh = max(0, usage.prompt_tokens - usage.cached_tokens)
-        return self._estimate(flight, fresh, usage.completion_tokens, now_ns)
-
-    def _so_far(self, flight: _Flight, now_ns: int) -> int:
-        """The same of one in flight, of what has probably been done of it."""
-        seen = flight.watched.tokens_seen
-        if seen or flight.watched.first_token_at is not None:
-            return self._estimate(flight, flight.prompt_tokens, max(seen, 1), now_ns)
-        # Nothing is seen of it: as far as its time will have taken it.
-        per_request, prefill, step, token = flight.server.fit.coefficients()
-        left_ns = now_ns - flight.began_ns - per_request
-        beside = _beside(flight, now_ns)
-        prompt_ns = prefill * flight.prompt_tokens
-        if left_ns <= prompt_ns:
-            part = max(left_ns, 0.0) / max(prompt_ns, 1.0)
-            return self._estimate(flight, round(flight.prompt_tokens * part), 0, now_ns)
-        answer = (left_ns - prompt_ns) / max(step + token * beside, 1.0)
-        answer = min(answer, 4 * _UNKNOWN_ANSWER_TOKENS)
-        return self._estimate(flight, flight.prompt_tokens, round(answer), now_ns)
-
-    def _estimate(self, flight: _Flight, fresh: int, answer: int, now_ns: int) -> int:
-        _, prefill, step, token = flight.server.fit.coefficients()
-        per_token = token + step / _beside(flight, now_ns)
-        return round(_PS * (prefill * fresh + per_token * answer)) + 1
-
-    def _learn(self, flight: _Flight, usage: Usage, now_ns: int) -> None:
-        """From one answer: when its first token came, and how fast the others followed."""
-        fresh = max(0, usage.prompt_tokens - usage.cached_tokens)
-        beside = _beside(flight, now_ns)
-        later = max(usage.completion_tokens - 1, 0)
-        first_at, fit = flight.watched.first_token_at, flight.server.fit
-        if first_at is None:
-            fit.observe((1, fresh, later, later * beside), now_ns - flight.began_ns)
+    def _leave(self, machine: _Machine, watched: Watched) -> None:
+        """Of a request that nobody ended: its work brought nobody anything."""
+        flight = machine.flights.get(id(watched))
+        if flight is None:
             return
-        first_ns = round(first_at * 1e9)
-        waited_ns = first_ns - flight.began_ns
-        per_request, prefill, *_ = fit.coefficients()
-        beyond_ns = waited_ns - (per_request + prefill * fresh)
-        if fit.fitted and beyond_ns > 0:  # mostly for others: it says little of what a prompt takes
-            waited_ns -= round(beyond_ns * _WAITING)
-        fit.observe((1, fresh, 0, 0), waited_ns)
-        fit.observe((0, 0, later, later * beside), now_ns - first_ns)
+        now_ns = self._now_ns()
+        machine.collect(now_ns)
+        done_ns = self._done(flight, now_ns)
+        del machine.flights[id(watched)]
+        machine.changed()
+        others_ns = self._others(machine, now_ns, machine.owed_ns - done_ns)
+        part = done_ns / max(done_ns + others_ns, 1.0) if machine.flights else 1.0
+        machine.lose(round(max(machine.owed_ns, 0) * part))
+
+    def _others(self, machine: _Machine, now_ns: int, most_unseen_ns: float) -> float:
+        """The work done for those in flight; what nobody saw of it is not more than there was time
+        for."""
+        seen = unseen = 0.0
+        for flight in machine.flights.values():
+            if flight.marks:
+                seen += self._done(flight, now_ns)
+            else:
+                unseen += self._done(flight, now_ns)
+        return seen + min(unseen, max(0.0, most_unseen_ns - seen))
+
+    def _done(self, flight: _Flight, now_ns: int) -> float:
+        """Estimated work of a request in flight, of what has probably been done of it."""
+        server, prompt = flight.server, flight.server.prompt(flight.prompt_tokens)
+        beside = server.machine.beside(flight, now_ns)
+        if len(flight.marks) > 1 or flight.watched.tokens_seen > 1:
+            answer = float(flight.watched.tokens_seen)
+            return server.weights.work_ns(prompt, prompt, answer, beside)
+        # Nothing is seen of it: as far as its time will have taken it.
+        in_flight = len(server.machine.flights)
+        answer = server.weights.answered(prompt, now_ns - flight.began_ns, in_flight)
+        if answer < 1:
+            return server.weights.work_ns(prompt, prompt * (answer + 1e-9), 0.0, beside)
+        return server.weights.work_ns(prompt, prompt, min(answer, _MOST_UNKNOWN_TOKENS), beside)
 
 
 class _Told(Protocol):
@@ -323,14 +393,6 @@ def foreign_machine(settings: Settings, backend: BackendSettings) -> str | None:
     """The hourly machine of somebody else's server; None for everything else."""
     machine = settings.machine(backend)
     return machine.name if backend.kind == "openai" and machine is not None else None
-
-
-def _beside(flight: _Flight, now_ns: int) -> float:
-    """How many requests were in flight while this one was, itself included, on average."""
-    passed_ns = now_ns - flight.began_ns
-    if passed_ns <= 0:
-        return 1.0
-    return max(1.0, (flight.server.machine.beside_ns - flight.beside_ns) / passed_ns)
 
 
 _NOTHING: Final = contextlib.nullcontext()

@@ -179,7 +179,7 @@ def main() -> None:
     """Start a server, measure, print JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="bundled:small")
-    parser.add_argument("--requests", type=int, default=40, help="Of each of the six clients.")
+    parser.add_argument("--requests", type=int, default=100, help="Of each of the six clients.")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     port = _free_port()

@@ -1,13 +1,14 @@
 """The time behind other people's engines is shared once, by what each request had done."""
 
 import os
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.contract import Usage
+from backends.contract import Chunk, Usage
 from backends.meter import Meter
 from backends.server_metrics import ServerMetrics
 from gateway.ledger.foreign_time import ForeignTime, Unwatched, foreign_machine
@@ -71,28 +72,72 @@ def _serve(foreign: ForeignTime, clock: Clock, jobs: dict[str, tuple[int, int]])
             one, (prompt, answer) = watched[name], jobs[name]
             one.tokens_seen += 1
             one.first_token_at = one.first_token_at or clock.now / 1e9
+            foreign.look(one, "vllm", clock.now)
             if one.tokens_seen == answer:
                 usage = Usage(prompt_tokens=prompt, completion_tokens=answer)
                 charged[name] = foreign.end(one, "vllm", usage) or 0
                 flights.pop(name).__exit__(None, None, None)
         clock.now += (10 + len(flights)) * MS
+    foreign.tick()
     return charged
 
 
 def test_shares_follow_the_work_once_the_server_is_known() -> None:
-    """Twice the answer costs twice, a long prompt costs what its step took. Sums are exact."""
+    """Twice the answer costs twice, a long prompt costs what its step took. Nothing is left out."""
     clock = Clock()
     foreign = ForeignTime(SETTINGS, now_ns=clock)
-    for turn in range(60):
+    for turn in range(120):
         _serve(foreign, clock, {"a": (50 + turn * 20, 20), "b": (10, 40 - turn % 30)})
         _serve(foreign, clock, {"a": (50 + turn * 20, 20)})
-    began = clock.now
+    began, owed = clock.now, foreign.owed_ns
     charged = _serve(foreign, clock, {"long": (2000, 20), "answer": (10, 40), "half": (10, 20)})
-    assert sum(charged.values()) == clock.now - began - 10 * MS  # the last step's, of nobody
+    passed = clock.now - began - 10 * MS  # the last step's, of nobody
+    assert sum(charged.values()) + foreign.owed_ns - owed == passed
     half = 20 * (10 / 3 + 1) * MS
     assert charged["half"] == pytest.approx(half, rel=0.2)
     assert charged["long"] == pytest.approx(half + 40 * MS, rel=0.2)
     assert charged["answer"] == pytest.approx(half + 20 * 11 * MS, rel=0.2)
+
+
+def test_what_no_request_comes_to_pay_is_lost() -> None:
+    """A difference waits for the next requests, but not for ever."""
+    clock = Clock()
+    foreign = ForeignTime(SETTINGS, now_ns=clock)
+    for _ in range(20):
+        _serve(foreign, clock, {"a": (50, 20), "b": (10, 40)})
+    slow = Unwatched()
+    with foreign.flight(slow, "vllm", 10):
+        clock.now += 5_000 * MS
+        charged = foreign.end(slow, "vllm", Usage(prompt_tokens=10, completion_tokens=20))
+    assert charged is not None
+    assert 0 < charged < 5_000 * MS
+    assert foreign.owed_ns > 0, "the next ones pay the rest"
+    foreign.tick()
+    assert foreign.owed_ns > 0
+    clock.now += 61_000 * MS
+    foreign.tick()
+    assert foreign.owed_ns == 0
+
+
+async def test_streams_are_looked_at_on_their_way() -> None:
+    """Each piece leaves its time and how far the answer is; the stream itself is unchanged."""
+    clock = Clock()
+    foreign = ForeignTime(SETTINGS, now_ns=clock)
+    watched = Unwatched()
+
+    async def pieces() -> AsyncGenerator[Chunk, None]:
+        for _ in range(3):
+            clock.now += MS
+            yield Chunk(body={})
+
+    with foreign.flight(watched, "vllm", 10):
+        async for _ in foreign.timed(watched, "vllm", pieces()):
+            watched.tokens_seen += 2
+        (flight,) = foreign._machines[0].flights.values()
+        assert flight.marks == [(10**9 + n * MS, 2 * n) for n in (1, 2, 3)]
+    same = pieces()
+    assert foreign.timed(watched, "outside", same) is same
+    await same.aclose()
 
 
 _steps = st.lists(
@@ -130,7 +175,7 @@ def test_charges_idle_and_lost_are_all_of_the_time(
             flight.__exit__(None, None, None)
     found = meter.read()
     lost = found.slots["gateway-0"].lost_ns
-    assert charged + found.idle_ns + lost == clock.now - began
+    assert charged + found.idle_ns + lost + foreign.owed_ns == clock.now - began
     assert charged >= 0
     assert lost >= 0
 
