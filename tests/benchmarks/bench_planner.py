@@ -46,7 +46,7 @@ CONFIG = EngineConfig(
     max_num_batched_tokens=2048,
     enable_prefix_caching=False,
 )
-OFFERED_SHARE = 0.5
+OFFERED_SHARE = 0.4
 """Of the calibrated capacity: what open loads ask for."""
 THROUGHPUT_BAR, TPOT_BAR, PLAN_BAR_S, SPEED_BAR = 0.20, 0.25, 2.0, 200.0
 PLAN = ("plan", "8B", "--rate", "10", "--ttft-p99", "2", "--tpot-p99", "0.05", "--json")
