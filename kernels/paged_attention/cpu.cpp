@@ -161,16 +161,15 @@ void weigh(Rows& rows, int head, const Slots<KIND>& values, int slots, int first
 template <class Body>
 inline void with_slots(const CacheHalf& half, const CacheShape& shape, int64_t slot, int count,
                        int head, Rows& rows, const Body& body) {
+    if (shape.kind == FP32) return body(slots_of<FP32>(half, shape, slot, head));
+#if defined(__AVX2__)  // else several instructions widen a number, and compilers take long over it
     constexpr int MOST_ROWS_WIDENING = 4;
-    if (shape.kind == FP32) {
-        body(slots_of<FP32>(half, shape, slot, head));
-    } else if (shape.kind == FP16 && rows.count <= MOST_ROWS_WIDENING) {
-        body(slots_of<FP16>(half, shape, slot, head));
-    } else if (shape.kind == BF16 && rows.count <= MOST_ROWS_WIDENING) {
-        body(slots_of<BF16>(half, shape, slot, head));
-    } else {
-        body(widen_slots(half, shape, slot, count, head, rows.block.data()));
+    if (rows.count <= MOST_ROWS_WIDENING) {
+        if (shape.kind == FP16) return body(slots_of<FP16>(half, shape, slot, head));
+        if (shape.kind == BF16) return body(slots_of<BF16>(half, shape, slot, head));
     }
+#endif
+    body(widen_slots(half, shape, slot, count, head, rows.block.data()));
 }
 
 // What a row sees: positions [from, to), of which those from `tree_from` on only where `tree` is set.
