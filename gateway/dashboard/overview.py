@@ -45,6 +45,7 @@ async def overview(visit: Visit) -> dict[str, Any]:
         "health": health,
         "today": today,
         "month": this_month[0],
+        "month_end": await visit.questions.month_end(visit.tz),
         "latency": times,
         "requests": rows,
         "budgets": budgets[:BUDGETS_SHOWN],

@@ -14,6 +14,8 @@ from gateway.parts import Parts
 FRESH_S = 5.0
 STALE_S = 30.0
 """Up to this age an answer is still given, while a fresh one is on its way."""
+FORECAST_S = 600.0
+"""Forecasts go by full hours, and take longer than a page may."""
 MOST = 100
 
 
@@ -23,6 +25,7 @@ class _Answer(Struct):
     asked_at: float
     value: Any = None
     made_at: float = float("-inf")
+    stale_s: float = STALE_S
 
 
 class Questions:
@@ -60,20 +63,49 @@ class Questions:
         )
         return found
 
-    async def _ask(self, key: str, make: Callable[[], Awaitable[Any]]) -> Any:
+    async def month_end(self, tz: str) -> dict[str, Any] | None:
+        """What the running month will have cost, once that is found out: nobody waits for it."""
+
+        async def make() -> dict[str, Any] | None:
+            from gateway.insights.outlook import month_outlook
+
+            async with self._parts.engine.connect() as connection:
+                found = await month_outlook(connection, tz=tz)
+            return found[0].shown() if found else None
+
+        kept: dict[str, Any] | None = await self._ask(
+            f"month's end {tz}", make, fresh_s=FORECAST_S, stale_s=6 * FORECAST_S, wait=False
+        )
+        return kept
+
+    async def _ask(
+        self,
+        key: str,
+        make: Callable[[], Awaitable[Any]],
+        *,
+        fresh_s: float = FRESH_S,
+        stale_s: float = STALE_S,
+        wait: bool = True,
+    ) -> Any:
+        """The answer to a question, remembered.
+
+        Args:
+            wait: where none is young enough; else an old one is given, or None.
+        """
         now = self._clock()
         known = self._answers.get(key)
-        if known is None or (known.task.done() and now - known.asked_at >= FRESH_S):
+        if known is None or (known.task.done() and now - known.asked_at >= fresh_s):
             task = asyncio.ensure_future(make())
             known = self._answers[key] = _Answer(
                 task=task,
                 asked_at=now,
                 value=known.value if known else None,
                 made_at=known.made_at if known else float("-inf"),
+                stale_s=stale_s,
             )
             task.add_done_callback(lambda done: self._keep(key, done))
             self._forget()
-        if not known.task.done() and now - known.made_at < STALE_S:
+        if not known.task.done() and (not wait or now - known.made_at < stale_s):
             return known.value
         return await asyncio.shield(known.task)
 
@@ -91,7 +123,7 @@ class Questions:
         now = self._clock()
         for key, known in list(self._answers.items()):
             over = len(self._answers) > MOST
-            if over or (known.task.done() and now - known.made_at >= STALE_S):
+            if over or (known.task.done() and now - known.made_at >= known.stale_s):
                 del self._answers[key]
 
 

@@ -1,6 +1,7 @@
 """Reports for pages: asked once for all readers, fresh within seconds, never older than told."""
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from gateway.dashboard.questions import FRESH_S, STALE_S, Questions
 from gateway.ledger.report_query import ReportError
+from tests.gateway.dashboard import scenes
 from tests.gateway.serving import Gateway, gateway
 from tests.gateway.test_pipeline import priced
 
@@ -25,7 +27,8 @@ async def test_answers_are_shared_then_refreshed_and_never_too_old(tmp_path: Pat
     now = 0.0
     async with gateway(priced(tmp_path)) as served:
         questions = Questions(served.parts, clock=lambda: now)
-        assert await asyncio.gather(asked(served, questions), asked(served, questions)) == [0, 0]
+        both = await asyncio.gather(asked(served, questions), asked(served, questions))
+        assert list(both) == [0, 0]
         await served.settled(await served.chat("one"))
         assert await asked(served, questions) == 0, "within FRESH_S it is remembered"
         now += FRESH_S
@@ -47,3 +50,18 @@ async def test_refusals_are_not_remembered(tmp_path: Path, question: dict[str, A
         for _ in range(2):
             with pytest.raises(ReportError):
                 await questions.rows(**question)
+
+
+async def test_nobody_waits_for_a_forecast(tmp_path: Path) -> None:
+    """None while it is found out; then it is there, and shown on the overview."""
+    async with gateway(scenes.settings_of(tmp_path), scenes.backends_of("normal")) as served:
+        await scenes.fill(served.parts.engine, "normal", now=time.time())
+        questions = Questions(served.parts)
+        assert await questions.month_end("UTC") is None
+        for _ in range(5000):
+            found = await questions.month_end("UTC")
+            if found is not None:
+                break
+            await asyncio.sleep(0.001)
+        assert found is not None
+        assert found["expected_usd"] is not None
