@@ -22,8 +22,11 @@ WORK: Final = (
     "requests",
     "seconds",
 )
-"""Columns. attended: summed over the tokens, how many tokens each looks back at. requests: received
-within these seconds while nothing else was under way."""
+"""Columns. attended: summed over the tokens, how many tokens each looks back at. prompts: whose
+first token came in the step before. requests: received within these seconds while nothing else was
+under way."""
+_BEGUN: Final = 4
+"""Where `prompts` stands in the sums of events: steps, requests and seconds are not among them."""
 _ROWS: Final = 24
 """Of each kind."""
 
@@ -54,15 +57,19 @@ def work_rows(answers: Sequence[Answered]) -> list[list[float]]:
         begin, end, prompt = one.times_s[0], one.times_s[-1], one.prompt_tokens
         if len(one.times_s) > 1:
             low, high = np.searchsorted(at, (begin, end), "right")
-            grown.append([len(one.times_s) - 1, *(until[high] - until[low]), 0, end - begin])
+            done = until[high] - until[low]
+            done[_BEGUN] = np.diff(until[np.searchsorted(at, (begin, end)), _BEGUN])[0]
+            grown.append([len(one.times_s) - 1, *done, 0, end - begin])
         if _alone(one, answers):
-            alone.append([1, 0, 0, prompt, prompt * (prompt + 1) / 2, 1, 1, begin - one.sent_s])
+            alone.append([1, 0, 0, prompt, prompt * (prompt + 1) / 2, 0, 1, begin - one.sent_s])
     stretches = []
     pauses = _pauses(answers)
     ends = np.flatnonzero(np.diff(steps, append=steps[-1] + 1))  # each step's last event
     for low, high in zip(*_cuts(len(ends)), strict=True):
         begin, end = at[ends[low]], at[ends[high]]
         done = until[ends[high] + 1] - until[ends[low] + 1]
+        before = until[ends[high - 1] + 1] - (until[ends[low - 1] + 1] if low else until[0])
+        done[_BEGUN] = before[_BEGUN]
         idle = [(max(a, begin), min(b, end)) for a, b in pauses if a < end and b > begin]
         seconds = end - begin - sum(b - a for a, b in idle)
         stretches.append([high - low, *done, len(idle), seconds])

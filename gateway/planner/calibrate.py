@@ -76,12 +76,7 @@ def _engine(row: dict[str, Any]) -> list[tuple[Work, float]]:
     batch, prompt = int(row["batch"]), int(row["prompt_tokens"])
     output, tokens = int(row["output_tokens"]), batch * prompt
     steps = -(-tokens // _STEP_TOKENS)
-    prefill = Work(
-        steps=steps,
-        prefill_tokens=tokens,
-        prefill_attended=tokens * (prompt + 1) / 2,
-        prompts=batch,
-    )
+    prefill = Work(steps=steps, prefill_tokens=tokens, prefill_attended=tokens * (prompt + 1) / 2)
     found = [(prefill, tokens / float(row["prefill_tokens_per_s"]))]
     if output > 1:
         attended = batch * (prompt + output / 2)

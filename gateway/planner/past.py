@@ -147,10 +147,12 @@ def _parts(row: Any, batch: float) -> tuple[tuple[Work, float], tuple[Work, floa
         steps=1 / batch,
         prefill_tokens=prompt - cached,
         prefill_attended=(prompt**2 - cached**2) / 2,
-        prompts=1,
     )
     decode = Work(
-        steps=steps / batch, decode_tokens=steps, decode_attended=steps * (prompt + made / 2)
+        steps=steps / batch,
+        decode_tokens=steps,
+        decode_attended=steps * (prompt + made / 2),
+        prompts=1,
     )
     return (prefill, row.prefill_ns / 1e9), (decode, row.decode_ns / 1e9)
 

@@ -101,7 +101,7 @@ class Setup(Struct, frozen=True, kw_only=True):
         whole = workload.long_prompt if long else workload.mean_prompt_tokens
         prompt = whole * (1 - workload.prefix_share)
         steps = max(1.0, ceil(prompt / MAX_BATCHED_TOKENS))
-        alone = Work(steps, 0.0, 0.0, prompt, prompt * whole / 2, 1.0)
+        alone = Work(steps, 0.0, 0.0, prompt, prompt * whole / 2)
         return self.step.request_s + self.step.seconds(alone) * self.technique.step_factor
 
     def engine_config(self, longest: int) -> EngineConfig:

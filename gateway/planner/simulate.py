@@ -127,6 +127,8 @@ class _Replica:
         self._scheduler = Scheduler(config)
         self._progress: dict[Request, _Progress] = {}
         self._done: list[_Progress] = []
+        self._begun = 0
+        """Answers whose first token came in the last step: the next one pays for them."""
         self._repeats = False
         """Whether the next step would decode what the last one did, if nothing happened."""
         self._began: float | None = None
@@ -165,14 +167,15 @@ class _Replica:
     def advance(self) -> None:
         """The steps that only repeat the last one, up to the next event, and the step after."""
         scheduler, progress = self._scheduler, self._progress
-        if not scheduler.has_unfinished:
-            self.now = max(self.now, self._coming[0][0])
+        if not scheduler.has_unfinished and self._coming[0][0] > self.now:
+            self.now, self._begun = self._coming[0][0], 0
         if not self._receive() and self._repeats:
             self._leap()
             self._receive()
         output = scheduler.schedule()
-        work, kv_tokens = _work_of(output)
-        self._take(work, kv_tokens, len(output.sequences))
+        work, kv_tokens, begun = _work_of(output)
+        self._take(work._replace(prompts=self._begun), kv_tokens, len(output.sequences))
+        self._begun = begun
         results = [_ONE if part.samples else _NONE for part in output.sequences]
         scheduler.update(output, results)
         ended = False
@@ -219,7 +222,13 @@ class _Replica:
             request.token_ids.extend(made)
             request.output_token_ids.extend(made)
             request.num_computed_tokens += count
-        self._take(_decoding(count, batch, attended), attended + batch * (count - 1), batch)
+        self._take(self._decoding(count, batch, attended), attended + batch * (count - 1), batch)
+        self._begun = 0
+
+    def _decoding(self, steps: int, batch: int, attended: int) -> Work:
+        """So many steps of a batch, of which the first reads `attended` tokens."""
+        total = steps * attended + batch * steps * (steps - 1) / 2
+        return Work(steps, batch * steps, total, prompts=self._begun)
 
     def _seconds(self, work: Work) -> float:
         return self._step_factor * self._step.seconds(work)
@@ -229,13 +238,13 @@ class _Replica:
         wait_s = next_s - self.now
         if wait_s <= 0:
             return 0
-        count = min(most, ceil(wait_s / self._seconds(_decoding(1, batch, attended))))
-        took_s = self._seconds(_decoding(count, batch, attended))
+        count = min(most, ceil(wait_s / self._seconds(self._decoding(1, batch, attended))))
+        took_s = self._seconds(self._decoding(count, batch, attended))
         if took_s > wait_s:
             count = max(1, ceil(count * wait_s / took_s))
-        while count < most and self._seconds(_decoding(count, batch, attended)) < wait_s:
+        while count < most and self._seconds(self._decoding(count, batch, attended)) < wait_s:
             count += 1
-        while count > 1 and self._seconds(_decoding(count - 1, batch, attended)) >= wait_s:
+        while count > 1 and self._seconds(self._decoding(count - 1, batch, attended)) >= wait_s:
             count -= 1
         return count
 
@@ -279,15 +288,9 @@ class _Replica:
         )
 
 
-def _decoding(steps: int, batch: int, attended: int) -> Work:
-    """So many steps of a batch, of which the first reads `attended` tokens."""
-    total = steps * attended + batch * steps * (steps - 1) / 2
-    return Work(steps, batch * steps, total)
-
-
-def _work_of(output: SchedulerOutput) -> tuple[Work, int]:
-    """What a step computes, and how many tokens its attention reads."""
-    decoded = attended = prefilled = looked_back = prompts = kv_tokens = 0
+def _work_of(output: SchedulerOutput) -> tuple[Work, int, int]:
+    """What a step computes, how many tokens its attention reads, how many answers it begins."""
+    decoded = attended = prefilled = looked_back = begun = kv_tokens = 0
     for part in output.sequences:
         count = part.num_tokens
         end = part.start + count
@@ -298,5 +301,5 @@ def _work_of(output: SchedulerOutput) -> tuple[Work, int]:
         else:
             prefilled += count
             looked_back += count * part.start + count * (count + 1) // 2
-            prompts += part.start == 0
-    return Work(1.0, decoded, attended, prefilled, looked_back, prompts), kv_tokens
+            begun += part.samples
+    return Work(1.0, decoded, attended, prefilled, looked_back), kv_tokens, begun

@@ -31,7 +31,8 @@ class Work(NamedTuple):
     prefill_tokens: float = 0.0
     prefill_attended: float = 0.0
     prompts: float = 0.0
-    """Whose first part is computed: setting up a request holds the others up as well."""
+    """Whose first token came in the step before: beginning to answer takes time, and the weights
+    have left the caches meanwhile."""
     requests: float = 0.0
     """Received and parsed, one after another, before the engine knows of them."""
 
@@ -139,7 +140,9 @@ class Rates(NamedTuple):
     prompt_flop: float
     prompt_attention_flop: float
     prompt: float
-    """Set up in the engine."""
+    """Whose answer begins."""
+    cold_weight_byte: float
+    """Of the first step after a prompt."""
     request: float
     """Before the engine knows of it."""
 
@@ -171,7 +174,7 @@ class Fitted(Struct, frozen=True, kw_only=True):
 
 
 def units(shape: ModelShape, precision: str) -> np.ndarray:
-    """What the seconds of each part of a work are made of: [7 parts of Work, 12 Rates]."""
+    """What the seconds of each part of a work are made of: [7 parts of Work, 13 Rates]."""
     flops, nothing = shape.flops_per_token(), Rates(*(0.0 for _ in Rates._fields))
     kv_bytes, attention = shape.kv_bytes_per_token(), shape.attention_flops
     parts = {
@@ -182,7 +185,7 @@ def units(shape: ModelShape, precision: str) -> np.ndarray:
         "decode_attended": nothing._replace(cache_byte=kv_bytes, cache_flop=attention),
         "prefill_tokens": nothing._replace(prompt_token=1.0, prompt_flop=flops),
         "prefill_attended": nothing._replace(prompt_attention_flop=attention),
-        "prompts": nothing._replace(prompt=1.0),
+        "prompts": nothing._replace(prompt=1.0, cold_weight_byte=shape.read_bytes(precision)),
         "requests": nothing._replace(request=1.0),
     }
     return np.array([parts[name] for name in Work._fields])
@@ -200,7 +203,8 @@ PRIOR = {
         prompt_token=8e-6,
         prompt_flop=2e-12,
         prompt_attention_flop=1e-11,
-        prompt=5.5e-4,
+        prompt=4.5e-4,
+        cold_weight_byte=5e-11,
         request=7e-4,
     ),
     "gpu": Rates(
@@ -215,6 +219,7 @@ PRIOR = {
         prompt_flop=2e-15,
         prompt_attention_flop=4e-15,
         prompt=5e-4,
+        cold_weight_byte=1e-15,
         request=1e-3,
     ),
 }

@@ -81,10 +81,10 @@ def test_loads_are_the_same_every_time() -> None:
 def _engine(arrivals: list[tuple[float, int, int]]) -> list[Answered]:
     """Answer (at, prompt, output) by steps of known cost: one prompt a step, all decodes."""
     answers = [Answered(prompt, output, at, array("d")) for at, prompt, output in arrivals]
-    waiting, running, now = list(answers), [], 0.0
+    waiting, running, now, begun = list(answers), [], 0.0, 0
     while waiting or running:
         if not running:
-            now = max(now, waiting[0].sent_s)
+            now, begun = max(now, waiting[0].sent_s), 0
         work = np.zeros(6)
         work[0], new = 1, None
         for one in running:
@@ -93,7 +93,8 @@ def _engine(arrivals: list[tuple[float, int, int]]) -> list[Answered]:
         if waiting and waiting[0].sent_s <= now:
             new = waiting.pop(0)
             prompt = new.prompt_tokens
-            work[3:] = prompt, prompt * (prompt + 1) / 2, 1
+            work[3:5] = prompt, prompt * (prompt + 1) / 2
+        work[5], begun = begun, int(new is not None)
         now += float(COSTS @ work)
         for one in [*running, *([new] if new else [])]:
             one.times_s.append(now)

@@ -72,7 +72,7 @@ def test_lone_request_takes_its_steps() -> None:
     """One prompt step, then a step a token, each as long as the step model says."""
     ran = simulate([Arrival(1.0, 100, 5)], STEP, CONFIG)
     assert (ran.requests, ran.finished, ran.preemptions) == (1, 1, 0)
-    prefill = Work(prefill_tokens=100, prefill_attended=5050, prompts=1)
+    prefill = Work(prefill_tokens=100, prefill_attended=5050)
     assert ran.ttft_p50_s == pytest.approx(STEP.seconds(prefill))
     decodes = [STEP.seconds(Work(1, 1, 101 + n)) for n in range(4)]
     assert ran.tpot_p50_s == pytest.approx(sum(decodes) / 4)

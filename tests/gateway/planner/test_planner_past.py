@@ -69,8 +69,9 @@ async def test_charges_give_the_step_times_that_made_them(engine: AsyncEngine) -
     for number in range(40):
         batch = 1 if number < 20 else 4
         prompt, made = 60 + 17 * number % 300, 10 + 7 * number % 50
-        prefill = Work(1 / batch, 0, 0, prompt, prompt**2 / 2, 1)
-        decode = Work((made - 1) / batch, made - 1, (made - 1) * (prompt + made / 2))
+        prefill = Work(1 / batch, 0, 0, prompt, prompt**2 / 2)
+        attended = (made - 1) * (prompt + made / 2)
+        decode = Work((made - 1) / batch, made - 1, attended, prompts=1)
         at = NOW + (number if batch == 1 else 100 + number // 4)
         name = f"r{number}"
         answer = charge(
