@@ -31,6 +31,7 @@ from backends.engine.model_runner import ModelRunner
 from backends.engine.request import Request
 from backends.engine.runner import SampleResult
 from backends.engine.scheduler import Scheduler
+from backends.models.adapters import Adapter
 from backends.models.registry import Model, load_model
 from backends.sampling.sampler import Sampler
 from backends.sampling.state import SamplingState
@@ -340,3 +341,31 @@ def test_scheduler_reserves_the_next_block_without_preempting(
     scheduler.update(output, [SampleResult((9,)) for _ in output.sequences])
     assert not scheduler.schedule().preempted
     assert [len(request.block_ids) for request in requests] == held
+
+
+def test_sequences_with_an_adapter_go_beside_the_recordings(folder: Path) -> None:
+    """A batch of some with and some without answers as plain steps do; the latter are replayed."""
+    adapted = load_model(folder, device=DEVICE, dtype=torch.float32)
+    weights = {(0, "q_proj"): (torch.ones(2, 64), torch.ones(64, 2))}
+    adapted.adapt([Adapter("a", 1.0, weights)])
+    config, tokenizer, recorder = _config(), Tokenizer.from_folder(folder), Recorder()
+    options: dict[str, Any] = {"device": DEVICE, "kv_dtype": torch.float32}
+    runners = [
+        ModelRunner(adapted, config, **options),
+        GraphModelRunner(adapted, config, capture=recorder, **options),
+    ]
+    answers = []
+    for runner in runners:
+        engine = Engine(config, runner, tokenizer, adapters=["a"])
+        params = SamplingParams(temperature=0.0, max_tokens=9, ignore_eos=True)
+        for index in range(4):
+            adapter = "a" if index % 2 else None
+            engine.add_request(str(index), [7, 8, 9], params, adapter=adapter)
+        found: dict[str, list[int]] = {str(index): [] for index in range(4)}
+        while engine.has_unfinished:
+            for event in engine.step():
+                found[event.request_id] += event.token_ids
+        answers.append(found)
+    assert answers[0] == answers[1]
+    assert answers[0]["0"] == answers[0]["2"] != answers[0]["1"]
+    assert recorder.replays
