@@ -150,6 +150,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "model": arguments.model,
         "quantization": model.quantization,
         "dtype": str(model.embedding.dtype).removeprefix("torch."),
+        "kv_cache_dtype": engine.about["kv_cache_dtype"],
         "threads": torch.get_num_threads(),
         "memory_bytes_per_s": _round(machine.bytes_per_s),
         "flops_per_s": _round(machine.flops_per_s),

@@ -34,7 +34,8 @@ SHAPES = {
 @pytest.fixture(scope="module")
 def base(make_checkpoint: Callable[..., Path]) -> Path:
     """A random model with a tokenizer."""
-    return save_folder(make_checkpoint(seed=5))
+    folder: Path = save_folder(make_checkpoint(seed=5))
+    return folder
 
 
 def _weights(seed: int) -> dict[str, Tensor]:
@@ -124,7 +125,7 @@ def test_adapters_in_one_batch_answer_as_alone(engine: Engine, base: Path) -> No
         for adapter in ("one", None, "two")
         for length in (35, 3)
     }
-    alone = {}
+    alone: dict[str, list[Any]] = {}
     for request_id, request in asked.items():
         alone |= _run(engine, {request_id: request})
     assert _run(engine, asked) == alone
