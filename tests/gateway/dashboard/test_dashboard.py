@@ -263,7 +263,7 @@ async def test_team_admins_see_and_change_only_their_team(tmp_path: Path) -> Non
             assert "search" in costs
             assert "billing" not in costs.replace("team=billing", "")
         listed = (await page(served, "/requests?team=billing")).text
-        rows = re.findall(r"</a></td>\s*<td>([^<]*)</td>", listed)
+        rows = re.findall(r'</a></td>\s*<td class="name">([^<]*)</td>', listed)
         assert set(rows) == {"search"}
         own = (await page(served, "/budgets")).text
         assert "finance" not in own
