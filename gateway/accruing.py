@@ -26,13 +26,18 @@ _END_S = 0.1
 """What a stream may take to end."""
 
 
-@contextlib.asynccontextmanager
-async def held_as_it_goes(parts: Parts, x: Exchange, backend: str) -> AsyncIterator[None]:
+def held_as_it_goes(
+    parts: Parts, x: Exchange, backend: str
+) -> contextlib.AbstractAsyncContextManager[None]:
     """While inside, more is held for the request as its time adds up; `x.out_of_money` says when
     there was no more. Costs nothing where nothing is held, or the backend tells of its costs."""
     if x.reservation is None or parts.foreign.so_far(x, backend) is None:
-        yield
-        return
+        return _NOTHING
+    return _looking(parts, x, backend)
+
+
+@contextlib.asynccontextmanager
+async def _looking(parts: Parts, x: Exchange, backend: str) -> AsyncIterator[None]:
     looking = asyncio.create_task(_keep_up(parts, x, backend), name=f"holding {x.request_id}")
     try:
         yield
@@ -80,3 +85,6 @@ async def _hold(parts: Parts, x: Exchange, backend: str, ahead_s: float) -> None
     if missing > 0:
         await parts.budgets.extend(reservation, missing, backend)
         parts.reservations.more(x.request_id, reservation.nano_usd)
+
+
+_NOTHING: contextlib.AbstractAsyncContextManager[None] = contextlib.nullcontext()
