@@ -52,7 +52,7 @@ _LOAD: tuple[Callable[[Any], Any], ...] = (
     click.option("--ttft-p99", type=float, help="Promise: first token, seconds."),
     click.option("--tpot-p99", type=float, help="Promise: between tokens, seconds."),
     click.option("--precision", multiple=True, help="bf16, fp8, int8, int4; repeatable."),
-    click.option("--kv-bits", type=click.Choice(["16", "8"]), default="16", help="Of the cache."),
+    click.option("--kv-bits", type=click.Choice(["16", "8"]), help="Of the cache's values."),
     click.option(
         "--speculation",
         metavar="TOKENS[,TIMES]",
@@ -159,7 +159,7 @@ def technique_of(asked: dict[str, Any]) -> "Technique":
     if most < 1:
         raise PlanError(f"--max-batch is {most}; allowed: 1 or more")
     return Technique(
-        kv_bytes=int(asked["kv_bits"]) / 8,
+        kv_bytes=int(asked["kv_bits"]) / 8 if asked["kv_bits"] else None,
         tokens_per_step=tokens,
         step_factor=times,
         max_batch=most,

@@ -22,8 +22,9 @@ MAX_BATCHED_TOKENS = 2048
 class Technique(Struct, frozen=True, kw_only=True):
     """What the engine does to be faster."""
 
-    kv_bytes: float = 2.0
-    """Of one key or value element: 2 sixteen bits, 1 eight."""
+    kv_bytes: float | None = None
+    """Of one key or value element: 2 sixteen bits, 1 eight. None: as the engine has it, 4 on a CPU,
+    2 on a GPU."""
     tokens_per_step: float = 1.0
     """A decoding sequence gains: speculation's mean accepted length + 1."""
     step_factor: float = 1.0
@@ -187,9 +188,10 @@ def place(
         raise PlanError(f"{where}: {shape.heads} heads cannot be divided by {devices}")
     if stages > shape.layers:
         raise PlanError(f"{where}: {shape.layers} layers cannot be {stages} stages")
+    kv_bytes = technique.kv_bytes or (4.0 if hardware.kind == "cpu" else 2.0)
     memory = MEMORY_SHARE * hardware.memory_bytes * devices * stages
     weights = shape.weight_bytes(precision)
-    per_token = shape.kv_bytes_per_token(technique.kv_bytes) * max(1, devices // shape.kv_heads)
+    per_token = shape.kv_bytes_per_token(kv_bytes) * max(1, devices // shape.kv_heads)
     room = int((memory - weights) / per_token)
     longest = workload.longest
     if room < (longest + BLOCK_TOKENS) * stages:
@@ -207,7 +209,7 @@ def place(
         precision=precision,
         devices=devices,
         stages=stages,
-        kv_bytes=technique.kv_bytes,
+        kv_bytes=kv_bytes,
     )
     return Setup(
         hardware=hardware,

@@ -135,6 +135,29 @@ def rows() -> list[tuple[str, str, str]]:
             ),
             "int8",
         ),
+        *_planner(),
+    ]
+
+
+def _planner() -> list[tuple[str, str, str]]:
+    """Of the planner, once it has been measured."""
+    if not (RESULTS / "planner.json").is_file():
+        return []
+    found = load("planner")
+    return [
+        (
+            "`headgate plan` calibrated on two loads on `small`, predicting nine others "
+            "on three tiers: largest error of tokens/s, of p50 TPOT",
+            f"{100 * abs(found['worst_throughput_error']):.0f} %, "
+            f"{100 * abs(found['worst_tpot_p50_error']):.0f} %",
+            "planner",
+        ),
+        (
+            "one plan, process start included; its simulator over real time, at least",
+            f"{sorted(found['one_plan_s'])[1]:.1f} s; "
+            f"{found['slowest_simulation_over_real_time']:.0f}×",
+            "planner",
+        ),
     ]
 
 

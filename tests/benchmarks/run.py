@@ -25,6 +25,7 @@ BENCHMARKS = (
     "outage",
     "partitions",
     "insights",
+    "planner",
 )
 
 

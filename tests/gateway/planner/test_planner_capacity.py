@@ -146,7 +146,7 @@ def test_plan_keeps_the_promise_cheapest_first() -> None:
     slo = Slo(ttft_p99_s=2.0, tpot_p99_s=0.05)
     work = spread(10.0, 600, 150)
     machines = [CATALOGUE[name] for name in ("a10g", "rtx4090", "h100")]
-    found = plan(EIGHT, machines, work, slo, keep=3)
+    found = plan(EIGHT, machines, work, slo, keep=3, most=8)
     assert len(found) == 3
     for one in found:
         assert one.holds
@@ -157,7 +157,7 @@ def test_plan_keeps_the_promise_cheapest_first() -> None:
         tokens = 10.0 * (work.mean_prompt_tokens + work.mean_output_tokens) * 3600
         assert one.usd_per_million_tokens == pytest.approx(one.usd_per_hour / tokens * 1e6)
     assert [p.usd_per_hour for p in found] == sorted(p.usd_per_hour for p in found)
-    twice = plan(EIGHT, machines, work.scaled(rate=4.0), slo, keep=1)
+    twice = plan(EIGHT, machines, work.scaled(rate=4.0), slo, keep=1, most=4)
     assert twice[0].usd_per_hour > found[0].usd_per_hour
 
 
@@ -190,6 +190,20 @@ def test_larger_models_are_cut_into_stages() -> None:
     assert cut.steady_state(work, 2)[0] == pytest.approx(
         2 * whole.steady_state(work, 1)[0], rel=0.01
     )
+
+
+def test_cache_takes_the_bytes_that_engines_give_it() -> None:
+    """32-bit values on a CPU, 16 on a GPU, unless told otherwise."""
+    work, small = fixed(1.0, 100, 50), shape_of("bundled:small")
+    rooms = {
+        (name, kv_bytes): place(
+            small, CATALOGUE[name], "int8", 1, work, Technique(kv_bytes=kv_bytes)
+        ).kv_tokens
+        for name in ("cpu-2", "l4")
+        for kv_bytes in (None, 4.0, 2.0)
+    }
+    assert rooms["cpu-2", None] == rooms["cpu-2", 4.0] < rooms["cpu-2", 2.0]
+    assert rooms["l4", None] == rooms["l4", 2.0] > rooms["l4", 4.0]
 
 
 def test_queue_is_erlangs() -> None:
@@ -257,7 +271,10 @@ def test_command_prints_json_and_names_what_is_wrong(tmp_path: Path) -> None:
     assert answer["plans"][0]["hardware"] == "h100"
     assert answer["plans"][0]["step_times"] == "assumed"
     assert {row["if"] for row in answer["sensitivity"]} >= {"load × 2"}
-    shown = run(cli, ["plan", "8B", "--rate", "2", "--hardware", "h100", "--keep", "1"])
+    picture = tmp_path / "plan.png"
+    flags = ["--hardware", "h100", "--keep", "1", "--plot", str(picture)]
+    shown = run(cli, ["plan", "8B", "--rate", "2", *flags])
+    assert picture.read_bytes().startswith(b"\x89PNG")
     assert "Measured: nothing" in shown.output
     assert "datasheet rates × 75%" in shown.output
     for arguments, words in (
