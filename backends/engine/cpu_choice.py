@@ -78,7 +78,7 @@ def choose(
     told = repr((__doc__, machine, small, scheme, candidates))
     file = cache_folder() / f"dtypes-{hashlib.sha256(told.encode()).hexdigest()[:20]}.json"
     times_us = _remembered(file)
-    if times_us is None:
+    if times_us is None or len(times_us) != len(candidates):
         times_us = _keep(file, _measure(small, scheme, candidates))
     chosen = fastest(dict(zip(candidates, times_us, strict=True)))
     shown = ", ".join(f"{c} {t:.0f} us" for c, t in zip(candidates, times_us, strict=True))
@@ -140,7 +140,8 @@ def _keep(file: Path, times_us: list[float]) -> list[float]:
         try:
             file.hardlink_to(fresh)
         except FileExistsError:
-            return _remembered(file) or times_us
+            found = _remembered(file) or []
+            return found if len(found) == len(times_us) else times_us
         finally:
             fresh.unlink()
     except OSError as error:
