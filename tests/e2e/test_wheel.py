@@ -51,6 +51,8 @@ def test_wheel_carries_its_data_and_no_tests(wheel: Path) -> None:
         "gateway/routing/head/card.json",
         "backends/bundled/nano/evaluation.json",
         "backends/bundled/outcomes.jsonl.gz",
+        "backends/evaluation/suites/chat.jsonl.gz",
+        "backends/evaluation/suites/docs.jsonl.gz",
         "backends/evaluation/suites/tasks.jsonl.gz",
         "backends/evaluation/suites/lm.jsonl.gz",
         "backends/evaluation/suites/frozen.txt",
@@ -113,15 +115,15 @@ def test_wheel_serves_from_another_folder(environment: Path, tmp_path: Path) -> 
 
 def test_wheel_measures_a_model_with_nothing_but_itself(environment: Path, tmp_path: Path) -> None:
     """`headgate models eval` finds suites and weights in the wheel and gives its own figures."""
-    suites = ("--suite", "docs", "--suite", "chat", "--outcomes", "outcomes.jsonl")
+    asked = ("--suite", "docs", "--outcomes", "outcomes.jsonl")
     done = subprocess.run(
-        [environment / "bin" / "headgate", "models", "eval", "nano", "--json", *suites],
+        [environment / "bin" / "headgate", "models", "eval", "nano", "--json", *asked],
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (found,) = json.loads(done.stdout)["models"]
     shipped = json.loads((bundled_path("nano") / "evaluation.json").read_bytes())
     assert found["by_part"] == {part: shipped["by_part"][part] for part in found["by_part"]}
-    assert found["suites"] == {name: shipped["suites"][name] for name in ("docs", "chat")}
+    assert found["suites"] == {name: shipped["suites"][name] for name in ["docs"]}
     rows = [json.loads(line) for line in (tmp_path / "outcomes.jsonl").read_text().splitlines()]
     assert all(row["cost_usd"]["nano"] > 0 for row in rows)
