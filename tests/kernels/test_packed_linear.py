@@ -57,7 +57,7 @@ def test_packed_linear_reads_16_bits_as_the_numbers_they_are(dtype: torch.dtype)
 
 
 @pytest.mark.skipif(not native.available(), reason="no C++ compiler here")
-def test_packed_linear_splits_numbers_without_loss() -> None:
+def test_packed_linear_splits_numbers_beside_16_bits_without_loss() -> None:
     """Every bit of an fp32 activation counts beside a bf16 weight; no number becomes another."""
     x = torch.eye(40) * (1 + torch.arange(40) * 2.0**-23)[:, None] * 2.0 ** torch.arange(-20, 20)
     x[7, 7], x[8, 8], x[9, 9] = float("inf"), float("nan"), -float("inf")

@@ -8,6 +8,7 @@ import pytest
 from backends.engine.cpu_choice import CANDIDATES, EXACT, Dtypes, choose, fastest, shrunk
 from backends.models.config import ModelConfig
 from backends.models.families import ExpertsConfig, Family
+from kernels import native
 
 EXPERTS = ExpertsConfig(
     count=8,
@@ -58,6 +59,7 @@ def test_a_choice_is_measured_once_and_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The second start reads what the first one found; a broken file is measured anew."""
+    native.available()  # Built before the cache moves away, not once more.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     caplog.set_level(logging.INFO)
     two = (EXACT, Dtypes("float32", "float16"))
