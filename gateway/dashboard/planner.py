@@ -46,7 +46,15 @@ async def planner(visit: Visit) -> dict[str, Any]:
             problem = "Name a size such as 8B, a bundled model or a configured backend's."
     charts = {} if found is None else _charts(found)
     fields = asked if sent else DEFAULTS
-    return {"fields": fields, "found": found, "problem": problem, "charts": charts}
+    lines = found["techniques"] if found is not None else []
+    prices: list[float] = [row.get("usd_per_million_tokens", 0.0) for row in lines]
+    return {
+        "fields": fields,
+        "found": found,
+        "problem": problem,
+        "charts": charts,
+        "dearest": max(prices, default=1.0),
+    }
 
 
 async def _plan(visit: Visit, asked: Mapping[str, str]) -> tuple[dict[str, Any] | None, str]:
