@@ -4,7 +4,8 @@ Every target has a ridge of its own strength over the gateway's features. A back
 a probability by a sigmoid with fitted slope and offset (temperature and bias); a gain, the dearer
 backend's score minus the cheapest one's, is predicted directly and shrunk to what holds out of
 fold. The quality of a dearer backend is the mean of both views: its own probability, and the
-cheapest one's plus the gain.
+cheapest one's plus the gain. Where each row knows who passed, the ridge follows a softmax over who
+passes together, rather than the rows themselves.
 
 Rows are also fitted with prefixes, suffixes and padding around the prompt, under the same scores:
 words that anybody can put around any request must not move it.
@@ -23,6 +24,10 @@ Floats = NDArray[np.float64]
 ALPHAS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 FOLDS = 5
 NEWTON_STEPS = 50
+TEACHER_C = 3.0
+MOST_PATTERNS = 16
+SOFT_ALPHA = 0.1
+"""Of the ridge on a teacher's targets, which have little noise left."""
 STEEPEST = 1.5
 """Times the slope that a least-squares output has by itself: more would be blowing up noise."""
 
@@ -110,8 +115,13 @@ def fit_quality(design: Design, outcomes: Outcomes, groups: NDArray[np.int64]) -
         if fold != FOLDS and not inside.any():
             continue
         fit_on = np.flatnonzero(outside)
-        alphas = strengths(x[fit_on], targets[fit_on], groups[fit_on])
-        linear = _fit(x, hidden, targets, fit_on, alphas)
+        told = targets.copy()
+        soft = softened(x[fit_on], targets[fit_on, : len(outcomes.backends)])
+        if soft is None:
+            alphas = strengths(x[fit_on], targets[fit_on], groups[fit_on])
+        else:
+            told[fit_on], alphas = soft, np.full(targets.shape[1], SOFT_ALPHA)
+        linear = _fit(x, hidden, told, fit_on, alphas)
         if inside.any():
             raw[inside] = linear(x[inside])
             for kind, matrix in gate.items():
@@ -129,6 +139,32 @@ def fit_quality(design: Design, outcomes: Outcomes, groups: NDArray[np.int64]) -
         folds=folds,
         disguised={kind: calibration(part)[0] for kind, part in raw_gate.items()},
     )
+
+
+def softened(x: Matrix, scores: Floats) -> Floats | None:
+    """[N, K + K − 1] targets of the rows as a teacher sees them, in place of passes and failures.
+
+    The teacher is one softmax over which backends pass together: it knows that a question which a
+    small model passes is mostly passed by a large one, too, so what it says of their differences
+    has less noise than the rows themselves. None where that cannot be learnt: scores between 0 and
+    1, rows on which not all were asked, one backend or very many.
+
+    Source: Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network", §2.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    backends = scores.shape[1]
+    if backends < 2 or not np.isin(scores, (0.0, 1.0)).all():
+        return None
+    pattern = scores.astype(np.int64) @ (1 << np.arange(backends))
+    seen = np.unique(pattern)
+    if not 1 < len(seen) <= MOST_PATTERNS:
+        return None
+    teacher = LogisticRegression(C=TEACHER_C, max_iter=200, tol=1e-3).fit(x, pattern)
+    chance = teacher.predict_proba(x)
+    passes = (teacher.classes_[:, None] >> np.arange(backends)) & 1
+    soft = np.asarray(chance @ passes, dtype=np.float64)
+    return np.hstack([soft, soft[:, 1:] - soft[:, :1]])
 
 
 def _fit(

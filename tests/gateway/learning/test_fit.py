@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from gateway.cli import cli
 from gateway.learning.__main__ import main
 from gateway.learning.confounders import disguised
-from gateway.learning.quality import FOLDS, fold_of, sigmoid_fit
+from gateway.learning.quality import FOLDS, fold_of, sigmoid_fit, softened
 from gateway.routing.classifier import Classifier
 from tests.gateway.learning import made_up
 
@@ -195,3 +195,23 @@ def test_the_sigmoid_recovers_what_made_the_data_and_keeps_within_bounds() -> No
     assert offset == pytest.approx(-1, abs=0.1)
     assert sigmoid_fit(x, (x > 0).astype(float), steepest=2)[0] == pytest.approx(8, rel=0.01)
     assert sigmoid_fit(x, (x < 0).astype(float), steepest=2)[0] == 0.0
+
+
+def test_teacher_takes_noise_out_of_what_passes_together() -> None:
+    """Its targets are nearer the truth than the rows it saw; without whole rows there is none."""
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(400, 3))
+    easy = 1 / (1 + np.exp(-2 * x[:, 0]))
+    truth = np.stack([easy * 0.5, easy], axis=1)
+    luck = rng.random((400, 1))  # who fails with luck fails with both
+    scores = (luck < truth).astype(float)
+    soft = softened(x, scores)
+    assert soft is not None
+    assert soft[:, 2] == pytest.approx(soft[:, 1] - soft[:, 0])
+    gain = truth[:, 1] - truth[:, 0]
+    seen = scores[:, 1] - scores[:, 0]
+    assert ((soft[:, 2] - gain) ** 2).mean() < ((seen - gain) ** 2).mean() / 5
+    assert softened(x, np.where(luck < 0.1, np.nan, scores)) is None
+    assert softened(x, scores * 0.5) is None
+    assert softened(x, scores[:, :1]) is None
+    assert softened(x, np.ones_like(scores)) is None
