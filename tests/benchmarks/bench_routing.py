@@ -7,7 +7,7 @@ Speed: `decide` with 20 rules, an explanation, and the replay of a ledger, rows 
 
 import argparse
 import asyncio
-import gzip
+import functools
 import json
 import statistics
 import sys
@@ -27,19 +27,20 @@ from gateway.learning.design import Design
 from gateway.learning.near_duplicates import balanced_groups
 from gateway.learning.outcomes import Outcomes, read_outcomes
 from gateway.learning.quality import FOLDS, Fitted, fit_quality
+from gateway.learning.second_stage import EncoderProcess
 from gateway.routing.classifier import SHIPPED_HEAD, Head
+from gateway.routing.figures import auc
 from tests.benchmarks.environment import describe, write
 from tests.benchmarks.replayed import measure_replay
 
 EXPLAINED = 300
-ENCODED_AT_ONCE = 64
 COMMON = 800
 """n-gram buckets that trees may split on, the most frequent ones."""
 
 
 def measure_quality(file: Path, *, offline_too: bool) -> dict[str, Any]:
     """The card's figures, and the offline models' area on the same rows and folds."""
-    outcomes = _read(file)
+    outcomes = read_outcomes(file)
     groups, _ = balanced_groups(outcomes.prompts, folds=FOLDS)
     design = Design(Head.load(SHIPPED_HEAD))
     fitted = fit_quality(design, outcomes, groups)
@@ -51,25 +52,51 @@ def measure_quality(file: Path, *, offline_too: bool) -> dict[str, Any]:
     }
     if not offline_too:
         return shown
-    said = {name: model(design, outcomes, fitted) for name, model in OFFLINE.items()}
-    said["all of these, averaged with ours"] = np.mean([*said.values(), fitted.quality], axis=0)
-    offline = {name: area_of(outcomes, quality, groups) for name, quality in said.items()}
-    best = max(entry["value"] for entry in offline.values())
+    said: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
+    for name, model in OFFLINE.items():
+        began = time.process_time()
+        said[name] = model(design, outcomes, fitted)
+        seconds[name] = round(time.process_time() - began, 1)
+    said[AVERAGE] = np.mean([*said.values(), fitted.quality], axis=0)
+    return {**shown, "offline": compared(outcomes, fitted, said, groups), "offline_cpu_s": seconds}
+
+
+def compared(outcomes: Outcomes, fitted: Fitted, said: dict[str, Any], groups: Any) -> Any:
+    """Areas of ours and of each offline model on the same rows, folds and draws; ours as a share
+    of the best one's. The best is the best by chance, too: that counts against us."""
+    rows = complete(outcomes)
+    scores, costs = outcomes.scores[rows], outcomes.costs[rows]
+    price = costs.mean(0, keepdims=True)
+    routers = {
+        name: by_merit(quality[rows], price, scores, costs)
+        for name, quality in {"ours": fitted.quality, **said}.items()
+    }
+    curves = cost_curves(
+        routers | {"oracle": by_merit(scores, costs, scores, costs)}, scores, costs, groups[rows]
+    )
+    areas = {name: curves.area(name) for name in routers}
+    best = max(said, key=lambda name: float(areas[name][0]))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(areas[best] > 0, areas["ours"] / areas[best], np.nan)
+    aucs = {name: _mean_auc(outcomes, q) for name, q in {"ours": fitted.quality, **said}.items()}
     return {
-        **shown,
-        "offline_area": offline,
-        "share_of_best_offline": round(card["area"]["value"] / best, 4),
+        "area": {name: asdict(Figure.of(draws)) for name, draws in areas.items()},
+        "auc": aucs,
+        "best": best,
+        "share_of_best": asdict(Figure.of(share)),
+        "behind_best": asdict(Figure.of(areas[best] - areas["ours"])),
+        "auc_share_of_best": round(aucs["ours"] / max(aucs[name] for name in said), 4),
     }
 
 
-def _read(file: Path) -> Outcomes:
-    """Outcomes, also compressed ones."""
-    if file.suffix != ".gz":
-        return read_outcomes(file)
-    with TemporaryDirectory() as folder:
-        plain = Path(folder) / file.stem
-        plain.write_bytes(gzip.decompress(file.read_bytes()))
-        return read_outcomes(plain)
+def _mean_auc(outcomes: Outcomes, quality: Any) -> float:
+    """Over the backends, of the rows on which each was asked."""
+    found = []
+    for k in range(len(outcomes.backends)):
+        known = ~np.isnan(outcomes.scores[:, k])
+        found.append(auc(quality[known, k], outcomes.scores[known, k]))
+    return round(float(np.mean([one for one in found if one is not None])), 4)
 
 
 KEPT = (
@@ -77,17 +104,6 @@ KEPT = (
     "apgr_above_length", "gain_apgr", "above_control", "cost_share_at_95", "baselines", "quality",
     "sensitivity",
 )  # fmt: skip
-
-
-def area_of(outcomes: Outcomes, quality: Any, groups: Any) -> dict[str, Any]:
-    """The area under the cost–quality curve of predicted qualities [N, K]."""
-    rows = complete(outcomes)
-    scores, costs = outcomes.scores[rows], outcomes.costs[rows]
-    routers = {
-        "router": by_merit(quality[rows], costs.mean(0, keepdims=True), scores, costs),
-        "oracle": by_merit(scores, costs, scores, costs),
-    }
-    return asdict(Figure.of(cost_curves(routers, scores, costs, groups[rows]).area("router")))
 
 
 def _out_of_fold(outcomes: Outcomes, fitted: Fitted, x: Any, make: Callable[[], Any]) -> Any:
@@ -140,14 +156,21 @@ def _boosting(design: Design, outcomes: Outcomes, fitted: Fitted) -> Any:
     )  # fmt: skip
 
 
+@functools.cache
+def _encoded(prompts: tuple[str, ...]) -> Any:
+    return EncoderProcess()(prompts)
+
+
 def _minilm(outcomes: Outcomes) -> Any:
     """[N, D] unit vectors of the bundled encoder."""
-    from backends.encoder import SentenceEncoder, encoder_folder
+    return _encoded(tuple(outcomes.prompts))
 
-    encoder = SentenceEncoder(encoder_folder("bundled:minilm"), threads=2)
-    batches = range(0, len(outcomes.prompts), ENCODED_AT_ONCE)
-    return np.concatenate(
-        [encoder.encode(outcomes.prompts[at : at + ENCODED_AT_ONCE]) for at in batches]
+
+def _neighbours(design: Design, outcomes: Outcomes, fitted: Fitted) -> Any:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    return _out_of_fold(
+        outcomes, fitted, _minilm(outcomes), lambda: KNeighborsClassifier(40, weights="distance")
     )
 
 
@@ -171,11 +194,13 @@ def _second_stage(design: Design, outcomes: Outcomes, fitted: Fitted) -> Any:
     )
 
 
+AVERAGE = "all of these, averaged with ours"
 OFFLINE: dict[str, Callable[[Design, Outcomes, Fitted], Any]] = {
     "logistic regression on character n-grams": _logistic,
     "extremely randomised trees": _forest,
     "gradient boosting": _boosting,
     "logistic regression on MiniLM and our counts": _embeddings,
+    "nearest neighbours by MiniLM": _neighbours,
     "our head, then logistic regression with MiniLM": _second_stage,
 }
 
@@ -206,16 +231,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--outcomes", type=Path, help="JSON Lines (or .gz), as `policy fit` reads")
     parser.add_argument(
-        "--offline", action="store_true", help="fit the offline models, too (ten minutes)"
+        "--offline", action="store_true", help="fit the offline models, too (minutes)"
     )
-    parser.add_argument("--rows", type=int, default=100_000, help="requests to replay")
+    parser.add_argument("--rows", type=int, default=100_000, help="requests to replay; 0: none")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     figures = describe("routing by the question alone, explanations, and replays of a ledger")
     figures["results"] = {}
-    with TemporaryDirectory() as folder:
-        figures["results"]["replay"] = asyncio.run(measure_replay(Path(folder), chosen.rows))
-    figures["results"]["explain"] = asyncio.run(measure_explain())
+    if chosen.rows:
+        with TemporaryDirectory() as folder:
+            figures["results"]["replay"] = asyncio.run(measure_replay(Path(folder), chosen.rows))
+        figures["results"]["explain"] = asyncio.run(measure_explain())
     if chosen.outcomes:
         figures["results"]["question_alone"] = measure_quality(
             chosen.outcomes, offline_too=chosen.offline
