@@ -181,32 +181,40 @@ def _paint(browser: Browser, url: str, path: str) -> dict[str, float]:
 
 
 def watch(url: str) -> None:
-    """Ten dashboards, as their scripts behave, until this process is stopped."""
+    """Ten dashboards, as their scripts behave, until this process is stopped; says when all are."""
+    opened = threading.Barrier(OPEN + 1)
 
     def one(following: bool) -> None:
-        with httpx.Client(base_url=url, timeout=30) as client:
+        with httpx.Client(base_url=url, timeout=60) as client:
             client.get("/requests" if following else "/")
             with client.stream("GET", "/live?rows" if following else "/live") as messages:
-                for _ in messages.iter_lines():
+                lines = messages.iter_lines()
+                next(lines)
+                opened.wait()
+                for _ in lines:
                     pass
 
     threads = [threading.Thread(target=one, args=(n < FOLLOWING,)) for n in range(OPEN)]
     for thread in threads:
         thread.start()
+    opened.wait()
+    print("open", flush=True)
 
 
 @contextlib.contextmanager
 def dashboards(url: str) -> Iterator[None]:
     """In a process of their own, so that the load generator does not feel them."""
     command = [sys.executable, "-m", "tests.benchmarks.bench_dashboard", "--watch", url]
-    process = subprocess.Popen(command)
-    time.sleep(4.0)
-    assert process.poll() is None, "the dashboards stay open"
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None, "asked for"
+    assert process.stdout.readline() == "open\n", "all ten are"
+    time.sleep(1.0)
     try:
         yield
     finally:
         process.kill()
         process.wait()
+        process.stdout.close()
 
 
 def felt(server: Server, turns: int, count: int) -> dict[str, Any]:
