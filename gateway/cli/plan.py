@@ -103,7 +103,7 @@ def capacity(
             "slo": {"ttft_p99_s": slo.ttft_p99_s, "tpot_p99_s": slo.tpot_p99_s},
             "plans": [as_dict(one) for one in found],
             "sensitivity": sensitivity(
-                lambda m, w: best(m, w, 1, 6)[0], machines, workload, measured=bool(measured)
+                lambda m, w: best(m, w, 1, 5)[0], machines, workload, measured=bool(measured)
             ),
             "techniques": savings(shape, found[0], slo),
             "inputs": inputs(

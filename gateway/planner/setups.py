@@ -87,11 +87,13 @@ class Setup(Struct, frozen=True, kw_only=True):
 
     def best_batch(self, workload: Workload, slo: Slo) -> int:
         """The largest batch within memory whose token times keep the promise; 0: none does."""
-        low, high = 0, self.max_batch
+        wanted_s = slo.tpot_p99_s
+        if wanted_s is None or self.steady_state(workload, self.max_batch)[1] <= wanted_s:
+            return self.max_batch
+        low, high = 0, self.max_batch - 1
         while low < high:
             middle = (low + high + 1) // 2
-            _, tpot_s = self.steady_state(workload, middle)
-            if slo.tpot_p99_s is None or tpot_s <= slo.tpot_p99_s:
+            if self.steady_state(workload, middle)[1] <= wanted_s:
                 low = middle
             else:
                 high = middle - 1
