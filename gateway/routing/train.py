@@ -94,12 +94,14 @@ def load_rows(corpus: Path) -> list[Row]:
 
 
 def load_outcomes(path: Path) -> list[Outcome]:
-    """Outcomes out of a file. Lines without a split get one by a hash of the prompt.
+    """Outcomes out of a file, .gz or not. Lines without a split get one by a hash of the prompt.
 
     The frozen test prompts of `models eval` are measured on, never fitted on, whatever a line says.
     """
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    data = path.read_bytes()
+    text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+    for line in text.split("\n"):
         if not line.strip():
             continue
         row = json.loads(line)
