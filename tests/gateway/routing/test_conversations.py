@@ -13,6 +13,7 @@ from tests.gateway.serving import gateway, settings
 
 POLICY = """
 [sticky]
+min_gain = 0.5  # more than the head can make of these words, whichever outcomes it was fitted on
 [[rules]]
 name = "first-to-base"
 when = { turns = { max = 2 } }
