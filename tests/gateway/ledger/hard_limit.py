@@ -40,6 +40,7 @@ from gateway.settings import (
 PROCESSES = 4
 CLIENTS = 64
 LIMIT_NANO_USD = 40_000_000
+"""What four processes and 64 clients leave over at the end is up to 1.1 million of any limit."""
 _WHOLE, _STREAM = 0.6, 0.9
 """Shares of requests, cumulative; the rest are streams that are cut off."""
 _START_S = 600.0
