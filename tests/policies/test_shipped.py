@@ -92,14 +92,13 @@ def test_default_takes_the_smallest_model_that_will_do(
 @pytest.mark.parametrize(
     ("about", "rungs"),
     [
-        ({"quality": {**QUALITY, "nano": 0.7}}, ("nano", "small", "base")),
-        ({"quality": {"nano": 0.1, "small": 0.7, "base": 0.8}}, ("small", "base")),
-        ({"quality": {"nano": 0.1, "small": 0.2, "base": 0.8}}, ()),
+        ({"quality": {"nano": 0.7, "base": 0.75}}, ("nano", "base")),
+        ({"quality": {"nano": 0.7, "base": 0.9}}, ()),
         ({"wants": frozenset({"json"})}, ("small", "base")),
     ],
 )
 def test_cascade_leaves_out_who_is_far_behind(about: dict[str, Any], rungs: Any) -> None:
-    """All three climb, but not from where the question says that nothing is to be had."""
+    """The smallest model begins, but not where the question says that base is better by far."""
     assert run("cascade", **about).rungs == rungs
 
 
