@@ -16,8 +16,8 @@ import structlog
 from backends.contract import EngineUsage, Usage
 from gateway.errors import GatewayError
 from gateway.exchange import Exchange
-from gateway.ledger.pricing import price_usage
 from gateway.parts import Parts
+from gateway.spending import price_so_far
 
 log = structlog.get_logger(__name__)
 
@@ -71,17 +71,7 @@ async def _hold(parts: Parts, x: Exchange, backend: str, ahead_s: float) -> None
         return
     shared_ns, beside = found
     used = Usage(headgate=EngineUsage(decode_ns=shared_ns + round(ahead_s * 1e9 / beside)))
-    cost = price_usage(
-        parts.settings,
-        parts.backend_settings[backend],
-        used,
-        elapsed_s=0.0,
-        in_flight=1,
-        at=x.started_at,
-        request_id=x.request_id,
-        seq=0,
-    ).cost_nano_usd
-    missing = x.cost_nano_usd + cost - reservation.nano_usd
+    missing = x.cost_nano_usd + price_so_far(parts, x, backend, used) - reservation.nano_usd
     if missing > 0:
         await parts.budgets.extend(reservation, missing, backend)
         parts.reservations.more(x.request_id, reservation.nano_usd)

@@ -242,18 +242,21 @@ class Meter:
         return self._price(Usage(headgate=EngineUsage(decode_ns=decode_ns)))
 
     def _price(self, used: Usage) -> int:
-        """Nano-dollars of what was used so far."""
-        parts, x = self._parts, self._x
-        return price_usage(
-            parts.settings,
-            parts.backend_settings[self._backend],
-            used,
-            elapsed_s=0.0,
-            in_flight=1,
-            at=x.started_at,
-            request_id=x.request_id,
-            seq=0,
-        ).cost_nano_usd
+        return price_so_far(self._parts, self._x, self._backend, used)
+
+
+def price_so_far(parts: Parts, x: Exchange, backend: str, used: Usage) -> int:
+    """Nano-dollars of what a request under way has used at a backend so far."""
+    return price_usage(
+        parts.settings,
+        parts.backend_settings[backend],
+        used,
+        elapsed_s=0.0,
+        in_flight=1,
+        at=x.started_at,
+        request_id=x.request_id,
+        seq=0,
+    ).cost_nano_usd
 
 
 def hedge_of(x: Exchange) -> Hedge | None:
