@@ -82,8 +82,12 @@ def write_lines(path: Path, rows: Sequence[object]) -> None:
     fresh.replace(path)
 
 
+def read_lines(path: Path) -> bytes:
+    """What `write_lines` wrote, unpacked. Raises OSError, EOFError or zlib.error."""
+    data = path.read_bytes()
+    return gzip.decompress(data) if path.suffix == ".gz" else data
+
+
 def read_outcomes(path: Path = OUTCOMES) -> list[Outcome]:
     """Read what `write_lines` wrote of outcomes."""
-    data = path.read_bytes()
-    lines = gzip.decompress(data) if path.suffix == ".gz" else data
-    return msgspec.json.Decoder(Outcome).decode_lines(lines)
+    return msgspec.json.Decoder(Outcome).decode_lines(read_lines(path))

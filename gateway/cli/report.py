@@ -25,7 +25,7 @@ from gateway.cli.report_output import (
 )
 from gateway.cli.report_plot import MOST_BARS, check_plot, draw_bars
 from gateway.cli.report_reconcile import reconcile
-from gateway.ledger.report_query import TIME_KEYS
+from gateway.ledger.report_query import TIME_KEYS, label_of
 
 _COUNTS = ("requests", "prompt_tokens", "completion_tokens", "errors")
 _AMOUNTS = ("cost_usd", "idle_share_usd", "full_cost_usd", "saved_usd")
@@ -214,7 +214,7 @@ def _draw(found: dict[str, Any], plot: str) -> None:
     groups, all_ = found["group_by"], found["rows"]
     in_time = any(key in TIME_KEYS for key in groups)
     rows = all_[-MOST_BARS:] if in_time else all_[:MOST_BARS]
-    names = [" · ".join(str(row[key] or f"no {key}") for key in groups) or "all" for row in rows]
+    names = [label_of(row, groups) for row in rows]
     parts = {"cost": "cost_usd", "idle time": "idle_share_usd"}
     series = {name: [float(row[key]) for row in rows] for name, key in parts.items()}
     title = f"Costs by {', '.join(groups)}" if groups else "Costs"

@@ -8,6 +8,7 @@ from gateway.cli.common import config_option, print_json, settings_of
 from gateway.cli.database import run_on_engine, table
 from gateway.cli.report_output import bar, count, output_options, print_csv, set_amounts
 from gateway.cli.report_plot import MOST_BARS, check_plot, draw_bars
+from gateway.ledger.report_query import label_of
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -85,7 +86,7 @@ def _rates(line: dict[str, Any]) -> list[str]:
 
 def _draw(found: dict[str, Any], plot: str) -> None:
     keys, rows = found["group_by"], found["rows"][:MOST_BARS]
-    names = [" · ".join(str(row[key] or f"no {key}") for key in keys) or "all" for row in rows]
+    names = [label_of(row, keys) for row in rows]
     series = {layer: [100 * (row[f"{layer}_rate"] or 0.0) for row in rows] for layer in _LAYERS}
     title = f"Cache hits by {', '.join(keys)}" if keys else "Cache hits"
     draw_bars(plot, names, series, title=title, unit="per cent", stacked=False)

@@ -11,7 +11,7 @@ from gateway.dashboard.periods import PRESETS, Period, period_of, steps
 from gateway.dashboard.render import now as clock
 from gateway.dashboard.request_rows import FILTERS
 from gateway.dashboard.visitor import Visit
-from gateway.ledger.report_query import GROUP_KEYS, TIME_KEYS, parse_query
+from gateway.ledger.report_query import GROUP_KEYS, TIME_KEYS, label_of, parse_query
 
 KEYS = tuple(key for key in GROUP_KEYS if key not in TIME_KEYS)
 DRILL = {"team": "key", "key": "task", "user": "task", "model": "backend", "backend": "team",
@@ -105,11 +105,6 @@ class _Names:
         kept = {name: value for name, value in self._fixed.items() if name != key}
         groups = {"group_by": ",".join(self._groups)}
         return "/costs?" + urlencode({**groups, **kept, **self._when, **self._compare})
-
-
-def label_of(row: Mapping[str, Any], groups: list[str]) -> str:
-    """What a row is called in a chart."""
-    return " · ".join(str(row[key]) if row[key] else f"no {key}" for key in groups) or "all"
 
 
 def _over_time(

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from msgspec import Struct
@@ -91,6 +91,11 @@ def parse_query(
         filters=filters or {},
         idle_by=cast(IdleKey, idle_by),
     )
+
+
+def label_of(row: Mapping[str, Any], groups: Sequence[str]) -> str:
+    """What a row is called in a chart."""
+    return " · ".join(str(row[key]) if row[key] else f"no {key}" for key in groups) or "all"
 
 
 def _check_key(key: str) -> None:

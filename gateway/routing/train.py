@@ -25,6 +25,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from backends.evaluation.frozen import is_router_test
+from backends.evaluation.outcomes import read_lines
 from gateway.routing.augment import PER_TASK, own_prompts
 from gateway.routing.classifier import FORMAT, TASKS, WORDS
 from gateway.routing.figures import auc, expected_calibration_error, macro_f1, softmax
@@ -99,9 +100,7 @@ def load_outcomes(path: Path) -> list[Outcome]:
     The frozen test prompts of `models eval` are measured on, never fitted on, whatever a line says.
     """
     found = []
-    data = path.read_bytes()
-    text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-    for line in text.split("\n"):
+    for line in read_lines(path).splitlines():
         if not line.strip():
             continue
         row = json.loads(line)
