@@ -1,0 +1,42 @@
+"""headgate.toml: its tables as frozen structs, read by `load`, judged by `check`."""
+
+from gateway.price_settings import MachineSettings, PriceSettings
+from gateway.report_settings import ReportSettings
+from gateway.settings.checks import check
+from gateway.settings.json_schema import schema
+from gateway.settings.loading import load
+from gateway.settings.tables import (
+    BUILT_IN,
+    BackendSettings,
+    CacheSettings,
+    DatabaseSettings,
+    EngineSettings,
+    ExactSettings,
+    LimitSettings,
+    RoutingSettings,
+    SemanticSettings,
+    ServerSettings,
+    Settings,
+    SpeculationSettings,
+)
+
+__all__ = [
+    "BUILT_IN",
+    "BackendSettings",
+    "CacheSettings",
+    "DatabaseSettings",
+    "EngineSettings",
+    "ExactSettings",
+    "LimitSettings",
+    "MachineSettings",
+    "PriceSettings",
+    "ReportSettings",
+    "RoutingSettings",
+    "SemanticSettings",
+    "ServerSettings",
+    "Settings",
+    "SpeculationSettings",
+    "check",
+    "load",
+    "schema",
+]
