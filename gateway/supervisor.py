@@ -6,16 +6,12 @@ Order of a stop: the gateway drains first, then the engines go, then Redis.
 """
 
 import asyncio
-import contextlib
-import fcntl
-import hashlib
 import os
 import signal
 import socket as socket_module
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -23,17 +19,15 @@ import httpx
 import msgspec
 import structlog
 
-from backends.meter import METER_ENV, Meter
 from gateway.errors import SettingsError
-from gateway.ledger.foreign_time import foreign_machine
-from gateway.ledger.machine_time import MachineClock
+from gateway.machine_watch import MachineWatch, process_names
 from gateway.process import Child, Spec
+from gateway.run_folder import locked, make_run_folder
 from gateway.runtime import RUNTIME_ENV, Address, Runtime, database_url
 from gateway.settings import BackendSettings, Settings
 
 log = structlog.get_logger(__name__)
 
-_CLOCK_INTERVAL_S = 10.0
 _READY_TIMEOUT_S = 120.0
 _ALL_READY_TIMEOUT_S = 30.0
 ENCODER_NAME = "minilm"
@@ -43,60 +37,8 @@ PYTHON = (sys.executable, "-P", "-m")
 """-P: a folder `policies` where the user works must not stand in for our package."""
 
 
-class AlreadyRunningError(Exception):
-    """Another `headgate serve` uses this state folder."""
-
-
 class PortInUseError(Exception):
     """Something else listens where the gateway should."""
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the state folder. Raises AlreadyRunningError naming the holder's pid."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise AlreadyRunningError(
-                f"{folder} is in use by the process {file.read().strip() or '?'}; "
-                "stop that one, or set $HEADGATE_STATE_DIR to another folder"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-def run_folder_path(state_dir: Path) -> Path:
-    """A short folder for sockets: their paths are limited to 107 bytes."""
-    digest = hashlib.sha256(str(state_dir).encode()).hexdigest()[:8]
-    parent = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-    return Path("/tmp" if len(parent) > 60 else parent) / f"headgate-{os.getuid()}-{digest}"
-
-
-def make_run_folder(state_dir: Path) -> Path:
-    """Make the folder for sockets, ours alone, and empty it of what a killed run left.
-
-    Raises:
-        SettingsError: it belongs to somebody else.
-    """
-    folder = run_folder_path(state_dir)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise SettingsError(f"{folder} belongs to another user; set $XDG_RUNTIME_DIR")
-    for leftover in folder.iterdir():
-        if not leftover.is_dir():
-            leftover.unlink()
-    return folder
-
-
-def process_names(backend: BackendSettings) -> list[str]:
-    """Of the processes that serve a local backend: its own name, then `NAME#2` and so on."""
-    further = range(2, backend.replicas + 1)
-    return [backend.name, *(f"{backend.name}#{number}" for number in further)]
 
 
 def engine_command(
@@ -143,16 +85,17 @@ class Supervisor:
         self.helpers: list[Child] = []
         """Redis, encoder, engines: started before the gateway, stopped after it."""
         self.gateway: Child | None = None
-        self._sockets: dict[str, tuple[str, Path]] = {}
-        """Backend → (machine, socket) of every process that computes."""
-        self._meters: dict[str, Meter] = {}
-        """By machine."""
-        self._foreign: dict[str, int] = {}
-        """Machines behind other people's servers → the gateway's first place at their meter."""
+        self._sockets: dict[str, Path] = {}
+        """Of every process that computes, by its name."""
         self._stop = asyncio.Event()
         self._refused: str | None = None
         """The process that said that it can never start as configured."""
-        self._clock: MachineClock | None = None
+        self._local = [
+            b for b in settings.backends if b.kind in ("engine", "encoder") and b.lora_of is None
+        ]
+        self._encoder = _own_encoder(settings)
+        own = [] if self._encoder is None else [self._encoder]
+        self._watch = MachineWatch(settings, [*self._local, *own], self.run_dir)
 
     async def run(self) -> int:
         """Start, wait for SIGTERM or SIGINT, drain. Returns the exit code."""
@@ -163,9 +106,11 @@ class Supervisor:
         try:
             runtime = await self._start_helpers()
             await self._migrate(runtime.database_url)
-            self._clock = MachineClock(runtime.database_url)
-            await self._start_gateway(runtime)
-            clock_reader = asyncio.create_task(self._read_clocks())
+            self._watch.open(runtime.database_url)
+            self.gateway = self._gateway_child(runtime)
+            await self.gateway.start()
+            reading = self._watch.keep_reading(self.helpers, self.gateway)
+            clock_reader = asyncio.create_task(reading)
             ready = asyncio.create_task(self._announce(runtime))
             await self._stop.wait()
             ready.cancel()
@@ -180,15 +125,11 @@ class Supervisor:
     async def _start_helpers(self) -> Runtime:
         settings = self.settings
         adapters = [b for b in settings.backends if b.lora_of is not None]
-        local = [
-            b for b in settings.backends if b.kind in ("engine", "encoder") and b not in adapters
-        ]
-        engines = sum(backend.replicas for backend in local if backend.kind == "engine")
+        engines = sum(backend.replicas for backend in self._local if backend.kind == "engine")
         threads = max(1, (os.cpu_count() or 1) // max(1, engines))
-        self._meters = self._make_meters(local)
         redis_url = await self._start_redis()
         addresses: dict[str, Address] = {}
-        for backend in local:
+        for backend in self._local:
             own = [adapter for adapter in adapters if adapter.lora_of == backend.name]
             sockets = []
             for name in process_names(backend):
@@ -214,10 +155,7 @@ class Supervisor:
             state_dir=str(self.state_dir),
             run_dir=str(self.run_dir),
             started_at=time.time(),
-            foreign_meters={
-                machine: (str(self._meters[machine].path), first)
-                for machine, first in self._foreign.items()
-            },
+            foreign_meters=self._watch.foreign_meters,
         )
 
     async def _start_redis(self) -> str | None:
@@ -239,12 +177,11 @@ class Supervisor:
         semantic = self.settings.cache.semantic
         if not semantic.enabled:
             return None
-        if semantic.encoder in addresses:
+        if self._encoder is None:
             return addresses[semantic.encoder]
         socket = self.run_dir / f"{ENCODER_NAME}.sock"
-        backend = _own_encoder(semantic.encoder)
         command = self._encoder_command(ENCODER_NAME, semantic.encoder, socket)
-        await self._start_backend(backend, ENCODER_NAME, socket, command)
+        await self._start_backend(self._encoder, ENCODER_NAME, socket, command)
         return Address(uds=str(socket))
 
     @staticmethod
@@ -255,52 +192,16 @@ class Supervisor:
     async def _start_backend(
         self, backend: BackendSettings, name: str, socket: Path, command: list[str]
     ) -> None:
-        machine = self.settings.machine(backend)
-        env = {}
-        if machine is not None:
-            self._sockets[name] = (machine.name, socket)
-            meter = self._meters[machine.name]
-            env[METER_ENV] = f"{meter.path}:{meter.names.index(name)}"
+        env = self._watch.env(backend, name)
+        if env:
+            self._sockets[name] = socket
         await self._start(Spec(name=name, command=command, socket=socket, env=env))
-
-    def _make_meters(self, local: list[BackendSettings]) -> dict[str, Meter]:
-        """A file for each machine, through which its processes share its time."""
-        names: dict[str, list[str]] = {}
-        foreign = {foreign_machine(self.settings, backend) for backend in self.settings.backends}
-        semantic = self.settings.cache.semantic
-        if semantic.enabled and semantic.encoder not in [backend.name for backend in local]:
-            local = [*local, _own_encoder(semantic.encoder)]
-        for backend in local:
-            machine = self.settings.machine(backend)
-            if machine is not None:
-                names.setdefault(machine.name, []).extend(process_names(backend))
-        workers = [f"gateway-{index}" for index in range(self.settings.server.workers)]
-        for name in sorted(name for name in foreign if name is not None):
-            self._foreign[name] = len(names.setdefault(name, []))
-            names[name] += workers
-        return {
-            machine: Meter(self.run_dir / f"{index}.meter", found)
-            for index, (machine, found) in enumerate(names.items())
-        }
-
-    def _metered(self, child: Child) -> tuple[Meter, int] | None:
-        """A child's machine's meter and its place there."""
-        known = self._sockets.get(child.spec.name)
-        if known is None:
-            return None
-        meter = self._meters[known[0]]
-        return meter, meter.names.index(child.spec.name)
-
-    def _meter_start(self, child: Child, pid: int) -> None:
-        metered = self._metered(child)
-        if metered is not None:
-            metered[0].enter(metered[1], pid)
 
     async def _start(self, spec: Spec) -> None:
         child = Child(
             spec,
-            on_started=self._meter_start,
-            on_stopped=self._record_run,
+            on_started=self._watch.started,
+            on_stopped=self._watch.stopped,
             on_refused=self._refuse,
         )
         self.helpers.append(child)
@@ -314,34 +215,20 @@ class Supervisor:
 
         await asyncio.to_thread(upgrade, url)
 
-    async def _start_gateway(self, runtime: Runtime) -> None:
+    def _gateway_child(self, runtime: Runtime) -> Child:
         path = self.run_dir / "runtime.json"
         runtime.save(path)
-        self.gateway = Child(
+        return Child(
             Spec(
                 name="gateway",
                 command=[*PYTHON, "gateway.worker"],
                 env={RUNTIME_ENV: str(path), **_ONE_BLAS_THREAD},
                 stop_timeout_s=self.settings.server.drain_timeout_s + 5.0,
             ),
-            on_started=self._meter_gateway,
-            on_stopped=self._record_gateway,
+            on_started=self._watch.gateway_started,
+            on_stopped=self._watch.gateway_stopped,
             on_refused=self._refuse,
         )
-        await self.gateway.start()
-
-    def _meter_gateway(self, _child: Child, pid: int) -> None:
-        for machine, first in self._foreign.items():
-            self._meters[machine].enter(first, pid)
-
-    async def _record_gateway(self, child: Child, started: float, ended: float) -> None:
-        """Nobody tells when a machine behind somebody else's server runs: it is paid for as long
-        as the gateway is there to ask it."""
-        for machine, first in self._foreign.items():
-            meter = self._meters[machine]
-            for place in range(first, len(meter.names)):
-                meter.leave(place)
-            await self._note_run(machine, child.spec.name, started, ended)
 
     def _refuse(self, child: Child) -> None:
         self._refused = child.spec.name
@@ -380,72 +267,28 @@ class Supervisor:
         except httpx.HTTPError:
             return False, []
         missing = []
-        for name, (_, socket) in self._sockets.items():
+        for name, socket in self._sockets.items():
             health = await _get(socket, "/health/ready")
             if health is None or health.status_code != 200:
                 missing.append(name)
         return response.status_code == 200, missing
 
-    async def _record_run(self, child: Child, started: float, ended: float) -> None:
-        """The machine time of a process: measured here, at its start and at its end."""
-        metered = self._metered(child)
-        if metered is not None:
-            metered[0].leave(metered[1])
-        known = self._sockets.get(child.spec.name)
-        if known is not None:
-            await self._note_run(known[0], child.spec.name, started, ended)
-
-    async def _note_run(self, machine: str, name: str, started: float, ended: float) -> None:
-        if self._clock is None:
-            return
-        try:
-            await self._clock.record_run(machine, name, int(started * 1e9), int(ended * 1e9))
-        except Exception as error:
-            log.error("machine_time_lost", name=name, error=str(error))
-
-    async def _read_clocks(self) -> None:
-        while True:
-            # On the hour as well: a row that crosses it could not be told to either.
-            to_hour_s = 3600.0 - time.time() % 3600.0
-            await asyncio.sleep(min(_CLOCK_INTERVAL_S, to_hour_s + 0.001))
-            await self._read_clocks_once()
-
-    async def _read_clocks_once(self) -> None:
-        clock = self._clock
-        if clock is None:
-            return
-        now_ns = time.time_ns()
-        try:
-            for child in self.helpers:
-                known = self._sockets.get(child.spec.name)
-                if known is not None and child.pid is not None:
-                    started_ns = int(child.started_at * 1e9)
-                    await clock.record_run(known[0], child.spec.name, started_ns, now_ns)
-            if self.gateway is not None and self.gateway.pid is not None:
-                started_ns = int(self.gateway.started_at * 1e9)
-                for machine in self._foreign:
-                    await clock.record_run(machine, self.gateway.spec.name, started_ns, now_ns)
-            for machine, meter in self._meters.items():
-                await clock.record_meter(machine, meter.read(), now_ns)
-        except Exception as error:
-            log.error("machine_time_lost", error=str(error))
-
     async def _shut_down(self) -> None:
         if self.gateway:
             await self.gateway.stop()
-        await self._read_clocks_once()
+        await self._watch.read(self.helpers, self.gateway)
         await asyncio.gather(*(c.stop() for c in self.helpers if c.spec.name != "redis"))
         await asyncio.gather(*(c.stop() for c in self.helpers if c.spec.name == "redis"))
-        await self._read_clocks_once()  # what they took to stop, and what they lost
-        if self._clock:
-            await self._clock.aclose()
-        for meter in self._meters.values():
-            meter.close()
+        await self._watch.read(self.helpers, self.gateway)  # how they stopped, what they lost
+        await self._watch.aclose()
 
 
-def _own_encoder(model: str) -> BackendSettings:
-    """The semantic cache's encoder where the configuration lists none."""
-    return BackendSettings(name=ENCODER_NAME, kind="encoder", model=model)
+def _own_encoder(settings: Settings) -> BackendSettings | None:
+    """The semantic cache's encoder; None: it is not needed, or listed among the backends."""
+    semantic = settings.cache.semantic
+    if not semantic.enabled or semantic.encoder in {b.name for b in settings.backends}:
+        return None
+    return BackendSettings(name=ENCODER_NAME, kind="encoder", model=semantic.encoder)
 
 
 async def _get(socket: Path, path: str) -> httpx.Response | None:
@@ -479,7 +322,7 @@ def serve(settings: Settings) -> int:
     """Run a supervisor to its end.
 
     Raises:
-        AlreadyRunningError: the state folder is in use.
+        AlreadyRunningError: the state folder is in use (see `locked`).
         PortInUseError: the port is taken.
         SettingsError: something configured cannot be started.
     """

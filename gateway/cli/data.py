@@ -135,7 +135,7 @@ def _run(settings: Settings, work: "Callable[[Places], Awaitable[Any]]") -> Any:
 
 def _redis_url(settings: Settings) -> str | None:
     """Where the caches are, whether or not a gateway runs."""
-    from gateway.supervisor import run_folder_path
+    from gateway.run_folder import run_folder_path
 
     redis = settings.cache.redis
     if redis == "memory":

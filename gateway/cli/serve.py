@@ -25,7 +25,8 @@ def serve(
     settings = load(config or ctx.obj["config"], overrides=overrides)
 
     from gateway.observability import configure_logging
-    from gateway.supervisor import AlreadyRunningError, PortInUseError
+    from gateway.run_folder import AlreadyRunningError
+    from gateway.supervisor import PortInUseError
     from gateway.supervisor import serve as run
 
     configure_logging(settings.log_level)

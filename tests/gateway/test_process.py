@@ -15,17 +15,12 @@ import pytest
 from backends.openai_http import OpenAIHTTPBackend
 from gateway.app import open_backend
 from gateway.errors import SettingsError
+from gateway.machine_watch import process_names
 from gateway.process import Child, Spec
+from gateway.run_folder import AlreadyRunningError, locked, make_run_folder, run_folder_path
 from gateway.runtime import Address
 from gateway.settings import BackendSettings, EngineSettings, Settings, SpeculationSettings, check
-from gateway.supervisor import (
-    AlreadyRunningError,
-    engine_command,
-    locked,
-    make_run_folder,
-    process_names,
-    run_folder_path,
-)
+from gateway.supervisor import engine_command
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
 
