@@ -22,8 +22,8 @@ class WireError(ValueError):
         self.param = param
 
 
-class _Wire(Struct, kw_only=True, forbid_unknown_fields=True):
-    """Base: mutable for speed of construction, treated as read only."""
+class Wire(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Base of request bodies: mutable for speed of construction, treated as read only."""
 
 
 class Message(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -72,7 +72,7 @@ class Prediction(Struct, kw_only=True, forbid_unknown_fields=True):
         return "".join(str(part.get("text", "")) for part in self.content)
 
 
-class _Sampled(_Wire, kw_only=True):
+class _Sampled(Wire, kw_only=True):
     """Fields that chat and completions share."""
 
     model: str
@@ -136,7 +136,7 @@ class CompletionRequest(_Sampled, kw_only=True):
     best_of: int | None = None
 
 
-class EmbeddingRequest(_Wire, kw_only=True):
+class EmbeddingRequest(Wire, kw_only=True):
     """POST /v1/embeddings."""
 
     model: str
@@ -174,11 +174,18 @@ WITHOUT_EFFECT_FIELDS = (
 )
 """Fields of kind (b)."""
 
-_T = TypeVar("_T", bound=_Wire)
-_decoders: dict[type, msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(kind)
-    for kind in (ChatCompletionRequest, CompletionRequest, EmbeddingRequest)
-}
+_T = TypeVar("_T", bound=Wire)
+
+
+class _Decoders(dict[type, "msgspec.json.Decoder[Any]"]):
+    """One per kind of body, made when it is first asked for."""
+
+    def __missing__(self, kind: type) -> "msgspec.json.Decoder[Any]":
+        self[kind] = msgspec.json.Decoder(kind)
+        return self[kind]
+
+
+_decoders = _Decoders()
 _PATH = re.compile(r" - at `\$\.?([^`]*)`$")
 _UNKNOWN = re.compile(r"unknown field `([^`]+)`")
 _MISSING = re.compile(r"missing required field `([^`]+)`")
@@ -271,8 +278,9 @@ def sampling_params(
     try:
         params.validate()
     except ValueError as error:
-        param = str(error).split(" ", 1)[0]
-        raise WireError(f"Invalid value: {error}.", _wire_name(request, param)) from None
+        param, _, problem = str(error).partition(" ")
+        name = _wire_name(request, param)
+        raise WireError(f"Invalid value: {name} {problem}.", name) from None
     return params
 
 
@@ -288,10 +296,11 @@ def _logit_bias(bias: dict[str, float] | None) -> dict[int, float]:
 
 
 def _wire_name(request: ChatCompletionRequest | CompletionRequest, param: str) -> str:
-    chat = isinstance(request, ChatCompletionRequest)
-    if param == "max_tokens" and chat and request.max_tokens is None:
+    if not isinstance(request, ChatCompletionRequest):
+        return param
+    if param == "max_tokens" and request.max_completion_tokens is not None:
         return "max_completion_tokens"
-    return "top_logprobs" if param == "logprobs" and chat else param
+    return "top_logprobs" if param == "logprobs" else param
 
 
 class _PromptDetails(Struct):

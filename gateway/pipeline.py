@@ -81,14 +81,20 @@ class Pipeline:
         headers: Mapping[str, str],
         reply: Reply,
         client: Client | None = None,
+        *,
+        path: str | None = None,
     ) -> None:
-        """One request, from its headers to its last byte."""
+        """One request, from its headers to its last byte.
+
+        Args:
+            path: under which the client asked, if not as the endpoint's own: /v1/`path`.
+        """
         parts = self.parts
         x = Exchange(endpoint, parts.new_id(), began=time.perf_counter(), now=parts.clock())
         self.in_flight += 1
         parts.metrics.in_flight.inc()
         try:
-            await self._receive(x, headers, reply, client)
+            await self._receive(x, headers, reply, client, path)
             async with _deadline(x.options.deadline_s):
                 await self._route(x)
                 if x.caller is not None and x.caller.limited:
@@ -121,7 +127,12 @@ class Pipeline:
         self.shadows.follow(x, settlement)
 
     async def _receive(
-        self, x: Exchange, headers: Mapping[str, str], reply: Reply, client: Client | None
+        self,
+        x: Exchange,
+        headers: Mapping[str, str],
+        reply: Reply,
+        client: Client | None,
+        path: str | None,
     ) -> None:
         """Who asks, and for what."""
         if self.draining:
@@ -132,7 +143,7 @@ class Pipeline:
         caller = await self.gate.caller(headers, client)
         require(caller, "inference")
         if caller.only is not EVERYTHING:
-            require_endpoint(caller, x.endpoint)
+            require_endpoint(caller, path or x.endpoint)
         x.caller = caller
         x.options = read_options(headers)
         await self._name(x)

@@ -7,15 +7,17 @@ import msgspec
 from litestar import Response, get
 from litestar.handlers import ASGIRouteHandler, HTTPRouteHandler
 
-from gateway.api.chat import PATHS
+from gateway.api.chat import PATHS, RESPONSES
 from gateway.api.guards import guard
 from gateway.api.translate import KINDS
 from gateway.pipeline import Pipeline
+from gateway.responses.wire import ResponsesRequest
 
 _SUMMARIES = {
     "chat/completions": "Answer a chat",
     "completions": "Continue a text",
     "embeddings": "Vectors of texts",
+    "responses": "Answer a chat, as items and events",
 }
 _HEADERS = {
     "x-headgate-cache": "off, exact, semantic or refresh",
@@ -41,28 +43,29 @@ def schema_routes(
 
 def openapi(routes: Sequence[ASGIRouteHandler | HTTPRouteHandler], version: str) -> dict[str, Any]:
     """The OpenAPI document."""
-    kinds = [KINDS[endpoint] for endpoint in PATHS]
+    names = (*PATHS, RESPONSES)
+    kinds = [*(KINDS[endpoint] for endpoint in PATHS), ResponsesRequest]
     schemas, components = msgspec.json.schema_components(
         kinds, ref_template="#/components/schemas/{name}"
     )
     paths: dict[str, Any] = {}
-    for endpoint, schema in zip(PATHS, schemas, strict=True):
-        paths[f"/v1/{endpoint}"] = {
+    for name, schema in zip(names, schemas, strict=True):
+        paths[f"/v1/{name}"] = {
             "post": {
-                "summary": _SUMMARIES[endpoint],
+                "summary": _SUMMARIES[name],
                 "requestBody": {
                     "required": True,
                     "content": {"application/json": {"schema": schema}},
                 },
                 "parameters": [
                     {
-                        "name": name,
+                        "name": header,
                         "in": "header",
                         "required": False,
                         "description": text,
                         "schema": {"type": "string"},
                     }
-                    for name, text in _HEADERS.items()
+                    for header, text in _HEADERS.items()
                 ],
                 "responses": _responses(),
             }

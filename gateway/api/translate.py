@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
@@ -22,6 +22,7 @@ from backends.wire import (
     ChatCompletionRequest,
     CompletionRequest,
     EmbeddingRequest,
+    Wire,
     WireError,
     decode,
 )
@@ -50,6 +51,7 @@ _NOT_PASSED_ON = frozenset(WITHOUT_EFFECT_FIELDS) | {"model", "stream", "stream_
 _CAPABILITIES = frozenset(CAPABILITY_FIELDS)
 _TOOL_FIELDS = frozenset({"tool_choice", "parallel_tool_calls", "function_call"})
 
+_T = TypeVar("_T", bound=Wire)
 
 Decoded = tuple[WireRequest, dict[str, Any], list[str]]
 """The request as a struct, as the dict that is passed on, and the fields dropped; read only."""
@@ -61,7 +63,17 @@ def decode_body(endpoint: Endpoint, body: bytes, *, drop_unknown: bool) -> Decod
     Raises:
         WireError: naming the field.
     """
-    kind = KINDS[endpoint]
+    return decode_strictly(KINDS[endpoint], body, drop_unknown=drop_unknown)
+
+
+def decode_strictly(
+    kind: type[_T], body: bytes, *, drop_unknown: bool
+) -> tuple[_T, dict[str, Any], list[str]]:
+    """The same of any kind of body.
+
+    Raises:
+        WireError: naming the field.
+    """
     dropped: list[str] = []
     try:
         return decode(kind, body), msgspec.json.decode(body), dropped
