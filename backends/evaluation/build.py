@@ -2,8 +2,8 @@
 
 The suites are frozen: this is how they were made, and a test holds them to it. Building them from
 another corpus or other tables makes other suites, and every figure has to be measured again.
-`--routing F` writes instead the prompts of the corpus's validation side, on whose outcomes a
-request classifier may be fitted: `headgate models eval nano small --suite F --outcomes OUT`.
+`--routing F` writes instead fresh prompts of the same kinds, on whose outcomes routers are fitted:
+`headgate models eval nano small base --suite F --outcomes OUT`.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import msgspec
 
 from backends.bundled.corpus import (
     TEXT_FILES,
+    Split,
     Task,
     hash_share,
     read_chat,
@@ -24,7 +25,13 @@ from backends.bundled.corpus import (
 )
 from backends.bundled.errors import RecipeError
 from backends.bundled.synthetic import make_tasks
-from backends.evaluation.frozen import SUITES_FOLDER, is_for_test, is_frozen, prompt_hash
+from backends.evaluation.frozen import (
+    SUITES_FOLDER,
+    is_for_test,
+    is_frozen,
+    is_router_test,
+    prompt_hash,
+)
 from backends.evaluation.items import Item, Manifest, Match, Text, write_suite
 from backends.evaluation.known import known_items
 from backends.evaluation.lessons import lesson_docs, lesson_tasks
@@ -46,6 +53,12 @@ LONG_TEXTS: Final = 30
 LONG_BYTES: Final = 5000
 """Of the text before a question: about 1,600 of the bundled models' tokens."""
 SMALL_TALK: Final = 60
+CORPUS_CHAT: Final = {
+    "small_talk": "personality-chat-friendly",
+    "trivia": "opentriviaqa",
+    "open_questions": "nq-open-dev",
+}
+"""Parts of the chat suite, and the corpus's sources of them."""
 DROPPED: Final = frozenset(
     (
         "Which day is before Monday?",
@@ -55,9 +68,10 @@ DROPPED: Final = frozenset(
 )
 """Test questions that a table of everyday facts once asked as well, in the lessons."""
 PHRASE_CATEGORIES: Final = frozenset(("unit_conversion", "dates"))
-ROUTING_COUNT: Final = 4000
+ROUTING_COUNT: Final = 8000
 ROUTING_SEED: Final = 977
-ROUTING_TEST_SHARE: Final = 0.2
+ROUTING_EACH: Final = 150
+"""Of every kind but the generated tasks; of each known and unseen function a third."""
 
 
 def match_of(task: Task) -> Match:
@@ -122,9 +136,9 @@ def chat_suite(corpus: Path) -> list[Item]:
     return [
         *chat_items(),
         *_long_texts(corpus),
-        *_corpus_chat(corpus, "small_talk", "personality-chat-friendly", SMALL_TALK),
-        *_corpus_chat(corpus, "trivia", "opentriviaqa", TRIVIA_EACH),
-        *_corpus_chat(corpus, "open_questions", "nq-open-dev", TRIVIA_EACH),
+        *_corpus_chat(corpus, "small_talk", SMALL_TALK),
+        *_corpus_chat(corpus, "trivia", TRIVIA_EACH),
+        *_corpus_chat(corpus, "open_questions", TRIVIA_EACH),
     ]
 
 
@@ -145,9 +159,9 @@ def _long_texts(corpus: Path) -> Iterator[Item]:
         )
 
 
-def _corpus_chat(corpus: Path, part: str, source: str, count: int) -> list[Item]:
+def _corpus_chat(corpus: Path, part: str, count: int, *, split: Split = "test") -> list[Item]:
     trivia = part != "small_talk"
-    turns = (turn for turn in read_chat(corpus, "test") if turn.source == source)
+    turns = (turn for turn in read_chat(corpus, split) if turn.source == CORPUS_CHAT[part])
     items = (
         Item(
             id=f"{part}-{number:04}",
@@ -196,21 +210,29 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def routing_items(corpus: Path) -> list[Item]:
-    """Prompts that neither trained a model nor measure one, a part marked for measuring routers."""
+    """Prompts that neither trained a model nor measure one: the generator's validation side, and
+    what the frozen suites left of the other kinds, without the facts that their test side asks."""
     tasks = read_tasks(corpus, "valid")
     tasks += make_tasks(corpus, count=ROUTING_COUNT, split="valid", seed=ROUTING_SEED)
     unique = {task.prompt: task for task in reversed(tasks)}
     items = [
         synthetic_item(f"valid-{number}", task)
         for number, task in enumerate(reversed(unique.values()), 1)
-        if not is_frozen(task.prompt)
     ]
-    return [
-        msgspec.structs.replace(
-            item, split="test" if hash_share(item.prompt) < ROUTING_TEST_SHARE else "train"
-        )
-        for item in items
-    ]
+    few = ROUTING_EACH // 3
+    facts = [*known_items(), *lesson_docs()]
+    tested = {(item.task, item.answers) for item in facts if is_router_test(item.prompt)}
+    facts = [item for item in facts if (item.task, item.answers) not in tested]
+    items += _first_of_each(facts, few)
+    items += _first_of_each(filter(_is_free, lesson_tasks()), ROUTING_EACH)
+    items += unseen_items(each=few, seed=ROUTING_SEED)
+    for part in CORPUS_CHAT:
+        items += _corpus_chat(corpus, part, ROUTING_EACH, split="valid")
+    return [msgspec.structs.replace(item, split="train") for item in items if _is_free(item)]
+
+
+def _is_free(item: Item) -> bool:
+    return not is_frozen(item.prompt)
 
 
 def _split(items: Iterable[Item]) -> list[Item]:

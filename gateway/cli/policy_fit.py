@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="JSON Lines: prompt or messages, and scores by backend.",
 )
+@click.option(
+    "--practice",
+    multiple=True,
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="More outcomes to fit on, which no figure counts; may be given more than once.",
+)
 @click.option("--feedback", is_flag=True, help="From the ledger's feedback, instead of a file.")
 @click.option(
     "--out",
@@ -45,6 +52,7 @@ if TYPE_CHECKING:
 def fit(
     ctx: click.Context,
     outcomes: str | None,
+    practice: tuple[str, ...],
     feedback: bool,
     out: str,
     head: str | None,
@@ -63,6 +71,7 @@ def fit(
     arguments = ["--out", out, *(["--head", base] if base else [])]
     if outcomes is not None:
         arguments += ["--encoder", _encoder(settings)] if second_stage else []
+        arguments += [part for file in practice for part in ("--practice", file)]
         card = run_child("gateway.learning", [*arguments, "--outcomes", outcomes])
     else:
         with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as file:

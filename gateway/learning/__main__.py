@@ -48,19 +48,22 @@ def fit_head(
     base = Head.load(base_folder)
     groups, threshold = balanced_groups(outcomes.prompts, folds=FOLDS)
     fitted = fit_quality(Design(base), outcomes, groups)
-    card = card_of(outcomes, fitted, groups) | {"near_duplicate_threshold": threshold}
-    card |= {"quality_from": "outcomes", "alphas": fitted.alphas.tolist()}
+    part = (outcomes.only(~outcomes.practice), fitted.only(~outcomes.practice))
+    part_groups = groups[~outcomes.practice]
+    card = card_of(*part, part_groups) | {"near_duplicate_threshold": threshold}
+    card |= {"quality_from": "outcomes", "practice_rows": int(outcomes.practice.sum())}
+    card |= {"alphas": fitted.alphas.tolist()}
     outputs = outputs_of(fitted, outcomes.backends)
     judged = fit_judges(outcomes, fitted.quality, fitted.folds, "")
     card["judges"] = judges_card(judged.judges)
     card["cascade"] = cascade_card(outcomes, fitted, judged, groups)
-    second = None if embedder is None else _fit_second(outcomes, fitted, groups, embedder)
+    second = None if embedder is None else _fit_second(*part, part_groups, embedder)
     card["second_stage"] = None if second is None else second.summary
     card = write_head(base, base_folder, outputs, card, out)
     remove_second(out) if second is None else second.write(card["version"], out)
     write_judges(replace(judged.judges, head=card["version"]), out)
-    write_predictions(outcomes, fitted, out / "predictions.jsonl")
-    if len(outcomes.backends) > 1 and not write_curves(outcomes, fitted, groups, out):
+    write_predictions(*part, out / "predictions.jsonl")
+    if len(outcomes.backends) > 1 and not write_curves(*part, part_groups, out):
         print("curves.png: not drawn, matplotlib is missing: pip install 'headgate[train]'",
               file=sys.stderr)  # fmt: skip
     return card
@@ -98,6 +101,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--outcomes", type=Path)
     source.add_argument("--opinions", type=Path, help="feedback out of the ledger, JSON Lines")
+    parser.add_argument(
+        "--practice",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="F",
+        help="outcomes that are only fitted on; may be given more than once",
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--head", type=Path, default=SHIPPED_HEAD, help="tasks come from this one")
     parser.add_argument("--encoder", help="of the second head; without one it is not fitted")
@@ -107,7 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if chosen.opinions is not None:
             card = fit_opinions(read_opinions(chosen.opinions), chosen.head, chosen.out)
         else:
-            card = fit_head(read_outcomes(chosen.outcomes), chosen.head, chosen.out, embedder)
+            outcomes = read_outcomes(chosen.outcomes, *chosen.practice)
+            card = fit_head(outcomes, chosen.head, chosen.out, embedder)
     except (OutcomesError, SettingsError) as error:
         print(f"headgate: {error}", file=sys.stderr)
         return 2

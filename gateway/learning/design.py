@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.routing.classifier import Head
-from gateway.routing.vectorise import Vectoriser, counts, tokens_of
+from gateway.routing.vectorise import Vectoriser, WordVectors, counts, tokens_of
 
 DENSE_SCALE = 0.3
 """Keeps the counts and the words' mean from outweighing the n-grams under one ridge."""
@@ -28,22 +28,35 @@ class Design:
 
     def matrix(self, prompts: Sequence[str]) -> Matrix:
         """[len(prompts), R + D] float32."""
-        import scipy.sparse as sp  # type: ignore[import-untyped]
+        head = self._head
+        return matrix_of(prompts, self._vectoriser, head.idf, head.words, rows=self.rows)
 
-        rows, values, dense = [], [], []
-        for prompt in prompts:
-            tokens = tokens_of(prompt)
-            found = self._vectoriser.rows(tokens)
-            weights = self._head.idf[found]
-            rows.append(found)
-            values.append(weights / (np.sqrt(weights @ weights) or 1.0))
-            dense.append(np.concatenate((counts(prompt, tokens), self._head.words.mean(tokens))))
-        ends = np.cumsum([0, *map(len, rows)])
-        sparse = sp.csr_matrix(
-            (np.concatenate(values), np.concatenate(rows), ends), shape=(len(prompts), self.rows)
-        )
-        block = sp.csr_matrix(np.array(dense) * DENSE_SCALE)
-        return sp.hstack([sparse, block]).tocsr().astype(np.float32)
+
+def matrix_of(
+    prompts: Sequence[str],
+    vectoriser: Vectoriser,
+    idf: NDArray[np.float32],
+    words: WordVectors,
+    *,
+    rows: int,
+) -> Matrix:
+    """[len(prompts), rows + D] float32: n-grams by rarity, [rows] idf; then the dense columns."""
+    import scipy.sparse as sp  # type: ignore[import-untyped]
+
+    places, values, dense = [], [], []
+    for prompt in prompts:
+        tokens = tokens_of(prompt)
+        found = vectoriser.rows(tokens)
+        weights = idf[found]
+        places.append(found)
+        values.append(weights / (np.sqrt(weights @ weights) or 1.0))
+        dense.append(np.concatenate((counts(prompt, tokens), words.mean(tokens))))
+    ends = np.cumsum([0, *map(len, places)])
+    sparse = sp.csr_matrix(
+        (np.concatenate(values), np.concatenate(places), ends), shape=(len(prompts), rows)
+    )
+    block = sp.csr_matrix(np.array(dense) * DENSE_SCALE)
+    return sp.hstack([sparse, block]).tocsr().astype(np.float32)
 
 
 class Linear:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from gateway.learning.design import DENSE_SCALE
 from gateway.routing.classifier import WORDS, Head
-from gateway.routing.fit import quantise
 
 Floats = NDArray[np.float32]
 
@@ -53,7 +52,7 @@ def write_head(
     gains = {"over": outputs.over, "of": outputs.backends[1:]} if outputs.over else None
     full = {
         **{key: base.card[key] for key in _FROM_BASE if key in base.card},
-        "version": _version(arrays),
+        "version": version_of(arrays),
         "base": base.card["version"],
         "backends": [*others, *outputs.backends],
         "gains": gains,
@@ -69,7 +68,7 @@ def write_head(
 
 _FROM_BASE = (
     "format", "bits", "trigrams", "chars", "counts", "labels", "task_of", "temperature",
-    "reference", "held_out",
+    "reference", "prompts", "held_out",
 )  # fmt: skip
 
 
@@ -88,8 +87,15 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _version(arrays: dict[str, Any]) -> str:
+def version_of(arrays: dict[str, Any]) -> str:
+    """Eight hex digits of what the arrays hold."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         digest.update(np.ascontiguousarray(arrays[name]).tobytes())
     return digest.hexdigest()[:8]
+
+
+def quantise(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """int8 with one scale per output."""
+    scale = np.maximum(np.abs(weights).max(0), 1e-8) / 127
+    return np.round(weights / scale).astype(np.int8), scale.astype(np.float32)

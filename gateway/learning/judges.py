@@ -4,27 +4,17 @@ For each backend and judge a logistic regression says how probably the answer is
 each dearer backend how probably that one's would be: an answer is worth replacing only where the
 other is likelier to be good. Rows are the outcomes'; the question's promise is the one out of fold,
 and so are the figures.
-
-`python -m gateway.learning.judges --outcomes F --head DIR` fits the judges of a head that is there,
-without fitting the head anew.
 """
 
-import argparse
-import json
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from gateway.learning.design import Design
-from gateway.learning.near_duplicates import balanced_groups
-from gateway.learning.outcomes import Outcomes, OutcomesError, read_outcomes
-from gateway.learning.quality import FOLDS, fit_quality
-from gateway.routing.classifier import SHIPPED_HEAD, Head
+from gateway.learning.outcomes import Outcomes
+from gateway.learning.quality import FOLDS
 from gateway.routing.figures import auc, expected_calibration_error
 from gateway.routing.judges import (
     Calibration,
@@ -32,7 +22,6 @@ from gateway.routing.judges import (
     Signals,
     Spread,
     features_of,
-    write_judges,
 )
 
 Floats = NDArray[np.float64]
@@ -223,29 +212,3 @@ def judges_card(judges: Judges) -> dict[str, dict[str, dict[str, float | int | N
         for backend, of in judges.backends.items()
         if of
     }
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Exit codes: 0 written, 2 the file cannot be used."""
-    from gateway.learning.cascades import cascade_card
-
-    parser = argparse.ArgumentParser(prog="python -m gateway.learning.judges", description=__doc__)
-    parser.add_argument("--outcomes", type=Path, required=True, help="JSON Lines, or that in gzip")
-    parser.add_argument("--head", type=Path, default=SHIPPED_HEAD, help="folder to write into")
-    chosen = parser.parse_args(arguments)
-    try:
-        outcomes = read_outcomes(chosen.outcomes)
-    except OutcomesError as error:
-        print(f"headgate: {error}", file=sys.stderr)
-        return 2
-    head = Head.load(chosen.head)
-    groups, _ = balanced_groups(outcomes.prompts, folds=FOLDS)
-    fitted = fit_quality(Design(head), outcomes, groups)
-    judged = fit_judges(outcomes, fitted.quality, fitted.folds, head.card["version"])
-    write_judges(judged.judges, chosen.head)
-    print(json.dumps(cascade_card(outcomes, fitted, judged, groups), indent=1))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

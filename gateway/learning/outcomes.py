@@ -16,6 +16,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from backends.evaluation.frozen import is_router_test
@@ -60,9 +61,11 @@ class Outcomes(Struct, frozen=True, kw_only=True):
     costs_assumed: bool
     test: NDArray[np.bool_]
     """[N]: frozen for testing."""
+    practice: NDArray[np.bool_]
+    """[N]: only to be fitted on; no figure counts them."""
     suites: list[str]
     sha256: str
-    """Of the file's bytes."""
+    """Of the files' bytes."""
     signals: dict[str, Floats] = msgspec.field(default_factory=dict)
     """[N, K] by judge (logprob, margin, entropy, consistency, backend:NAME), and `tokens`; NaN
     where the file says nothing. Only those of which it says something."""
@@ -77,22 +80,30 @@ class Outcomes(Struct, frozen=True, kw_only=True):
         """The dearest backend."""
         return len(self.backends) - 1
 
+    def only(self, rows: NDArray[np.bool_]) -> "Outcomes":
+        """Some of the rows, [N]."""
+        return replace(
+            self,
+            prompts=[prompt for prompt, wanted in zip(self.prompts, rows, strict=True) if wanted],
+            scores=self.scores[rows],
+            costs=self.costs[rows],
+            test=self.test[rows],
+            practice=self.practice[rows],
+            suites=[suite for suite, wanted in zip(self.suites, rows, strict=True) if wanted],
+            signals={name: table[rows] for name, table in self.signals.items()},
+        )
 
-def read_outcomes(path: Path) -> Outcomes:
-    """Read a file of outcomes. Raises OutcomesError."""
-    try:
-        data = path.read_bytes()
-        text = gzip.decompress(data) if path.suffix == ".gz" else data
-    except (OSError, EOFError, zlib.error) as error:
-        raise OutcomesError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    decoder = msgspec.json.Decoder(_Line)
-    lines: list[_Line] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            lines.append(_decode(decoder, line, f"{path}:{number}"))
+
+def read_outcomes(path: Path, *practice: Path) -> Outcomes:
+    """Read a file of outcomes, and others that heads are only fitted on. Raises OutcomesError."""
+    digest = hashlib.sha256()
+    lines = _lines(path, digest)
+    measured = len(lines)
+    for file in practice:
+        lines += _lines(file, digest)
     backends = sorted({name for line in lines for name in line.scores})
-    if len(lines) < MIN_ROWS or not backends:
-        raise OutcomesError(f"{path}: {len(lines)} rows of outcomes; at least {MIN_ROWS}")
+    if measured < MIN_ROWS or not backends:
+        raise OutcomesError(f"{path}: {measured} rows of outcomes; at least {MIN_ROWS}")
     scores = _table([line.scores for line in lines], backends)
     costs, assumed = _costs(_table([line.cost_usd for line in lines], backends), scores)
     order = np.argsort(np.nanmean(costs, axis=0), kind="stable")
@@ -110,10 +121,27 @@ def read_outcomes(path: Path) -> Outcomes:
                 for line, prompt in zip(lines, prompts, strict=True)
             ]
         ),
+        practice=np.arange(len(lines)) >= measured,
         suites=[line.suite for line in lines],
-        sha256=hashlib.sha256(data).hexdigest(),
+        sha256=digest.hexdigest(),
         signals=_signals(lines, [backends[index] for index in order]),
     )
+
+
+def _lines(path: Path, digest: "hashlib._Hash") -> list[_Line]:
+    """The file's lines; its bytes go into the digest."""
+    try:
+        data = path.read_bytes()
+        text = gzip.decompress(data) if path.suffix == ".gz" else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise OutcomesError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    digest.update(data)
+    decoder = msgspec.json.Decoder(_Line)
+    return [
+        _decode(decoder, line, f"{path}:{number}")
+        for number, line in enumerate(text.splitlines(), start=1)
+        if line.strip()
+    ]
 
 
 def _signals(lines: list[_Line], names: list[str]) -> dict[str, Floats]:

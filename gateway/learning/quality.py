@@ -13,6 +13,7 @@ words that anybody can put around any request must not move it.
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from gateway.learning.confounders import disguised
@@ -64,6 +65,16 @@ class Fitted(Struct, frozen=True):
     """[N]; frozen test rows have a fold of their own, the last."""
     disguised: dict[str, Floats]
     """Quality [N, K] of the same rows in disguise, likewise out of fold."""
+
+    def only(self, rows: NDArray[np.bool_]) -> "Fitted":
+        """Some of the rows, [N]."""
+        return replace(
+            self,
+            quality=self.quality[rows],
+            gains=self.gains[rows],
+            folds=self.folds[rows],
+            disguised={kind: quality[rows] for kind, quality in self.disguised.items()},
+        )
 
 
 def targets_of(outcomes: Outcomes) -> Floats:

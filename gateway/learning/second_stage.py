@@ -4,11 +4,8 @@ The first head's log-odds (out of fold) stand beside the encoder's vector; the r
 the calibration and the folds are the first head's. Rows count again in a disguise, as there. The
 card says whether it helps: area and AUC of both on the same rows, and the difference with its
 interval by the same draws.
-
-`python -m gateway.learning.second_stage --outcomes F --head DIR` fits it over a head that is there.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -23,26 +20,22 @@ from msgspec import Struct
 from msgspec.structs import asdict
 from numpy.typing import NDArray
 
-from gateway.errors import SettingsError
 from gateway.learning.card import complete
 from gateway.learning.confounders import disguised, sensitivity
 from gateway.learning.curves import Figure, by_merit, cost_curves
-from gateway.learning.design import Design, Linear, ridge
+from gateway.learning.design import Linear, ridge
 from gateway.learning.head_file import write_json
 from gateway.learning.judges import logits
-from gateway.learning.near_duplicates import balanced_groups
-from gateway.learning.outcomes import Outcomes, OutcomesError, read_outcomes
+from gateway.learning.outcomes import Outcomes
 from gateway.learning.quality import (
     FOLDS,
     Calibration,
     Fitted,
     calibrate,
     calibrated,
-    fit_quality,
     strengths,
     targets_of,
 )
-from gateway.routing.classifier import SHIPPED_HEAD, Head
 from gateway.routing.figures import auc, expected_calibration_error
 from gateway.routing.second_head import FORMAT, MAX_CHARS, SECOND, SECOND_CARD, VECTOR_SCALE
 
@@ -249,30 +242,3 @@ def _figures(said: Floats, truth: Floats) -> dict[str, float | None]:
     area = auc(said[known], truth[known])
     error = expected_calibration_error(said[known], truth[known])
     return {"auc": None if area is None else round(area, 4), "ece": round(error, 4)}
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Exit codes: 0 written, 2 something given cannot be used."""
-    parser = argparse.ArgumentParser(
-        prog="python -m gateway.learning.second_stage", description=__doc__
-    )
-    parser.add_argument("--outcomes", type=Path, required=True, help="JSON Lines, or that in gzip")
-    parser.add_argument("--head", type=Path, default=SHIPPED_HEAD, help="the first head's folder")
-    parser.add_argument("--out", type=Path, help="folder to write into, else the head's")
-    parser.add_argument("--encoder", default=ENCODER)
-    chosen = parser.parse_args(arguments)
-    try:
-        outcomes, head = read_outcomes(chosen.outcomes), Head.load(chosen.head)
-        groups, _ = balanced_groups(outcomes.prompts, folds=FOLDS)
-        fitted = fit_quality(Design(head), outcomes, groups)
-        stage = SecondStage.fit(outcomes, fitted, groups, EncoderProcess(chosen.encoder))
-    except (OutcomesError, SettingsError, EncoderError) as error:
-        print(f"headgate: {error}", file=sys.stderr)
-        return 2
-    card = stage.write(head.card["version"], chosen.out or chosen.head)
-    print(json.dumps(card, indent=1))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

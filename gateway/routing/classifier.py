@@ -1,6 +1,6 @@
 """What a request is about and how hard it is: one linear head over hashed n-grams. NumPy only.
 
-`Classifier.load()` reads the head that `python -m gateway.routing.train` made. One pass costs a
+`Classifier.load()` reads the head that `headgate policy fit` made. One pass costs a
 regular expression, one gather of at most a few hundred rows and a softmax: tenths of a
 millisecond at any length, since only the first and last tokens are read.
 """
@@ -98,7 +98,7 @@ class Head(Struct, frozen=True, kw_only=True):
         except (OSError, ValueError, KeyError) as error:
             raise SettingsError(
                 f"routing.head: {str(folder)!r}: no usable head: {error}; make one with "
-                "`python -m gateway.routing.train`"
+                "`headgate policy fit --outcomes FILE --out DIR`"
             ) from None
 
 

@@ -16,17 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from gateway.learning.outcomes import read_outcomes
+from gateway.learning.tasks import Row, load_map, load_rows, task_probabilities
 from gateway.routing.classifier import TASKS, Classifier
 from gateway.routing.features import CHARS_PER_TOKEN
 from gateway.routing.figures import auc as area_under_curve
 from gateway.routing.figures import expected_calibration_error, macro_f1
-from gateway.routing.train import (
-    Row,
-    load_map,
-    load_outcomes,
-    load_rows,
-    task_probabilities,
-)
 from tests.benchmarks.environment import describe, write
 
 ROOT = Path(__file__).parents[2]
@@ -114,15 +109,16 @@ def measure_handwritten(classifier: Classifier) -> dict[str, Any]:
 
 def measure_difficulty(classifier: Classifier, file: Path) -> dict[str, Any]:
     """Quality of each backend on the outcomes' test prompts."""
-    test = [outcome for outcome in load_outcomes(file) if outcome.split == "test"]
+    outcomes = read_outcomes(file)
     found: dict[str, Any] = {}
-    for name in classifier.card["backends"]:
-        known = [outcome for outcome in test if name in outcome.scores]
-        said = np.array([classifier.read_text(o.prompt).quality[name] for o in known])
-        truth = np.array([o.scores[name] for o in known])
+    for k, name in enumerate(outcomes.backends):
+        known = outcomes.test & ~np.isnan(outcomes.scores[:, k])
+        prompts = [outcomes.prompts[row] for row in np.flatnonzero(known)]
+        said = np.array([classifier.read_text(prompt).quality[name] for prompt in prompts])
+        truth = outcomes.scores[known, k]
         area = area_under_curve(said, truth)
         found[name] = {
-            "prompts": len(known),
+            "prompts": len(prompts),
             "pass_rate": round(float(truth.mean()), 4),
             "auc": None if area is None else round(area, 4),
             "ece": round(expected_calibration_error(said, truth), 4),
@@ -175,7 +171,16 @@ def main() -> int:
     figures = describe("classification of chat prompts, one at a time, each text new")
     figures["head"] = {
         key: classifier.card[key]
-        for key in ("version", "data_sha256", "rows", "quality_from", "quality", "reference")
+        for key in (
+            "version",
+            "data_sha256",
+            "rows",
+            "practice_rows",
+            "prompts",
+            "quality_from",
+            "quality",
+            "reference",
+        )
     }
     figures["results"] = {
         "held_out": measure_held_out(classifier, test),

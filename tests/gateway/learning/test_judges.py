@@ -35,6 +35,7 @@ def made() -> tuple[Outcomes, np.ndarray, np.ndarray]:
         costs=np.tile([1.0, 10.0], (ROWS, 1)),
         costs_assumed=False,
         test=np.zeros(ROWS, dtype=bool),
+        practice=np.zeros(ROWS, dtype=bool),
         suites=[""] * ROWS,
         sha256="",
         signals={"logprob": np.minimum(logprob, 0.0)},

@@ -1,11 +1,8 @@
 """The shipped head: right on other wordings, quick, total, and made as its card says."""
 
 import functools
-import gzip
 import json
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,10 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.evaluation.items import read_items
 from backends.wire import ChatCompletionRequest, Message
 from gateway.errors import SettingsError
-from gateway.routing import train
 from gateway.routing.classifier import SHIPPED_HEAD, TASKS, Classifier, Head
 from gateway.routing.figures import auc, expected_calibration_error, macro_f1
 from gateway.routing.vectorise import COUNTS, WINDOW, Vectoriser, counts, tokens_of
@@ -164,97 +159,8 @@ def test_unusable_head_is_a_configuration_error(tmp_path: Path, damage: str) -> 
         card = json.loads((tmp_path / "card.json").read_text())
         card[damage] = 99 if damage == "format" else ["length"]
         (tmp_path / "card.json").write_text(json.dumps(card))
-    with pytest.raises(SettingsError, match=r"routing\.head: .*python -m gateway\.routing\.train"):
+    with pytest.raises(SettingsError, match=r"routing\.head: .*headgate policy fit"):
         Classifier.load(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus of the real one's shape: sums, greetings, questions."""
-    folder = tmp_path_factory.mktemp("corpus")
-    rows = []
-    for i in range(120):
-        split = "test" if i % 6 == 0 else "valid" if i % 6 == 1 else "train"
-        rows += [
-            {"prompt": f"What is {i} plus {i * 7}?", "label": "arithmetic", "split": split},
-            {"prompt": f"hello my friend number {i}", "label": "small_talk", "split": split},
-            {
-                "prompt": f"Who ruled the town of Foo{i} in 15{i}?",
-                "label": "trivia",
-                "split": split,
-            },
-        ]
-    _gzip(folder / "classifier_prompts.jsonl.gz", rows)
-    _gzip(
-        folder / "text_encyclopedia.jsonl.gz",
-        [{"text": "T\nA town lies by the river. It is old and small."}],
-    )
-    _gzip(
-        folder / "text_stories.jsonl.gz",
-        [{"text": "The fox ran over the hill. The crow laughed at him."}],
-    )
-    return folder
-
-
-def _gzip(path: Path, rows: list[dict[str, str]]) -> None:
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-
-
-def test_train_fits_a_head_that_serves(small_corpus: Path, tmp_path: Path) -> None:
-    """From a corpus and outcomes to a folder that Classifier.load reads, and it has learnt both."""
-    outcomes = tmp_path / "outcomes.jsonl"
-    lines = []
-    for i in range(200):
-        easy = i % 2 == 0
-        prompt = f"What is {i} plus 3?" if easy else f"Who ruled the town of Foo{i} in 15{i}?"
-        scores = {"nano": 0.0, "small": float(easy)}
-        lines.append(json.dumps({"prompt": prompt, "scores": scores, "suite": "s"}))
-    outcomes.write_text("\n".join(lines) + "\n")
-    card = train.train(
-        small_corpus, outcomes, tmp_path, unable=(), epochs=2, own_per_task=60, say=lambda _: None
-    )
-    assert card["quality_from"] == "outcomes"
-    assert card["backends"] == ["nano", "small"]
-    assert card["held_out"]["tasks_accuracy"] > 0.9
-    assert card["quality"]["small"]["auc"] > 0.95
-    classifier = Classifier.load(tmp_path)
-    assert classifier.read_text("What is 5 plus 3?").task == "maths"
-    easy, hard = (
-        classifier.read_text(text) for text in ("What is 5 plus 3?", "Who ruled the town of Bar?")
-    )
-    assert easy.difficulty < 0.5 < hard.difficulty
-    assert max(easy.quality["nano"], hard.quality["nano"]) < 0.2
-
-
-def test_train_never_fits_on_the_frozen_test_prompts(tmp_path: Path) -> None:
-    """Outcomes of `models eval`'s test prompts are for measuring, whatever their line says."""
-    items = read_items("tasks")
-    marked = {item.prompt: item.split for item in items}
-    lines = [{"prompt": p, "scores": {"nano": 1}, "split": "train"} for p in marked]
-    lines += [{"prompt": p.upper(), "scores": {"nano": 1}} for p in marked]
-    file = tmp_path / "outcomes.jsonl"
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = train.load_outcomes(file)
-    assert [outcome.split for outcome in found[: len(items)]] == list(marked.values())
-    frozen = [o for o, item in zip(found[len(items) :], items, strict=True) if item.split == "test"]
-    assert {outcome.split for outcome in frozen} == {"test"}
-
-
-def test_train_command_names_a_missing_file(tmp_path: Path) -> None:
-    """Exit code 2 and the path."""
-    command = [sys.executable, "-m", "gateway.routing.train", "--corpus", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "classifier_prompts.jsonl.gz: no such file" in done.stderr
-
-
-def test_label_map_covers_exactly_the_corpus_labels() -> None:
-    """27 labels, each with one of the 8 tasks."""
-    of = train.load_map()
-    corpus = {label: task for label, task in of.items() if not label.startswith("own:")}
-    assert len(corpus) == 27
-    assert set(corpus.values()) == set(TASKS)
 
 
 def test_figures_agree_with_worked_examples() -> None:

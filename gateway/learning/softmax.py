@@ -1,4 +1,4 @@
-"""Fitting one linear head over sparse rows, by Adam, in NumPy. Training time only."""
+"""Fitting a softmax over sparse rows, by Adam, in NumPy."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -28,12 +28,11 @@ class Weights(Struct):
         return np.asarray(x @ self.weights + self.bias, dtype=np.float64)
 
 
-def fit(
+def fit_softmax(
     x: Matrix,
     targets: NDArray[np.float32],
     weights: NDArray[np.float32],
     *,
-    choice: bool,
     l2: float,
     epochs: int,
     seed: int = 0,
@@ -42,9 +41,8 @@ def fit(
 
     Args:
         x: [rows, R + D].
-        targets: [rows, outputs], in 0..1; each row adds up to 1 when `choice`.
+        targets: [rows, outputs], in 0..1; each row adds up to 1.
         weights: [rows], how much each row counts.
-        choice: one softmax over the outputs; else each output is a logistic regression.
     """
     rng = np.random.default_rng(seed)
     head = Weights(
@@ -56,8 +54,7 @@ def fit(
     steps = epochs * -(-x.shape[0] // BATCH)
     for step, rows in enumerate(_batches(x.shape[0], epochs, rng), start=1):
         part = x[rows]
-        logits = part @ head.weights + head.bias
-        said = softmax(logits) if choice else 1 / (1 + np.exp(-logits))
+        said = softmax(part @ head.weights + head.bias)
         shares = weights[rows, None] / len(rows)
         error = ((said - targets[rows]) * shares).astype(np.float32)
         gradients = (np.asarray(part.T @ error) + l2 * head.weights, error.sum(0))
@@ -76,9 +73,3 @@ def _batches(count: int, epochs: int, rng: np.random.Generator) -> Iterator[NDAr
         order = rng.permutation(count)
         for start in range(0, count, BATCH):
             yield order[start : start + BATCH]
-
-
-def quantise(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """int8 with one scale per output."""
-    scale = np.maximum(np.abs(weights).max(0), 1e-8) / 127
-    return np.round(weights / scale).astype(np.int8), scale.astype(np.float32)

@@ -3,17 +3,29 @@
 Each task has patterns with slots; slots are filled from word lists here and from passages of the
 corpus's encyclopaedia and stories. Seeded: the same prompts on every run. The hand-written prompts
 in the tests are never read here.
+
+`python -m gateway.learning.augment --corpus DIR --backends nano,small,base --out F` writes those of
+open-ended tasks as outcomes that every one of the backends failed, for `policy fit --practice F`:
+no suite can mark a poem or a program, and a head that never saw one takes it for an easy question.
 """
 
+import argparse
 import gzip
 import json
 import random
+import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import get_args
+
+from policies.model import Task
 
 PER_TASK = 2400
 SEED = 20
+UNABLE: tuple[Task, ...] = ("code", "classification", "creative", "extraction", "summarisation")
+"""Tasks whose open-ended prompts the bundled models cannot answer."""
+ASSUMED_EACH = 200
 HERE = Path(__file__).parent
 
 
@@ -77,3 +89,33 @@ def _dress(prompt: str, rng: random.Random) -> str:
     if rng.random() < 0.15:
         prompt = prompt.rstrip(".?!")
     return prompt
+
+
+def assumed_failures(
+    corpus: Path, backends: Sequence[str], tasks: Sequence[str], *, per_task: int = ASSUMED_EACH
+) -> Iterator[dict[str, object]]:
+    """Rows of outcomes that every backend failed."""
+    for prompt, task in own_prompts(corpus, per_task=per_task):
+        if task in tasks:
+            yield {"prompt": prompt, "scores": dict.fromkeys(backends, 0.0), "suite": "assumed"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Exit codes: 0 written, 2 bad usage."""
+    parser = argparse.ArgumentParser(prog="python -m gateway.learning.augment", description=__doc__)
+    parser.add_argument("--corpus", type=Path, required=True, help="folder of the corpus files")
+    parser.add_argument("--backends", required=True, help="their names, with commas")
+    parser.add_argument("--unable", default=",".join(UNABLE), help="tasks (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="file to write, .jsonl.gz")
+    chosen = parser.parse_args(arguments)
+    unable = chosen.unable.split(",")
+    if not set(unable) <= set(get_args(Task)):
+        parser.error(f"--unable: {chosen.unable!r}: tasks are {', '.join(get_args(Task))}")
+    rows = assumed_failures(chosen.corpus, chosen.backends.split(","), unable)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    chosen.out.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
