@@ -1,8 +1,9 @@
 """Objectives: the backends in the order of what they are predicted to be worth for one request.
 
-Everything unknown counts against a backend: without a predicted quality it comes after those that
-have one, without a predicted cost it is never within a limit. Of equal merit the cheaper one comes
-first, then the less loaded one.
+What is unknown counts against a backend: without a predicted quality it comes after those that have
+one, without a predicted cost it is never within a limit. Latency alone does not, for it is measured
+on answers: whoever was never asked would never be. Of equal merit the cheaper one comes first, then
+the less loaded one.
 """
 
 from datetime import UTC, datetime
@@ -100,7 +101,7 @@ def _level(merit: float) -> float:
 def merit_of(
     quality: float | None, cost_nano_usd: int | None, latency_s: float | None, goal: Objective
 ) -> float:
-    """quality − λ·cost − μ·latency; −inf where a part that counts is unknown."""
+    """quality − λ·cost − μ·latency; −inf without a quality, or without a cost that counts."""
     if quality is None:
         return float("-inf")
     merit = quality
@@ -108,9 +109,7 @@ def merit_of(
         if cost_nano_usd is None:
             return float("-inf")
         merit -= goal.lambda_cost_usd * cost_nano_usd / NANO
-    if goal.mu_latency_s:
-        if latency_s is None:
-            return float("-inf")
+    if goal.mu_latency_s and latency_s is not None:
         merit -= goal.mu_latency_s * latency_s
     return merit if isfinite(merit) else float("-inf")
 

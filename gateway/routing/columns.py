@@ -491,5 +491,5 @@ def _merits(quality: Floats, cost: Floats, latency: Floats, goal: Objective) -> 
     if goal.lambda_cost_usd:
         merit -= goal.lambda_cost_usd * cost / NANO
     if goal.mu_latency_s:
-        merit -= goal.mu_latency_s * latency
+        merit -= goal.mu_latency_s * np.where(np.isnan(latency), 0.0, latency)
     return np.where(np.isfinite(merit), merit, -np.inf)

@@ -38,11 +38,11 @@ SECONDS = {"nano": 0.1, "small": 0.5, "base": 3.0}
 def chosen(goal: Objective, **changes: Any) -> tuple[str, ...]:
     """The order of candidates under an objective as the default."""
     cards = changes.pop("cards", CARDS)
-    costs = changes.pop("costs", COSTS)
+    costs, seconds = changes.pop("costs", COSTS), changes.pop("seconds", SECONDS)
     features = RequestFeatures(
         task="chat", difficulty=0.3, prompt_tokens=10, quality=changes.pop("quality", QUALITY)
     )
-    estimates = {n: Estimate(cost_nano_usd=costs[n], latency_s=SECONDS[n]) for n in costs}
+    estimates = {n: Estimate(cost_nano_usd=costs[n], latency_s=seconds.get(n)) for n in costs}
     facts = Facts(features=features, model="auto", estimates=estimates)
     budget = changes.pop("budget", BudgetState())
     policy = Policy(default=Route(objective=goal, **changes))
@@ -90,6 +90,14 @@ def test_what_is_unknown_counts_against_a_backend() -> None:
     assert chosen(Objective(minimise="cost", min_quality=0.05), quality=known)[-1] == "base"
     capped = Objective(maximise="quality", max_cost_usd=1.0)
     assert chosen(capped, costs={"nano": 1, "small": 2})[-1] == "base"
+
+
+def test_a_backend_that_was_never_timed_gets_its_chance() -> None:
+    """An unknown latency costs nothing: who is measured cannot keep the place for ever."""
+    goal = Objective(maximise="quality", mu_latency_s=0.05)
+    assert chosen(goal, seconds={})[0] == "base"
+    assert chosen(goal, seconds={"nano": 0.1})[0] == "base"
+    assert chosen(goal, seconds={"nano": 0.1, "base": 30.0}) == ("small", "nano", "base")
 
 
 def test_a_backend_that_is_down_comes_last() -> None:
