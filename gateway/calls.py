@@ -9,7 +9,7 @@ from backends.contract import Chunk, Completion, GenerateRequest, Usage
 from gateway.api.sse import Assembler
 from gateway.api.translate import backend_body
 from gateway.exchange import Exchange
-from gateway.ledger.foreign_time import Unwatched
+from gateway.ledger.foreign_machine import Unwatched
 from gateway.parts import Parts
 from gateway.spending import tightest
 

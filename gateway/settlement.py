@@ -16,7 +16,7 @@ from backends.wire import usage_from_wire, usage_to_wire
 from gateway.cache.model import Hit
 from gateway.calls import Call
 from gateway.exchange import Exchange
-from gateway.ledger.foreign_time import Watched
+from gateway.ledger.foreign_machine import Watched
 from gateway.ledger.money import NANO, usd_text
 from gateway.ledger.pricing import price_usage
 from gateway.ledger.records import ChargeKind, Settlement

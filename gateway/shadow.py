@@ -18,7 +18,7 @@ from backends.errors import BackendError
 from gateway.api.translate import backend_body
 from gateway.exchange import Exchange
 from gateway.ledger.database import insert_once, writing
-from gateway.ledger.foreign_time import Unwatched
+from gateway.ledger.foreign_machine import Unwatched
 from gateway.ledger.pricing import price_usage
 from gateway.ledger.records import Settlement
 from gateway.ledger.tables import shadows

@@ -19,157 +19,18 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from typing import Any, Final, Protocol
 
-from msgspec import Struct, field
-
 from backends.contract import Chunk, Usage
-from backends.fitting import LinearFit
 from backends.meter import MeterSlot
 from backends.server_metrics import ServerMetrics
-from gateway.ledger.foreign_work import Seen, Weights
+from gateway.ledger.foreign_machine import Flight, Machine, Server, Watched
+from gateway.ledger.foreign_work import Seen
 from gateway.settings import BackendSettings, Settings
 
 _MOST_UNKNOWN_TOKENS: Final = 256
-_EARLY: Final = 10
-"""Requests, until which each is charged what was collected, by its part of the work."""
-_FORGET: Final = 0.98
-"""Of a machine's time and work, with each request."""
-_PAY_OFF: Final = 10
-"""Over about so many requests' work a difference is paid."""
 _SILENT_NS: Final = 60 * 10**9
 """After so long without a request what is left is lost."""
 _METRICS_EVERY: Final = 5
 """Seconds."""
-
-
-class Watched(Protocol):
-    """What is seen of a request on its way; the gateway's Exchange."""
-
-    tokens_seen: int
-    first_token_at: float | None
-    """Of the performance counter, seconds."""
-
-
-class Unwatched(Struct):
-    """Of a request of which nothing is seen until it ends."""
-
-    tokens_seen: int = 0
-    first_token_at: float | None = None
-
-
-class _Flight(Struct, eq=False):
-    """One request at a foreign server."""
-
-    server: "_Server"
-    watched: Watched
-    prompt_tokens: int
-    """As the gateway estimates them."""
-    began_ns: int
-    parts_ns: float
-    """What the machine's integral of 1 / (requests in flight) stood at when it began."""
-    marks: list[tuple[int, int]] = field(default_factory=list)
-    """When how many pieces of its answer had come."""
-
-
-class _Machine(Struct, eq=False):
-    """A machine, who is on it, and its time that nobody was charged yet."""
-
-    slot: MeterSlot | None
-    at_ns: int = 0
-    parts_ns: float = 0.0
-    """Integral of 1 / (requests in flight) over time."""
-    owed_ns: int = 0
-    """Collected and not charged; below zero: charged in advance."""
-    collected_ns: float = 0.0
-    """Lately, until the last request ended; likewise their work."""
-    worked_ns: float = 0.0
-    since_ns: int = 0
-    """Collected since the last request ended."""
-    left_ns: int = 0
-    """When the last request came or went."""
-    usual_ns: float = 0.0
-    """A request's work, on average."""
-    ended: int = 0
-    """Requests."""
-    flights: dict[int, _Flight] = {}
-
-    def collect(self, now_ns: int) -> None:
-        """Take the time since the last event."""
-        passed_ns, self.at_ns = now_ns - self.at_ns, now_ns
-        if not self.flights:
-            return
-        self.parts_ns += passed_ns / self._beside()
-        ns = passed_ns if self.slot is None else self.slot.take(ends=False)
-        self.owed_ns += ns
-        self.since_ns += ns
-
-    def _beside(self) -> int:
-        """How many are served at once; those that the server has in its queue are not."""
-        metrics = next(iter(self.flights.values())).server.metrics
-        if metrics is None or metrics.running is None:
-            return len(self.flights)
-        return max(1, min(len(self.flights), round(metrics.running)))
-
-    def beside(self, flight: _Flight, now_ns: int) -> float:
-        """How many were in flight while this one was, itself included, on average."""
-        part_ns = self.parts_ns - flight.parts_ns
-        return max((now_ns - flight.began_ns) / part_ns, 1.0) if part_ns > 0 else 1.0
-
-    def changed(self) -> None:
-        """A request has come or gone."""
-        self.left_ns = self.at_ns
-        if self.slot is None:
-            return
-        if self.flights:
-            self.slot.begin(weight=len(self.flights))
-        else:
-            self.owed_ns += self.slot.take(ends=True)
-
-    def price(self, work_ns: float, others_ns: float) -> float:
-        """What a request that ends is charged.
-
-        Args:
-            others_ns: the work done for those still there.
-        """
-        self.collected_ns = self.collected_ns * _FORGET + self.since_ns
-        self.worked_ns = self.worked_ns * _FORGET + work_ns
-        self.usual_ns += (work_ns - self.usual_ns) / min(self.ended + 1, 20)
-        self.since_ns, self.ended = 0, self.ended + 1
-        if self.ended <= _EARLY or self.worked_ns <= 0:
-            return max(self.owed_ns, 0) * work_ns / max(work_ns + others_ns, 1.0)
-        rate = self.collected_ns / self.worked_ns
-        known_ns = work_ns + others_ns
-        beyond_ns = self.owed_ns - rate * known_ns
-        payers_ns = known_ns + _PAY_OFF * self.usual_ns
-        return rate * work_ns + beyond_ns * work_ns / max(payers_ns, 1.0)
-
-    def charged(self, ns: int) -> None:
-        """So much was."""
-        self.owed_ns -= ns
-        if self.slot is not None:
-            self.slot.report(ns)
-
-    def lose(self, ns: int) -> None:
-        """So much will never be."""
-        self.owed_ns -= ns
-        if self.slot is not None:
-            self.slot.lose(ns)
-
-
-class _Server(Struct, eq=False):
-    """One backend: what its work takes, and the machine it is on."""
-
-    machine: _Machine
-    weights: Weights = field(default_factory=Weights)
-    prompts: LinearFit = field(default_factory=lambda: LinearFit((10.0, 1.0)))
-    """Tokens of a prompt as the server counts them: per request, and per token of ours."""
-    metrics: ServerMetrics | None = None
-
-    def prompt(self, estimate: int) -> float:
-        """What the server will probably count."""
-        if not self.prompts.fitted:
-            return float(estimate)
-        per_request, per_token = self.prompts.coefficients()
-        return per_request + per_token * estimate
 
 
 class ForeignTime:
@@ -186,16 +47,16 @@ class ForeignTime:
         slots: by machine, this process's place at its meter.
         now_ns: the clock of `Watched.first_token_at`.
         """
-        machines: dict[str, _Machine] = {}
+        machines: dict[str, Machine] = {}
         self._now_ns = now_ns
-        self._servers: dict[str, _Server] = {}
-        self._machines: list[_Machine] = []
+        self._servers: dict[str, Server] = {}
+        self._machines: list[Machine] = []
         for backend in settings.backends:
             name = foreign_machine(settings, backend)
             if name is not None:
                 slot = (slots or {}).get(name)
-                machine = machines.setdefault(name, _Machine(slot=slot, flights={}))
-                self._servers[backend.name] = _Server(machine)
+                machine = machines.setdefault(name, Machine(slot=slot, flights={}))
+                self._servers[backend.name] = Server(machine)
         self._machines = list(machines.values())
 
     @property
@@ -214,10 +75,13 @@ class ForeignTime:
         return _NOTHING if server is None else self._inside(server, watched, prompt_tokens)
 
     @contextlib.contextmanager
-    def _inside(self, server: _Server, watched: Watched, prompt_tokens: int) -> Iterator[None]:
+    def _inside(self, server: Server, watched: Watched, prompt_tokens: int) -> Iterator[None]:
         machine, now_ns = server.machine, self._now_ns()
         machine.collect(now_ns)
-        flight = _Flight(server, watched, prompt_tokens, now_ns, machine.parts_ns)
+        expected_ns = now_ns + server.first_after(prompt_tokens)
+        flight = Flight(server, watched, prompt_tokens, now_ns, machine.parts_ns, expected_ns)
+        if not machine.flights:
+            machine.busy_since_ns = now_ns
         machine.flights[id(watched)] = flight
         machine.changed()
         try:
@@ -245,6 +109,8 @@ class ForeignTime:
         flight = self._servers[backend].machine.flights.get(id(watched))
         if flight is None:
             return
+        if not flight.marks:
+            flight.server.machine.seen(flight, at_ns)
         before = flight.marks[-1][1] if flight.marks else 0
         if watched.tokens_seen > before:
             flight.marks.append((at_ns, watched.tokens_seen))
@@ -267,8 +133,8 @@ class ForeignTime:
         machine, now_ns = server.machine, self._now_ns()
         beside = len(machine.flights)
         even_ns = machine.parts_ns - flight.parts_ns + (now_ns - machine.at_ns) / beside
-        rate = machine.collected_ns / machine.worked_ns if machine.ended > _EARLY else 0.0
-        return round(max(even_ns, rate * self._done(flight, now_ns))), beside
+        known_ns = machine.rate * self._done(flight, now_ns)
+        return round(max(even_ns, known_ns)), beside
 
     def heard(self, backend: str, metrics: ServerMetrics) -> None:
         """What the server's /metrics said, now and then."""
@@ -297,13 +163,14 @@ class ForeignTime:
         """Collected and not charged yet, of all machines."""
         return sum(machine.owed_ns for machine in self._machines)
 
-    def _land(self, machine: _Machine, watched: Watched, usage: Usage) -> int:
+    def _land(self, machine: Machine, watched: Watched, usage: Usage) -> int:
         now_ns = self._now_ns()
         machine.collect(now_ns)
         flight = machine.flights.pop(id(watched), None)
         if flight is None:
             return 0
         machine.changed()
+        machine.travelled(flight.server.weights.own_ns)
         fresh = max(0, usage.prompt_tokens - usage.cached_tokens)
         work_ns = flight.server.weights.work_ns(
             usage.prompt_tokens, fresh, usage.completion_tokens, machine.beside(flight, now_ns)
@@ -323,12 +190,12 @@ class ForeignTime:
             marks=flight.marks,
             first_ns=flight.marks[0][0]
             if flight.marks
-            else weights.first_ns(fresh, began_ns, now_ns),
+            else min(now_ns, began_ns + weights.first_after(fresh)),
         )
         weights.ended(seen)
         return charged_ns
 
-    def _leave(self, machine: _Machine, watched: Watched) -> None:
+    def _leave(self, machine: Machine, watched: Watched) -> None:
         """Of a request that nobody ended: its work brought nobody anything."""
         flight = machine.flights.get(id(watched))
         if flight is None:
@@ -342,7 +209,7 @@ class ForeignTime:
         part = done_ns / max(done_ns + others_ns, 1.0) if machine.flights else 1.0
         machine.lose(round(max(machine.owed_ns, 0) * part))
 
-    def _others(self, machine: _Machine, now_ns: int, most_unseen_ns: float) -> float:
+    def _others(self, machine: Machine, now_ns: int, most_unseen_ns: float) -> float:
         """The work done for those in flight; what nobody saw of it is not more than there was time
         for."""
         seen = unseen = 0.0
@@ -353,7 +220,7 @@ class ForeignTime:
                 unseen += self._done(flight, now_ns)
         return seen + min(unseen, max(0.0, most_unseen_ns - seen))
 
-    def _done(self, flight: _Flight, now_ns: int) -> float:
+    def _done(self, flight: Flight, now_ns: int) -> float:
         """Estimated work of a request in flight, of what has probably been done of it."""
         server, prompt = flight.server, flight.server.prompt(flight.prompt_tokens)
         beside = server.machine.beside(flight, now_ns)

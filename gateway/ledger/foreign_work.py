@@ -7,7 +7,11 @@ told apart: long prompts come with long answers of others. So a stream is cut in
 tokens. In each the server made as many steps as the stream got tokens, and what else it did
 meanwhile is known once all who were there have ended: whose prompts it read, whose tokens it made.
 The windows tell steps from tokens and prompts from steps; the time to the first token, or of a
-whole answer its life, tells what each request costs beside.
+whole answer its life, tells what each request costs beside. Where an answer was not streamed, when
+its tokens came is a guess, so windows beside one teach only while others are rare.
+
+Tokens of the prompt that were in a cache are attended to at a rate of their own: many requests
+share them, so some servers read them once for all.
 """
 
 from bisect import bisect_right
@@ -21,16 +25,21 @@ from msgspec import Struct
 from backends.fitting import LinearFit
 from backends.server_metrics import Terms
 
-_WINDOW: Final = 16
+_WINDOW: Final = 8
 """Pieces of an answer."""
-_PRIOR: Final = (4.0, 8.0, 1.0, 0.0015, 1.2, 0.003)
-"""Nanoseconds per: request, step, fresh prompt token, pair of these, answer token, pair of it and
-one before."""
-_WORTH: Final = (0.01, 0.01, 0.01, 1.0, 0.01, 1.0)
+_PRIOR: Final = (4.0, 8.0, 1.0, 0.0015, 1.2, 0.003, 0.003)
+"""Nanoseconds per: request, step, fresh prompt token, pair of it and one before, answer token, pair
+of it and one before that was computed, and that was cached."""
+_WORTH: Final = (0.01, 0.01, 0.01, 3.0, 0.01, 1.0, 0.3)
 """In observations: attention can hardly be told from the tokens that attend."""
-_WINDOWS: Final = 16
+_SKIPS: Final = 32
+"""So many windows beside answers that are not streamed may be left out for each one without."""
+_WINDOWS: Final = 32
 """To learn from at once, which takes some milliseconds; more until there were _MANY."""
 _MANY: Final = 1_000
+_MOST_LATE_NS: Final = 300_000
+_DECODED: Final = 2
+"""Its place among what was done."""
 _MOST_WAITING: Final = 64
 _MOST_KEPT: Final = 512
 
@@ -78,6 +87,12 @@ class Weights:
         self._ended: deque[Seen] = deque(maxlen=_MOST_KEPT)
         self._learned = 0
         """Windows."""
+        self._may_skip = 0
+
+    @property
+    def own_ns(self) -> float:
+        """What a request takes before and after it is computed."""
+        return self._fit.coefficients()[0] if self._fit.fitted else 0.0
 
     def work_ns(self, prompt: float, fresh: float, answer: float, beside: float) -> float:
         """What a request's work takes.
@@ -86,18 +101,21 @@ class Weights:
             prompt, fresh, answer: tokens; fresh ones of the prompt were in no cache.
             beside: how many share its steps, itself included.
         """
-        _, step, prefill, pair, decode, attend = self._fit.coefficients()
-        more = max(answer - 1, 0.0)
-        reading = prefill * fresh + pair * fresh * fresh / 2
-        return (
-            reading + answer * step / beside + decode * more + attend * more * (prompt + more / 2)
-        )
+        _, step, _, _, decode, attend, attend_cached = self._fit.coefficients()
+        more, cached = max(answer - 1, 0.0), prompt - fresh
+        attention = attend * more * (fresh + more / 2) + attend_cached * more * cached
+        reading_ns = self._reading_ns(fresh, cached)
+        return reading_ns + answer * step / beside + decode * more + attention
+
+    def _reading_ns(self, fresh: float, cached: float = 0.0) -> float:
+        """A prompt: its tokens, and what these attend to."""
+        _, _, prefill, pair, *_ = self._fit.coefficients()
+        return prefill * fresh + pair * fresh * (fresh / 2 + cached)
 
     def answered(self, prompt: float, passed_ns: float, beside: float) -> float:
         """How much of an answer there is probably after so long; below 1 the prompt is read."""
-        own, step, prefill, pair, decode, attend = self._fit.coefficients()
-        left_ns = passed_ns - own
-        reading_ns = prefill * prompt + pair * prompt * prompt / 2
+        own, step, _, _, decode, attend, _ = self._fit.coefficients()
+        left_ns, reading_ns = passed_ns - own, self._reading_ns(prompt)
         if left_ns <= reading_ns:
             return max(left_ns, 0.0) / max(reading_ns, 1.0) - 1e-9
         return 1 + (left_ns - reading_ns) / max(step + (decode + attend * prompt) * beside, 1.0)
@@ -105,12 +123,12 @@ class Weights:
     def told(self, terms: Terms, ns: float) -> None:
         """What the server's own sums say."""
         requests, prompt, answer, answer_beside = terms
-        self._fit.observe((requests, answer, prompt, 0.0, answer_beside, 0.0), ns)
+        self._fit.observe((requests, answer, prompt, 0.0, answer_beside, 0.0, 0.0), ns)
 
-    def first_ns(self, fresh: int, began_ns: int, ended_ns: int) -> int:
-        """When a prompt had probably been read."""
-        own, step, prefill, pair, *_ = self._fit.coefficients()
-        return min(ended_ns, began_ns + round(own + step + prefill * fresh + pair * fresh**2 / 2))
+    def first_after(self, fresh: float) -> int:
+        """How long a request will probably take until its prompt has been read, nanoseconds."""
+        own, step, *_ = self._fit.coefficients()
+        return round(own + step + self._reading_ns(fresh))
 
     def ended(self, seen: Seen) -> None:
         """Remember a request until there is time to learn from it."""
@@ -149,25 +167,39 @@ class Weights:
             yield (1.0, float(seen.answer_tokens), *whole), seen.ended_ns - began_ns
             return
         per_piece = max(seen.answer_tokens - 1, 1) / max(marks[-1][1] - 1, 1)
-        prompts, pairs, decoded, attended = _done(there, began_ns, seen.first_ns)
-        steps = 1 + decoded / 2
-        yield (1.0, steps, prompts, pairs, decoded, attended), seen.first_ns - began_ns
+        done = _done(there, began_ns, seen.first_ns)
+        yield (1.0, 1 + done[_DECODED] / 2, *done), seen.first_ns - began_ns
+        # Pieces of one step arrive one after another: those a little later belong to it, too.
+        late_ns = min((marks[-1][0] - marks[0][0]) // (2 * len(marks)), _MOST_LATE_NS)
         for (from_ns, before), (until_ns, after) in pairwise(marks[::_WINDOW]):
+            if self._skips(there, from_ns, until_ns):
+                continue
             steps = (after - before) * per_piece
-            yield (0.0, steps, *_done(there, from_ns, until_ns)), until_ns - from_ns
+            done = _done(there, from_ns + late_ns, until_ns + late_ns)
+            yield (0.0, steps, *done), until_ns - from_ns
+
+    def _skips(self, there: Sequence[Seen], from_ns: int, until_ns: int) -> bool:
+        """Whether a window is left out, as what was made in it is not well known."""
+        if any(not o.marks and o.began_ns < until_ns and o.ended_ns > from_ns for o in there):
+            self._may_skip = max(self._may_skip - 1, -1)
+            return self._may_skip >= 0
+        self._may_skip = _SKIPS
+        return False
 
 
-def _done(there: Sequence[Seen], from_ns: int, until_ns: int) -> tuple[float, float, float, float]:
-    """By these requests in a stretch: prompt tokens read, pairs of them, tokens decoded, and what
-    these attended to."""
-    prompts = pairs = decoded = attended = 0.0
+def _done(there: Sequence[Seen], from_ns: int, until_ns: int) -> tuple[float, ...]:
+    """By these requests in a stretch: prompt tokens read, pairs of them and what is before,
+    tokens decoded, and what these attended to, computed and cached."""
+    prompts = pairs = decoded = attended = attended_cached = 0.0
     for one in there:
         if one.ended_ns < from_ns or one.began_ns > until_ns:
             continue
+        cached = one.prompt_tokens - one.fresh_tokens
         if from_ns < one.first_ns <= until_ns:
             prompts += one.fresh_tokens
-            pairs += one.fresh_tokens**2 / 2
+            pairs += one.fresh_tokens * (one.fresh_tokens / 2 + cached)
         a, b = one.decoded(from_ns), one.decoded(until_ns)
         decoded += b - a
-        attended += (b - a) * one.prompt_tokens + (b * b - a * a) / 2
-    return prompts, pairs, decoded, attended
+        attended += (b - a) * one.fresh_tokens + (b * b - a * a) / 2
+        attended_cached += (b - a) * cached
+    return prompts, pairs, decoded, attended, attended_cached

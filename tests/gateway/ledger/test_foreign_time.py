@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from backends.contract import Chunk, Usage
 from backends.meter import Meter
 from backends.server_metrics import ServerMetrics
-from gateway.ledger.foreign_time import ForeignTime, Unwatched, foreign_machine
+from gateway.ledger.foreign_machine import Unwatched
+from gateway.ledger.foreign_time import ForeignTime, foreign_machine
 from gateway.price_settings import MachineSettings, PriceSettings
 from gateway.settings import BackendSettings, Settings
 
@@ -82,17 +84,22 @@ def _serve(foreign: ForeignTime, clock: Clock, jobs: dict[str, tuple[int, int]])
     return charged
 
 
-def test_shares_follow_the_work_once_the_server_is_known() -> None:
+def test_shares_follow_the_work_once_the_server_is_known(tmp_path: Path) -> None:
     """Twice the answer costs twice, a long prompt costs what its step took. Nothing is left out."""
     clock = Clock()
-    foreign = ForeignTime(SETTINGS, now_ns=clock)
+    meter = Meter(tmp_path / "m", ["gateway-0"], now_ns=clock)
+    meter.enter(0, os.getpid())
+    slot = Meter(tmp_path / "m", now_ns=clock).claim()
+    foreign = ForeignTime(SETTINGS, {"gpu": slot}, now_ns=clock)
     for turn in range(120):
         _serve(foreign, clock, {"a": (50 + turn * 20, 20), "b": (10, 40 - turn % 30)})
         _serve(foreign, clock, {"a": (50 + turn * 20, 20)})
-    began, owed = clock.now, foreign.owed_ns
+    began, owed, lost = clock.now, foreign.owed_ns, meter.read().slots["gateway-0"].lost_ns
     charged = _serve(foreign, clock, {"long": (2000, 20), "answer": (10, 40), "half": (10, 20)})
     passed = clock.now - began - 10 * MS  # the last step's, of nobody
-    assert sum(charged.values()) + foreign.owed_ns - owed == passed
+    lost = meter.read().slots["gateway-0"].lost_ns - lost
+    assert sum(charged.values()) + foreign.owed_ns - owed + lost == passed
+    assert 0 <= lost < MS, "on their way to the server"
     half = 20 * (10 / 3 + 1) * MS
     assert charged["half"] == pytest.approx(half, rel=0.2)
     assert charged["long"] == pytest.approx(half + 40 * MS, rel=0.2)
@@ -138,6 +145,46 @@ async def test_streams_are_looked_at_on_their_way() -> None:
     same = pieces()
     assert foreign.timed(watched, "outside", same) is same
     await same.aclose()
+
+
+def test_way_to_an_idle_server_is_nobody_s_work() -> None:
+    """Once the server is known, a request that comes alone pays its steps and hardly the way."""
+    clock = Clock()
+    foreign = ForeignTime(SETTINGS, now_ns=clock)
+    for turn in range(60):
+        clock.now += 300 * MS
+        began, prompt = clock.now, 10 + turn % 20 * 50
+        watched = Unwatched()
+        with foreign.flight(watched, "vllm", prompt):
+            clock.now += 30 * MS + prompt * MS // 50
+            for watched.tokens_seen in range(1, 30 + turn % 40):
+                clock.now += 10 * MS
+                foreign.look(watched, "vllm", clock.now)
+            usage = Usage(prompt_tokens=prompt, completion_tokens=watched.tokens_seen)
+            charged = foreign.end(watched, "vllm", usage)
+        foreign.tick()
+    assert charged is not None
+    assert -5 * MS < charged - (clock.now - began - 30 * MS) < 15 * MS
+
+
+def test_cached_prompts_are_attended_to_at_their_own_price() -> None:
+    """A server that reads a shared prefix once for all charges little for it."""
+    clock = Clock()
+    foreign = ForeignTime(SETTINGS, now_ns=clock)
+    charged: dict[int, int] = {}
+    for turn in range(200):
+        cached = 2000 * (turn % 2)
+        usage = Usage(prompt_tokens=2100, completion_tokens=33, cached_tokens=cached)
+        watched = Unwatched()
+        with foreign.flight(watched, "vllm", 2100):
+            clock.now += (2100 - cached) * MS // 50
+            for watched.tokens_seen in range(1, 34):
+                clock.now += 10 * MS + (2100 - cached) * MS // 200
+                foreign.look(watched, "vllm", clock.now)
+            charged[cached] = foreign.end(watched, "vllm", usage) or 0
+        foreign.tick()
+    assert charged[2000] == pytest.approx(2 * MS + 33 * 10.5 * MS, rel=0.1)
+    assert charged[0] == pytest.approx(42 * MS + 33 * 20.5 * MS, rel=0.1)
 
 
 _steps = st.lists(
