@@ -37,8 +37,13 @@ def check(ctx: click.Context, config: str | None, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def show(ctx: click.Context, config: str | None, as_json: bool) -> None:
-    """Print the settings in force, defaults filled in (always JSON)."""
-    print_json(msgspec.to_builtins(settings_of(ctx, config)))
+    """Print the settings in force, defaults filled in and passwords left out (always JSON)."""
+    from gateway.settings import shown_url
+
+    shown = msgspec.to_builtins(settings_of(ctx, config))
+    shown["database"]["url"] = shown_url(shown["database"]["url"])
+    shown["cache"]["redis"] = shown_url(shown["cache"]["redis"])
+    print_json(shown)
 
 
 @config.command()

@@ -2,12 +2,13 @@
 
 from gateway.price_settings import MachineSettings, PriceSettings
 from gateway.report_settings import ReportSettings
-from gateway.settings.checks import check
+from gateway.settings.checks import check, shown_url
 from gateway.settings.json_schema import schema
 from gateway.settings.loading import load
 from gateway.settings.tables import (
     BUILT_IN,
     BackendSettings,
+    BatchSettings,
     CacheSettings,
     DatabaseSettings,
     EngineSettings,
@@ -23,6 +24,7 @@ from gateway.settings.tables import (
 __all__ = [
     "BUILT_IN",
     "BackendSettings",
+    "BatchSettings",
     "CacheSettings",
     "DatabaseSettings",
     "EngineSettings",
@@ -39,4 +41,5 @@ __all__ = [
     "check",
     "load",
     "schema",
+    "shown_url",
 ]

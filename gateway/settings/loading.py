@@ -20,6 +20,9 @@ from gateway.litellm_prices import read_rates
 from gateway.price_settings import PriceSettings
 from gateway.settings.checks import check
 from gateway.settings.tables import BUILT_IN, BackendSettings, Settings
+from gateway.settings.wording import explain
+
+_SQLITE = "sqlite+aiosqlite:///"
 
 
 def load(
@@ -42,10 +45,10 @@ def load(
     file = _find(path, env)
     settings = BUILT_IN if file is None else _read(file)
     where = str(file) if file else "the built-in configuration"
-    settings = _override(settings, env, overrides or {}, where)
+    settings, said_by = _override(settings, env, overrides or {})
     base = file.parent.resolve() if file else Path.cwd()
     settings = _resolve(settings, base, _state_dir(env), str(file.resolve()) if file else "")
-    check(settings, where)
+    check(settings, where, said_by)
     return settings
 
 
@@ -63,6 +66,8 @@ def _find(path: str | os.PathLike[str] | None, env: Mapping[str, str]) -> Path |
 def _read(file: Path) -> Settings:
     try:
         tree = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{file}: cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{file}: not valid TOML: {error}") from None
     for key in ("state_dir", "source"):
@@ -71,7 +76,7 @@ def _read(file: Path) -> Settings:
     try:
         return msgspec.convert(tree, Settings, dec_hook=_decimal)
     except msgspec.ValidationError as error:
-        raise SettingsError(_explain(str(error), tree, file)) from None
+        raise SettingsError(f"{file}: {explain(str(error), tree)}") from None
 
 
 def _decimal(kind: type, value: Any) -> Any:
@@ -80,50 +85,40 @@ def _decimal(kind: type, value: Any) -> Any:
     raise NotImplementedError(kind)
 
 
-def _explain(text: str, tree: dict[str, Any], file: Path) -> str:
-    """msgspec's message with key path first and the offending value."""
-    found = re.search(r" - at `\$\.?([^`]*)`$", text)
-    path = found.group(1) if found else ""
-    reason = text[: found.start()] if found else text
-    unknown = re.search(r"unknown field `([^`]+)`", reason)
-    if unknown:
-        key = f"{path}.{unknown.group(1)}" if path else unknown.group(1)
-        return f"{file}: {key}: unknown key; see config.example.toml for all keys"
-    value: Any = tree
-    for part in re.findall(r"[^.\[\]]+", path):
-        try:
-            value = value[int(part)] if isinstance(value, list) else value[part]
-        except (KeyError, IndexError, ValueError, TypeError):
-            return f"{file}: {path}: {reason}"
-    return f"{file}: {path or 'the file'}: {value!r}: {reason}" if path else f"{file}: {reason}"
-
-
 def _override(
-    settings: Settings, env: Mapping[str, str], server: Mapping[str, Any], where: str
-) -> Settings:
-    changes: dict[str, Any] = {k: v for k, v in server.items() if v is not None}
-    if env.get("HEADGATE_HOST"):
-        changes.setdefault("host", env["HEADGATE_HOST"])
-    if env.get("HEADGATE_PORT"):
-        port = env["HEADGATE_PORT"]
-        if not port.isdecimal() or int(port) > 65535:
-            raise SettingsError(f"$HEADGATE_PORT: {port!r}: a port, 0 to 65535")
-        changes.setdefault("port", int(port))
-    if env.get("HEADGATE_AUTH"):
-        if env["HEADGATE_AUTH"] not in ("open", "keys"):
-            raise SettingsError(f"$HEADGATE_AUTH: {env['HEADGATE_AUTH']!r}: open or keys")
-        changes.setdefault("auth", env["HEADGATE_AUTH"])
+    settings: Settings, env: Mapping[str, str], flags: Mapping[str, Any]
+) -> tuple[Settings, dict[str, str]]:
+    """What environment and command line say instead, and by key which of them said it."""
+    said = {name: (value, f"--{name}") for name, value in flags.items() if value is not None}
+    for name, read in (("host", str), ("port", _port), ("auth", _auth)):
+        variable = f"HEADGATE_{name.upper()}"
+        if env.get(variable):
+            said.setdefault(name, (read(env[variable]), f"${variable}"))
     if env.get("HEADGATE_ADMIN_KEY"):
-        changes.setdefault("admin_key_env", "HEADGATE_ADMIN_KEY")
+        said.setdefault("admin_key_env", ("HEADGATE_ADMIN_KEY", "$HEADGATE_ADMIN_KEY"))
     replace = msgspec.structs.replace
-    if changes:
-        settings = replace(settings, server=replace(settings.server, **changes))
-    if env.get("HEADGATE_DATABASE_URL"):
-        url = env["HEADGATE_DATABASE_URL"]
+    changes = {name: value for name, (value, _) in said.items()}
+    settings = replace(settings, server=replace(settings.server, **changes))
+    said_by = {f"server.{name}": by for name, (_, by) in said.items()}
+    if url := env.get("HEADGATE_DATABASE_URL"):
         settings = replace(settings, database=replace(settings.database, url=url))
-    if env.get("HEADGATE_REDIS_URL"):
-        settings = replace(settings, cache=replace(settings.cache, redis=env["HEADGATE_REDIS_URL"]))
-    return settings
+        said_by["database.url"] = "$HEADGATE_DATABASE_URL"
+    if url := env.get("HEADGATE_REDIS_URL"):
+        settings = replace(settings, cache=replace(settings.cache, redis=url))
+        said_by["cache.redis"] = "$HEADGATE_REDIS_URL"
+    return settings, said_by
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise SettingsError(f"$HEADGATE_PORT: {text!r}: a port, 0 to 65535")
+    return int(text)
+
+
+def _auth(text: str) -> str:
+    if text not in ("open", "keys"):
+        raise SettingsError(f"$HEADGATE_AUTH: {text!r}: open or keys")
+    return text
 
 
 def _state_dir(env: Mapping[str, str]) -> Path:
@@ -140,24 +135,34 @@ def _resolve(settings: Settings, base: Path, state_dir: Path, source: str) -> Se
     def path(text: str) -> str:
         return str(base / Path(text).expanduser())
 
-    def model(backend: BackendSettings) -> BackendSettings:
-        local = backend.kind in ("engine", "encoder") and not re.match(
-            r"^(bundled|hf):", backend.model
-        )
+    def named(model: str) -> str:
+        return model if re.match(r"^(bundled|hf):", model) else path(model)
+
+    def backend(one: BackendSettings) -> BackendSettings:
+        local, draft = one.kind in ("engine", "encoder"), one.speculation.draft_model
         return replace(
-            backend,
-            model=path(backend.model) if local else backend.model,
-            api_key_file=path(backend.api_key_file) if backend.api_key_file else None,
-            price=_listed_price(backend, path),
+            one,
+            model=named(one.model) if local else one.model,
+            speculation=replace(one.speculation, draft_model=named(draft) if draft else None),
+            tokenizer=named(one.tokenizer) if one.tokenizer else None,
+            api_key_file=path(one.api_key_file) if one.api_key_file else None,
+            price=_listed_price(one, path),
         )
 
+    server, database = settings.server, settings.database
+    admin_key_file = path(server.admin_key_file) if server.admin_key_file else None
+    file = database.url.removeprefix(_SQLITE)
+    elsewhere = file in (database.url, ":memory:")
+    url = database.url if elsewhere else f"{_SQLITE}{path(file)}"
     routing = settings.routing
     dirs = [path(folder) for folder in routing.policy_dirs]
     head = path(routing.head) if routing.head else None
     return replace(
         settings,
+        server=replace(server, admin_key_file=admin_key_file),
+        database=replace(database, url=url),
         routing=replace(routing, policy_dirs=dirs, head=head),
-        backends=[model(backend) for backend in settings.backends] or BUILT_IN.backends,
+        backends=[backend(one) for one in settings.backends] or BUILT_IN.backends,
         machines=settings.machines or BUILT_IN.machines,
         state_dir=str(state_dir),
         source=source,

@@ -13,7 +13,7 @@ from gateway.report_settings import ReportSettings
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
-Seconds = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0, le=10 * 365 * 86_400)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 
 

@@ -113,10 +113,23 @@ def test_environment_overrides_the_file(tmp_path: Path) -> None:
 
 def test_relative_paths_resolve_against_the_file(tmp_path: Path) -> None:
     """Folders of models and policies stand beside the configuration that names them."""
-    text = '[routing]\npolicy_dirs = ["p"]\n[[backends]]\nname = "a"\nmodel = "m/x"\n'
+    text = """
+        server = { admin_key_file = "k" }
+        database = { url = "sqlite+aiosqlite:///l.db" }
+        routing = { policy_dirs = ["p"] }
+        [[backends]]
+        name = "a"
+        model = "m/x"
+        tokenizer = "bundled:small"
+        speculation = { draft_model = "m/y" }
+    """
     settings = load(write(tmp_path, text), env={})
+    assert settings.server.admin_key_file == str(tmp_path / "k")
+    assert settings.database.url == f"sqlite+aiosqlite:///{tmp_path}/l.db"
     assert settings.routing.policy_dirs == [str(tmp_path / "p")]
     assert settings.backends[0].model == str(tmp_path / "m/x")
+    assert settings.backends[0].tokenizer == "bundled:small"
+    assert settings.backends[0].speculation.draft_model == str(tmp_path / "m/y")
 
 
 def test_money_is_exact(tmp_path: Path) -> None:
@@ -131,12 +144,25 @@ ECHO = '[[backends]]\nname = "a"\nkind = "echo"\nmodel = "e"\n'
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[server]\nprot = 1\n", ["server.prot", "unknown key"]),
+        ("[server]\nprot = 1\n", ["server.prot", "unknown key", "did you mean 'port'", "workers"]),
+        ("[sever]\nport = 1\n", ["sever", "did you mean 'server'"]),
+        (ECHO + "[backends.engine]\nmax_seqs = 1\n", ["[0].engine.max_seqs", "'max_num_seqs'"]),
+        ('[[backends]]\nname = "a"\n', ["backends[0].model", "missing"]),
+        ('[routing]\npolicy_dirs = "p"\n', ["routing.policy_dirs", "expected list, got string"]),
+        ("[server]\ndrain_timeout_s = inf\n", ["server.drain_timeout_s", "inf"]),
+        ('[models]\na = "gone"\n', ["models.a", "'gone'", "policy:NAME", "small"]),
+        ('[models]\na = "b"\nb = "a"\n', ["models.a", "'b'"]),
+        ('[[backends]]\nname = "e"\nmodel = "bundled:x"\n', ["[0].model", "'bundled:nano'"]),
+        (
+            ECHO.replace('"echo"', '"openai"') + 'base_urls = ["http://u:secret@h/v1"]\n',
+            ["backends[0].base_urls", "u:***@h", "api_key_env"],
+        ),
+        ('[cache]\nredis = "reds://:secret@h"\n', ["cache.redis", "***@h", "redis://"]),
         ("state_dir = '/x'\n", ["state_dir", "HEADGATE_STATE_DIR"]),
         ('[server]\nport = "a"\n', ["server.port", "'a'", "int"]),
         ("[server]\nport = 70000\n", ["server.port", "70000", "65535"]),
         ('[server]\nhost = "0.0.0.0"\n', ["server.host", "0.0.0.0", 'auth = "keys"']),
-        ('[server]\nauth = "none"\n', ["server.auth", "'none'"]),
+        ('[server]\nauth = "none"\n', ["server.auth", "'none'", "'keys'", "'open'"]),
         ('[cache]\nredis = "foo"\n', ["cache.redis", "'foo'", "memory"]),
         ('[database]\nurl = "mysql://u:secret@h/d"\n', ["database.url", "postgresql"]),
         ("[cache.semantic]\nthreshold = 2\n", ["cache.semantic.threshold", "2"]),
@@ -193,6 +219,25 @@ def test_bad_configuration_is_refused_with_path_value_and_remedy(
     for word in [str(file), *words]:
         assert word in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("env", "flags", "said_by"),
+    [
+        ({"HEADGATE_HOST": "0.0.0.0"}, {}, "$HEADGATE_HOST: '0.0.0.0'"),
+        ({"HEADGATE_HOST": "::1"}, {"host": "0.0.0.0"}, "--host: '0.0.0.0'"),
+        ({"HEADGATE_PORT": "70000"}, {}, "$HEADGATE_PORT: '70000'"),
+        ({"HEADGATE_DATABASE_URL": "x://u:secret@h"}, {}, "$HEADGATE_DATABASE_URL: 'x://u:***@h'"),
+        ({"HEADGATE_REDIS_URL": "x"}, {}, "$HEADGATE_REDIS_URL: 'x'"),
+    ],
+)
+def test_overrides_are_blamed_by_their_own_name(
+    tmp_path: Path, env: dict[str, str], flags: dict[str, Any], said_by: str
+) -> None:
+    """What a variable or a flag got wrong is not blamed on the file."""
+    with pytest.raises(SettingsError) as caught:
+        load(write(tmp_path, ""), env=env, overrides=flags)
+    assert str(caught.value).startswith(said_by)
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
