@@ -83,6 +83,31 @@ inline uint16_t to_fp16(float x) {
     return static_cast<uint16_t>(sign | half);
 }
 
+// LANES numbers, each rounded as above.
+inline void narrow_fp16(const float* from, uint16_t* to) {
+#if defined(__AVX512F__)
+    const __m256i bits = _mm512_cvtps_ph(_mm512_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bits);
+#elif defined(__F16C__)
+    const __m128i bits = _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bits);
+#else
+    for (int lane = 0; lane < LANES; ++lane) to[lane] = to_fp16(from[lane]);
+#endif
+}
+
+inline void narrow_bf16(const float* from, uint16_t* to) {
+#if defined(__AVX512F__)
+    const Vector x = load(from);
+    const Ints rounded = (as_ints(x) + 0x7FFF + (as_ints(x) >> 16 & 1)) >> 16;
+    const Ints bits = x == x ? rounded : Ints{} + 0x7FC0;
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                        _mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(bits)));
+#else
+    for (int lane = 0; lane < LANES; ++lane) to[lane] = to_bf16(from[lane]);
+#endif
+}
+
 // Of values up to 448.
 inline uint8_t to_fp8(float x) {
     const int32_t sign = bits_of(x) >> 24 & 0x80, size = bits_of(x) & 0x7FFFFFFF;
@@ -171,8 +196,8 @@ inline void write_slot(const CacheHalf& half, const CacheShape& shape, int64_t s
         std::copy_n(row, size, static_cast<float*>(half.data) + first);
     } else if (shape.kind == FP16 || shape.kind == BF16) {
         uint16_t* to = static_cast<uint16_t*>(half.data) + first;
-        const auto round = shape.kind == FP16 ? to_fp16 : to_bf16;
-        for (int i = 0; i < size; ++i) to[i] = round(row[i]);
+        const auto narrow = shape.kind == FP16 ? narrow_fp16 : narrow_bf16;
+        for (int i = 0; i < size; i += LANES) narrow(row + i, to + i);  // dim: whole vectors
     } else {
         const float limit = shape.kind == INT8 ? 127.0f : 448.0f;
         for (int head = 0; head < shape.heads; ++head) {

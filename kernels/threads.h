@@ -6,6 +6,7 @@
 // hand: on a busy machine it may have lost its core, and the others do its share.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <climits>
 #include <memory>
@@ -64,6 +65,9 @@ class Team {
     }
 
     int size() const { return size_; }
+
+    // Tasks to cut so many equal things into: several for each member, as one may be late.
+    int shares_of(int things) const { return size_ == 1 ? 1 : std::min(things, 6 * size_); }
 
   private:
     const int size_;

@@ -80,15 +80,47 @@ inline Vector exponential(Vector x) {
     return p * reinterpret_cast<Vector>((power + 127) << 23);
 }
 
+inline float largest_lane(Vector v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps(reinterpret_cast<__m512>(v));
+#else
+    float most = v[0];
+    for (int lane = 1; lane < LANES; ++lane) most = v[lane] > most ? v[lane] : most;
+    return most;
+#endif
+}
+
+// Whether a comparison holds for any lane.
+inline bool any(Ints v) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask(reinterpret_cast<__m512i>(v), reinterpret_cast<__m512i>(v)) != 0;
+#else
+    int32_t together = 0;
+    for (int lane = 0; lane < LANES; ++lane) together |= v[lane];
+    return together != 0;
+#endif
+}
+
 // For the end of a row that is no whole vector: missing lanes read `rest` and are not written.
 inline Vector load_some(const float* from, int count, float rest) {
     Vector v = Vector{} + rest;
+#if defined(__AVX512F__)
+    const __mmask16 there = static_cast<__mmask16>((1 << count) - 1);
+    v = reinterpret_cast<Vector>(
+        _mm512_mask_loadu_ps(reinterpret_cast<__m512>(v), there, from));
+#else
     for (int lane = 0; lane < count; ++lane) v[lane] = from[lane];
+#endif
     return v;
 }
 
 inline void store_some(float* to, Vector v, int count) {
+#if defined(__AVX512F__)
+    const __mmask16 there = static_cast<__mmask16>((1 << count) - 1);
+    _mm512_mask_storeu_ps(to, there, reinterpret_cast<__m512>(v));
+#else
     for (int lane = 0; lane < count; ++lane) to[lane] = v[lane];
+#endif
 }
 
 }  // namespace

@@ -246,10 +246,16 @@ int64_t likeliest_of(const float* values, int count) {
         const Vector some = load(values + i);
         most = some > most ? some : most;
     }
-    float largest = most[0];
-    for (int lane = 1; lane < LANES; ++lane) largest = std::max(largest, most[lane]);
+    float largest = largest_lane(most);
     for (; i < count; ++i) largest = std::max(largest, values[i]);
-    return std::min<int64_t>(std::find(values, values + count, largest) - values, count - 1);
+    constexpr int FAR = 16 * LANES;  // Looked through without asking each time.
+    int from = 0;
+    for (; from + FAR <= count; from += FAR) {
+        Ints found = {};
+        for (int at = from; at < from + FAR; at += LANES) found |= load(values + at) == largest;
+        if (any(found)) break;
+    }
+    return std::min<int64_t>(std::find(values + from, values + count, largest) - values, count - 1);
 }
 
 }  // namespace

@@ -157,6 +157,7 @@ void multiply_planes(uint16_t* planes, int row, int end, const FloatWeight& w, i
     _tile_zero(2);
     _tile_zero(3);
     for (int tile = 0; tile < w.pair_tiles(); ++tile, weight += PAIRED_INPUTS * PACKED_CHANNELS) {
+        fetch_ahead(weight);
         _tile_loadd(4, weight, 4 * PACKED_CHANNELS);
         _tile_loadd(5, weight + 2 * LANES, 4 * PACKED_CHANNELS);
         for (int plane = 0; plane < PLANES; ++plane) {
@@ -171,6 +172,17 @@ void multiply_planes(uint16_t* planes, int row, int end, const FloatWeight& w, i
                 _tile_dpbf16ps(3, 7, 5);
             }
         }
+    }
+    if (!w.bias && (block + 1) * PACKED_CHANNELS <= w.channels) {
+        float* to = out + int64_t{row} * w.channels + block * PACKED_CHANNELS;
+        const int64_t apart = 4 * int64_t{w.channels};
+        _tile_stored(0, to, apart);
+        _tile_stored(1, to + LANES, apart);
+        if (second) {
+            _tile_stored(2, to + TILE_ROWS * int64_t{w.channels}, apart);
+            _tile_stored(3, to + TILE_ROWS * int64_t{w.channels} + LANES, apart);
+        }
+        return;
     }
     alignas(64) float sums[4][TILE_ROWS][LANES];
     _tile_stored(0, sums[0], 64);
@@ -198,7 +210,7 @@ inline void load_shapes(int rows) {
 // Rows that `split_row` has cut.
 void multiply_tiled(Team& team, uint16_t* planes, int rows, const FloatWeight& w, float* out) {
     const int panels = (rows + PANEL_ROWS - 1) / PANEL_ROWS, blocks = w.blocks();
-    const int shares = std::min(blocks, 6 * team.size());  // of the channels
+    const int shares = team.shares_of(blocks);
     team.each(panels * shares, [&](int task) {
         const int share = task % shares, first = task / shares * PANEL_ROWS;
         const int last = static_cast<int>(int64_t{blocks} * (share + 1) / shares);

@@ -208,9 +208,11 @@ float softmax(float* scores, const Visible& visible, int context, const float* s
         const Vector some = load(scores + i);
         most = some > most ? some : most;
     }
-    float maximum = most[0];
-    for (int lane = 1; lane < LANES; ++lane) maximum = std::max(maximum, most[lane]);
-    for (; i < to; ++i) maximum = std::max(maximum, scores[i]);
+    if (i < to) {
+        const Vector some = load_some(scores + i, to - i, LOWEST);
+        most = some > most ? some : most;
+    }
+    float maximum = largest_lane(most);
     if (sink) maximum = std::max(maximum, *sink);
     if (maximum == LOWEST) {  // Sees nothing.
         std::fill(scores + from, scores + to, 0.0f);
@@ -289,13 +291,26 @@ struct LayerCache {
     CacheHalf keys, values;
 };
 
+// Calls body(row, query, query head) for every row of a task, in their order: by key head, query and
+// member of the key head's group.
+template <class Body>
+inline void each_query_row(const Task& task, int first_head, int heads, int group,
+                           const Body& body) {
+    int row = 0;
+    for (int head = first_head; head < first_head + heads; ++head)
+        for (int query = 0; query < task.queries; ++query)
+            for (int member = 0; member < group; ++member)
+                body(row++, query, head * group + member);
+}
+
 // Key heads [first_head, first_head + heads) of one sequence. Blocks are walked once for all of
 // them, because memory is read fastest in its order.
 template <int DIM>
 int attend(Rows& rows, const Attention& call, const LayerCache& cache, const CacheShape& shape,
            const Task& task, int first_head, int heads) {
     const int32_t* table = call.block_tables + int64_t{task.sequence} * call.table_len;
-    const int context = task.context, size = shape.block_size, group = rows.count / task.queries;
+    const int context = task.context, size = shape.block_size;
+    const int group = call.query_heads / shape.heads;
     const int begin = call.visible(task, 0).from / size * size;
     make_room(rows.block, int64_t{size} * shape.dim);
     for (int first = begin; first < context; first += size) {
@@ -312,15 +327,14 @@ int attend(Rows& rows, const Attention& call, const LayerCache& cache, const Cac
                        });
         }
     }
-    for (int row = 0; row < rows.count * heads; ++row) {
+    each_query_row(task, first_head, heads, group, [&](int row, int query, int query_head) {
         float* scores = rows.scores.data() + static_cast<int64_t>(row) * context;
-        const Visible seen = call.visible(task, row % rows.count / group);
+        const Visible seen = call.visible(task, query);
         if (call.soft_cap > 0) cap_scores(scores, std::min(seen.from, seen.to), seen.to,
                                           call.soft_cap);
-        const int query_head = (first_head + row / rows.count) * group + row % group;
         rows.inverse[row] =
             softmax(scores, seen, context, call.sinks ? call.sinks + query_head : nullptr);
-    }
+    });
     for (int first = begin; first < context; first += size) {
         const int64_t slot = int64_t{table[first / size]} * size;
         const int slots = std::min(size, context - first);
@@ -365,25 +379,21 @@ int attend_task(const Attention& call, const LayerCache& cache, const CacheShape
     make_room(rows.scores, int64_t{all} * task.context);
     make_room(rows.inverse, all);
     rows.totals.assign(static_cast<size_t>(all) * dim, 0.0f);
-    const auto token_of = [&](int row) -> int64_t {
-        return task.first_row + row % rows.count / group;
-    };
-    const auto head_of = [&](int row) -> int64_t {
-        return (first_head + row / rows.count) * group + row % group;
-    };
-    for (int row = 0; row < all; ++row) {
-        const float* from =
-            call.q + token_of(row) * call.token_stride + head_of(row) * call.head_stride;
-        for (int d = 0; d < dim; ++d) rows.queries[row * dim + d] = from[d] * call.scale;
-    }
+    each_query_row(task, first_head, heads, group, [&](int row, int query, int query_head) {
+        const float* from = call.q + (int64_t{task.first_row} + query) * call.token_stride +
+                            query_head * call.head_stride;
+        float* to = rows.queries.data() + int64_t{row} * dim;
+        for (int d = 0; d < dim; d += LANES) store(to + d, load(from + d) * call.scale);
+    });
     const auto run = dim == 32 ? attend<32> : dim == 64 ? attend<64>
                    : dim == 128 ? attend<128> : attend<0>;
     const int outcome = run(rows, call, cache, shape, task, first_head, heads);
-    for (int row = 0; row < all; ++row) {
-        const float* total = rows.totals.data() + static_cast<int64_t>(row) * dim;
-        float* to = call.out + (token_of(row) * call.query_heads + head_of(row)) * dim;
-        for (int d = 0; d < dim; ++d) to[d] = total[d] * rows.inverse[row];
-    }
+    each_query_row(task, first_head, heads, group, [&](int row, int query, int query_head) {
+        const int64_t token = int64_t{task.first_row} + query;
+        const float* total = rows.totals.data() + int64_t{row} * dim;
+        float* to = call.out + (token * call.query_heads + query_head) * dim;
+        for (int d = 0; d < dim; d += LANES) store(to + d, load(total + d) * rows.inverse[row]);
+    });
     return outcome;
 }
 

@@ -85,8 +85,7 @@ void encode_row(const float* x, int inputs, const Codes& codes, int row) {
     int i = 0;
     for (; i + LANES <= inputs; i += LANES) look(load(x + i));
     if (i < inputs) look(load_some(x + i, inputs - i, 0.0f));
-    float most = 0.0f;
-    for (int lane = 0; lane < LANES; ++lane) most = std::max(most, largest[lane]);
+    const float most = largest_lane(largest);
     codes.steps[row] = most / 32767.0f + sum(poison);
     const float steps_per_unit = most > 0.0f ? 32767.0f / most : 0.0f;
     uint8_t* to = codes.row(row, inputs);
@@ -139,33 +138,33 @@ inline Ints repeat_four_bytes(const uint8_t* from) {
     return Ints{} + bytes;
 }
 
-// The one place where exact sums become numbers.
-inline Vector finish(Ints high, Ints low, Ints weight_sums, float step, Vector scale, Vector bias) {
-    // The codes were shifted to be unsigned: their high bytes are 128 too large.
-    const Vector total = __builtin_convertvector(high - (weight_sums << 7), Vector) * 256.0f +
-                         __builtin_convertvector(low, Vector);
-    return total * step * scale + bias;
-}
+// What LANES channels of a block need to become numbers.
+struct Channels {
+    Ints weight_sums;
+    Vector scale, bias;
+    int first, count;  // of them; none past the last channel
 
-inline void finish_row(const Ints* high, const Ints* low, const Int8Weight& w, int block,
-                       const int8_t* sums, float step, float* out) {
-    const int first = block * PACKED_CHANNELS;
-    for (int v = 0; v < PACKED_VECTORS; ++v) {
-        const int channel = first + v * LANES, count = std::min(LANES, w.channels - channel);
+    Channels(const Int8Weight& w, int block, const int8_t* sums, int v)
+        : first(block * PACKED_CHANNELS + v * LANES), count(std::min(LANES, w.channels - first)) {
         if (count <= 0) return;
-        const Ints weight_sums = load_ints(sums + v * LANES * 4);
+        weight_sums = load_ints(sums + v * LANES * 4);
+        scale = load_some(w.scale + first, count, 0.0f);
+        bias = w.bias ? load_some(w.bias + first, count, 0.0f) : Vector{};
+    }
+
+    // The one place where exact sums become numbers, of the row `out` with codes of such steps.
+    void finish(Ints high, Ints low, float step, float* out) const {
+        // The codes were shifted to be unsigned: their high bytes are 128 too large.
+        const Vector total = __builtin_convertvector(high - (weight_sums << 7), Vector) * 256.0f +
+                             __builtin_convertvector(low, Vector);
+        const Vector numbers = total * step * scale + bias;
         if (count == LANES) {
-            const Vector bias = w.bias ? load(w.bias + channel) : Vector{};
-            store(out + channel,
-                  finish(high[v], low[v], weight_sums, step, load(w.scale + channel), bias));
+            store(out + first, numbers);
         } else {
-            const Vector bias = w.bias ? load_some(w.bias + channel, count, 0.0f) : Vector{};
-            const Vector scale = load_some(w.scale + channel, count, 0.0f);
-            store_some(out + channel, finish(high[v], low[v], weight_sums, step, scale, bias),
-                       count);
+            store_some(out + first, numbers, count);
         }
     }
-}
+};
 
 // ROWS rows of codes times one block of channels, in vectors.
 template <int ROWS>
@@ -192,15 +191,18 @@ void multiply_rows(const Codes& codes, int row, const Int8Weight& w, int block, 
             }
         }
     }
-    for (int r = 0; r < ROWS; ++r) {
-        if (APART == 2) {
-            for (int v = 0; v < PACKED_VECTORS; ++v) {
-                high[0][r][v] += high[APART - 1][r][v];
-                low[0][r][v] += low[APART - 1][r][v];
-            }
+    if (APART == 2) {
+        for (int v = 0; v < PACKED_VECTORS; ++v) {
+            high[0][0][v] += high[APART - 1][0][v];
+            low[0][0][v] += low[APART - 1][0][v];
         }
-        finish_row(high[0][r], low[0][r], w, block, weight, codes.steps[row + r],
-                   out + static_cast<int64_t>(row + r) * w.channels);
+    }
+    for (int v = 0; v < PACKED_VECTORS; ++v) {
+        const Channels channels(w, block, weight, v);
+        if (channels.count <= 0) return;
+        for (int r = 0; r < ROWS; ++r)
+            channels.finish(high[0][r][v], low[0][r][v], codes.steps[row + r],
+                            out + static_cast<int64_t>(row + r) * w.channels);
     }
 }
 
@@ -226,9 +228,17 @@ struct alignas(64) TileShapes {
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
+// Asks for weights that are multiplied two tiles later: loading a tile waits for its last line.
+inline void fetch_ahead(const void* weight) {
+    constexpr int LINE = 64, TILES_BYTES = TILE_INPUTS * PACKED_CHANNELS;
+    const char* from = static_cast<const char*>(weight) + 2 * TILES_BYTES;
+    for (int at = 0; at < TILES_BYTES; at += LINE) __builtin_prefetch(from + at);
+}
+
 // A whole tile of rows times one block of channels: both planes times two halves of the channels.
+// `fetch`: the weights were not read just now.
 inline void multiply_tiles(const Codes& codes, int row, int end, const Int8Weight& w, int block,
-                           float* out) {
+                           bool fetch, float* out) {
     const int tiles = tiles_of(w.inputs);
     const int8_t* weight = w.block(block);
     const uint8_t* from = codes.row(row, w.inputs);
@@ -239,6 +249,7 @@ inline void multiply_tiles(const Codes& codes, int row, int end, const Int8Weigh
     for (int tile = 0; tile < tiles; ++tile) {
         _tile_loadd(4, from, TILE_INPUTS);
         _tile_loadd(5, from + TILE_BYTES, TILE_INPUTS);
+        if (fetch) fetch_ahead(weight);
         _tile_loadd(6, weight, 4 * PACKED_CHANNELS);
         _tile_loadd(7, weight + 64, 4 * PACKED_CHANNELS);
         _tile_dpbusd(0, 4, 6);
@@ -253,11 +264,12 @@ inline void multiply_tiles(const Codes& codes, int row, int end, const Int8Weigh
     _tile_stored(1, sums[1], 64);
     _tile_stored(2, sums[2], 64);
     _tile_stored(3, sums[3], 64);
-    for (int r = 0; row + r < end; ++r) {
-        const Ints high[] = {load_ints(sums[0][r]), load_ints(sums[1][r])};
-        const Ints low[] = {load_ints(sums[2][r]), load_ints(sums[3][r])};
-        finish_row(high, low, w, block, weight, codes.steps[row + r],
-                   out + static_cast<int64_t>(row + r) * w.channels);
+    for (int v = 0; v < PACKED_VECTORS; ++v) {
+        const Channels channels(w, block, weight, v);
+        if (channels.count <= 0) return;
+        for (int r = 0; row + r < end; ++r)
+            channels.finish(load_ints(sums[v][r]), load_ints(sums[2 + v][r]), codes.steps[row + r],
+                            out + static_cast<int64_t>(row + r) * w.channels);
     }
 }
 
@@ -281,7 +293,7 @@ void multiply_panel(const Codes& codes, int first, int end, const Int8Weight& w,
             const int stop = std::min(row + TILE_ROWS, end);
 #if defined(TILES)
             if (stop - row >= amx_from_rows) {
-                multiply_tiles(codes, row, stop, w, block, out);
+                multiply_tiles(codes, row, stop, w, block, row == first, out);
                 continue;
             }
 #endif
@@ -297,7 +309,7 @@ void multiply_panel(const Codes& codes, int first, int end, const Int8Weight& w,
 void multiply(Team& team, const Codes& codes, int rows, const Int8Weight& w, float* out) {
     const int panels = (rows + PANEL_ROWS - 1) / PANEL_ROWS;
     const int blocks = w.blocks();
-    const int shares = std::min(blocks, 6 * team.size());  // of the channels
+    const int shares = team.shares_of(blocks);
     team.each(panels * shares, [&](int task) {
         const int first = task / shares * PANEL_ROWS, share = task % shares;
         multiply_panel(codes, first, std::min(first + PANEL_ROWS, rows), w,
