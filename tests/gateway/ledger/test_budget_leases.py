@@ -16,7 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.errors import BudgetReserved
 from gateway.ledger import budget_store as store
 from gateway.ledger.budget_store import Budget, Spend
-from gateway.ledger.budgets import BEATS_PER_LEASE, LEASE_S, Budgets
+from gateway.ledger.budgets import Budgets
+from gateway.ledger.leases import BEATS_PER_LEASE, LEASE_S
 from gateway.ledger.repository import Repository
 from gateway.ledger.tables import leases
 from tests.gateway.ledger.budget_samples import TEAM, run_out, set_limit, spend_of, still
@@ -158,7 +159,7 @@ async def test_lost_answer_to_a_commit_is_put_right(engine: AsyncEngine, budgets
     budget = await set_limit(engine, 1000)
     await budgets.refresh()
     (await budgets.reserve(TEAM, 100)).settle(70)
-    (part,) = budgets._slices.values()
+    (part,) = budgets._leases.slices.values()
     before = (part.granted, part.booked_spent)
     await budgets.sync()
     part.granted, part.booked_spent = before  # as if the answer had not arrived
@@ -170,7 +171,8 @@ async def test_lost_answer_to_a_commit_is_put_right(engine: AsyncEngine, budgets
 _SPENDER = """
 import asyncio, json, random, sys, time
 from gateway.errors import BudgetReserved, BudgetSpent
-from gateway.ledger.budgets import BEATS_PER_LEASE, LEASE_S, Budgets
+from gateway.ledger.budgets import Budgets
+from gateway.ledger.leases import BEATS_PER_LEASE, LEASE_S
 from gateway.ledger.database import open_engine
 from gateway.ledger.keys import Caller
 

@@ -215,7 +215,7 @@ class BudgetMachine(RuleBasedStateMachine):
 
     async def _add(self, process: Process, nano_usd: int) -> None:
         process.budgets.add(TEAM, {}, {"small": nano_usd}, at=time.time())
-        await asyncio.gather(*process.budgets._background)
+        await asyncio.gather(*process.budgets._leases.background)
 
     async def _spend(self) -> Spend:
         counter = store.counter_of(self.budget, 0.0)
