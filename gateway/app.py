@@ -29,6 +29,7 @@ from backends.openai_http import OpenAIHTTPBackend
 from gateway.alerts.watch import AlertWatch
 from gateway.api.errors import error_handlers
 from gateway.api.routes import routes
+from gateway.batches.runner import BatchRunner
 from gateway.cache.caches import Caches
 from gateway.cache.model import Store
 from gateway.cache.semantic import BackendEncoder, Encoder
@@ -167,21 +168,24 @@ def create_app(
         new_id=new_id or _id_maker(clock),
     )
     pipeline = Pipeline(parts)
+    batches = BatchRunner(pipeline)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
         if alone:
             await _migrate(runtime.database_url)
         async with running(parts), watching(parts, Path(runtime.state_dir)):
+            await batches.start()
             yield
+            await batches.aclose()
             await pipeline.shadows.aclose()
             await pipeline.late_charges.aclose()
 
     return _App(
-        route_handlers=routes(pipeline),
+        route_handlers=routes(pipeline, batches),
         exception_handlers=error_handlers(),
         lifespan=[lifespan],
-        state=State({"pipeline": pipeline}),
+        state=State({"pipeline": pipeline, "batches": batches}),
         request_max_body_size=settings.server.max_body_bytes,
         openapi_config=None,
         logging_config=None,

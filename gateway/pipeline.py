@@ -83,18 +83,20 @@ class Pipeline:
         client: Client | None = None,
         *,
         path: str | None = None,
+        caller: Caller | None = None,
     ) -> None:
         """One request, from its headers to its last byte.
 
         Args:
             path: under which the client asked, if not as the endpoint's own: /v1/`path`.
+            caller: who asks, where that is known already.
         """
         parts = self.parts
         x = Exchange(endpoint, parts.new_id(), began=time.perf_counter(), now=parts.clock())
         self.in_flight += 1
         parts.metrics.in_flight.inc()
         try:
-            await self._receive(x, headers, reply, client, path)
+            await self._receive(x, headers, reply, client, path, caller)
             async with _deadline(x.options.deadline_s):
                 await self._route(x)
                 if x.caller is not None and x.caller.limited:
@@ -133,6 +135,7 @@ class Pipeline:
         reply: Reply,
         client: Client | None,
         path: str | None,
+        caller: Caller | None,
     ) -> None:
         """Who asks, and for what."""
         if self.draining:
@@ -140,7 +143,7 @@ class Pipeline:
         if (why := self.parts.ledger.refusal) is not None:
             raise LedgerUnavailable(why, retry_after_s=5)
         server = self.parts.settings.server
-        caller = await self.gate.caller(headers, client)
+        caller = caller or await self.gate.caller(headers, client)
         require(caller, "inference")
         if caller.only is not EVERYTHING:
             require_endpoint(caller, path or x.endpoint)

@@ -27,8 +27,9 @@ def guard(
             require(caller, scope)
         if scope == "inference" and caller.only.endpoints is not None:
             endpoint = connection.scope["path"].removeprefix("/").removeprefix("v1/")
-            if endpoint.partition("/")[0] not in ("models", "requests"):
-                require_endpoint(caller, endpoint)
+            first = endpoint.partition("/")[0]
+            if first not in ("models", "requests"):
+                require_endpoint(caller, first if first in ("files", "batches") else endpoint)
         connection.state.caller = caller
 
     return check

@@ -3,23 +3,28 @@
 from litestar.handlers import ASGIRouteHandler, HTTPRouteHandler
 
 from gateway.api.admin import admin_routes
+from gateway.api.batches import batch_routes
 from gateway.api.chat import chat_routes
 from gateway.api.feedback import feedback_routes
+from gateway.api.files import file_routes
 from gateway.api.health import health_routes, installed_version
 from gateway.api.models import model_routes
 from gateway.api.openapi import schema_routes
 from gateway.api.reports import report_routes
 from gateway.api.requests import request_routes
 from gateway.api.tokenize import tokenize_routes
+from gateway.batches.runner import BatchRunner
 from gateway.dashboard.pages import dashboard_routes
 from gateway.pipeline import Pipeline
 
 
-def routes(pipeline: Pipeline) -> list[ASGIRouteHandler | HTTPRouteHandler]:
+def routes(pipeline: Pipeline, batches: BatchRunner) -> list[ASGIRouteHandler | HTTPRouteHandler]:
     """Everything the gateway answers."""
     found: list[ASGIRouteHandler | HTTPRouteHandler] = [
         *chat_routes(pipeline),
         *model_routes(pipeline),
+        *file_routes(pipeline, batches),
+        *batch_routes(pipeline, batches),
         *request_routes(pipeline),
         *feedback_routes(pipeline),
         *report_routes(pipeline),

@@ -29,6 +29,7 @@ from gateway.ledger.tables import keys, teams, users
 from gateway.limits.model import Limited, RateLimits
 
 if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from gateway.settings import Settings
@@ -100,6 +101,8 @@ class Caller(Struct, frozen=True, kw_only=True):
 
 ANONYMOUS = Caller()
 """Without a key, where that is allowed (auth = "open", loopback)."""
+_ADMIN = Caller(key_id="admin", team="admin")
+"""With [server] admin_key_env or admin_key_file."""
 
 
 @lru_cache(maxsize=1024)
@@ -140,7 +143,7 @@ class KeyBook:
         """
         sha256 = digest(secret)
         if self._admin is not None and hmac.compare_digest(sha256, self._admin):
-            return Caller(key_id="admin", team="admin", scopes=frozenset(SCOPES))
+            return _ADMIN
         now = self._clock()
         if self._stamp.changed():
             self._changed_at = now
@@ -150,7 +153,7 @@ class KeyBook:
             return cached[1]
         try:
             async with self._engine.connect() as connection:
-                caller = await _look_up(connection, sha256, now)
+                caller = await _look_up(connection, _holding(sha256, now), now)
         except (SQLAlchemyError, OSError) as error:
             if cached is not None and cached[1] is not None and now - cached[0] < STALE_S:
                 return cached[1]
@@ -160,6 +163,19 @@ class KeyBook:
             self._cache.clear()
         self._cache[sha256] = (now, caller)
         return caller
+
+    async def owner(self, key_id: str) -> Caller | None:
+        """The caller a key's id belongs to, for what goes on after his request; None: no more.
+
+        Raises:
+            SQLAlchemyError, OSError: the database does not answer.
+        """
+        if key_id == ANONYMOUS.key_id:
+            return ANONYMOUS
+        if key_id == _ADMIN.key_id:
+            return _ADMIN
+        async with self._engine.connect() as connection:
+            return await _look_up(connection, keys.c.id == key_id, self._clock())
 
 
 def digest(secret: str) -> str:
@@ -188,7 +204,15 @@ def admin_digest(settings: "Settings", env: Mapping[str, str] | None = None) -> 
     return digest(secret)
 
 
-async def _look_up(connection: "AsyncConnection", sha256: str, now: float) -> Caller | None:
+def _holding(sha256: str, now: float) -> "ColumnElement[bool]":
+    """The key of a secret, the one before its last rotation included while that holds."""
+    previous = (keys.c.previous_sha256 == sha256) & (keys.c.previous_expires_us > round(now * 1e6))
+    return or_(keys.c.sha256 == sha256, previous)
+
+
+async def _look_up(
+    connection: "AsyncConnection", which: "ColumnElement[bool]", now: float
+) -> Caller | None:
     now_us = round(now * 1e6)
     found = (
         await connection.execute(
@@ -206,12 +230,7 @@ async def _look_up(connection: "AsyncConnection", sha256: str, now: float) -> Ca
             )
             .outerjoin(users, users.c.name == keys.c.user)
             .outerjoin(teams, teams.c.name == keys.c.team)
-            .where(
-                or_(
-                    keys.c.sha256 == sha256,
-                    (keys.c.previous_sha256 == sha256) & (keys.c.previous_expires_us > now_us),
-                )
-            )
+            .where(which)
             .where(keys.c.revoked_us.is_(None), users.c.removed_us.is_(None))
             .where(or_(keys.c.expires_us.is_(None), keys.c.expires_us > now_us))
         )

@@ -13,6 +13,7 @@ from sqlalchemy import (
     Float,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -417,3 +418,45 @@ shadows = Table(
 )
 """What became of copies that were sent to another backend: error NULL: it answered; same: word for
 word what the client got. No text. The cost is a charge of the request, too."""
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("team", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("user", Text),
+    Column("purpose", String(32), nullable=False),
+    _text("filename"),
+    _count("bytes"),
+    Column("created_us", BigInteger, nullable=False),
+    Column("expires_us", BigInteger, nullable=False, index=True),
+    Index(None, "team", "created_us"),
+)
+"""What clients uploaded and what batches answered, without its bytes."""
+
+file_parts = Table(
+    "file_parts",
+    metadata,
+    Column("file_id", String(64), primary_key=True),
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("data", LargeBinary, nullable=False),
+)
+"""The bytes of files, in order: prompts and answers, until the file goes."""
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("team", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("user", Text),
+    Column("status", String(16), nullable=False, index=True),
+    Column("body", JSON, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("expires_us", BigInteger, nullable=False),
+    _count("leased_until_us"),
+    Index(None, "team", "created_us"),
+)
+"""Batches. body: as clients see them, without the status. leased_until_us: until when a gateway
+process works on it; expires_us: when the row goes."""

@@ -23,6 +23,8 @@ _OWNERS: dict[str, tuple[tuple[SubjectKind, str], ...]] = {
     "keys": (("key", "id"), ("team", "team"), ("user", "user")),
     "teams": (("team", "name"),),
     "users": (("user", "name"), ("team", "team")),
+    "files": (("team", "team"), ("key", "key"), ("user", "user")),
+    "batches": (("team", "team"), ("key", "key"), ("user", "user")),
 }
 """Columns that name who a row belongs to, beside `scope`."""
 _SECRET = ("sha256", "previous_sha256")
@@ -172,6 +174,40 @@ class Feedback:
                     delete(tables.feedback).where(tables.feedback.c.request_id.in_(ids))
                 )
                 gone += done.rowcount
+        return gone
+
+
+class Uploads:
+    """Files that clients uploaded, batches, and what these answered."""
+
+    name = "files and batches"
+
+    async def export(self, places: Places, subject: Subject) -> list[dict[str, Any]]:
+        found = []
+        parts = tables.file_parts
+        async with places.engine.connect() as connection:
+            for table in (tables.batches, tables.files):
+                rows = await connection.execute(select(table).where(_naming(table, subject)))
+                found += [{"table": table.name, **row._mapping} for row in rows]
+            for row in found:
+                if row["table"] == "files":
+                    bytes_ = await connection.execute(
+                        select(parts.c.data)
+                        .where(parts.c.file_id == row["id"])
+                        .order_by(parts.c.seq)
+                    )
+                    row["content"] = b"".join(bytes_.scalars()).decode("utf-8", "replace")
+        return found
+
+    async def delete(self, places: Places, subject: Subject) -> int:
+        files, parts, batches = tables.files, tables.file_parts, tables.batches
+        async with writing(places.engine) as connection:
+            theirs = select(files.c.id).where(_naming(files, subject))
+            await connection.execute(delete(parts).where(parts.c.file_id.in_(theirs)))
+            gone = 0
+            for table in (files, batches):
+                whose = delete(table).where(_naming(table, subject))
+                gone += (await connection.execute(whose)).rowcount
         return gone
 
 

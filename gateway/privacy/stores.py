@@ -22,6 +22,7 @@ STORES: tuple[Store, ...] = (
     Exports(),
     database.LedgerRows(),
     database.Feedback(),
+    database.Uploads(),
     database.Rows("budgets", *_BUDGETS),
     database.Alerts(),
     database.Acts(),

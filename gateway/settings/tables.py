@@ -113,6 +113,17 @@ class LimitSettings(_Table, frozen=True, kw_only=True):
     """Longest a request waits for a saturated backend before the next one is tried."""
 
 
+class BatchSettings(_Table, frozen=True, kw_only=True):
+    """[batches]"""
+
+    enabled: bool = True
+    """Whether /v1/files and /v1/batches take anything: what is uploaded is stored."""
+    concurrency: Annotated[int, Meta(ge=1, le=1024)] = 16
+    """Lines of a batch that are answered at once."""
+    keep_days: Annotated[float, Meta(gt=0)] = 30.0
+    """After that files and batches go."""
+
+
 class RoutingSettings(_Table, frozen=True, kw_only=True):
     """[routing]"""
 
@@ -218,6 +229,7 @@ class Settings(_Table, frozen=True, kw_only=True):
     cache: CacheSettings = field(default_factory=CacheSettings)
     routing: RoutingSettings = field(default_factory=RoutingSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
+    batches: BatchSettings = field(default_factory=BatchSettings)
     failure: FailureSettings = field(default_factory=FailureSettings)
     reports: ReportSettings = field(default_factory=ReportSettings)
     alerts: AlertSettings = field(default_factory=AlertSettings)

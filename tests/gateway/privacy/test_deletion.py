@@ -90,6 +90,10 @@ async def _plant(chosen: Settings, engine: AsyncEngine) -> None:
         await connection.execute(
             insert(tables.feedback).values(request_id="direct", score=1, comment=CANARY, at_us=0)
         )
+        held = {"id": "file-1", "team": "a", "key": "k", "user": CANARY, "created_us": 0}
+        await connection.execute(insert(tables.files).values(**held, purpose="batch", expires_us=9))
+        part = {"file_id": "file-1", "seq": 0, "data": CANARY.encode()}
+        await connection.execute(insert(tables.file_parts).values(**part))
         for target, details in ((CANARY, {}), ("b1", {"scope": f"user:{CANARY}"})):
             act = audit.Act(actor="cli", action="users.create", target=target, details=details)
             await audit.record(connection, act)
@@ -144,7 +148,7 @@ async def test_nothing_of_a_deleted_user_is_found_anywhere(
     await _serve(where.settings)
     await _plant(where.settings, engine)
     before = {table.partition(":")[0] for table in await _found_in_sql(engine, CANARY)}
-    assert before >= {"requests", "subjects", "budgets", "users", "audit_log"}
+    assert before >= {"requests", "subjects", "budgets", "users", "audit_log", "file_parts"}
     assert len(await _found_in_redis(where.redis, CANARY)) >= 2
     assert {Path(path).suffix for path in _found_in_files(state, CANARY)} >= {".csv", ".bad"}
 

@@ -1,0 +1,107 @@
+"""/v1/files: the inputs and outputs of batches."""
+
+from typing import Any
+
+from litestar import Request, Response, delete, get, post
+from litestar.datastructures import UploadFile
+from litestar.exceptions import HTTPException
+from litestar.handlers import HTTPRouteHandler
+from litestar.response import Stream
+
+from gateway.api.database import answering
+from gateway.api.guards import caller_of, guard
+from gateway.api.pages import asked_page, shown_page
+from gateway.batches.runner import BatchRunner
+from gateway.errors import Forbidden, InvalidRequest, NotFound
+from gateway.pipeline import Pipeline
+
+_FIELDS = frozenset({"file", "purpose", "expires_after[anchor]", "expires_after[seconds]"})
+_LEAST_S, _MOST_S = 3_600, 2_592_000
+
+
+def file_routes(pipeline: Pipeline, batches: BatchRunner) -> list[HTTPRouteHandler]:
+    """All of /v1/files."""
+    guards = [guard(pipeline, "inference")]
+    files = batches.files
+    enabled = pipeline.parts.settings.batches.enabled
+
+    @post("/v1/files", guards=guards, status_code=200, summary="Upload the input of a batch")
+    async def upload(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        if not enabled:
+            raise Forbidden("Files are turned off here: [batches] enabled = false.")
+        form = await _form(request)
+        file = form["file"]
+        with answering():
+            return await files.upload(
+                caller_of(request),
+                await file.read(),
+                filename=file.filename,
+                expires_s=_expiry(form),
+            )
+
+    @get("/v1/files", guards=guards, summary="Your team's files")
+    async def listed(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        page = asked_page(request, limit=10_000, most=10_000)
+        with answering():
+            return shown_page(await files.listed(caller_of(request), page), page)
+
+    async def found(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        file_id = request.path_params["file_id"]
+        with answering():
+            shown = await files.find(caller_of(request), file_id)
+        if shown is None:
+            raise NotFound(f"There is no file {file_id!r}.", param="id")
+        return shown
+
+    @get("/v1/files/{file_id:str}", guards=guards, summary="One of them")
+    async def one(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        return await found(request)
+
+    @get("/v1/files/{file_id:str}/content", guards=guards, summary="Its bytes")
+    async def content(request: Request[Any, Any, Any]) -> Response[Any]:
+        shown = await found(request)
+        return Stream(files.content(shown["id"]), media_type="application/octet-stream")
+
+    @delete("/v1/files/{file_id:str}", guards=guards, status_code=200, summary="Remove it")
+    async def remove(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        shown = await found(request)
+        with answering():
+            gone = await files.delete(caller_of(request), shown["id"])
+        return {"id": shown["id"], "object": "file", "deleted": gone}
+
+    return [upload, listed, one, content, remove]
+
+
+async def _form(request: Request[Any, Any, Any]) -> dict[str, Any]:
+    """The upload's fields, checked. Raises InvalidRequest."""
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        raise InvalidRequest("Send multipart/form-data with the fields 'file' and 'purpose'.")
+    try:
+        form = dict(await request.form())
+    except HTTPException as error:
+        if error.status_code != 400:
+            raise  # too large
+        raise InvalidRequest(f"The form cannot be read: {error.detail}.") from None
+    unknown = sorted(form.keys() - _FIELDS)
+    if unknown:
+        raise InvalidRequest(f"Unknown field: {unknown[0]!r}.", param=unknown[0])
+    if not isinstance(form.get("file"), UploadFile):
+        raise InvalidRequest("Missing required field: 'file', with a file name.", param="file")
+    if form.get("purpose") != "batch":
+        raise InvalidRequest(
+            f"purpose is {form.get('purpose')!r}; allowed: 'batch'.", param="purpose"
+        )
+    return form
+
+
+def _expiry(form: dict[str, Any]) -> float | None:
+    seconds = form.get("expires_after[seconds]")
+    if seconds is None:
+        return None
+    text = str(seconds)
+    if not (text.isascii() and text.isdigit() and _LEAST_S <= int(text[:9]) <= _MOST_S):
+        raise InvalidRequest(
+            f"expires_after[seconds] is {text[:20]!r}; allowed: {_LEAST_S} to {_MOST_S}.",
+            param="expires_after[seconds]",
+        )
+    return float(text)
