@@ -133,7 +133,7 @@ async def _contents(url: str, anchor: tuple[int, str] | None, rebuild: bool) -> 
     from gateway.ledger import check as ledger_check
     from gateway.ledger.audit import Act, command_line_actor, record
     from gateway.ledger.database import open_engine, writing
-    from gateway.ledger.reports import snapshot
+    from gateway.ledger.report_lines import snapshot
 
     engine = open_engine(url)
     try:

@@ -34,8 +34,8 @@ def batches(
 ) -> None:
     """Dollars per million tokens by batch level: the mean number of requests served at once."""
     from gateway.ledger.batch_levels import batch_report
+    from gateway.ledger.report_lines import snapshot
     from gateway.ledger.report_query import parse_query
-    from gateway.ledger.reports import snapshot
 
     keys = [key.strip() for key in group_by.split(",") if key.strip()]
 

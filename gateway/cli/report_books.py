@@ -23,8 +23,8 @@ def accounts(
 
     from gateway.ledger.accounts import balances
     from gateway.ledger.money import usd_text
+    from gateway.ledger.report_lines import snapshot
     from gateway.ledger.report_query import parse_query
-    from gateway.ledger.reports import snapshot
 
     async def read(engine: Any) -> Any:
         query = parse_query(since=since, until=until, now=datetime.now(UTC))

@@ -53,7 +53,7 @@ def export(
     file = _file(settings, format_, month, out)
 
     async def write(engine: Any) -> int:
-        from gateway.ledger.reports import snapshot
+        from gateway.ledger.report_lines import snapshot
 
         if format_ == "focus":
             with _opened(file) as text:

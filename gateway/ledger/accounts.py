@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from gateway.ledger.book import booked
+from gateway.ledger.report_lines import sums_by
 from gateway.ledger.report_query import ReportQuery
-from gateway.ledger.reports import sums_by
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection

@@ -22,9 +22,9 @@ from gateway.ledger import state
 from gateway.ledger.machine_costs import MachineCost, configured, costs_between
 from gateway.ledger.machine_report import Interval, machine_intervals
 from gateway.ledger.money import EXACT, usd_text
+from gateway.ledger.report_lines import snapshot
 from gateway.ledger.report_query import ReportError, ReportQuery, parse_query
 from gateway.ledger.report_sql import BUCKET_US, FromRows
-from gateway.ledger.reports import snapshot
 from gateway.settings import Settings
 
 if TYPE_CHECKING:

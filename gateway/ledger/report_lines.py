@@ -1,0 +1,215 @@
+"""A report's rows: what the roll-ups and, where these do not reach, the rows themselves hold of a
+period, by group.
+
+Requests and their tokens count in the period in which they started; charges in the period in which
+they were booked. Grouped by a key of charges (backend, machine, machine_type, kind), a request
+counts once in every group that it has a charge in, with the tokens of those charges, and again for
+a charge that is booked in a later quarter of an hour; a request without charges and a cache hit
+count under the backend that answered. Roll-ups (see `report_rollups`) and rows give the same
+figures.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence, Set
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal
+from zoneinfo import ZoneInfo
+
+from msgspec import Struct, field
+from msgspec.structs import replace
+from sqlalchemy import Select
+
+from gateway.ledger import report_sql as sql
+from gateway.ledger import subjects
+from gateway.ledger.report_query import CHARGE_KEYS, TIME_KEYS, ReportQuery
+from gateway.ledger.report_sums import FromSums, KeySums, Row
+from gateway.ledger.subjects import SUBJECT_KINDS
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+Group = tuple[str | None, ...]
+Wanted = Set[Literal["counts", "costs"]]
+BOTH: Wanted = frozenset(("counts", "costs"))
+
+
+class OnMachine(Struct):
+    """What was charged on one machine."""
+
+    charges: int = 0
+    """Nano-dollars."""
+    tokens: int = 0
+    requests: int = 0
+    """Counted once for each charge."""
+
+
+class Line(Struct):
+    """One row while it is added up; money in nano-dollars."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: int = 0
+    saved: int = 0
+    cache_hits_exact: int = 0
+    cache_hits_semantic: int = 0
+    errors: int = 0
+    charged_tokens: int = 0
+    """Of prompts and answers, by charges."""
+    by_machine: dict[str, OnMachine] = field(default_factory=dict)
+    """Of machines paid by the hour."""
+    idle: int = 0
+
+
+_SUMS = tuple(name for name in Line.__struct_fields__ if name not in ("by_machine", "idle"))
+
+
+@asynccontextmanager
+async def snapshot(engine: "AsyncEngine") -> AsyncIterator["AsyncConnection"]:
+    """All queries of a report see the same rows, so its sums agree."""
+    async with engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            await connection.execution_options(isolation_level="REPEATABLE READ")
+        else:
+            await connection.exec_driver_sql("BEGIN")
+        yield connection
+
+
+async def lines_of(
+    connection: "AsyncConnection",
+    query: ReportQuery,
+    wanted: Wanted = BOTH,
+    known: KeySums | None = None,
+) -> dict[Group, Line]:
+    """All rows of the report by group, teams and users as ids, without idle shares.
+
+    Args:
+        known: what other questions about the same snapshot have found.
+    """
+    sums = known or KeySums()
+    lines: dict[Group, Line] = {}
+    plan = await sums.plan(connection, query)
+    for buckets in plan.batches:
+        found = await sums.of(connection, query, buckets, counts="counts" in wanted)
+        await _add(connection, lines, FromSums(query, found), wanted)
+    for begin_us, end_us in plan.rows:
+        part = replace(query, since=moment_of(begin_us), until=moment_of(end_us))
+        await _add(connection, lines, sql.FromRows(part), wanted)
+    if not query.group_by:
+        lines.setdefault((), Line())
+    return lines
+
+
+async def _add(
+    connection: "AsyncConnection",
+    lines: dict[Group, Line],
+    source: sql.FromRows | FromSums,
+    wanted: Wanted,
+) -> None:
+    """Add what a source has of the period to the lines."""
+    query = source.query
+    fold, width = _folder(query), len(query.group_by)
+
+    async def found(asked: Select[Any] | list[Row]) -> Iterable[Sequence[Any]]:
+        return asked if isinstance(asked, list) else await connection.execute(asked)
+
+    async def add(asked: Select[Any] | list[Row], figures: Sequence[str]) -> None:
+        for row in await found(asked):
+            line = lines.setdefault(fold(row[:width]), Line())
+            for figure, value in zip(figures, row[width:], strict=True):
+                setattr(line, figure, getattr(line, figure) + int(value or 0))
+
+    if "counts" not in wanted:
+        pass
+    elif any(key in CHARGE_KEYS for key in (*query.group_by, *query.filters)):
+        await add(source.requests_by_charge(), ("requests", "errors"))
+        await add(source.tokens_by_charge(), sql.TOKENS)
+        await add(source.uncharged(), (*sql.COUNTS, *sql.TOKENS))
+        await add(source.hits_beside_charges(), sql.HITS)
+    else:
+        await add(source.by_request(), (*sql.COUNTS, *sql.TOKENS))
+    if "costs" not in wanted:
+        return
+    for row in await found(source.costs()):
+        line = lines.setdefault(fold(row[:width]), Line())
+        cost, count, *tokens = (int(value or 0) for value in row[width + 1 :])
+        line.cost += cost
+        line.charged_tokens += sum(tokens)
+        if row[width] is not None:
+            on = line.by_machine.setdefault(row[width], OnMachine())
+            on.charges += cost
+            on.requests += count
+            on.tokens += sum(tokens)
+
+
+async def sums_by(
+    connection: "AsyncConnection", query: ReportQuery, keys: tuple[str, ...]
+) -> list[tuple[Group, int]]:
+    """What was charged by these keys in the query's period, nano-dollars."""
+    query = await with_ids(connection, replace(query, group_by=keys))
+    lines = await lines_of(connection, query)
+    return [(group, line.cost) for group, line in await with_names(connection, lines, query)]
+
+
+def moment_of(at_us: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=at_us)
+
+
+async def with_ids(connection: "AsyncConnection", query: ReportQuery) -> ReportQuery:
+    """The query with ids in its filters by team and user; a name without one matches no row."""
+    wanted = [(kind, name) for kind in SUBJECT_KINDS for name in query.filters.get(kind, ())]
+    if not wanted:
+        return query
+    ids = await subjects.find_ids(connection, wanted)
+    filters = dict(query.filters)
+    for kind in SUBJECT_KINDS:
+        if kind in filters:
+            filters[kind] = [ids[kind, name] for name in filters[kind] if (kind, name) in ids]
+    return replace(query, filters=filters)
+
+
+async def with_names(
+    connection: "AsyncConnection", lines: Mapping[Group, Line], query: ReportQuery
+) -> list[tuple[Group, Line]]:
+    """The lines with the names of teams and users."""
+    at = [index for index, key in enumerate(query.group_by) if key in SUBJECT_KINDS]
+    if not at:
+        return list(lines.items())
+    ids = {group[index] for group in lines for index in at}
+    names = await subjects.names_of(connection, (one for one in ids if one is not None))
+    return [
+        (tuple(subjects.shown(v, names) if i in at else v for i, v in enumerate(group)), line)
+        for group, line in lines.items()
+    ]
+
+
+def _folder(query: ReportQuery) -> Callable[[Sequence[Any]], Group]:
+    """Turns the group's SQL values into what is printed: quarters become local days and hours."""
+    zone = ZoneInfo(query.tz)
+
+    def show(key: str, value: Any) -> str | None:
+        if key not in TIME_KEYS or value is None:
+            return None if value is None else str(value)
+        moment = datetime.fromtimestamp(int(value) * sql.BUCKET_US // 1_000_000, zone)
+        if key == "day":
+            return moment.date().isoformat()
+        return moment.replace(minute=0).isoformat()
+
+    return lambda row: tuple(
+        show(key, value) for key, value in zip(query.group_by, row, strict=True)
+    )
+
+
+def added_up(lines: Mapping[Group, Line]) -> Line:
+    total = Line()
+    for line in lines.values():
+        for name in _SUMS:
+            setattr(total, name, getattr(total, name) + getattr(line, name))
+        for machine, on in line.by_machine.items():
+            known = total.by_machine.setdefault(machine, OnMachine())
+            known.charges += on.charges
+            known.tokens += on.tokens
+            known.requests += on.requests
+    return total
