@@ -159,8 +159,8 @@ def _decode(kind: Any, content: bytes) -> Any:
         raise InvalidRequestError(f"Invalid body: {error}") from None
 
 
-@click.command(context_settings={"show_default": True})
-@click.option("--model", required=True, help="bundled:NAME or a Hugging Face folder.")
+@click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+@click.option("--model", required=True, help="bundled:NAME, hf:owner/name or a folder.")
 @click.option(
     "--served-model-name", multiple=True, help="Name to answer to; repeatable. Default: --model."
 )
@@ -310,4 +310,4 @@ def _without_none(options: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="headgate backend")

@@ -17,9 +17,20 @@ class AlreadyRunningError(Exception):
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the state folder. Raises AlreadyRunningError naming the holder's pid."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+") as file:
+    """Hold the state folder.
+
+    Raises:
+        AlreadyRunningError: somebody else does; names the pid.
+        SettingsError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("a+")
+    except OSError as error:
+        raise SettingsError(
+            f"state folder {folder}: {error.strerror}; set $HEADGATE_STATE_DIR to another"
+        ) from None
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

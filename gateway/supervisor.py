@@ -41,6 +41,10 @@ class PortInUseError(Exception):
     """Something else listens where the gateway should."""
 
 
+class DatabaseRefusedError(Exception):
+    """The database cannot be reached or upgraded."""
+
+
 def engine_command(
     backend: BackendSettings,
     socket: Path,
@@ -211,9 +215,17 @@ class Supervisor:
             raise SettingsError(f"cannot start {spec.name} ({spec.command[0]}): {error}") from None
 
     async def _migrate(self, url: str) -> None:
+        from alembic.util import CommandError
+        from sqlalchemy.exc import SQLAlchemyError
+
+        from gateway.ledger.database import without_password
         from migrations.runner import upgrade
 
-        await asyncio.to_thread(upgrade, url)
+        try:
+            await asyncio.to_thread(upgrade, url)
+        except (SQLAlchemyError, OSError, CommandError) as error:
+            words = str(error).splitlines()[0]
+            raise DatabaseRefusedError(f"the database {without_password(url)}: {words}") from None
 
     def _gateway_child(self, runtime: Runtime) -> Child:
         path = self.run_dir / "runtime.json"
@@ -324,6 +336,7 @@ def serve(settings: Settings) -> int:
     Raises:
         AlreadyRunningError: the state folder is in use (see `locked`).
         PortInUseError: the port is taken.
+        DatabaseRefusedError: the database cannot be reached or upgraded.
         SettingsError: something configured cannot be started.
     """
     with locked(Path(settings.state_dir)):

@@ -18,8 +18,11 @@ _RECORDS: Final = ("evaluation.json", "training.json")
 _REVISION_CHARACTERS: Final = 16
 
 
-def model_folder(model: str) -> Path:
+def model_folder(model: str, *, refresh: bool = False) -> Path:
     """Turn what a user calls a model into its folder.
+
+    Args:
+        refresh: of hf:owner/name ask for the newest version, even where one is cached.
 
     Raises:
         ModelLoadError: there is no such model; says what there is.
@@ -30,7 +33,7 @@ def model_folder(model: str) -> Path:
         except UnknownBundledModelError as error:
             raise ModelLoadError(str(error)) from None
     if model.startswith("hf:"):
-        return _from_hub(model.removeprefix("hf:"))
+        return _from_hub(model.removeprefix("hf:"), refresh=refresh)
     if model.endswith(".gguf"):
         raise ModelLoadError(f"{model!r}: GGUF files are not supported yet; give a folder")
     folder = Path(model).expanduser()
@@ -41,7 +44,7 @@ def model_folder(model: str) -> Path:
     return folder
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, *, refresh: bool) -> Path:
     """The snapshot of `owner/name` or `owner/name@revision`: from the local cache, else fetched.
 
     The cache, the endpoint, the token and offline mode are huggingface_hub's (HF_HOME,
@@ -52,7 +55,7 @@ def _from_hub(name: str) -> Path:
 
     repo, _, version = name.partition("@")
     patterns = [f"*{suffix}" for suffix in _SUFFIXES]
-    for cached_only in (True, False):
+    for cached_only in (False,) if refresh else (True, False):
         try:
             return Path(
                 snapshot_download(

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from difflib import get_close_matches
 from typing import Any
 
 import click
@@ -24,8 +25,8 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "overrides": ("overrides", "What operators have changed for a while."),
     "alerts": ("alerts", "What was found wrong, and who was told."),
     "report": ("report", "Cost reports out of the ledger."),
-    "policy": ("policy", "Check and explain routing policies."),
-    "models": ("models", "What can be served."),
+    "policy": ("policy", "Check, explain, replay and fit routing policies."),
+    "models": ("models", "What can be served, and how good it is; fetch it."),
     "quantize": ("quantize", "Make a smaller copy of a model."),
     "plan": ("plan", "Capacity and cost on paper."),
     "bench": ("bench", "Measure speed."),
@@ -51,6 +52,14 @@ class _LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        near = get_close_matches(args[0], _COMMANDS, 1)
+        if near and args[0] not in _COMMANDS:
+            ctx.fail(f"No such command {args[0]!r}; did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, help_) for name, (_, help_) in _COMMANDS.items()])
@@ -66,6 +75,9 @@ class _LazyGroup(click.Group):
 @click.pass_context
 def cli(ctx: click.Context, config: str | None) -> None:
     """A model-routing LLM gateway with cost control."""
+    from gateway.cli.common import log_to_stderr
+
+    log_to_stderr(ctx)
     ctx.obj = {"config": config}
 
 

@@ -45,21 +45,27 @@ def list_(
 
 @alerts.command()
 @click.argument("channel", required=False)
+@json_option
 @config_option
 @click.pass_context
-def test(ctx: click.Context, channel: str | None, config: str | None) -> None:
+def test(ctx: click.Context, channel: str | None, as_json: bool, config: str | None) -> None:
     """Send a test message to CHANNEL, or to all of them; exits 1 where one does not take it."""
     import asyncio
+
+    import msgspec
 
     from gateway.alerts.show import send_tests
 
     settings = settings_of(ctx, config)
     channels = [c for c in settings.alerts.channels if channel in (None, c.name)]
     if not channels:
-        known = ", ".join(c.name for c in settings.alerts.channels) or "none is configured"
-        fail(f"no channel {channel or ''}; [[alerts.channels]] has: {known}", code=2)
+        known = ", ".join(c.name for c in settings.alerts.channels) or "none"
+        which = "no channel" if channel is None else f"no channel {channel!r}"
+        fail(f"{which}; [[alerts.channels]] of the configuration names {known}", code=2)
     results = asyncio.run(send_tests(channels))
-    for one in results:
+    if as_json:
+        print_json(msgspec.to_builtins(results))
+    for one in () if as_json else results:
         words = "delivered" if one.delivered else f"not delivered: {one.error}"
         click.echo(f"{one.channel}: {words}", err=not one.delivered)
     ctx.exit(int(not all(one.delivered for one in results)))

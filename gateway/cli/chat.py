@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from gateway.cli.common import api_headers, config_option, fail, gateway_url, settings_of
+from gateway.cli.common import (
+    api_headers,
+    config_option,
+    fail,
+    gateway_url,
+    print_json,
+    refusal,
+    settings_of,
+)
 
 
 @click.command()
@@ -18,6 +26,7 @@ from gateway.cli.common import api_headers, config_option, fail, gateway_url, se
 @click.option("--system", help="A system message.")
 @click.option("--temperature", type=float, help="0 is greedy.")
 @click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; needs PROMPT.")
 @click.pass_context
 def chat(
     ctx: click.Context,
@@ -28,20 +37,35 @@ def chat(
     system: str | None,
     temperature: float | None,
     max_tokens: int,
+    as_json: bool,
 ) -> None:
-    """Chat with a running gateway; with PROMPT, one answer and out.
+    """Chat with a running gateway; with PROMPT ("-" reads it), one answer and out.
 
-    Each answer is followed by its route, cache verdict and cost. An empty line or Ctrl-D leaves.
+    Each answer is followed by its route, cache verdict and cost. Ctrl-C ends an answer; an empty
+    line or Ctrl-D leaves.
     """
     base = gateway_url(settings_of(ctx, config), url)
     messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
     options: dict[str, Any] = {"model": model, "max_tokens": max_tokens}
     if temperature is not None:
         options["temperature"] = temperature
+    if as_json and prompt is None:
+        raise click.UsageError("--json needs PROMPT")
     if prompt is not None:
         text = sys.stdin.read() if prompt == "-" else prompt
-        _turn(base, [*messages, {"role": "user", "content": text}], options)
+        asked = [*messages, {"role": "user", "content": text}]
+        try:
+            answer, route = _turn(base, {**options, "messages": asked}, silent=as_json)
+        except _NoAnswer as error:
+            fail(str(error))
+        if as_json:
+            print_json({"answer": answer, "headgate": route})
         return
+    _converse(base, messages, options)
+
+
+def _converse(base: str, messages: list[dict[str, str]], options: dict[str, Any]) -> None:
+    """Turn by turn; one that failed or was ended is as if it had not been asked."""
     while True:
         try:
             text = input("you> ").strip()
@@ -50,27 +74,39 @@ def chat(
             return
         if not text:
             return
-        messages.append({"role": "user", "content": text})
-        messages.append({"role": "assistant", "content": _turn(base, messages, options)})
+        asked = [*messages, {"role": "user", "content": text}]
+        try:
+            answer, _ = _turn(base, {**options, "messages": asked})
+        except _NoAnswer as error:
+            click.echo(f"headgate: {error}", err=True)
+        except KeyboardInterrupt:
+            click.echo()
+        else:
+            messages = [*asked, {"role": "assistant", "content": answer}]
 
 
-def _turn(base: str, messages: list[dict[str, str]], options: dict[str, Any]) -> str:
-    """Stream one answer to the terminal and return it."""
+class _NoAnswer(Exception):
+    """Why there is none."""
+
+
+def _turn(base: str, body: dict[str, Any], *, silent: bool = False) -> tuple[str, dict[str, Any]]:
+    """Stream one answer to the terminal; return it with its route."""
     answer: list[str] = []
     route: dict[str, Any] = {}
-    for event in _events(base, {**options, "messages": messages, "stream": True}):
+    for event in _events(base, {**body, "stream": True}):
         if "error" in event:
-            click.echo()
-            fail(event["error"]["message"])
+            raise _NoAnswer(event["error"]["message"])
         route = event.get("headgate", route)
         for choice in event.get("choices", []):
             piece = choice.get("delta", {}).get("content") or ""
             answer.append(piece)
-            click.echo(piece, nl=False)
-    click.echo()
-    if route:
-        click.secho(_route_line(route), fg="bright_black")
-    return "".join(answer)
+            if not silent:
+                click.echo(piece, nl=False)
+    if not silent:
+        click.echo()
+        if route:
+            click.secho(_route_line(route), fg="bright_black")
+    return "".join(answer), route
 
 
 def _events(base: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -81,15 +117,14 @@ def _events(base: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         with httpx.stream("POST", url, json=body, headers=api_headers(), timeout=600) as response:
             if response.status_code != 200:
                 response.read()
-                try:
-                    fail(response.json()["error"]["message"])
-                except (ValueError, KeyError, TypeError):
-                    fail(f"{url}: {response.status_code}: {response.text[:200]}")
+                raise _NoAnswer(refusal(response) or f"{url}: {response.status_code}")
             for line in response.iter_lines():
                 if line.startswith("data: ") and line != "data: [DONE]":
                     yield json.loads(line[6:])
     except httpx.HTTPError as error:
-        fail(f"no gateway answers at {base} ({error}); start one with `headgate serve`")
+        raise _NoAnswer(
+            f"no gateway answers at {base} ({error}); start one with `headgate serve`"
+        ) from None
 
 
 def _route_line(route: dict[str, Any]) -> str:

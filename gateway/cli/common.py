@@ -5,11 +5,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from gateway.settings import Settings, load
+
+if TYPE_CHECKING:
+    import httpx
 
 json_option: Callable[[Any], Any] = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON."
@@ -22,6 +25,20 @@ config_option: Callable[[Any], Any] = click.option(
 def settings_of(ctx: click.Context, config: str | None = None) -> Settings:
     """The settings that --config (here or before the command) names."""
     return load(config or (ctx.obj or {}).get("config"))
+
+
+def log_to_stderr(ctx: click.Context) -> None:
+    """Warnings only, until the command ends: standard output is for what was asked."""
+    import logging
+
+    import structlog
+
+    before = structlog.get_config()
+    ctx.call_on_close(lambda: structlog.configure(**before))
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
 
 
 def print_json(value: Any) -> None:
@@ -59,18 +76,31 @@ def api_headers() -> dict[str, str]:
     return {"authorization": f"Bearer {key}"} if key else {}
 
 
-def get_json(url: str, path: str) -> Any:
-    """GET a running gateway's JSON; exits 1 with a clear message when that fails."""
+def get_json(url: str, path: str, *, or_none: bool = False) -> Any:
+    """GET a running gateway's JSON; exits 1 with a clear message when that fails.
+
+    Args:
+        or_none: give None where our key may not see it.
+    """
     import httpx
 
     try:
         response = httpx.get(url + path, headers=api_headers(), timeout=10.0)
     except httpx.HTTPError as error:
         fail(f"no gateway answers at {url} ({error}); start one with `headgate serve`")
+    if or_none and response.status_code in (401, 403):
+        return None
     if response.status_code >= 400:
-        try:
-            message = response.json()["error"]["message"]
-        except (ValueError, KeyError, TypeError):
-            message = response.text[:200]
-        fail(f"{url}{path}: {response.status_code}: {message}")
-    return response.json()
+        fail(f"{url}{path}: {response.status_code}: {refusal(response)}")
+    try:
+        return response.json()
+    except ValueError:
+        fail(f"{url}{path}: what answers there is no gateway: {response.text[:80]!r}")
+
+
+def refusal(response: "httpx.Response") -> str:
+    """Why a gateway refuses, in its words."""
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return response.text[:200]

@@ -31,11 +31,17 @@ def data() -> None:
 @_user
 @_key
 @config_option
+@json_option
 @click.pass_context
 def export(
-    ctx: click.Context, team: str | None, user: str | None, key: str | None, config: str | None
+    ctx: click.Context,
+    team: str | None,
+    user: str | None,
+    key: str | None,
+    config: str | None,
+    as_json: bool,
 ) -> None:
-    """Print everything as one JSON document."""
+    """Print everything as one JSON document (with or without --json)."""
     from gateway.privacy import stores
 
     kind, name = _subject(team=team, user=user, key=key)

@@ -48,7 +48,7 @@ def run_on_engine(settings: Settings, work: Callable[["AsyncEngine"], Awaitable[
     except ValueError as error:
         fail(str(error), code=2)
     except (SQLAlchemyError, OSError, CommandError) as error:
-        fail(f"the database {without_password(url)} refuses: {error}")
+        fail(f"the database {without_password(url)} refuses: {str(error).splitlines()[0]}")
 
 
 def run_in_transaction(

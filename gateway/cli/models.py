@@ -10,7 +10,15 @@ from typing import Any
 
 import click
 
-from gateway.cli.common import config_option, fail, json_option, print_json, settings_of
+from gateway.cli.common import (
+    config_option,
+    fail,
+    json_option,
+    print_json,
+    run_child,
+    settings_of,
+)
+from gateway.cli.database import table
 from gateway.settings import BackendSettings, Settings
 
 _VALUED = ("--suite", "--outputs", "--limit", "--threads", "--device", "--dtype")
@@ -43,15 +51,11 @@ def list_models(ctx: click.Context, config: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"models": rows})
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("name", "kind", "tier", "model", "machine", "pass rate", box=None)
-    for row in rows:
-        rate = row.pop("pass_rate")
-        shown = f"{100 * rate:.1f} %" if isinstance(rate, float) else "-"
-        table.add_row(*(str(value or "-") for value in row.values()), shown)
-    Console().print(table)
+    columns = ["name", "kind", "tier", "model", "machine", "pass rate"]
+    rates = [row.pop("pass_rate") for row in rows]
+    shown = [f"{100 * rate:.1f} %" if isinstance(rate, float) else "-" for rate in rates]
+    cells = [[*(str(v or "-") for v in row.values()), shown[n]] for n, row in enumerate(rows)]
+    table(columns, cells, right={"pass rate"})
 
 
 @models.command()
@@ -72,6 +76,26 @@ def inspect(model: str, as_json: bool) -> None:
         click.echo(f"{name:24} {value}")
     if measured is not None:
         print_quality(measured)
+
+
+@models.command()
+@click.argument("wanted", metavar="[MODEL]...", nargs=-1)
+@config_option
+@json_option
+@click.pass_context
+def pull(ctx: click.Context, wanted: tuple[str, ...], config: str | None, as_json: bool) -> None:
+    """Fetch models into this machine's cache: hf:owner/name[@revision] or a backend's name.
+
+    Without any, all that the configuration has its engines serve.
+    """
+    engines = {b.name: b.model for b in settings_of(ctx, config).backends if b.kind == "engine"}
+    targets = [engines.get(name, name) for name in wanted or engines]
+    found = run_child("backends.models.pull", list(dict.fromkeys(targets)))
+    if as_json:
+        print_json({"models": found})
+        return
+    for one in found:
+        click.echo(f"{one['model']}: {one['folder']} ({one['bytes'] / 1e6:,.1f} MB)")
 
 
 @models.command(

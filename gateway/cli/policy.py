@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from gateway.cli.common import config_option, fail, json_option, print_json, settings_of
-from gateway.cli.policy_files import find_policy, log_to_stderr, offline_router
+from gateway.cli.database import table
+from gateway.cli.policy_files import find_policy, offline_router
 from gateway.cli.policy_fit import fit
 from gateway.cli.policy_replay import replay, simulate
 from gateway.cli.policy_versions import history, rollback
@@ -55,8 +56,9 @@ def check(ctx: click.Context, policies: tuple[str, ...], config: str | None, as_
 
 
 @policy.command()
-def schema() -> None:
-    """Print the JSON Schema of a policy file."""
+@json_option
+def schema(as_json: bool) -> None:
+    """Print the JSON Schema of a policy file (always JSON)."""
     from policies.checker import schema as policy_schema
 
     print_json(policy_schema())
@@ -81,7 +83,6 @@ def explain(**options: Any) -> None:
 
     Every backend counts as ready and idle; ask POST /route/explain for the state of now.
     """
-    log_to_stderr()
     prompt = options["prompt"]
     if prompt == "-":
         prompt = sys.stdin.read()
@@ -176,9 +177,6 @@ def _time(text: str | None) -> datetime | None:
 
 
 def _print_story(story: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     features = story["features"]
     click.echo(f"policy    {story['policy']} → {story['rule']}")
     click.echo(
@@ -201,15 +199,18 @@ def _print_story(story: dict[str, Any]) -> None:
         refusal = story["refusal"]
         click.echo(f"refused   {refusal['status']} {refusal['code']}: {refusal['message']}")
         return
-    table = Table("try", "backend", "tier", "model", "quality", "cost", "latency", "answer tokens")
+    columns = ["try", "backend", "tier", "model", "quality", "cost", "latency", "answer tokens"]
+    cells = []
     for place, candidate in enumerate(story["candidates"], start=1):
         quality = candidate["quality"]
         shown = "-" if quality is None else f"{quality:.2f}"
         tokens, seconds = candidate["answer_tokens"], candidate["latency_s"]
-        table.add_row(
-            *(str(place), candidate["backend"], candidate["tier"], candidate["model"], shown),
-            f"${candidate['cost_usd']}",
-            "-" if seconds is None else f"{seconds:.2f} s",
-            "-" if tokens is None else f"{tokens['median']} ({tokens['low']}–{tokens['high']})",
+        cells.append(
+            [
+                *(str(place), candidate["backend"], candidate["tier"], candidate["model"], shown),
+                f"${candidate['cost_usd']}",
+                "-" if seconds is None else f"{seconds:.2f} s",
+                "-" if tokens is None else f"{tokens['median']} ({tokens['low']}–{tokens['high']})",
+            ]
         )
-    Console().print(table)
+    table(columns, cells, right=columns[4:], spare=("model", "tier", "answer tokens"))

@@ -1,6 +1,5 @@
 """What the policy commands share: finding files, and a router over stand-ins that never answer."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,18 +11,6 @@ if TYPE_CHECKING:
 
     from gateway.routing.health import BackendRegistry
     from gateway.routing.router import Router
-
-
-def log_to_stderr() -> None:
-    """Warnings only, and not between the lines of the answer."""
-    import logging
-
-    import structlog
-
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
 
 
 def find_policy(settings: Settings, name: str) -> Path:
@@ -40,7 +27,9 @@ def find_policy(settings: Settings, name: str) -> Path:
         file = Path(folder) / f"{name}.toml"
         if file.is_file():
             return file
-    return fail(f"no policy {name!r} in {', '.join(folders)}", code=2)
+    known = sorted({file.stem for folder in folders for file in Path(folder).glob("*.toml")})
+    there = f"; there are: {', '.join(known)}"
+    return fail(f"no policy {name!r} in {', '.join(folders)}{there}", code=2)
 
 
 async def offline_router(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gateway.cli.common import config_option, json_option, print_json, run_child, settings_of
-from gateway.cli.database import run_in_transaction
+from gateway.cli.database import run_in_transaction, table
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
@@ -104,27 +104,23 @@ def _opinions(settings: Settings) -> str:
 
 
 def _print_card(card: dict[str, Any], out: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     click.echo(f"{out}: head {card['version']} from {card['rows']} rows")
-    table = Table("backend", "rows", "pass rate", "AUC", "ECE")
+    columns = ["backend", "rows", "pass rate", "AUC", "ECE"]
+    rows = []
     for name, entry in card["quality"].items():
         area = "-" if entry["auc"] is None else f"{entry['auc']:.3f}"
-        table.add_row(
-            name, str(entry["rows"]), f"{entry['pass_rate']:.3f}", area, f"{entry['ece']:.3f}"
-        )
-    Console().print(table)
+        rate, error = f"{entry['pass_rate']:.3f}", f"{entry['ece']:.3f}"
+        rows.append([name, str(entry["rows"]), rate, area, error])
+    table(columns, rows, right=columns[1:])
     if card["apgr"] is None:
         click.echo("no prompt was answered by all backends: nothing says what a choice gains")
         return
-    table = Table("router", "APGR", "CPT50", "CPT80", "area", box=None)
+    keys = ("apgr", "cpt50", "cpt80", "area")
+    rows = []
     for name in ("router", "length", "shuffled", "oracle"):
         figures = card if name == "router" else card["baselines"][name]
-        table.add_row(
-            name, *(_interval(figures[key]) for key in ("apgr", "cpt50", "cpt80", "area"))
-        )
-    Console().print(table)
+        rows.append([name, *(_interval(figures[key]) for key in keys)])
+    table(["router", "APGR", "CPT50", "CPT80", "area"], rows)
     gate = card["sensitivity"]
     click.echo(f"words put around a prompt move it: {'little' if gate['passed'] else 'TOO MUCH'}")
     second = card.get("second_stage")

@@ -9,7 +9,7 @@ import click
 
 from gateway.cli.common import config_option, fail, json_option, print_json, settings_of
 from gateway.cli.database import run_in_transaction, table
-from gateway.cli.policy_files import find_policy, log_to_stderr, offline_router
+from gateway.cli.policy_files import find_policy, offline_router
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--since", required=True, metavar="TIME", help="RFC 3339 or a date, UTC.")
 @click.option("--until", metavar="TIME", help="Exclusive; else now.")
-@click.option("--policy", "names", multiple=True, required=True, help="Name or .toml file.")
+@click.option(
+    "--policy",
+    "names",
+    multiple=True,
+    required=True,
+    help="Name or .toml file; can be given again.",
+)
 @config_option
 @json_option
 @click.pass_context
@@ -38,7 +44,6 @@ def replay(
     Quality is a doubly robust estimate from feedback. Where the past left nothing to chance there
     is none; [routing] explore makes it possible.
     """
-    log_to_stderr()
     settings = settings_of(ctx, config)
     begin, end = _us(since, "--since"), _us(until, "--until")
     loaded = [load(settings, name) for name in names]
@@ -89,7 +94,13 @@ def replay(
 
 @click.command()
 @click.argument("file", type=click.Path(dir_okay=False, exists=True, path_type=Path))
-@click.option("--policy", "names", multiple=True, required=True, help="Name or .toml file.")
+@click.option(
+    "--policy",
+    "names",
+    multiple=True,
+    required=True,
+    help="Name or .toml file; can be given again.",
+)
 @config_option
 @json_option
 @click.pass_context
@@ -101,7 +112,6 @@ def simulate(
     FILE: one prompt a line, or JSON Lines with `prompt` or `messages` (and `scores`, as outcomes).
     Every backend counts as ready and idle; costs and seconds are learned from the ledger.
     """
-    log_to_stderr()
     settings = settings_of(ctx, config)
     loaded = [load(settings, name) for name in names]
     from gateway.routing.simulate import PromptsError, read_prompts, simulate_all

@@ -55,8 +55,9 @@ def history(ctx: click.Context, name: str | None, config: str | None, as_json: b
 @click.command()
 @click.argument("version", metavar="NAME@SHA")
 @config_option
+@json_option
 @click.pass_context
-def rollback(ctx: click.Context, version: str, config: str | None) -> None:
+def rollback(ctx: click.Context, version: str, config: str | None, as_json: bool) -> None:
     """Put an earlier version back into its file; gateways read it with the next request."""
     settings = settings_of(ctx, config)
     name, at, sha256 = version.partition("@")
@@ -77,4 +78,7 @@ def rollback(ctx: click.Context, version: str, config: str | None) -> None:
         replace(target, text)
     except OSError as error:
         fail(f"{target}: {error.strerror}")
-    click.echo(f"{target}: {name}@{full[:8]}")
+    if as_json:
+        print_json({"name": name, "sha256": full, "path": str(target)})
+    else:
+        click.echo(f"{target}: {name}@{full[:8]}")

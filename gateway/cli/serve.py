@@ -26,13 +26,13 @@ def serve(
 
     from gateway.observability import configure_logging
     from gateway.run_folder import AlreadyRunningError
-    from gateway.supervisor import PortInUseError
+    from gateway.supervisor import DatabaseRefusedError, PortInUseError
     from gateway.supervisor import serve as run
 
     configure_logging(settings.log_level)
     try:
         code = run(settings)
-    except (AlreadyRunningError, PortInUseError) as error:
+    except (AlreadyRunningError, DatabaseRefusedError, PortInUseError) as error:
         fail(str(error))
     except SettingsError as error:
         fail(str(error), code=2)

@@ -1,5 +1,6 @@
 """`headgate status`: one screen."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -12,6 +13,11 @@ from gateway.cli.common import (
     print_json,
     settings_of,
 )
+from gateway.cli.database import moment, table
+
+_DAY_S = 86_400
+_MOST = 8
+"""Lines about what changed; the others are counted."""
 
 
 @click.command()
@@ -20,37 +26,70 @@ from gateway.cli.common import (
 @json_option
 @click.pass_context
 def status(ctx: click.Context, config: str | None, url: str | None, as_json: bool) -> None:
-    """Health, load and today's spend of a running gateway."""
+    """Health, load, who fails over, today's spend and what changed in 24 hours.
+
+    What changed is for keys that may read the audit log.
+    """
+    import time
     from datetime import UTC, datetime
 
     base = gateway_url(settings_of(ctx, config), url)
     health = get_json(base, "/health")
     today = datetime.now(UTC).date().isoformat()
-    costs = get_json(base, f"/reports/costs?since={today}")
+    totals = get_json(base, f"/reports/costs?since={today}")["totals"]
+    since = int(time.time()) - _DAY_S
+    audit = get_json(base, f"/admin/audit?since={since}&limit=1000", or_none=True)
+    alerts = get_json(base, "/admin/alerts?limit=100", or_none=True)
+    found = {
+        "url": base,
+        "health": health,
+        "failing_over": [one["name"] for one in health["backends"] if _fails(one)],
+        "today": totals,
+        "changes": None if audit is None else [act for act in audit["acts"] if _changed(act)],
+        "alerts": None if alerts is None else [a for a in alerts["alerts"] if not a["resolved_at"]],
+    }
     if as_json:
-        print_json({"url": base, "health": health, "today": costs["totals"]})
+        print_json(found)
         return
-    _print(base, health, costs)
+    click.echo(f"{base}  {health['status']}, policy {health['policy']}")
+    columns = ["backend", "tier", "ready", "load", "breaker", "machine"]
+    table(columns, [_row(one) for one in health["backends"]], right={"load"})
+    for line in _lines(found):
+        click.echo(line)
 
 
-def _print(base: str, health: dict[str, Any], costs: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _fails(backend: dict[str, Any]) -> bool:
+    """Whether its requests go to the next of their chains."""
+    return not backend["ready"] or backend["breaker"] != "closed"
 
-    console = Console()
-    totals = costs["totals"]
-    console.print(f"[bold]{base}[/bold]  {health.get('status', '?')}")
-    table = Table("backend", "tier", "ready", "load", "machine", box=None)
-    for backend in health.get("backends", []):
-        ready = "yes" if backend.get("ready") else f"[red]no[/red] {backend.get('detail', '')}"
-        load = f"{backend.get('load', 0):.0%}"
-        table.add_row(backend["name"], backend.get("tier", ""), ready, load, backend["machine"])
-    console.print(table)
-    console.print(
+
+def _changed(act: dict[str, Any]) -> bool:
+    return bool(act["outcome"] == "done")
+
+
+def _row(backend: dict[str, Any]) -> list[str]:
+    ready = "yes" if backend["ready"] else f"no: {backend['detail']}"
+    load, machine = f"{backend['load']:.0%}", backend["machine"] or "-"
+    return [backend["name"], backend["tier"], ready, load, backend["breaker"], machine]
+
+
+def _lines(found: dict[str, Any]) -> Iterator[str]:
+    health, totals = found["health"], found["today"]
+    yield f"failing over: {', '.join(found['failing_over']) or 'nobody'}"
+    yield (
         f"today (UTC): {totals['requests']} requests, ${totals['cost_usd']} spent, "
         f"${totals['saved_usd']} saved by caches, {totals['errors']} errors"
     )
-    for one in health.get("overrides", []):
-        console.print(f"[bold]override[/bold] {one['slot']} = {one['value']} until {one['until']}")
-    for problem in health.get("problems", []):
-        console.print(f"[yellow]! {problem}[/yellow]")
+    for one in health["overrides"]:
+        yield f"override: {one['slot']} = {one['value']} until {one['until']}"
+    for problem in health["problems"]:
+        yield f"problem: {problem}"
+    for alert in found["alerts"] or ():
+        yield f"alert since {alert['opened_at']}: {alert['title']}"
+    if found["changes"] is None:
+        return
+    yield f"changed in 24 h: {len(found['changes']) or 'nothing'}"
+    for act in found["changes"][:_MOST]:
+        yield f"  {moment(act['at'])} {act['action']} {act['target']} by {act['actor']}"
+    if len(found["changes"]) > _MOST:
+        yield "  … `headgate audit` shows all"

@@ -5,6 +5,7 @@ or it does not know us, they go to the stores themselves; every gateway looks th
 """
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -146,7 +147,7 @@ def _directly(settings: Settings, slot: str, wanted: "Wanted | None") -> dict[st
                 await store.write([override])
                 took.append(store.name)
             except AWAY as error:
-                errors.append(f"{store.name}: {error}")
+                errors.append(f"{store.name}: {str(error).splitlines()[0]}")
         if not took:
             fail(f"nobody took it: {'; '.join(errors)}")
         done = {"slot": slot, "lifted": True} if wanted is None else shown(override)
@@ -172,15 +173,22 @@ async def _newest(stores: "list[OverrideStore]") -> dict[str, Any]:
 
 
 def _on_stores(settings: Settings, work: Callable[..., Awaitable[T]]) -> T:
-    """Run with the database, and with Redis where the configuration says where it is."""
+    """Run with the database, brought up to date if it answers, and with Redis where the
+    configuration says where it is."""
+    from alembic.util import CommandError
+    from sqlalchemy.exc import SQLAlchemyError
+
     from gateway.cache.store import RedisStore
     from gateway.errors import GatewayError
     from gateway.ledger.database import open_engine
     from gateway.overrides.stores import OverrideStore, RedisOverrides, SqlOverrides
     from gateway.runtime import database_url
+    from migrations import upgrade
+
+    url = database_url(settings)
 
     async def run() -> T:
-        engine = open_engine(database_url(settings))
+        engine = open_engine(url)
         stores: list[OverrideStore] = [SqlOverrides(engine)]
         at = settings.cache.redis
         redis = None if at in ("auto", "memory") else RedisStore(at, timeout_s=2.0)
@@ -193,6 +201,8 @@ def _on_stores(settings: Settings, work: Callable[..., Awaitable[T]]) -> T:
             if redis is not None:
                 await redis.aclose()
 
+    with contextlib.suppress(SQLAlchemyError, OSError, CommandError):
+        upgrade(url)
     try:
         return asyncio.run(run())
     except GatewayError as error:

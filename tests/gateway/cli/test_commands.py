@@ -5,9 +5,11 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import structlog
 from click.testing import CliRunner
 
 from gateway.cli import _COMMANDS, cli, main
+from gateway.cli.status import _fails, _lines
 
 
 @pytest.fixture
@@ -36,6 +38,64 @@ def test_unknown_command_and_option_are_usage_errors() -> None:
         result = CliRunner().invoke(cli, arguments)
         assert result.exit_code == 2
         assert "frobnicate" in result.output
+    assert "did you mean 'serve'?" in CliRunner().invoke(cli, ["serv"]).output
+
+
+def test_json_stands_alone_on_standard_output(alone: Path) -> None:
+    """What is logged on the way goes elsewhere, and logging is afterwards as it was before."""
+    before = structlog.get_config()
+    asked = ["backends", "drain", "small", "--json", "--url", "http://127.0.0.1:9"]
+    result = CliRunner().invoke(cli, asked)
+    assert json.loads(result.stdout)["value"] == "drained", result.output
+    assert structlog.get_config() == before
+
+
+def test_config_show_leaves_passwords_out(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the database's nor Redis's is printed."""
+    monkeypatch.setenv("HEADGATE_DATABASE_URL", "postgresql+asyncpg://me:secret@h/d")
+    monkeypatch.setenv("HEADGATE_REDIS_URL", "redis://:secret@h:1/0")
+    shown = CliRunner().invoke(cli, ["config", "show"]).stdout
+    assert "secret" not in shown
+    assert json.loads(shown)["database"]["url"] == "postgresql+asyncpg://me:***@h/d"
+
+
+def test_serve_says_what_it_cannot_use(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that does not answer, a state folder that cannot be made: one line each."""
+    (alone / "headgate.toml").write_text(
+        '[cache]\nredis = "memory"\n[[backends]]\nname = "e"\nkind = "echo"\nmodel = "e"\n'
+    )
+    monkeypatch.setenv("HEADGATE_DATABASE_URL", "postgresql+asyncpg://me:secret@127.0.0.1:9/d")
+    refused = CliRunner().invoke(cli, ["serve", "--port", "0"])
+    assert refused.exit_code == 1
+    assert "the database postgresql+asyncpg://me:***@127.0.0.1:9/d: " in refused.stderr
+    monkeypatch.setenv("HEADGATE_STATE_DIR", str(alone / "headgate.toml" / "state"))
+    unusable = CliRunner().invoke(cli, ["serve", "--port", "0"])
+    assert unusable.exit_code == 2
+    assert "set $HEADGATE_STATE_DIR" in unusable.stderr
+
+
+def test_status_names_who_fails_over_and_what_changed() -> None:
+    """A backend whose breaker is open is one that others stand in for; old news are counted."""
+    healthy = {"name": "a", "ready": True, "breaker": "closed"}
+    assert [_fails(healthy), _fails({**healthy, "breaker": "open"})] == [False, True]
+    assert _fails({**healthy, "ready": False})
+    act = {"at": 0.0, "action": "keys.create", "target": "search", "actor": "cli:me"}
+    totals = {"requests": 1, "cost_usd": "0.1", "saved_usd": "0", "errors": 0}
+    found = {
+        "health": {"overrides": [], "problems": ["ledger: away"]},
+        "failing_over": ["a"],
+        "today": totals,
+        "changes": [act] * 9,
+        "alerts": [],
+    }
+    lines = list(_lines(found))
+    assert lines[0] == "failing over: a"
+    assert "problem: ledger: away" in lines
+    assert lines[3:5] == [
+        "changed in 24 h: 9",
+        "  1970-01-01T00:00:00Z keys.create search by cli:me",
+    ]
+    assert len(lines) == 4 + 8 + 1
 
 
 def test_config_check_says_what_is_wrong(
@@ -74,6 +134,24 @@ def test_models_commands_describe_the_bundled_models(alone: Path) -> None:
     missing = CliRunner().invoke(cli, ["models", "inspect", "bundled:none"])
     assert missing.exit_code == 1
     assert "bundled:none" in missing.output or "'none'" in missing.output
+
+
+def test_models_pull_says_where_a_model_lies(alone: Path) -> None:
+    """By a backend's name or in full; one that does not exist exits 1 with what there is."""
+    pulled = CliRunner().invoke(cli, ["models", "pull", "nano", "bundled:nano", "--json"])
+    (model,) = json.loads(pulled.stdout)["models"]
+    assert model["model"] == "bundled:nano"
+    assert model["bytes"] == sum(file.stat().st_size for file in Path(model["folder"]).iterdir())
+    assert CliRunner().invoke(cli, ["models", "pull", "bundled:none"]).exit_code == 1
+
+
+def test_conversation_goes_on_after_a_failed_turn(alone: Path) -> None:
+    """What a gateway refuses is said, and the next line is read; --json is for one answer."""
+    asked = ["chat", "--url", "http://127.0.0.1:9"]
+    spoken = CliRunner().invoke(cli, asked, input="hello\nstill there?\n\n")
+    assert spoken.exit_code == 0
+    assert spoken.stderr.count("no gateway answers") == 2
+    assert CliRunner().invoke(cli, [*asked, "--json"]).exit_code == 2
 
 
 def test_doctor_finds_what_is_wrong(alone: Path) -> None:
