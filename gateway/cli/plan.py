@@ -45,6 +45,7 @@ def plan() -> None:
 @click.option("--keep", default=5, show_default=True, help="How many answers.")
 @catalogue_option
 @plot_option
+@click.option("--curves", is_flag=True, help="With --json: the curves that --plot draws, too.")
 @json_option
 @click.pass_context
 def capacity(
@@ -54,13 +55,17 @@ def capacity(
     keep: int,
     catalogue: Path | None,
     plot: str | None,
+    curves: bool,
     as_json: bool,
     **asked: Any,
 ) -> None:
     """The cheapest machines that serve MODEL (8B, a folder, bundled:NAME) at a load."""
+    from msgspec import to_builtins
+
     from gateway.cli.report_plot import check_plot
     from gateway.planner.capacity import MOST_SIMULATED, as_dict
     from gateway.planner.capacity import plan as search
+    from gateway.planner.curves import curves as curves_of
     from gateway.planner.errors import PlanError
     from gateway.planner.inputs import inputs
     from gateway.planner.shapes import shape_of
@@ -115,13 +120,14 @@ def capacity(
         }
     except PlanError as error:
         fail(str(error), code=2)
+    drawn = curves_of(found) if curves or plot is not None else []
     if as_json:
-        print_json(answer)
+        print_json({**answer, "curves": to_builtins(drawn)} if curves else answer)
     else:
         show_capacity(answer)
         show_inputs(answer["inputs"])
     if plot is not None:
-        draw_plans(plot, found)
+        draw_plans(plot, drawn, workload.requests_per_s)
 
 
 @plan.command()

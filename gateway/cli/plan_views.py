@@ -6,10 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from gateway.planner.capacity import Plan
-
-_LOADS = tuple(0.1 * n for n in range(2, 21, 2))
-"""Of the planned load: what a picture shows."""
+    from gateway.planner.curves import Curves
 
 
 def show_capacity(answer: Mapping[str, Any]) -> None:
@@ -178,28 +175,18 @@ def show(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> N
     table(list(columns), [[str(value) for value in row] for row in rows])
 
 
-def draw_plans(plot: str, plans: Sequence["Plan"]) -> None:
+def draw_plans(plot: str, drawn: Sequence["Curves"], planned_requests_per_s: float) -> None:
     """Price by how full a replica's batch is, and latency by load, of each plan."""
     from matplotlib import pyplot
 
-    from gateway.planner.capacity import run_replica
-
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), dpi=150)
-    for plan in plans:
-        setup, work = plan.setup, plan.workload
-        name = f"{plan.replicas} × {setup.all_devices} {setup.hardware.name}, {setup.precision}"
-        tokens = work.mean_prompt_tokens + work.mean_output_tokens
-        batches = [b for b in (2**n for n in range(10)) if b <= setup.max_batch]
-        rates = [setup.steady_state(work, batch)[0] for batch in batches]
-        usd = [setup.usd_per_hour / (rate * tokens * 3600) * 1e6 for rate in rates]
-        left.plot(batches, usd, marker="o", label=name)
-        runs = [run_replica(setup, work, plan.replicas, load) for load in _LOADS]
-        loads = [load * work.requests_per_s for load in _LOADS]
-        right.plot(loads, [run.ttft_p99_s for run in runs], marker="o", label=name)
+    for one in drawn:
+        left.plot(*zip(*one.usd_by_batch, strict=True), marker="o", label=one.name)
+        right.plot(*zip(*one.ttft_p99_by_load, strict=True), marker="o", label=one.name)
     left.set(xscale="log", yscale="log", xlabel="sequences at once",
              ylabel="$ per 1M tokens, always so full")  # fmt: skip
     right.set(yscale="log", xlabel="requests/s", ylabel="first token, p99, s")
-    right.axvline(plans[0].workload.requests_per_s, color="#6b7885", linestyle=":")
+    right.axvline(planned_requests_per_s, color="#6b7885", linestyle=":")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)

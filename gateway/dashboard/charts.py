@@ -15,8 +15,8 @@ from msgspec import Struct
 from gateway.ledger.csv_text import safe_cell
 
 Cell = str | int | float | None
-Kind = Literal["stack", "lines", "curve", "bars"]
-Unit = Literal["$", "ms", "%", ""]
+Kind = Literal["stack", "lines", "curve", "xy", "bars"]
+Unit = Literal["$", "ms", "s", "%", ""]
 MOST_SERIES = 6
 """More cannot be told apart by colour; the smallest are added up as `other`."""
 OTHER = "other"
@@ -29,12 +29,15 @@ class Chart(Struct, frozen=True, kw_only=True):
     """Of its CSV file, and in the page."""
     title: str
     kind: Kind
-    """stack, lines: over time. curve: points in a plane. bars: one bar per row."""
+    """stack, lines: over time. curve: points in a plane. xy: lines over numbers. bars: one bar per
+    row."""
     columns: tuple[str, ...]
     """The first is what stands below the drawing, or beside the bars."""
     rows: Sequence[tuple[Cell, ...]]
     """Over time the first cell is unix seconds."""
     unit: Unit = ""
+    log: Literal["", "y", "xy"] = ""
+    """Axes on which equal steps are equal factors."""
     note: str = ""
 
     @property

@@ -16,7 +16,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, multiprocess
 from sqlalchemy.exc import SQLAlchemyError
 
-from gateway.dashboard.render import dollars, milliseconds
+from gateway.dashboard.render import dollars, milliseconds, share
 from gateway.dashboard.request_rows import recent_requests
 from gateway.pipeline import Pipeline
 
@@ -143,10 +143,10 @@ def _of_backend(name: str, about: dict[str, Any], drained: bool) -> dict[str, st
     kv = about["kv_usage_ratio"]
     return {
         f"state {name}": "drained" if drained else "ready" if about["ready"] else "away",
-        f"load {name}": f"{about['load']:.0%}",
+        f"load {name}": share(about["load"]),
         f"running {name}": about["running"],
         f"waiting {name}": about["waiting"],
-        f"kv {name}": "–" if kv is None else f"{kv:.0%}",
+        f"kv {name}": share(kv),
     }
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from gateway.alerts.model import Alert
+from gateway.dashboard.render import share
 from gateway.dashboard.visitor import Visit
 
 _OF_BUDGETS = ("budget", "budget_forecast")
@@ -60,7 +61,7 @@ def _of_budget(budget: dict[str, Any]) -> Notice | None:
     passed = [p for p in budget["alert_percents"] if budget["used"] * 100 >= p]
     if not passed:
         return None
-    words = f"{budget['scope']} has used {budget['used']:.0%} of ${budget['limit_usd']}"
+    words = f"{budget['scope']} has used {share(budget['used'])} of ${budget['limit_usd']}"
     return Notice(
         level="bad" if budget["used"] >= 1 and not budget["soft"] else "warn",
         text=f"{words} per {budget['window']}.",

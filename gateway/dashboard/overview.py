@@ -14,6 +14,7 @@ from gateway.dashboard.periods import period_of, steps
 from gateway.dashboard.render import now as clock
 from gateway.dashboard.request_rows import latencies, recent_requests
 from gateway.dashboard.visitor import Visit
+from gateway.ledger.budget_store import EVERYBODY
 
 BUDGETS_SHOWN = 6
 NEWEST = 8
@@ -40,6 +41,7 @@ async def overview(visit: Visit) -> dict[str, Any]:
         rows = await recent_requests(connection, limit=NEWEST)
         firing = await list_alerts(connection, open_only=True, limit=ALERTS_SHOWN)
     budgets = await _budgets(visit)
+    limits = {one["window"]: one for one in budgets if one["scope"] == EVERYBODY}
     moments = steps(hours, visit.tz, now)
     return {
         "health": health,
@@ -49,6 +51,8 @@ async def overview(visit: Visit) -> dict[str, Any]:
         "latency": times,
         "requests": rows,
         "budgets": budgets[:BUDGETS_SHOWN],
+        "limits": limits,
+        "needs_key": parts.settings.server.auth == "keys",
         "budgets_hidden": max(len(budgets) - BUDGETS_SHOWN, 0),
         "notices": notices(visit, health, budgets, firing),
         "notices_first": NOTICES_FIRST,

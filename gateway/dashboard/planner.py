@@ -59,7 +59,7 @@ async def planner(visit: Visit) -> dict[str, Any]:
 
 async def _plan(visit: Visit, asked: Mapping[str, str]) -> tuple[dict[str, Any] | None, str]:
     """(the answer, "") or (None, what is wrong)."""
-    flags = ["--keep", "4", "--json"]
+    flags = ["--keep", "4", "--json", "--curves"]
     for name, flag in _NUMBERS.items():
         if asked[name]:
             flags += [flag, asked[name]]
@@ -124,4 +124,35 @@ def _charts(found: Mapping[str, Any]) -> dict[str, Chart]:
             if "usd_per_million_tokens" in row
         ],
     )
-    return {"plans": plans, "techniques": techniques}
+    return {"plans": plans, "techniques": techniques, **_curves(found["curves"])}
+
+
+def _curves(found: list[dict[str, Any]]) -> dict[str, Chart]:
+    names = tuple(one["name"] for one in found)
+    price = Chart(
+        name="price-by-batch",
+        title="Price by how full a replica is",
+        kind="xy",
+        columns=("sequences at once", *names),
+        unit="$",
+        log="xy",
+        note="Dollars per 1M tokens of a replica that is always so full.",
+        rows=_over_numbers([one["usd_by_batch"] for one in found]),
+    )
+    first = Chart(
+        name="first-token-by-load",
+        title="First token by load",
+        kind="xy",
+        columns=("requests/s", *names),
+        unit="s",
+        log="y",
+        note="99 % come sooner; simulated, with as many replicas as planned.",
+        rows=_over_numbers([one["ttft_p99_by_load"] for one in found]),
+    )
+    return {chart.name: chart for chart in (price, first)}
+
+
+def _over_numbers(lines: list[list[tuple[float, float]]]) -> list[tuple[float | None, ...]]:
+    """One row per number that any line has a point at."""
+    at = [dict(line) for line in lines]
+    return [(x, *(line.get(x) for line in at)) for x in sorted({x for line in at for x in line})]

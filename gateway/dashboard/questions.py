@@ -16,6 +16,8 @@ STALE_S = 30.0
 """Up to this age an answer is still given, while a fresh one is on its way."""
 FORECAST_S = 600.0
 """Forecasts go by full hours, and take longer than a page may."""
+NOT_NOW_S = 1.0
+"""What nobody waits for begins this much later: the page that asked for it is to be made first."""
 MOST = 100
 
 
@@ -67,6 +69,7 @@ class Questions:
         """What the running month will have cost, once that is found out: nobody waits for it."""
 
         async def make() -> dict[str, Any] | None:
+            await asyncio.sleep(NOT_NOW_S)
             from gateway.insights.outlook import month_outlook
 
             async with self._parts.engine.connect() as connection:

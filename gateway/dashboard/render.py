@@ -106,15 +106,17 @@ def number(value: float | str | None) -> str:
 
 def share(value: float | None) -> str:
     """Of 1, in per cent."""
-    return "–" if value is None else f"{100 * value:.3g} %" if value < 0.995 else f"{value:.0%}"
+    if value is None:
+        return "–"
+    return f"{100 * value:.3g} %" if value < 0.995 else f"{100 * value:,.0f} %"
 
 
 def milliseconds(value: float | None) -> str:
-    """As ms below ten seconds, else as seconds."""
+    """As ms below a second, else as seconds."""
     if value is None:
         return "–"
-    if value >= 10_000:
-        return f"{value / 1000:,.1f} s"
+    if value >= 1000:
+        return f"{value / 1000:,.1f} s" if value >= 10_000 else f"{value / 1000:.2f} s"
     return f"{value:,.0f} ms" if value >= 10 else f"{value:.2g} ms"
 
 

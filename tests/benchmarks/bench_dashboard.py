@@ -2,15 +2,16 @@
 
 The ledger (SQLite) is generated in SQL: a month of requests by 250 combinations of keys, row by row
 and in the roll-ups. The gateway is the real process. Every page is asked for again and again by a
-plain client; first paint and bytes are Chromium's. What ten open dashboards cost is measured in
-turns, without and with them: six watch live figures, four follow the list of requests.
+plain client; first paint and bytes are Chromium's. What ten open dashboards cost the gateway's
+answers is measured in rounds of three: without, with and without them, so that the two outer
+stretches say how far the machine itself moves p99. Six watch live figures, four follow the list.
 """
 
 import argparse
 import asyncio
-import contextlib
 import itertools
 import json
+import random
 import shutil
 import statistics
 import subprocess
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,64 +182,109 @@ def _paint(browser: Browser, url: str, path: str) -> dict[str, float]:
 
 
 def watch(url: str) -> None:
-    """Ten dashboards, as their scripts behave, until this process is stopped; says when all are."""
-    opened = threading.Barrier(OPEN + 1)
-
-    def one(following: bool) -> None:
-        with httpx.Client(base_url=url, timeout=60) as client:
-            client.get("/requests" if following else "/")
-            with client.stream("GET", "/live?rows" if following else "/live") as messages:
-                lines = messages.iter_lines()
-                next(lines)
-                opened.wait()
-                for _ in lines:
-                    pass
-
-    threads = [threading.Thread(target=one, args=(n < FOLLOWING,)) for n in range(OPEN)]
-    for thread in threads:
-        thread.start()
-    opened.wait()
-    print("open", flush=True)
-
-
-@contextlib.contextmanager
-def dashboards(url: str) -> Iterator[None]:
-    """In a process of their own, so that the load generator does not feel them."""
-    command = [sys.executable, "-m", "tests.benchmarks.bench_dashboard", "--watch", url]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None, "asked for"
-    assert process.stdout.readline() == "open\n", "all ten are"
-    time.sleep(1.0)
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    """Ten dashboards, as their scripts behave: opened and closed as a line on stdin says."""
+    for said in sys.stdin:
+        if said == "open\n":
+            stop = threading.Event()
+            opened = threading.Barrier(OPEN + 1)
+            threads = [
+                threading.Thread(target=_one, args=(url, n < FOLLOWING, opened, stop))
+                for n in range(OPEN)
+            ]
+            for thread in threads:
+                thread.start()
+            opened.wait()
+        else:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        print("done", flush=True)
 
 
-def felt(server: Server, turns: int, count: int) -> dict[str, Any]:
-    """p99 of the gateway's answers without and with ten dashboards, in turns."""
-    found: dict[str, list[float]] = {"without": [], "with": []}
-    url = f"http://127.0.0.1:{server.port}"
+def _one(url: str, following: bool, opened: threading.Barrier, stop: threading.Event) -> None:
+    with httpx.Client(base_url=url, timeout=60) as client:
+        client.get("/requests" if following else "/")
+        with client.stream("GET", "/live?rows" if following else "/live") as messages:
+            lines = messages.iter_lines()
+            next(lines)
+            opened.wait()
+            for _ in lines:
+                if stop.is_set():
+                    return
+
+
+class Dashboards:
+    """Ten of them, in a process of their own, so that the load generator does not feel them."""
+
+    def __init__(self, url: str) -> None:
+        command = [sys.executable, "-m", "tests.benchmarks.bench_dashboard", "--watch", url]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def say(self, word: str) -> None:
+        """open or close them all; returns when it is done."""
+        into, out = self._process.stdin, self._process.stdout
+        assert into is not None, "asked for"
+        assert out is not None, "asked for"
+        into.write(f"{word}\n")
+        into.flush()
+        assert out.readline() == "done\n"
+
+    def stop(self) -> None:
+        """Kill them."""
+        self._process.kill()
+        self._process.communicate()
+
+
+def felt(server: Server, rounds: int, count: int) -> dict[str, Any]:
+    """p99 of the gateway's answers without, with and without ten dashboards, in rounds."""
+    found: dict[str, list[float]] = {"before": [], "with": [], "after": []}
     run_load(server.port, chat_requests(500, model="auto", seed=1), count=500, connections=16)
-    for turn in range(turns):
-        for name in ("without", "with") if turn % 2 else ("with", "without"):
-            requests = chat_requests(count, model="auto", seed=100 + 2 * turn + (name == "with"))
-            with dashboards(url) if name == "with" else contextlib.nullcontext():
+    dashboards = Dashboards(f"http://127.0.0.1:{server.port}")
+    try:
+        for turn in range(rounds):
+            for part, (name, p99s) in enumerate(found.items()):
+                requests = chat_requests(count, model="auto", seed=100 + 3 * turn + part)
+                if name == "with":
+                    dashboards.say("open")
+                    time.sleep(0.5)  # opening them is over: they are looked at now
                 outcome = run_load(server.port, requests, count=count, connections=CONNECTIONS)
-            assert outcome.errors == 0
-            found[name].append(outcome.percentile_ms(0.99))
-    ratios = [a / b for a, b in zip(found["with"], found["without"], strict=True)]
-    rounded = {name: [round(value, 3) for value in values] for name, values in found.items()}
+                if name == "with":
+                    dashboards.say("close")
+                assert outcome.errors == 0
+                p99s.append(outcome.percentile_ms(0.99))
+    finally:
+        dashboards.stop()
     return {
         "dashboards": {"live": OPEN - FOLLOWING, "following_requests": FOLLOWING},
         "chats_each": count,
         "connections": CONNECTIONS,
-        "p99_ms_without": rounded["without"],
-        "p99_ms_with": rounded["with"],
-        "p99_ratio_median": round(statistics.median(ratios), 4),
+        **{f"p99_ms_{name}": [round(p99, 2) for p99 in p99s] for name, p99s in found.items()},
+        **compared(found["before"], found["with"], found["after"]),
     }
+
+
+def compared(before: list[float], with_: list[float], after: list[float]) -> dict[str, Any]:
+    """Geometric means of each round's ratios with 95 % intervals, by drawing rounds again.
+
+    `p99_ratio` is with dashboards over the mean without; `p99_ratio_of_nothing`, after over before,
+    says what the same sums make of no dashboards at all.
+    """
+    without = [(first * last) ** 0.5 for first, last in zip(before, after, strict=True)]
+    ratios = {
+        "p99_ratio": [b / a for a, b in zip(without, with_, strict=True)],
+        "p99_ratio_of_nothing": [b / a for a, b in zip(before, after, strict=True)],
+    }
+    draw = random.Random(0)
+    found: dict[str, Any] = {}
+    for name, each in ratios.items():
+        means = sorted(
+            statistics.geometric_mean(draw.choices(each, k=len(each))) for _ in range(2000)
+        )
+        found[name] = round(statistics.geometric_mean(each), 4)
+        found[f"{name}_95"] = [round(means[50], 4), round(means[1949], 4)]
+    return found
 
 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -263,7 +309,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "first_visit_ms": {path: figures["p50_ms"] for path, figures in first.items()},
             "pages": pages(url, options.repeats),
             "in_chromium": paints(url),
-            "open_dashboards": felt(server, options.turns, options.chats),
+            "open_dashboards": felt(server, options.rounds, options.chats),
         }
 
 
@@ -272,8 +318,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--repeats", type=int, default=40, help="of each page")
-    parser.add_argument("--turns", type=int, default=4)
-    parser.add_argument("--chats", type=int, default=3_000, help="of each turn")
+    parser.add_argument("--rounds", type=int, default=16, help="without, with, without dashboards")
+    parser.add_argument("--chats", type=int, default=2_000, help="of each part of a round")
     parser.add_argument("--watch", metavar="URL", help="only be ten dashboards")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args(arguments)
@@ -285,7 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     workload = (
         f"pages over {DAYS} days of {TEAMS * KEYS * BACKENDS} combinations of keys in SQLite, one "
         "gateway process; first visits by Chromium with an empty cache; chats of 50 to 500 tokens "
-        "against a stub, without and with ten dashboards, in turns"
+        "against a stub, without, with and without ten dashboards, in rounds"
     )
     figures = {**describe(workload), **found}
     print(json.dumps(figures, indent=2))

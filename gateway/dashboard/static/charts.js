@@ -21,11 +21,11 @@
     return { names: names.filter((_, i) => drawn[i]), columns: columns.filter((_, i) => drawn[i]), texts };
   }
 
-  function axes(unit, timed, daily) {
+  function axes(unit, timed, daily, kind, label) {
     const line = { stroke: css("--line"), width: 1 };
     const look = { stroke: css("--dim"), grid: line, ticks: line, font: "12px system-ui, sans-serif" };
-    const values = (_, splits) => splits.map((value) => (timed ? said(unit)(value) : number(value)));
-    const below = timed ? { values: moments, space: 78, ...(daily ? { incrs: [1, 2, 3, 7, 14, 28].map((d) => d * 86400) } : {}) } : { values: (_, splits) => splits.map((v) => `$${number(v)}`) };
+    const values = (_, splits) => splits.map((value) => (value == null ? "" : timed || kind === "xy" ? said(unit)(value) : number(value)));
+    const below = kind === "xy" ? { values: (_, splits) => splits.map((v) => (v == null ? "" : number(v))), label, labelSize: 22, labelFont: look.font, space: 46 } : timed ? { values: moments, space: 78, ...(daily ? { incrs: [1, 2, 3, 7, 14, 28].map((d) => d * 86400) } : {}) } : { values: (_, splits) => splits.map((v) => `$${number(v)}`) };
     return [{ ...look, ...below }, { ...look, values, size: 64 }];
   }
 
@@ -45,8 +45,8 @@
     return columns.slice(1).map((column) => column.map((v, i) => (sums[i] += v ?? 0))).reverse();
   }
 
-  function optionsOf(kind, unit, data, width) {
-    const timed = kind !== "curve", daily = data.names[0] === "Day";
+  function optionsOf(kind, unit, log, data, width) {
+    const timed = kind === "stack" || kind === "lines", daily = data.names[0] === "Day";
     const bars = uPlot.paths.bars({ size: [0.8, 48] });
     const count = data.columns.length - 1;
     const series = data.names.slice(1).map((label, place) => {
@@ -60,14 +60,15 @@
         const line = name === "Best mix" ? { width: 2, spanGaps: true } : { paths: () => null };
         return { label: name, stroke, ...line, points: { show: true, size: place ? 9 : 4, fill: stroke }, value };
       }
-      return { label: name, stroke, width: 2, points: { show: data.columns[0].length < 40, size: 5 }, value };
+      return { label: name, stroke, width: 2, spanGaps: kind === "xy", points: { show: data.columns[0].length < 40, size: 5 }, value };
     });
-    const first = { label: "", value: (_, v) => (v == null ? "" : timed ? moment(v, daily) : `$${number(v)} per 1,000`) };
+    const first = { label: "", value: (_, v) => (v == null ? "" : timed ? moment(v, daily) : kind === "xy" ? `${number(v)} ${data.names[0]}` : `$${number(v)} per 1,000`) };
+    const plane = { x: { time: false, distr: log === "xy" ? 3 : 1 }, y: { distr: log ? 3 : 1 } };
     return {
       width, height: 240, padding: [12, 24, 0, 4],
-      scales: { x: { time: timed, ...(timed ? { range: roomy(data.columns[0], kind) } : { range: (_, lo, hi) => [Math.min(0, lo), (hi || 1) * 1.08] }) },
+      scales: kind === "xy" ? plane : { x: { time: timed, ...(timed ? { range: roomy(data.columns[0], kind) } : { range: (_, lo, hi) => [Math.min(0, lo), (hi || 1) * 1.08] }) },
                 y: { range: (_, lo, hi) => (kind === "curve" ? padded(lo, hi) : [0, (hi || 1) * 1.05]) } },
-      axes: axes(unit, timed, daily), series: [first, ...series],
+      axes: axes(unit, timed, daily, kind, data.names[0]), series: [first, ...series],
       cursor: { y: false, drag: { x: false, y: false } },
       hooks: kind === "curve" ? { draw: [(u) => label(u, data)] } : {},
     };
@@ -111,7 +112,7 @@
     const place = table.closest("figure").querySelector(".plot");
     const data = read(table);
     const values = kind === "stack" ? [data.columns[0], ...stacked(data.columns)] : data.columns;
-    keep(place, (width) => new uPlot(optionsOf(kind, table.dataset.unit, data, width), values, place));
+    keep(place, (width) => new uPlot(optionsOf(kind, table.dataset.unit, table.dataset.log, data, width), values, place));
   }
 
   const live = document.getElementById("live-chart");

@@ -363,7 +363,7 @@ async def test_policy_is_checked_tried_and_activated(tmp_path: Path) -> None:
         )
         assert tried.status_code == 200
         assert "On the newest 4 requests" in tried.text
-        assert "base 100%" in tried.text
+        assert "base 100 %" in tried.text
         assert served.parts.book.get().sha256 == before.sha256, "trying changes nothing"
         wrong = await send(served, "/policies/activate", name="test", text="route = 1")
         assert wrong.status_code == 400

@@ -17,6 +17,9 @@ async def test_planner_page_answers_and_names_what_is_wrong(tmp_path: Path) -> N
         shown = (await page(served, asked)).text
         for words in ("1 × 1 h100", "If it is not as said", "datasheet rates", "csv=plans"):
             assert words in shown
+        curve = (await page(served, f"{asked}&csv=first-token-by-load")).text.splitlines()
+        assert curve[0].startswith('requests/s,"1 × 1 h100')
+        assert len(curve) > 5
         wrong = (await page(served, "/planner?model=8B&rate=2&hardware=toaster")).text
         assert "no hardware &#39;toaster&#39;" in wrong
 

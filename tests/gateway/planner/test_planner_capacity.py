@@ -265,15 +265,19 @@ def test_techniques_are_compared_with_the_chosen_machine() -> None:
 def test_command_prints_json_and_names_what_is_wrong(tmp_path: Path) -> None:
     """`headgate plan 8B …` answers as JSON; bad input exits 2 with the reason."""
     run = CliRunner().invoke
-    done = run(cli, ["plan", "8B", "--rate", "2", "--hardware", "h100", "--keep", "1", "--json"])
+    asked = ["plan", "8B", "--rate", "2", "--hardware", "h100", "--keep", "1"]
+    done = run(cli, [*asked, "--json", "--curves"])
     assert done.exit_code == 0, done.output
     answer = json.loads(done.output)
     assert answer["plans"][0]["hardware"] == "h100"
     assert answer["plans"][0]["step_times"] == "assumed"
     assert {row["if"] for row in answer["sensitivity"]} >= {"load × 2"}
+    prices = [usd for _, usd in answer["curves"][0]["usd_by_batch"]]
+    waits = [seconds for _, seconds in answer["curves"][0]["ttft_p99_by_load"]]
+    assert prices == sorted(prices, reverse=True), "fuller is cheaper"
+    assert waits[-1] > waits[0]
     picture = tmp_path / "plan.png"
-    flags = ["--hardware", "h100", "--keep", "1", "--plot", str(picture)]
-    shown = run(cli, ["plan", "8B", "--rate", "2", *flags])
+    shown = run(cli, [*asked, "--plot", str(picture)])
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "Measured: nothing" in shown.output
     assert "datasheet rates × 75%" in shown.output
