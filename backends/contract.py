@@ -149,7 +149,7 @@ class TokenLogprob(Struct, frozen=True):
     """(token id, log-probability), likeliest first."""
 
 
-class TokenEvent(Struct, kw_only=True):
+class TokenEvent(Struct, kw_only=True, gc=False):
     """What the engine emits for one choice of one request after a step."""
 
     request_id: str

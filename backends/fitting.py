@@ -41,6 +41,8 @@ class LinearFit:
         self._products = [[0.0] * len(self._prior) for _ in self._prior]
         self._targets = [0.0] * len(self._prior)
         self._seen = 0
+        self._waiting: list[tuple[Sequence[float], float]] = []
+        """Observations since the last fit: between two nobody needs their sums."""
 
     @property
     def fitted(self) -> bool:
@@ -56,9 +58,18 @@ class LinearFit:
 
     def observe(self, terms: Sequence[float], total: float) -> None:
         """`total` was found where the terms had these sizes."""
-        parts = [prior * term for prior, term in zip(self._prior, terms, strict=True)]
-        if total <= 0 or not any(parts):
+        if total <= 0 or not any(terms):
             return
+        self._waiting.append((terms, total))
+        self._seen += 1
+        if self._seen < _EARLY or self._seen % _REFIT == 0:
+            for each in self._waiting:
+                self._absorb(*each)
+            self._waiting.clear()
+            self._fit()
+
+    def _absorb(self, terms: Sequence[float], total: float) -> None:
+        parts = [prior * term for prior, term in zip(self._prior, terms, strict=True)]
         if not self._scale:
             self._scale = total / sum(parts)
         expected = self._scale * sum(
@@ -74,9 +85,6 @@ class LinearFit:
         self._targets = [
             was * _FORGET + own * found for was, own in zip(self._targets, x, strict=True)
         ]
-        self._seen += 1
-        if self._seen < _EARLY or self._seen % _REFIT == 0:
-            self._fit()
 
     def _fit(self) -> None:
         """Coordinate descent on the normal equations, no factor below zero."""

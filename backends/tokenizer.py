@@ -214,20 +214,30 @@ class IncrementalDetokenizer:
         tail = b"".join(table[i] for i in prompt_ids[-4:])
         self._strip = table.strips_start and not any(table[i] for i in prompt_ids)
         # A prompt of ids may end inside a character: its first bytes belong to our first one.
-        self._decoder.decode(_unfinished(tail))
+        begun = _unfinished(tail)
+        self._decoder.decode(begun)
+        self._begun = bool(begun)
+        """Whether the decoder holds part of a character."""
 
     def push(self, token_ids: Sequence[int]) -> str:
         """The text that became certain with these ids; an unfinished character waits."""
         table = self._table
-        data = b"".join([table[i] for i in token_ids])
+        if len(token_ids) == 1:
+            data = table[token_ids[0]]
+        else:
+            data = b"".join([table[i] for i in token_ids])
         if self._strip and data:
             self._strip = False
             data = data.removeprefix(b" ")
-        return self._decoder.decode(data)
+        if data.isascii() and not self._begun:
+            return data.decode("ascii")
+        text = self._decoder.decode(data)
+        self._begun = bool(self._decoder.getstate()[0])
+        return text
 
     def flush(self) -> str:
         """The rest: U+FFFD for an unfinished character."""
-        return self._decoder.decode(b"", True)
+        return self._decoder.decode(b"", True) if self._begun else ""
 
 
 class _TokenBytes(dict[int, bytes]):

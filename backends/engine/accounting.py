@@ -102,12 +102,14 @@ class Stopwatch:
 class StepBill:
     """One step's time, shared by the work that each sequence caused (see `step_costs`).
 
-    Make it and `enter` every sequence before the scheduler learns the results (until then blocks
-    are held, and recomputed tokens are those below what was computed before); `verified` for
-    those with drafts; then `charge` once.
+    Make it before the scheduler learns the results (until then blocks are held, and recomputed
+    tokens are those below what was computed before); `verified` for those with drafts; then
+    `charge` once.
     """
 
-    def __init__(self, running: Sequence[Request], costs: StepCosts) -> None:
+    def __init__(
+        self, running: Sequence[Request], scheduled: Sequence[ScheduledSequence], costs: StepCosts
+    ) -> None:
         self._holders = [(request.spent, len(request.block_ids)) for request in running]
         self._costs = costs
         self._owners: list[tuple[Spent, str]] = []
@@ -117,6 +119,7 @@ class StepBill:
         self.recomputed_tokens = 0
         self.draft_tokens = 0
         self.draft_accepted = 0
+        self._enter_all(scheduled)
 
     @property
     def is_empty(self) -> bool:
@@ -128,14 +131,30 @@ class StepBill:
         """No part of a prompt was computed, none was recomputed."""
         return self.prompt_tokens == 0 and self.recomputed_tokens == 0
 
-    def enter(self, part: ScheduledSequence) -> None:
-        """Count the known tokens of one scheduled sequence: prompt, answer, recomputed."""
+    def _enter_all(self, scheduled: Sequence[ScheduledSequence]) -> None:
+        """Count the known tokens of every sequence; nearly all are one token of an answer."""
+        costs = self._costs
+        token_weight = costs.fixed_weight + costs.decode_weight + 1
+        attend_weight = costs.decode_attend_weight
+        decoded = attended = 0
+        for part in scheduled:
+            request, start = part.request, part.start
+            is_answer = start >= request.num_prompt_tokens and start >= request.max_computed_tokens
+            if is_answer and part.num_tokens == part.num_drafts + 1:
+                decoded += 1
+                attended += start + 1
+                self._owners.append((request.spent, "decode_ns"))
+                self._weights.append(token_weight + (start + 1) * attend_weight)
+            else:
+                self._enter(part)
+        self.work.decode_tokens += decoded
+        self.work.decode_attended += attended
+
+    def _enter(self, part: ScheduledSequence) -> None:
+        """Count one sequence's: prompt, answer, recomputed."""
         request, start, costs = part.request, part.start, self._costs
         end = start + part.num_tokens - part.num_drafts
         fixed = costs.fixed_weight
-        if start >= request.num_prompt_tokens and start >= request.max_computed_tokens:
-            self._add(request.spent, "decode_ns", start, end, fixed)  # most parts of most steps
-            return
         again = min(end, request.max_computed_tokens)
         if again > start:
             self._add(request.spent, "recompute_ns", start, again, fixed)

@@ -249,23 +249,20 @@ class Engine:
         began = self._now_ns()
         if speculator is not None:
             speculator.propose(scheduler.running)
-        num_guesses = sum(len(request.draft_token_ids) for request in scheduler.running)
         started = self._now_ns()
-        guess_weight = self._costs.weight_of(started - began) // num_guesses if num_guesses else 0
+        guess_weight = 0
+        if speculator is not None:
+            num_guesses = sum(len(request.draft_token_ids) for request in scheduler.running)
+            guess_weight = self._costs.weight_of(started - began) // max(1, num_guesses)
         output = scheduler.schedule()
         results = self.runner.execute(output)
         executed_ns = self._now_ns() - started
 
-        bill = StepBill(scheduler.running, self._costs)
-        for part in output.sequences:
-            bill.enter(part)
-        sampling = [part.samples for part in output.sequences]
+        bill = StepBill(scheduler.running, output.sequences, self._costs)
         taken = scheduler.update(output, results)
         events = []
-        for part, samples, tokens, result in zip(
-            output.sequences, sampling, taken, results, strict=True
-        ):
-            if samples:
+        for part, tokens, result in zip(output.sequences, taken, results, strict=True):
+            if result.token_ids:
                 event = self._event(part.request, tokens, result)
                 events.append(event)
                 if part.num_drafts:
@@ -340,8 +337,11 @@ class Engine:
         answer = self._texts[request]
         # The token that ends an answer is counted, but is no text.
         shown = tokens[:-1] if request.finish_reason == "stop" else tokens
-        before = len(request.output_token_ids) - len(tokens)
-        text, used, stop = answer.push(shown, max(0, request.params.min_tokens - before))
+        unchecked = 0
+        if request.params.min_tokens:
+            before = len(request.output_token_ids) - len(tokens)
+            unchecked = max(0, request.params.min_tokens - before)
+        text, used, stop = answer.push(shown, unchecked)
         if stop is None and request.finish_reason is not None:
             rest, stop = answer.flush()
             text += rest
@@ -357,7 +357,7 @@ class Engine:
             index=request.index,
             text=text,
             token_ids=tokens,
-            logprobs=result.logprobs[: len(tokens)],
+            logprobs=result.logprobs and result.logprobs[: len(tokens)],
             finish_reason=request.finish_reason,
             stop_reason=request.stop_reason,
         )

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from backends.engine.config import EngineConfig
 from backends.engine.input_batch import InputBatch
 from backends.engine.kv_cache import allocate
 from backends.engine.request import Request
 from backends.engine.runner import SampleResult, ScheduledSequence, SchedulerOutput
+from backends.layers.attention import ForwardBatch
 from backends.models.registry import Model
 from backends.sampling.rejection import accepted_length
 from backends.sampling.sampler import SampledRows, Sampler
@@ -49,6 +51,8 @@ class ModelRunner:
         self._sampler = Sampler(on_device=device.type != "cpu")
         self._states: dict[Request, SamplingState] = {}
         self._max_states = 2 * config.max_num_seqs + 64
+        self._asked_of: Tensor | None = None
+        self._greedy = False
 
     @torch.inference_mode()
     def execute(self, output: SchedulerOutput) -> list[SampleResult]:
@@ -57,11 +61,12 @@ class ModelRunner:
         if not sequences:
             return []
         batch, rows = self._inputs.build(sequences)
-        sampling = [sequence for sequence in sequences if sequence.samples]
+        # Where all rows have logits, all sequences sample.
+        sampling = sequences if rows is None else [part for part in sequences if part.samples]
         if not sampling:
             self.model.forward(batch, self._caches)
             return [SampleResult() for _ in sequences]
-        if all(self._state_of(sequence.request).plain_greedy for sequence in sampling):
+        if self._are_greedy(batch, sampling):
             sampled = SampledRows(self.model.likeliest(batch, self._caches, rows), [])
         else:
             logits = self.model.step(batch, self._caches, rows)
@@ -69,6 +74,16 @@ class ModelRunner:
         if rows is None and batch.max_query_len == 1 and not sampled.logprobs:
             return [SampleResult((token,)) for token in sampled.token_ids]
         return _results(sequences, sampled)
+
+    def _are_greedy(self, batch: ForwardBatch, sampling: Sequence[ScheduledSequence]) -> bool:
+        """Whether every sequence only wants its likeliest token; asked once while the batch stays.
+
+        Steps that share their tensors are of the same sequences.
+        """
+        if batch.token_ids is not self._asked_of:
+            self._asked_of = batch.token_ids
+            self._greedy = all(self._state_of(part.request).plain_greedy for part in sampling)
+        return self._greedy
 
     def _rows_of(self, sequence: ScheduledSequence) -> SequenceRows:
         request = sequence.request

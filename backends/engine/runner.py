@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from msgspec import Struct
+
 from backends.contract import TokenLogprob
 from backends.engine.request import Request
 
 
-@dataclass(slots=True)
-class ScheduledSequence:
+class ScheduledSequence(Struct, gc=False):
     """A part of one sequence to process in this step.
 
     The tokens are [start, start + num_tokens) of `request.token_ids + request.draft_token_ids`;
@@ -39,8 +40,7 @@ class SchedulerOutput:
     """Gave up their blocks in this step; they will be recomputed later."""
 
 
-@dataclass(slots=True)
-class SampleResult:
+class SampleResult(Struct, gc=False):
     """What one scheduled sequence got.
 
     For a sequence that samples: the accepted drafts, then one more token (1 to num_drafts + 1).
