@@ -114,7 +114,7 @@ def create_app(
     clock = budgets.clock
     store = store or open_store(settings.cache, runtime.redis_url)
     registry = BackendRegistry(settings, backends)
-    book = PolicyBook(settings.routing)
+    book = PolicyBook(settings.routing, settings.targets())
     classifier = classifier or Classifier.load(settings.routing.head)
     estimator = CostEstimator(settings)
     history = PolicyHistory(engine, clock)

@@ -72,8 +72,7 @@ def policy_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
 
 def check_policy(pipeline: Pipeline, text: str) -> list[dict[str, Any]]:
     """Errors and warnings, as `headgate policy check` finds them."""
-    backends = pipeline.parts.settings.backends
-    targets = {b.name for b in backends} | {b.tier for b in backends if b.tier}
+    targets = pipeline.parts.settings.targets()
     return [msgspec.structs.asdict(problem) for problem in check(text, targets)]
 
 

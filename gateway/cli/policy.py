@@ -38,7 +38,7 @@ def check(ctx: click.Context, policies: tuple[str, ...], config: str | None, as_
     """
     settings = settings_of(ctx, config)
     files = [find_policy(settings, name) for name in policies or (settings.routing.policy,)]
-    found = [_check(file, _targets(settings)) for file in files]
+    found = [_check(file, settings.targets()) for file in files]
     if as_json:
         print_json({"policies": found})
     else:
@@ -92,11 +92,6 @@ def explain(**options: Any) -> None:
         print_json(story)
     else:
         _print_story(story)
-
-
-def _targets(settings: Settings) -> set[str]:
-    names = {backend.name for backend in settings.backends}
-    return names | {backend.tier for backend in settings.backends if backend.tier}
 
 
 def _check(file: Path, targets: set[str]) -> dict[str, Any]:

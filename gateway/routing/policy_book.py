@@ -1,14 +1,15 @@
 """Policies by name, read from files and read again when those change.
 
 `get()` looks at the file (one or two stat calls, a few microseconds), so a valid edit takes effect
-on the next request. An invalid edit, or a file that has gone, is logged once and reported by
-`problems()`; the version that worked stays.
+on the next request. An invalid edit, one that names tiers or backends that do not exist, or a file
+that has gone is logged once and reported by `problems()`; the version that worked stays.
 """
 
 import hashlib
 import os
 import re
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import structlog
@@ -17,7 +18,7 @@ from msgspec import Struct, structs
 import policies
 from gateway.errors import SettingsError
 from gateway.settings import RoutingSettings
-from policies.checker import PolicyError, parse
+from policies.checker import PolicyError, Problem, check, parse
 from policies.evaluator import CompiledPolicy
 from policies.model import Policy
 
@@ -83,11 +84,22 @@ def check_name(name: str) -> None:
 class PolicyBook:
     """Policies out of `policy_dirs`, then the shipped ones; the first folder that has a name wins.
 
+    Args:
+        targets: tiers and backends that exist. A version that names others is reported, and where
+            there is an earlier one not taken. None: names are not looked at.
+
     Raises:
         SettingsError: the configured policy does not exist or is not valid.
     """
 
-    def __init__(self, settings: RoutingSettings, *, shipped: Path = SHIPPED) -> None:
+    def __init__(
+        self,
+        settings: RoutingSettings,
+        targets: Collection[str] | None = None,
+        *,
+        shipped: Path = SHIPPED,
+    ) -> None:
+        self._targets = targets
         self._dirs = [*settings.policy_dirs, str(shipped)]
         self._entries: dict[str, _Entry] = {}
         self.default = settings.policy
@@ -172,6 +184,9 @@ class PolicyBook:
             text = data.decode("utf-8")
             sha256 = hashlib.sha256(data).hexdigest()
             same = entry.loaded is not None and entry.loaded.sha256 == sha256
+            lost = self._lost(text)
+            if lost and not first and not same:
+                raise PolicyError(path, lost)
             if entry.loaded is None or not same:
                 loaded = loaded_from(name, text, sha256, path)
             else:
@@ -188,7 +203,17 @@ class PolicyBook:
             entry.loaded = loaded  # the same object as long as nothing changed
         if not same:
             log.info("policy_loaded", policy=loaded.ref, path=path)
-        entry.path, entry.signature, entry.problem = path, None if racy else signature, None
+        entry.path, entry.signature = path, None if racy else signature
+        if lost:
+            self._complain(entry, str(PolicyError(path, lost)))
+        else:
+            entry.problem = None
+
+    def _lost(self, text: str) -> list[Problem]:
+        """What it asks that does not exist."""
+        if self._targets is None:
+            return []
+        return [problem for problem in check(text, self._targets) if problem.level == "error"]
 
     def _complain(self, entry: _Entry, problem: str) -> None:
         if entry.problem != problem:

@@ -262,6 +262,10 @@ class Settings(_Table, frozen=True, kw_only=True):
         priced = {b.name: b.price for b in self.backends if b.price is not None}
         return find_price(name or self.reports.against, own=self.reports.prices, backends=priced)
 
+    def targets(self) -> set[str]:
+        """What policies can name: backends and their tiers."""
+        return {name for b in self.backends for name in (b.name, b.tier) if name is not None}
+
     def backend(self, name: str) -> BackendSettings:
         """The backend called `name`; KeyError if there is none."""
         for backend in self.backends:

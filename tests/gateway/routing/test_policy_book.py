@@ -141,3 +141,20 @@ def test_policy_that_was_never_valid(file: Path) -> None:
         book.get("bad")
     bad.write_text(text("small"))
     assert book.get("bad").policy.default.route == "small"
+
+
+def test_edit_that_names_nobody_is_not_taken(file: Path) -> None:
+    """A typo in a target keeps the version before; at start it decides, and is reported."""
+    settings = RoutingSettings(policy="mine", policy_dirs=[str(file.parent)])
+    book = PolicyBook(settings, {"nano", "small"})
+    file.write_text(text("smal"))
+    assert route(book) == "nano"
+    (problem,) = book.problems()
+    assert f"{file}: line 2: default.route: 'smal'" in problem
+    assert "did you mean 'small'?" in problem
+    fresh = PolicyBook(settings, {"nano", "small"})
+    assert route(fresh) == "smal"
+    assert "'smal'" in fresh.problems()[0]
+    file.write_text(text("small"))
+    assert [route(book), route(fresh)] == ["small", "small"]
+    assert [book.problems(), fresh.problems()] == [[], []]
