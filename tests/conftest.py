@@ -20,21 +20,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 _MEMORY = Path("/dev/shm")
 """A file system in memory, where fsync costs nothing."""
 _NEEDED_BYTES = 4 << 30
-_LONGEST = (
-    "kernels/test_triton_interpreted",
-    "ledger/test_hard_limit",
-    "kernels/test_cpu_levels",
-    "e2e/test_failures",
-    "e2e/test_wheel",
-    "bundled/test_bundled_training",
-    "ledger/test_crash",
-    "test_encoder",
-    "e2e/",
-    "evaluation/",
-    "ledger/test_rollups",
-    "models/test_llama",
-)
-"""Files of the longest tests, as parts of their paths."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -46,12 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first: whoever came to one last would end long after the others."""
-
-    def place(item: pytest.Item) -> int:
-        return next((n for n, part in enumerate(_LONGEST) if part in item.nodeid), len(_LONGEST))
-
-    items.sort(key=place)
+    """Long files (`pytestmark = pytest.mark.long`) first: one that came last would end alone."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 def _is_usable(folder: Path) -> bool:

@@ -22,6 +22,8 @@ from backends.errors import BackendResponseError, BackendUnavailableError, Inval
 from backends.openai_http import OpenAIHTTPBackend
 from tests.backends.server_process import ServerProcess, server
 
+pytestmark = pytest.mark.long
+
 DIMENSIONS = 4
 
 

@@ -13,6 +13,8 @@ import pytest
 
 from tests.e2e.serving import Headgate, wait_for
 
+pytestmark = pytest.mark.long
+
 ENGINE = """
 [cache]
 redis = "memory"

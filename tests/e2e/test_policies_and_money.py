@@ -12,6 +12,8 @@ import pytest
 
 from tests.e2e.serving import Headgate, wait_for
 
+pytestmark = pytest.mark.long
+
 CONFIG = """
 [routing]
 policy = "house"

@@ -13,6 +13,8 @@ import pytest
 from backends.bundled import bundled_path
 from tests.e2e.serving import Headgate
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 
 

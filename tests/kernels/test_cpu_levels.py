@@ -13,6 +13,7 @@ TIMEOUT_S = 600
 """A few seconds of an idle core, if the level's library is built already; many when shared."""
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.skipif(not native.available(), reason="no C++ compiler here"),
     pytest.mark.timeout(TIMEOUT_S),
 ]

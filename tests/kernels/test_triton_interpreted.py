@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 HERE = Path(__file__).parent
 TIMEOUT_S = 600  # Under a minute of an idle core; many when others share it.
 OP_TESTS = (

@@ -21,6 +21,8 @@ from backends.bundled.tokenizer import train_tokenizer
 from backends.bundled.train import fresh_tasks, main, run
 from backends.bundled.trainer import Trainer
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def trainer(tiny_spec: ModelSpec, tiny_plan: TrainPlan, tiny_library: Library) -> Trainer:

@@ -20,6 +20,8 @@ from backends.evaluation.outcomes import OUTCOMES, Outcome, read_outcomes
 from backends.evaluation.run import measure, read_suites
 from kernels.dispatch import forget_choices
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def nano() -> EngineCandidate:

@@ -12,6 +12,8 @@ from backends.engine.kv_cache import allocate
 from backends.layers.attention import ForwardBatch
 from backends.models.registry import load_model
 
+pytestmark = pytest.mark.long
+
 TOLERANCE = 1e-4
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 VARIANTS: dict[str, dict[str, Any]] = {

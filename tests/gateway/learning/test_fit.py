@@ -15,6 +15,8 @@ from gateway.learning.quality import FOLDS, fold_of, sigmoid_fit, softened
 from gateway.routing.classifier import Classifier
 from tests.gateway.learning import made_up
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:

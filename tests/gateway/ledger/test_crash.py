@@ -8,6 +8,8 @@ from migrations import upgrade
 from tests.gateway.ledger.crash import CLIENTS, run
 from tests.gateway.ledger.stoppable import StoppablePostgres
 
+pytestmark = pytest.mark.long
+
 KILLS = 3
 
 

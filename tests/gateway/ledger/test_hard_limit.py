@@ -9,6 +9,8 @@ import pytest
 
 from tests.gateway.ledger.hard_limit import run, wrong_with
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.timeout(300)
 async def test_processes_killed_under_load_never_pass_the_limit(
