@@ -6,6 +6,7 @@ CACHE_S, which is also how long a revoked key may go on; on the host where it wa
 at once. Making and changing keys is in key_store.py.
 """
 
+import asyncio
 import hashlib
 import hmac
 import ipaddress
@@ -134,6 +135,8 @@ class KeyBook:
         self._admin = admin_digest(settings) if settings else None
         self._changed_at = -1.0
         self._cache: dict[str, tuple[float, Caller | None]] = {}
+        self._asking: dict[str, tuple[float, asyncio.Task[Caller | None]]] = {}
+        """By digest, since when it is being looked up, and the look-up."""
 
     async def authenticate(self, secret: str) -> Caller | None:
         """The caller a secret belongs to; None if nobody, or if it is expired or revoked.
@@ -151,14 +154,25 @@ class KeyBook:
         fresh_from = max(now - self._cache_s, self._changed_at)
         if cached is not None and fresh_from < cached[0] <= now:
             return cached[1]
+        asking = self._asking.get(sha256)
+        if asking is None or asking[0] <= self._changed_at:
+            asking = self._asking[sha256] = (now, asyncio.create_task(self._ask(sha256, now)))
         try:
-            async with self._engine.connect() as connection:
-                caller = await _look_up(connection, _holding(sha256, now), now)
+            return await asyncio.shield(asking[1])
         except (SQLAlchemyError, OSError) as error:
             if cached is not None and cached[1] is not None and now - cached[0] < STALE_S:
                 return cached[1]
             log.warning("key_lookup_failed", error=str(error)[:300])
             raise Unavailable("Keys cannot be checked right now; try again shortly.") from None
+
+    async def _ask(self, sha256: str, now: float) -> Caller | None:
+        """Look a key up and remember it. Requests that come meanwhile wait for the same answer."""
+        try:
+            async with self._engine.connect() as connection:
+                caller = await _look_up(connection, _holding(sha256, now), now)
+        finally:  # a later look-up may have taken its place
+            if self._asking.get(sha256, (now, None))[1] is asyncio.current_task():
+                del self._asking[sha256]
         if len(self._cache) >= MAX_CACHED:
             self._cache.clear()
         self._cache[sha256] = (now, caller)

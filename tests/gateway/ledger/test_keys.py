@@ -1,9 +1,10 @@
 """Keys: shown once, hashed, found, expired, revoked, rotated."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import event, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.errors import SettingsError, Unavailable
@@ -94,6 +95,29 @@ async def test_revoked_key_is_refused_within_two_seconds(engine: AsyncEngine) ->
     async with engine.begin() as connection:
         with pytest.raises(UnknownKey, match="nobody"):
             await revoke_key(connection, "nobody", now=clock.now)
+
+
+async def test_requests_at_once_ask_for_a_key_once(engine: AsyncEngine) -> None:
+    """A burst with one key is one look-up, not one each; what changes meanwhile is seen at once."""
+    clock = Clock()
+    key_id, secret = await _create(engine, clock)
+    asked: list[str] = []
+
+    @event.listens_for(engine.sync_engine, "before_cursor_execute")
+    def _note(_c: object, _cursor: object, statement: str, *_rest: object) -> None:
+        asked.append(statement)
+
+    book = KeyBook(engine, clock=clock)
+    for _ in range(2):
+        found = await asyncio.gather(*(book.authenticate(secret) for _ in range(200)))
+        assert {caller and caller.key_id for caller in found} == {key_id}
+        clock.now += 2.0
+    assert sum("keys" in statement for statement in asked) == 2
+    left = asyncio.create_task(book.authenticate(secret))
+    stays = asyncio.create_task(book.authenticate(secret))
+    await asyncio.sleep(0)
+    left.cancel()
+    assert await stays is not None, "who leaves does not take the answer along"
 
 
 async def test_key_expires(engine: AsyncEngine) -> None:
