@@ -1,74 +1,33 @@
 """`create_app`: the one place where the gateway is put together.
 
-Everything is built here and handed to whoever needs it; the lifespan starts what has tasks of its
-own (probes, ledger, budgets) and closes all of it in the reverse order.
+The parts are made in `gateway/assembly.py` and handed to whoever needs them; the lifespan starts
+what has tasks of its own (`gateway/lifetime.py`) and closes all of it in the reverse order.
 """
 
 import asyncio
 import contextlib
-import os
-import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from pathlib import Path
+from typing import Any
 
-import structlog
 from litestar import Litestar
 from litestar.datastructures import State
 from litestar.plugins import PluginProtocol
 from litestar.plugins.core import MsgspecDIPlugin
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from backends.breaker import BreakerSettings
 from backends.contract import Backend
-from backends.echo import EchoBackend
-from backends.meter import Meter, MeterSlot
-from backends.openai_http import OpenAIHTTPBackend
-from gateway.alerts.watch import AlertWatch
 from gateway.api.errors import error_handlers
 from gateway.api.routes import routes
+from gateway.assembly import assemble
 from gateway.batches.runner import BatchRunner
-from gateway.cache.caches import Caches
 from gateway.cache.model import Store
-from gateway.cache.semantic import BackendEncoder, Encoder
-from gateway.cache.store import RedisStore, open_store
 from gateway.errors import SettingsError
-from gateway.ledger import stamp as stamp_file
-from gateway.ledger.budgets import Budgets
-from gateway.ledger.database import open_engine
-from gateway.ledger.foreign_time import ForeignTime, listen
-from gateway.ledger.keys import KeyBook
-from gateway.ledger.ledger import Ledger
-from gateway.ledger.pricing import CostEstimator
-from gateway.ledger.reservation_log import ReservationLog
-from gateway.limits.fair_queue import FairQueues
-from gateway.limits.limiter import Limiter
-from gateway.limits.redis_store import RedisLimits
-from gateway.observability import Metrics
-from gateway.overrides.channel import Overrides
-from gateway.overrides.stores import OverrideStore, RedisOverrides, SqlOverrides
-from gateway.parts import Parts
+from gateway.lifetime import running, watching
 from gateway.pipeline import Pipeline
-from gateway.recovery import Recovery
 from gateway.routing.classifier import Classifier
-from gateway.routing.conversations import Conversations
-from gateway.routing.forecasts import Forecasts
-from gateway.routing.health import BackendRegistry
-from gateway.routing.past import learn
-from gateway.routing.policy_book import PolicyBook
-from gateway.routing.policy_history import PolicyHistory
-from gateway.routing.router import Router
-from gateway.routing.second_look import SecondLooks
-from gateway.routing.shared_breakers import SharedBreakers, identities
-from gateway.runtime import Address, Runtime, database_url
-from gateway.settings import BackendSettings, Settings
-
-log = structlog.get_logger(__name__)
-
-ENCODER = "minilm"
-"""Name of the semantic cache's encoder where the configuration lists none."""
+from gateway.runtime import Runtime, database_url
+from gateway.settings import Settings
 
 
 def create_app(
@@ -97,75 +56,13 @@ def create_app(
     alone = isinstance(runtime, Settings)
     if isinstance(runtime, Settings):
         runtime = _without_supervisor(runtime, time.time())
-    settings = runtime.settings
-    listed = {backend.name: backend for backend in settings.backends}
-    if runtime.encoder is not None and ENCODER not in listed and not _encoder_listed(settings):
-        listed[ENCODER] = BackendSettings(
-            name=ENCODER, kind="encoder", model=settings.cache.semantic.encoder
-        )
-    if backends is None:
-        breaker = settings.failure.breaker
-        backends = {
-            b.name: open_backend(b, _address(runtime, b.name), breaker) for b in listed.values()
-        }
-    engine = open_engine(runtime.database_url)
-    stamp = Path(runtime.state_dir) / stamp_file.NAME
-    budgets = Budgets(engine, clock=clock, stamp=stamp)
-    clock = budgets.clock
-    store = store or open_store(settings.cache, runtime.redis_url)
-    registry = BackendRegistry(settings, backends)
-    book = PolicyBook(settings.routing, settings.targets())
-    classifier = classifier or Classifier.load(settings.routing.head)
-    estimator = CostEstimator(settings)
-    history = PolicyHistory(engine, clock)
-    overrides = Overrides(_override_stores(engine, store), clock)
-    conversations = Conversations(store, settings.routing.conversation_s)
-    metrics = Metrics()
-    encoder = _encoder(settings, backends)
-    router = Router(
-        settings,
-        classifier,
-        book,
-        registry,
-        Forecasts(estimator),
-        decides=history.note,
-        effect=lambda: overrides.effect,
-        conversations=conversations,
-        second=_second_looks(settings, classifier, encoder, metrics),
-    )
-    parts = Parts(
-        settings=settings,
+    parts = assemble(
+        runtime,
         backends=backends,
-        backend_settings={
-            name: listed.get(name) or BackendSettings(name=name, kind="echo", model=name)
-            for name in backends
-        },
-        registry=registry,
-        book=book,
-        router=router,
-        caches=Caches(store, settings.cache, encoder),
-        encoder=encoder,
-        ledger=Ledger(settings, engine),
-        estimator=estimator,
-        foreign=ForeignTime(settings, _foreign_slots(runtime)),
-        history=history,
-        budgets=budgets,
-        reservations=ReservationLog(Path(runtime.state_dir) / "reservations"),
-        keys=KeyBook(engine, settings, clock=clock, stamp=stamp),
-        limiter=_limiter(settings, store),
-        queues=FairQueues(
-            backends,
-            lambda name: registry.room(name, settings.server.workers),
-            partial(_patience, settings, listed),
-        ),
-        breakers=_breakers(registry, store, listed, runtime.run_dir),
-        overrides=overrides,
-        conversations=conversations,
-        metrics=metrics,
-        engine=engine,
-        started_at=runtime.started_at,
+        store=store,
+        classifier=classifier,
         clock=clock,
-        new_id=new_id or _id_maker(clock),
+        new_id=new_id,
     )
     pipeline = Pipeline(parts)
     batches = BatchRunner(pipeline)
@@ -186,7 +83,7 @@ def create_app(
         exception_handlers=error_handlers(),
         lifespan=[lifespan],
         state=State({"pipeline": pipeline, "batches": batches}),
-        request_max_body_size=settings.server.max_body_bytes,
+        request_max_body_size=parts.settings.server.max_body_bytes,
         openapi_config=None,
         logging_config=None,
     )
@@ -198,201 +95,15 @@ class _App(Litestar):
     They are added whenever those packages can be imported, and take 12 MB of every process.
     """
 
+    def __call__(self, scope: Any, receive: Any, send: Any) -> Coroutine[Any, Any, None]:
+        """HEAD is GET; the server leaves the body away."""
+        if scope.get("method") == "HEAD":
+            scope["method"] = "GET"
+        return super().__call__(scope, receive, send)
+
     @staticmethod
     def _get_default_plugins(plugins: list[PluginProtocol]) -> list[PluginProtocol]:
         return [*plugins, MsgspecDIPlugin()]
-
-
-def _foreign_slots(runtime: Runtime) -> dict[str, MeterSlot]:
-    """This process's place at the meter of every machine behind somebody else's server."""
-    return {
-        machine: Meter(Path(path)).claim(first)
-        for machine, (path, first) in runtime.foreign_meters.items()
-    }
-
-
-def _id_maker(clock: Callable[[], float]) -> Callable[[], str]:
-    """Ids that sort by time: milliseconds, then 64 random bits (not secret, only unique)."""
-    draw = random.Random(os.urandom(16)).getrandbits
-    return lambda: f"{int(clock() * 1000):012x}{draw(64):016x}"
-
-
-@contextlib.asynccontextmanager
-async def running(parts: Parts) -> AsyncIterator[None]:
-    """Start what has tasks of its own; close everything, in the reverse order."""
-    async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(parts.engine.dispose)
-        for backend in parts.backends.values():
-            stack.push_async_callback(backend.aclose)
-        await parts.ledger.start()
-        stack.push_async_callback(parts.ledger.aclose)
-        await parts.history.start()
-        stack.push_async_callback(parts.history.aclose)
-        learning = asyncio.create_task(_learn(parts), name="forecasts")
-        stack.push_async_callback(_stop, learning)
-        await parts.budgets.start()
-        stack.push_async_callback(parts.budgets.aclose)
-        stack.callback(parts.reservations.close)
-        listening = asyncio.create_task(listen(parts.foreign, parts.backends), name="foreign")
-        stack.callback(listening.cancel)
-        recovery = Recovery(parts)
-        await recovery.start()
-        stack.push_async_callback(recovery.aclose)
-        if parts.caches is not None:
-            stack.push_async_callback(parts.caches.aclose)
-        await parts.overrides.start()
-        stack.push_async_callback(parts.overrides.aclose)
-        await parts.limiter.start()
-        stack.push_async_callback(parts.limiter.aclose)
-        await parts.registry.start()
-        stack.push_async_callback(parts.registry.aclose)
-        if parts.breakers is not None:
-            await parts.breakers.start()
-            stack.push_async_callback(parts.breakers.aclose)
-        log.info("gateway_started", backends=sorted(parts.backends))
-        yield
-        log.info("gateway_stopping")
-
-
-@contextlib.asynccontextmanager
-async def watching(parts: Parts, folder: Path) -> AsyncIterator[None]:
-    """Look for what somebody should be told of, as long as this lasts."""
-    store = parts.caches.store_backend if parts.caches is not None else None
-    watch = AlertWatch(
-        parts.settings,
-        parts.engine,
-        cache_answers=None if store is None else store.ping,
-        folder=folder,
-        clock=parts.clock,
-    )
-    await watch.start()
-    try:
-        yield
-    finally:
-        await watch.aclose()
-
-
-async def _stop(task: asyncio.Task[None]) -> None:
-    """Cancel a task and wait until it has let go of what it held."""
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
-
-
-async def _learn(parts: Parts) -> None:
-    """What the last answers took, out of the ledger; without it forecasts start from guesses."""
-    try:
-        async with parts.engine.connect() as connection:
-            await learn(connection, parts.router.forecasts, parts.estimator)
-    except (SQLAlchemyError, OSError) as error:
-        log.info("forecasts_not_learned", error=str(error)[:200])
-
-
-def open_backend(
-    backend: BackendSettings, address: Address, breaker: BreakerSettings | None = None
-) -> Backend:
-    """The client of one configured backend. Raises SettingsError for a missing API key."""
-    if backend.kind == "echo":
-        return EchoBackend(backend.name)
-    urls = address.base_urls or tuple(backend.base_urls)
-    return OpenAIHTTPBackend(
-        backend.name,
-        urls or ("http://localhost/v1",),
-        model=backend.model if backend.kind == "openai" else backend.name,
-        api_key=_api_key(backend),
-        uds=(address.uds, *address.replicas) if address.uds else None,
-        timeout_s=backend.timeout_s,
-        max_concurrency=backend.max_concurrency,
-        breaker=breaker,
-    )
-
-
-def _api_key(backend: BackendSettings) -> str | None:
-    if backend.api_key_env:
-        secret = os.environ.get(backend.api_key_env, "")
-        if not secret:
-            raise SettingsError(
-                f"backend {backend.name!r}: api_key_env: ${backend.api_key_env} is not set"
-            )
-        return secret
-    if backend.api_key_file:
-        try:
-            return Path(backend.api_key_file).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise SettingsError(f"backend {backend.name!r}: api_key_file: {error}") from None
-    return None
-
-
-def _encoder(settings: Settings, backends: Mapping[str, Backend]) -> Encoder | None:
-    """The one that the supervisor starts or the configuration lists; None: neither."""
-    model = settings.cache.semantic.encoder
-    name = model if model in backends else ENCODER
-    if name not in backends:
-        return None
-    return BackendEncoder(backends[name], model=name, revision=model)
-
-
-def _second_looks(
-    settings: Settings, classifier: Classifier, encoder: Encoder | None, metrics: Metrics
-) -> SecondLooks | None:
-    """None without a second head, or without the encoder that it was fitted with."""
-    routing, head = settings.routing, classifier.head
-    if head.second is None or encoder is None:
-        return None
-    listed = {backend.name: backend.model for backend in settings.backends}
-    if head.second.encoder not in (encoder.revision, listed.get(encoder.name)):
-        log.warning("second_head_not_used", made_with=head.second.encoder, encoder=encoder.revision)
-        return None
-    return SecondLooks(
-        head.second,
-        encoder,
-        reference=head.card["reference"],
-        deadline_s=routing.second_look_timeout_s,
-        min_gap_nano_usd=round(routing.second_look_min_gap_usd * 1_000_000_000),
-        otherwise=routing.second_look if head.second.card["helps"] else "never",
-        count=metrics.count_second_look,
-    )
-
-
-def _breakers(
-    registry: BackendRegistry, store: Store, listed: Mapping[str, BackendSettings], place: str
-) -> SharedBreakers | None:
-    if not isinstance(store, RedisStore):
-        return None
-    known = [key for key in registry.breakers() if key.partition("@")[0] in listed]
-    return SharedBreakers(registry, store.command, identities(known, listed, place))
-
-
-def _patience(
-    settings: Settings, listed: Mapping[str, BackendSettings], name: str
-) -> tuple[float, int]:
-    """How long requests wait for a place at a backend, and how many of this process may."""
-    made = listed.get(name) or BackendSettings(name=name, model=name)
-    most = max(made.max_queue // settings.server.workers, 1)
-    return made.queue_timeout_s or settings.limits.queue_timeout_s, most
-
-
-def _limiter(settings: Settings, store: Store) -> Limiter:
-    """Counts in the caches' Redis, where there is one, over the same connection."""
-    shared = RedisLimits(store.command, store.start) if isinstance(store, RedisStore) else None
-    return Limiter(shared, settings.limits, processes=settings.server.workers)
-
-
-def _override_stores(engine: AsyncEngine, store: Store) -> list[OverrideStore]:
-    """The database, and the caches' Redis, where there is one."""
-    stores: list[OverrideStore] = [SqlOverrides(engine)]
-    return [*stores, RedisOverrides(store.command)] if isinstance(store, RedisStore) else stores
-
-
-def _encoder_listed(settings: Settings) -> bool:
-    return any(backend.name == settings.cache.semantic.encoder for backend in settings.backends)
-
-
-def _address(runtime: Runtime, name: str) -> Address:
-    found = runtime.addresses.get(name)
-    if found is None and name == ENCODER and runtime.encoder is not None:
-        return runtime.encoder
-    return found or Address()
 
 
 def _without_supervisor(settings: Settings, now: float) -> Runtime:

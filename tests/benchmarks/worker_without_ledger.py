@@ -2,7 +2,7 @@
 
 import sys
 
-import gateway.app
+import gateway.assembly
 from gateway import worker
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.records import Settlement
@@ -14,10 +14,10 @@ class NoLedger(Ledger):
     def settle(self, settlement: Settlement) -> None:
         """Nothing."""
 
-    async def journalled(self) -> None:
+    async def journalled(self, *, alone: bool = False) -> None:
         """At once."""
 
 
 if __name__ == "__main__":
-    gateway.app.Ledger = NoLedger  # type: ignore[misc]
+    gateway.assembly.Ledger = NoLedger  # type: ignore[misc]
     sys.exit(worker.main())

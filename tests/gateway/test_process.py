@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from backends.openai_http import OpenAIHTTPBackend
-from gateway.app import open_backend
+from gateway.assembly import open_backend
 from gateway.errors import SettingsError
 from gateway.machine_watch import process_names
 from gateway.process import Child, Spec

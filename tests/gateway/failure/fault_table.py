@@ -17,7 +17,7 @@ from msgspec.structs import asdict, replace
 from sqlalchemy import text
 
 from backends.breaker import BreakerSettings
-from gateway.app import open_backend
+from gateway.assembly import open_backend
 from gateway.failure_settings import FailureSettings
 from gateway.hedging import MIN_SAMPLES
 from gateway.runtime import Address
