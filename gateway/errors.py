@@ -5,7 +5,7 @@ GatewayError
 │   ├── ContextLengthExceeded 400 context_length_exceeded
 │   ├── MaxCostExceeded       400 max_cost_exceeded
 │   └── RequestTooLarge       413 request_too_large
-├── InvalidApiKey             401 invalid_api_key
+├── InvalidApiKey             401 invalid_api_key         WWW-Authenticate
 ├── Forbidden                 403 forbidden
 ├── PolicyDenied              403 policy_denied
 ├── ModelNotFound             404 model_not_found
@@ -77,6 +77,10 @@ class RequestTooLarge(InvalidRequest):
 
 class InvalidApiKey(GatewayError):
     status, kind, code = 401, "authentication_error", "invalid_api_key"
+
+    def headers(self) -> dict[str, str]:
+        """Names the scheme that is wanted."""
+        return {**super().headers(), "www-authenticate": "Bearer"}
 
 
 class Forbidden(GatewayError):

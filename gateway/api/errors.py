@@ -1,5 +1,6 @@
 """Every error in OpenAI's shape, also those that Litestar raises itself."""
 
+import contextlib
 from typing import Any
 
 import msgspec
@@ -53,7 +54,7 @@ def _http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Re
         404: NotFound(f"There is no {path!r} here; GET /schema lists what there is."),
         405: MethodNotAllowed(
             f"{path} does not answer {request.scope['method']}.",
-            allow=(error.headers or {}).get("Allow", ""),
+            allow=_methods(request) if error.status_code == 405 else "",
         ),
         413: RequestTooLarge("The request body is too large."),
     }
@@ -66,6 +67,16 @@ def _http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Re
         error_body(error.detail, kind="api_error", code="internal_error"),
         status_code=error.status_code,
     )
+
+
+def _methods(request: Request[Any, Any, Any]) -> str:
+    """What the path does answer, as `Allow` has it."""
+    found = []
+    for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+        with contextlib.suppress(HTTPException):
+            request.app.asgi_router.handle_routing(path=request.scope["path"], method=method)
+            found += ["GET", "HEAD"] if method == "GET" else [method]
+    return ", ".join(found)
 
 
 def _bad_request(error: HTTPException) -> InvalidRequest:

@@ -47,7 +47,7 @@ def report_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
                 return await compared_report(parts.engine, parts.settings, **report)
             return await costs_report(parts.engine, parts.settings, **report)
         except ReportError as error:
-            raise InvalidRequest(str(error)) from None
+            raise InvalidRequest(str(error), param=error.param) from None
         except SQLAlchemyError as error:
             raise Unavailable(f"The ledger's database does not answer: {error}.") from None
 

@@ -24,12 +24,12 @@ def request_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
     guards = [guard(pipeline, "inference")]
 
     @get(
-        "/requests/{request_id:str}",
+        "/requests/{request_id:path}",
         guards=guards,
         summary="One request: decision, attempts, charges",
     )
     async def find(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        request_id = request.path_params["request_id"]
+        request_id = request.path_params["request_id"].removeprefix("/")
         try:
             found = await parts.ledger.find(request_id)
         except Exception as error:

@@ -3,6 +3,7 @@
 The OpenAI bodies themselves are structs in `backends/wire.py`.
 """
 
+import contextlib
 import re
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
@@ -130,6 +131,8 @@ def _tags(value: str | None) -> dict[str, str]:
     if not value:
         return {}
     tags: dict[str, str] = {}
+    with contextlib.suppress(UnicodeError):  # else it stands for itself, byte by byte
+        value = value.encode("latin-1").decode("utf-8")
     for pair in value.split(","):
         name, equals, text = pair.strip().partition("=")
         if not equals or not name.strip():

@@ -19,7 +19,15 @@ _TAG_NAME = re.compile(r'^[^"\\\x00-\x1f]{1,64}$')
 
 
 class ReportError(ValueError):
-    """A question that has no answer; the message says what is allowed."""
+    """A question that has no answer; the message says what is allowed.
+
+    Attributes:
+        param: the parameter that asks it; None: several together.
+    """
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class ReportQuery(Struct, frozen=True, kw_only=True):
@@ -71,9 +79,10 @@ def parse_query(
     for key in keys:
         _check_key(key)
     if len(set(keys)) != len(keys):
-        raise ReportError(f"group by {', '.join(keys)}: each key once")
+        raise ReportError(f"group by {', '.join(keys)}: each key once", "group_by")
     if idle_by not in get_args(IdleKey):
-        raise ReportError(f"idle by {idle_by!r}; allowed: {', '.join(get_args(IdleKey))}")
+        words = f"idle by {idle_by!r}; allowed: {', '.join(get_args(IdleKey))}"
+        raise ReportError(words, "idle_by")
     zone = _zone(tz)
     begin = _moment("since", since, zone) if since else None
     end = _moment("until", until, zone) if until else now
@@ -101,16 +110,21 @@ def label_of(row: Mapping[str, Any], groups: Sequence[str]) -> str:
 def _check_key(key: str) -> None:
     if key.startswith(TAG):
         if not _TAG_NAME.match(key.removeprefix(TAG)):
-            raise ReportError(f"{key!r}: a tag's name has 1 to 64 characters, no quotes")
+            raise ReportError(
+                f"{key!r}: a tag's name has 1 to 64 characters, no quotes", "group_by"
+            )
     elif key not in GROUP_KEYS:
-        raise ReportError(f"group key {key!r}; allowed: {', '.join(GROUP_KEYS)}, tag:NAME")
+        words = f"group key {key!r}; allowed: {', '.join(GROUP_KEYS)}, tag:NAME"
+        raise ReportError(words, "group_by")
 
 
 def _zone(tz: str) -> ZoneInfo:
     try:
         return ZoneInfo(tz)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise ReportError(f"time zone {tz!r}; give an IANA name such as Europe/Berlin") from None
+        raise ReportError(
+            f"time zone {tz!r}; give an IANA name such as Europe/Berlin", "tz"
+        ) from None
 
 
 def _moment(what: str, text: str, zone: ZoneInfo) -> datetime:
@@ -118,10 +132,10 @@ def _moment(what: str, text: str, zone: ZoneInfo) -> datetime:
         moment = datetime.fromisoformat(text.strip())
     except ValueError:
         raise ReportError(
-            f"{what} {text!r} is no date; give RFC 3339 or YYYY-MM-DD, such as 2026-11-01"
+            f"{what} {text!r} is no date; give RFC 3339 or YYYY-MM-DD, such as 2026-11-01", what
         ) from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=zone)
     if not 1970 <= moment.year < 9999:
-        raise ReportError(f"{what} {text!r} is out of range")
+        raise ReportError(f"{what} {text!r} is out of range", what)
     return moment
