@@ -9,7 +9,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import msgspec
@@ -40,6 +40,9 @@ from backends.server_metrics import ServerMetrics
 from backends.sse_reader import SSEReader
 from backends.wire import usage_from_wire
 
+if TYPE_CHECKING:
+    from backends.tokenizer import Tokenizer  # the library takes a moment, and few ask for it
+
 _PROBE_TIMEOUT_S = 5.0
 _SKIP_AFTER_REFUSAL_S = 1.0
 _QUESTION = GenerateRequest(request_id="", endpoint="chat/completions", body={})
@@ -64,10 +67,11 @@ class OpenAIHTTPBackend:
         timeout_s: float = 600.0,
         max_concurrency: int | None = None,
         breaker: BreakerSettings | None = None,
+        tokenizer: "Tokenizer | None" = None,
     ) -> None:
         """`base_urls` end in the API's root, usually /v1. `uds`: Unix sockets, one per replica,
         each spoken to with the first base URL. `timeout_s` caps every request's own timeout.
-        `breaker`: when one of several addresses is left alone.
+        `breaker`: when one of several addresses is left alone. `tokenizer`: counts prompts here.
         """
         self.name = name
         self.model = model
@@ -92,6 +96,7 @@ class OpenAIHTTPBackend:
             raise ValueError(f"backend {name!r} has no address; give base_urls or uds")
         self._set = ReplicaSet(self._replicas)
         self._no_tokenize = False
+        self._tokenizer = tokenizer
 
     async def generate(self, request: GenerateRequest) -> Completion:
         """Answer whole. Raises BackendError: see `backends.errors`."""
@@ -150,7 +155,10 @@ class OpenAIHTTPBackend:
         )
 
     async def count_tokens(self, body: Mapping[str, Any]) -> int | None:
-        """Exact prompt tokens by the server's /tokenize (ours, vLLM's); None if it has none."""
+        """Exact prompt tokens by our copy of the tokenizer, else by the server's /tokenize (ours,
+        vLLM's); None if it has none."""
+        if self._tokenizer is not None:
+            return await asyncio.to_thread(_count, self._tokenizer, dict(body))
         if self._no_tokenize:
             return None
         fields = ("model", "messages", "prompt", "tools")
@@ -468,3 +476,13 @@ def _finishes(body: Mapping[str, Any]) -> bool:
     return isinstance(choices, list) and any(
         isinstance(choice, dict) and bool(choice.get("finish_reason")) for choice in choices
     )
+
+
+def _count(tokenizer: "Tokenizer", body: Mapping[str, Any]) -> int:
+    """Tokens of a chat's or a completion's prompts."""
+    if body.get("messages") is not None:
+        return len(tokenizer.encode_chat(body["messages"], tools=body.get("tools")))
+    prompt = body.get("prompt") or ""
+    prompts = prompt if isinstance(prompt, list) else [prompt]
+    ids = [tokenizer.encode(one) if isinstance(one, str) else one for one in prompts]
+    return sum(len(one) if isinstance(one, list) else 1 for one in ids)

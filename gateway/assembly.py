@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -12,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from backends.breaker import BreakerSettings
 from backends.contract import Backend
 from backends.echo import EchoBackend
+from backends.errors import ModelLoadError
 from backends.meter import Meter, MeterSlot
 from backends.openai_http import OpenAIHTTPBackend
 from gateway.cache.caches import Caches
@@ -45,6 +47,9 @@ from gateway.routing.second_look import SecondLooks
 from gateway.routing.shared_breakers import SharedBreakers, identities
 from gateway.runtime import Address, Runtime
 from gateway.settings import BackendSettings, Settings
+
+if TYPE_CHECKING:
+    from backends.tokenizer import Tokenizer
 
 log = structlog.get_logger(__name__)
 
@@ -151,7 +156,8 @@ def _id_maker(clock: Callable[[], float]) -> Callable[[], str]:
 def open_backend(
     backend: BackendSettings, address: Address, breaker: BreakerSettings | None = None
 ) -> Backend:
-    """The client of one configured backend. Raises SettingsError for a missing API key."""
+    """The client of one configured backend. Raises SettingsError for a missing API key or
+    tokenizer."""
     if backend.kind == "echo":
         return EchoBackend(backend.name)
     urls = address.base_urls or tuple(backend.base_urls)
@@ -164,7 +170,22 @@ def open_backend(
         timeout_s=backend.timeout_s,
         max_concurrency=backend.max_concurrency,
         breaker=breaker,
+        tokenizer=_tokenizer(backend),
     )
+
+
+def _tokenizer(backend: BackendSettings) -> "Tokenizer | None":
+    """What counts a backend's prompts here; None: the backend does it."""
+    if backend.tokenizer is None:
+        return None
+    from backends.bundled import bundled_path
+    from backends.tokenizer import Tokenizer
+
+    kind, _, name = backend.tokenizer.partition(":")
+    try:
+        return Tokenizer.from_folder(bundled_path(name) if kind == "bundled" else backend.tokenizer)
+    except (ModelLoadError, LookupError) as error:
+        raise SettingsError(f"backend {backend.name!r}: tokenizer: {error}") from None
 
 
 def _api_key(backend: BackendSettings) -> str | None:

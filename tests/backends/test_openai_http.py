@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backends.bundled import bundled_path
 from backends.contract import GenerateRequest
 from backends.errors import (
     BackendError,
@@ -24,6 +25,7 @@ from backends.errors import (
     InvalidRequestError,
 )
 from backends.openai_http import OpenAIHTTPBackend
+from backends.tokenizer import Tokenizer
 from tests.backends.raw_upstream import SSE_HEAD, http, raw_upstream
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 3}}
@@ -384,3 +386,17 @@ async def test_small_questions_are_answered_or_none() -> None:
     async with client(REFUSED) as backend:
         assert await backend.count_tokens({"model": "m", "prompt": "x"}) is None
         assert await backend.usage_of("r1") is None
+
+
+async def test_a_tokenizer_of_ours_counts_without_asking() -> None:
+    """Chats by the template, texts and token ids as they are; nobody answers at the address."""
+    tokenizer = Tokenizer.from_folder(bundled_path("small"))
+    messages = [{"role": "user", "content": "Hello!"}]
+    async with client(REFUSED, tokenizer=tokenizer) as backend:
+        chat = await backend.count_tokens({"messages": messages})
+        assert chat == len(tokenizer.encode_chat(messages))
+        one = len(tokenizer.encode("Hello!"))
+        assert await backend.count_tokens({"prompt": "Hello!"}) == one
+        assert await backend.count_tokens({"prompt": ["Hello!", "Hello!"]}) == 2 * one
+        assert await backend.count_tokens({"prompt": [1, 2, 3]}) == 3
+        assert await backend.count_tokens({"prompt": [[1, 2], [3]]}) == 3
