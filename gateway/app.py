@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from litestar import Litestar
+from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
 from litestar.plugins import PluginProtocol
 from litestar.plugins.core import MsgspecDIPlugin
@@ -82,6 +83,7 @@ def create_app(
         route_handlers=routes(pipeline, batches),
         exception_handlers=error_handlers(),
         lifespan=[lifespan],
+        cors_config=_cors(parts.settings.server.cors_origins),
         state=State({"pipeline": pipeline, "batches": batches}),
         request_max_body_size=parts.settings.server.max_body_bytes,
         openapi_config=None,
@@ -104,6 +106,11 @@ class _App(Litestar):
     @staticmethod
     def _get_default_plugins(plugins: list[PluginProtocol]) -> list[PluginProtocol]:
         return [*plugins, MsgspecDIPlugin()]
+
+
+def _cors(origins: list[str]) -> CORSConfig | None:
+    """Which web pages' scripts may ask, and that they may read our headers, too."""
+    return CORSConfig(allow_origins=origins, expose_headers=["*"]) if origins else None
 
 
 def _without_supervisor(settings: Settings, now: float) -> Runtime:

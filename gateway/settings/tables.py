@@ -42,6 +42,8 @@ class ServerSettings(_Table, frozen=True, kw_only=True):
     """Environment variable with a key that may do everything."""
     admin_key_file: str | None = None
     """File with a key that may do everything."""
+    cors_origins: list[str] = field(default_factory=list)
+    """Web pages of these origins may ask from a browser; `*`: all."""
     trusted_proxies: list[str] = field(default_factory=list)
     """Addresses or CIDR blocks whose X-Forwarded-For is believed (keys' networks, audit log)."""
 

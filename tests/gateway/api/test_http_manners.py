@@ -68,3 +68,21 @@ async def test_report_errors_name_the_parameter(tmp_path: Path) -> None:
         ):
             answer = await served.client.get(f"/reports/costs?{query}")
             assert (answer.status_code, decode(answer)["error"]["param"]) == (400, param)
+
+
+async def test_browsers_may_ask_from_listed_origins_only(tmp_path: Path) -> None:
+    """Preflight and answer name a listed origin; none is named unless the operator says so."""
+    page = {"origin": "https://app.example.com"}
+    asks = {**page, "access-control-request-method": "POST"}
+    path = "/v1/chat/completions"
+    listed = ServerSettings(cors_origins=["https://app.example.com"])
+    async with gateway(settings(tmp_path, server=listed)) as served:
+        before = await served.client.options(path, headers=asks)
+        assert before.status_code in (200, 204)
+        for answer in (before, await served.chat(headers=page)):
+            assert answer.headers["access-control-allow-origin"] == page["origin"]
+        other = await served.chat(headers={"origin": "https://evil.example.com"})
+        assert "access-control-allow-origin" not in other.headers
+    async with gateway(settings(tmp_path)) as served:
+        assert "access-control-allow-origin" not in (await served.chat(headers=page)).headers
+        assert (await served.client.options(path, headers=asks)).status_code == 405
