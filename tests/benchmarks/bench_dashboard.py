@@ -12,12 +12,13 @@ import asyncio
 import itertools
 import json
 import random
+import select
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -182,35 +183,31 @@ def _paint(browser: Browser, url: str, path: str) -> dict[str, float]:
 
 
 def watch(url: str) -> None:
-    """Ten dashboards, as their scripts behave: opened and closed as a line on stdin says."""
-    for said in sys.stdin:
-        if said == "open\n":
-            stop = threading.Event()
-            opened = threading.Barrier(OPEN + 1)
-            threads = [
-                threading.Thread(target=_one, args=(url, n < FOLLOWING, opened, stop))
-                for n in range(OPEN)
-            ]
-            for thread in threads:
-                thread.start()
-            opened.wait()
-        else:
-            stop.set()
-            for thread in threads:
-                thread.join()
+    """Ten dashboards, opened and closed as a line on stdin says.
+
+    What browsers make of the messages costs other machines' time, so here they are only received.
+    """
+    while sys.stdin.readline() == "open\n":
+        for n in range(OPEN):
+            httpx.get(url + ("/requests" if n < FOLLOWING else "/"), timeout=60)
+        streams = [_stream(url, "/live?rows" if n < FOLLOWING else "/live") for n in range(OPEN)]
+        print("done", flush=True)
+        while not select.select([sys.stdin, *streams], [], [])[0].count(sys.stdin):
+            for stream in select.select(streams, [], [], 0)[0]:
+                assert stream.recv(1 << 20), "the gateway ended a stream"
+        sys.stdin.readline()
+        for stream in streams:
+            stream.close()
         print("done", flush=True)
 
 
-def _one(url: str, following: bool, opened: threading.Barrier, stop: threading.Event) -> None:
-    with httpx.Client(base_url=url, timeout=60) as client:
-        client.get("/requests" if following else "/")
-        with client.stream("GET", "/live?rows" if following else "/live") as messages:
-            lines = messages.iter_lines()
-            next(lines)
-            opened.wait()
-            for _ in lines:
-                if stop.is_set():
-                    return
+def _stream(url: str, path: str) -> socket.socket:
+    """A connection whose first live message is there."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    made = socket.create_connection((host, int(port)), timeout=60)
+    made.sendall(f"GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n".encode())
+    assert b" 200 " in made.recv(1 << 20)
+    return made
 
 
 class Dashboards:
@@ -243,12 +240,16 @@ def felt(server: Server, rounds: int, count: int) -> dict[str, Any]:
     run_load(server.port, chat_requests(500, model="auto", seed=1), count=500, connections=16)
     dashboards = Dashboards(f"http://127.0.0.1:{server.port}")
     try:
+        idle = _cpu_share(server)
+        dashboards.say("open")
+        watched = _cpu_share(server)
+        dashboards.say("close")
         for turn in range(rounds):
             for part, (name, p99s) in enumerate(found.items()):
                 requests = chat_requests(count, model="auto", seed=100 + 3 * turn + part)
                 if name == "with":
                     dashboards.say("open")
-                    time.sleep(0.5)  # opening them is over: they are looked at now
+                time.sleep(0.5)  # what the last part left, and opening them, is over
                 outcome = run_load(server.port, requests, count=count, connections=CONNECTIONS)
                 if name == "with":
                     dashboards.say("close")
@@ -258,11 +259,20 @@ def felt(server: Server, rounds: int, count: int) -> dict[str, Any]:
         dashboards.stop()
     return {
         "dashboards": {"live": OPEN - FOLLOWING, "following_requests": FOLLOWING},
+        "core_share_without_chats": {"closed": idle, "open": watched},
         "chats_each": count,
         "connections": CONNECTIONS,
         **{f"p99_ms_{name}": [round(p99, 2) for p99 in p99s] for name, p99s in found.items()},
         **compared(found["before"], found["with"], found["after"]),
     }
+
+
+def _cpu_share(server: Server, seconds: float = 10.0) -> float:
+    """Of one core that the gateway takes while nobody asks it anything."""
+    time.sleep(1.0)  # whatever was asked before is over
+    before_s = server.cpu_s()
+    time.sleep(seconds)
+    return round((server.cpu_s() - before_s) / seconds, 4)
 
 
 def compared(before: list[float], with_: list[float], after: list[float]) -> dict[str, Any]:
@@ -295,11 +305,11 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     stub = Server("stub", [sys.executable, str(STUB), str(stub_port)], {}, folder / "stub.log")
     stub.port = stub_port
     stub.wait("/v1/models", 20)
-    socket = folder / "redis.sock"
-    redis = Server("redis", redis_command(socket, folder, 256 << 20), {}, folder / "redis.log")
-    while not socket.exists():
+    path = folder / "redis.sock"
+    redis = Server("redis", redis_command(path, folder, 256 << 20), {}, folder / "redis.log")
+    while not path.exists():
         time.sleep(0.05)
-    server = start_headgate(folder, stub_port, f"unix://{socket}")
+    server = start_headgate(folder, stub_port, f"unix://{path}")
     with running(stub, redis, server):
         url = f"http://127.0.0.1:{server.port}"
         httpx.get(url + "/requests", timeout=60)  # templates are loaded once
