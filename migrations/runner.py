@@ -31,9 +31,11 @@ def upgrade(database_url: str, revision: str = "head") -> str:
     """
 
     def run(connection: "Connection") -> str:
-        if revision != "head" or _current(connection) != head():
+        found = _current(connection)
+        if revision != "head" or found != head():
             from alembic import command
 
+            _check_known(found)
             command.upgrade(_config(connection), revision)
         return _current(connection) or ""
 
@@ -79,6 +81,19 @@ def head() -> str:
     found = ScriptDirectory.from_config(_config()).get_current_head()
     assert found is not None, "the package has migrations"
     return found
+
+
+def _check_known(revision: str | None) -> None:
+    """Raises CommandError where a newer installation has upgraded the database."""
+    from alembic.script import ScriptDirectory
+    from alembic.util import CommandError
+
+    known = {one.revision for one in ScriptDirectory.from_config(_config()).walk_revisions()}
+    if revision is not None and revision not in known:
+        raise CommandError(
+            f"its schema {revision!r} is of a newer Headgate than this one, which knows up to "
+            f"{head()!r}; run that one, or restore a backup"
+        )
 
 
 def _current(connection: "Connection") -> str | None:

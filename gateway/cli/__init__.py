@@ -90,3 +90,6 @@ def main(args: list[str] | None = None) -> Any:
     except SettingsError as error:
         click.echo(f"headgate: {error}", err=True)
         sys.exit(2)
+    except OSError as error:  # a folder that cannot be written, a disk that is full, …
+        click.echo(f"headgate: {error}", err=True)
+        sys.exit(1)

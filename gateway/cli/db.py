@@ -36,7 +36,9 @@ def upgrade(ctx: click.Context, config: str | None, as_json: bool) -> None:
     try:
         revision = runner.upgrade(url)
     except (SQLAlchemyError, OSError, CommandError) as error:
-        fail(f"the database {without_password(url)} cannot be upgraded: {error}")
+        fail(
+            f"the database {without_password(url)} cannot be upgraded: {str(error).splitlines()[0]}"
+        )
     if as_json:
         print_json({"url": without_password(url), "revision": revision})
     else:
@@ -69,7 +71,7 @@ def check(
         problems = runner.differences(url) if revision == head else [_OLD_SCHEMA]
         found = asyncio.run(_contents(url, _link(anchor), rebuild)) if not problems else {}
     except (SQLAlchemyError, OSError, CommandError) as error:
-        fail(f"the database {without_password(url)} cannot be read: {error}")
+        fail(f"the database {without_password(url)} cannot be read: {str(error).splitlines()[0]}")
     problems += found.pop("problems", [])
     shown = {"url": without_password(url), "ok": not problems, "revision": revision, "head": head}
     shown |= {"differences": problems, **found}

@@ -74,6 +74,17 @@ def test_serve_says_what_it_cannot_use(alone: Path, monkeypatch: pytest.MonkeyPa
     assert "set $HEADGATE_STATE_DIR" in unusable.stderr
 
 
+def test_trouble_with_files_is_one_line(alone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the file system refuses is said without a traceback; exit code 1."""
+    (alone / "taken").write_text("")
+    with pytest.raises(SystemExit) as left:
+        main(["report", "monthly", "2026-01", "--out", str(alone / "taken" / "below.html")])
+    assert left.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("headgate: ")
+    assert "below.html" in line
+
+
 def test_status_names_who_fails_over_and_what_changed() -> None:
     """A backend whose breaker is open is one that others stand in for; old news are counted."""
     healthy = {"name": "a", "ready": True, "breaker": "closed"}

@@ -51,4 +51,6 @@ def test_unreachable_and_newer_databases_fail_clearly(
     with sqlite3.connect(headgate.state_dir / "headgate.db") as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     connection.close()
-    assert headgate.run("db", "upgrade").exit_code == 1
+    newer = headgate.run("db", "upgrade")
+    assert newer.exit_code == 1
+    assert "of a newer Headgate" in newer.stderr
