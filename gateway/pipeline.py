@@ -102,10 +102,8 @@ class Pipeline:
                 if x.caller is not None and x.caller.limited:
                     self._begin_admission(x)
                 await self._look_up(x)
-                if x.admission is not None:
-                    await self._admit(x)
+                await self._admit(x)
                 if x.hit is None:
-                    await self._reserve(x)
                     with reply.watching():
                         self._keep(x, await self._ask(x, reply))
         except ClientGone:
@@ -120,7 +118,7 @@ class Pipeline:
             await self._finish(x, reply)
             return
         settlement = self._settler.settle(x)
-        await parts.ledger.journalled()
+        await parts.ledger.journalled(alone=not self.in_flight)
         await self._finish(x, reply)
         if x.asked_as or x.outcome in ("cancelled", "error"):
             self.late_charges.follow(settlement, x.asked_as)
@@ -271,8 +269,20 @@ class Pipeline:
         )
 
     async def _admit(self, x: Exchange) -> None:
-        """Wait for the place; over a limit not even a cache answers."""
-        assert x.admission is not None
+        """Hold what the answer may cost while the rate limits are asked. Where both refuse, the
+        client hears of the limit."""
+        if x.hit is None:
+            try:
+                await self._reserve(x)
+            except GatewayError:
+                await self._wait_for_place(x)
+                raise
+        await self._wait_for_place(x)
+
+    async def _wait_for_place(self, x: Exchange) -> None:
+        """Under the rate limits; over one not even a cache answers."""
+        if x.admission is None:
+            return
         try:
             await x.admission.wait()
         except GatewayError:

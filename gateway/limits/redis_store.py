@@ -26,13 +26,14 @@ local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local slot = math.floor(now / {SLOT_MS})
 local me = ARGV[1]
 local n = #KEYS - 1
-local sums, newest, answer = {{}}, {{}}, {{slot, 0, 0}}
+local sums, newest, answer, listed = {{}}, {{}}, {{slot, 0, 0}}, false
 for i = 1, n do
   local key, kind = KEYS[i + 1], ARGV[3 * i - 1]
   local limit, amount = tonumber(ARGV[3 * i]), tonumber(ARGV[3 * i + 1])
   local sum, slots = 0, {{}}
   if kind == 'concurrent' then
     local live = redis.call('ZRANGEBYSCORE', KEYS[1], now - {LIVE_MS}, '+inf')
+    for _, process in ipairs(live) do listed = listed or process == me end
     if #live > 0 then
       for _, count in ipairs(redis.call('HMGET', key, unpack(live))) do
         sum = sum + math.max(tonumber(count) or 0, 0)
@@ -76,10 +77,11 @@ for i = 1, n do
     if kind == 'concurrent' then
       redis.call('HINCRBY', key, me, amount)
       redis.call('PEXPIRE', key, {_HASH_TTL_MS})
-      redis.call('ZADD', KEYS[1], now, me)
+      if not listed then redis.call('ZADD', KEYS[1], now, me) end
     else
-      redis.call('HINCRBY', key, slot, amount)
-      redis.call('PEXPIRE', key, {(SLOTS + 2) * SLOT_MS})
+      if redis.call('HINCRBY', key, slot, amount) == amount then  -- the slot's first
+        redis.call('PEXPIRE', key, {(SLOTS + 2) * SLOT_MS})
+      end
       newest[i] = slot
     end
     sums[i] = sums[i] + amount

@@ -1,12 +1,13 @@
 """Rate limits over HTTP: headers, 429, cache hits, and what is counted afterwards."""
 
 import asyncio
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from backends.contract import Completion, GenerateRequest
 from backends.echo import EchoBackend
-from gateway.settings import BackendSettings, LimitSettings
+from gateway.settings import BackendSettings, LimitSettings, PriceSettings
 from tests.gateway.api.test_auth import bearer
 from tests.gateway.serving import Gateway, decode, events, gateway, settings
 
@@ -55,6 +56,31 @@ async def test_key_over_its_limit_gets_429(tmp_path: Path) -> None:
         record = (await served.settled(refused)).request
         assert (record.outcome, record.status, record.cost_nano_usd) == ("refused", 429, 0)
         assert (await served.chat("question 3")).status_code == 200, "others go on"
+
+
+async def test_limit_is_named_before_the_budget_and_holds_none_of_it(tmp_path: Path) -> None:
+    """Money is held while the limits are asked: over both, the client hears of the limit; over one,
+    nothing stays held, and a refusal for money says how the limits stand."""
+    price = PriceSettings(output_usd_per_mtok=Decimal(1))
+    echo = BackendSettings(name="small", kind="echo", model="e", tier="small", price=price)
+    async with gateway(settings(tmp_path, echo)) as served:
+        limits = {"requests_per_minute": 2}
+        made = decode(
+            await served.client.post("/admin/keys", json={"team": "search", "limits": limits})
+        )
+        budget = {"scope": "team:search", "limit_usd": "1", "window": "day"}
+        assert (await served.client.post("/admin/budgets", json=budget)).status_code < 300
+        mine = bearer(made["key"])
+        assert (await served.chat("question 1", headers=mine)).status_code == 200
+        small = {"x-headgate-max-cost-usd": "0.000000001"}
+        refused = await served.chat("question 2", headers=mine | small)
+        assert decode(refused)["error"]["code"] == "max_cost_exceeded"
+        assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+        for asked in (mine, mine | small):
+            refused = await served.chat("question 3", headers=asked)
+            assert decode(refused)["error"]["code"] == "rate_limit_exceeded"
+        held = [part.held for part in served.parts.budgets._leases.slices.values()]
+        assert held == [0]
 
 
 async def test_cache_hits_count_as_requests_without_tokens(tmp_path: Path) -> None:

@@ -180,6 +180,18 @@ async def test_full_disk_is_reported_and_requests_go_on(
     assert await _counts(engine) == (3, 3)
 
 
+async def test_row_of_nobody_else_s_turn_is_journalled_at_once(
+    engine: AsyncEngine, settings: Settings
+) -> None:
+    """Without company there is no turn of the event loop to wait for."""
+    ledger = Ledger(settings, engine)
+    ledger.settle(settlement("r1"))
+    with pytest.raises(StopIteration):
+        ledger.journalled(alone=True).send(None)
+    (segment,) = (Path(settings.state_dir) / "journal").iterdir()
+    assert len(segment.read_bytes().splitlines()) == 1
+
+
 async def test_rows_of_one_turn_share_one_write_and_a_cancelled_waiter_loses_none(
     engine: AsyncEngine, settings: Settings
 ) -> None:
