@@ -12,6 +12,7 @@ from backends.errors import (
     BackendError,
     BackendOverloadedError,
     BackendResponseError,
+    BackendStreamError,
     BackendTimeoutError,
     BackendUnavailableError,
     ContextLengthError,
@@ -126,3 +127,17 @@ def describe_error(decoded: Any) -> tuple[str, str | None, str]:
             code = f"{error.get('code') or ''} {error.get('type') or ''}"
             return str(message), param if isinstance(param, str) else None, code.strip()
     return "", None, ""
+
+
+def timed_out(backend: str, timeout_s: float) -> BackendTimeoutError:
+    """The whole answer did not come in time."""
+    return BackendTimeoutError(
+        f"backend {backend!r} did not answer within {timeout_s:g} s", backend=backend
+    )
+
+
+def broken_off(backend: str, why: str) -> BackendStreamError:
+    """The answer began and did not end."""
+    return BackendStreamError(
+        f"backend {backend!r} broke off in the middle of its answer: {why}", backend=backend
+    )
