@@ -19,5 +19,5 @@ class NoLedger(Ledger):
 
 
 if __name__ == "__main__":
-    gateway.assembly.Ledger = NoLedger  # type: ignore[misc]
+    gateway.assembly.Ledger = NoLedger  # type: ignore[attr-defined]
     sys.exit(worker.main())
