@@ -1,11 +1,13 @@
 """Prefill and decode speed of one model: `python -m backends.bench_engine --model M --json`.
 
 Runs the engine in this process, without HTTP: random prompts, greedy, no prefix reuse, no
-speculation. tokens/s are totals over the batch; times are wall times. With --traces also a mixed
-load: recorded lengths and moments, scaled to the model and the machine.
+speculation. tokens/s are totals over the batch; times are wall times. The roofline is measured
+first, in this process; weights in a CPU's caches are read faster than that (a share above 1).
+With --traces also a mixed load: recorded lengths and moments, scaled to the model and the machine.
 """
 
 import argparse
+import contextlib
 import json
 import resource
 import statistics
@@ -31,6 +33,7 @@ from backends.quantization.schemes import AT_LOAD
 from backends.roofline import Machine, measure_machine, roofline_share
 
 _WARM_UP_TOKENS: Final = 4
+_STATUS: Final = Path("/proc/self/status")
 
 
 class Timings(Struct, kw_only=True):
@@ -86,6 +89,7 @@ def bench(
     engine: Engine, runner: ModelRunner, machine: Machine, batch: int, prompt: int, output: int
 ) -> dict[str, Any]:
     """Measure one batch size; the row of the contract's `results`."""
+    _forget_peak(runner.device)
     random = np.random.default_rng(batch)
     vocabulary = engine.tokenizer.vocab_size
     prompts = random.integers(0, vocabulary, (batch, prompt)).tolist()
@@ -137,7 +141,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     assert isinstance(runner, ModelRunner)
     model = runner.model
     machine = measure_machine(
-        runner.device, model.embedding.dtype, int8=model.quantization == "int8"
+        runner.device, model.embedding.dtype, int8=model.quantization in ("int8", "int4")
     )
     results = [
         bench(engine, runner, machine, batch, arguments.prompt_tokens, arguments.output_tokens)
@@ -206,15 +210,32 @@ def _table(figures: dict[str, Any]) -> str:
     rows = [keys, *[[str(row[key]) for key in keys] for row in figures["results"]]]
     widths = [max(len(row[column]) for row in rows) for column in range(len(keys))]
     lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
-    head = f"{figures['model']} on {figures['device']}, {figures['threads']} threads"
+    head = (
+        f"{figures['model']} on {figures['device']}, {figures['threads']} threads; "
+        f"{figures['results'][0]['prompt_tokens']} + {figures['results'][0]['output_tokens']} "
+        f"tokens; roof: {figures['memory_bytes_per_s'] / 1e9:.1f} GB/s, "
+        f"{figures['flops_per_s'] / 1e9:.0f} GFLOP/s"
+    )
     mixed = figures.get("mixed", {})
     return "\n".join([head, *lines, *(f"mixed: {key} {value}" for key, value in mixed.items())])
 
 
+def _forget_peak(device: torch.device) -> None:
+    """Begin to measure peak memory anew, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _STATUS.exists():
+        with contextlib.suppress(OSError):  # Not everybody may; then the peak is the process's.
+            Path("/proc/self/clear_refs").write_text("5")
+
+
 def _peak_memory_bytes(device: torch.device) -> int:
-    """Return the most memory this process has used: the GPU's, or resident on the CPU."""
+    """Return the most memory this process has used since: the GPU's, or resident on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if _STATUS.exists():
+        words = _STATUS.read_text().split("VmHWM:", 1)[1].split(None, 1)
+        return int(words[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

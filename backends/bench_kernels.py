@@ -28,6 +28,8 @@ from kernels.tuning import Options, gpu_name, save, trying
 
 _BUDGET_S: Final = 0.15
 """Time spent on one implementation of one case."""
+_CODED: Final = frozenset({"quant_linear", "int4_linear", "packed_linear"})
+"""Ops whose products a CPU has faster instructions for than for fp32's."""
 _MOST_ERROR: Final = {torch.float32: 2e-3, torch.bfloat16: 4e-2, torch.float16: 1e-2}
 """Largest difference over largest value, beyond which a figure would be of something else. fp32
 includes activations rounded to 16 bits."""
@@ -43,18 +45,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         torch.set_num_threads(arguments.threads)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     machine = measure_machine(device, dtype)
+    coded = measure_machine(device, dtype, int8=True) if device.type == "cpu" else machine
     measured: dict[str, dict[str, Options]] = {}
     results: list[dict[str, Any]] = []
     with torch.inference_mode():
         for case in cases(device, ops):
+            best_of = coded if case.op in _CODED else machine
             if arguments.tune and case.tunable is not None:
                 best = _tune(case, device)
                 if best is not None:
                     measured.setdefault(case.tunable.kernel, {})[case.tunable.shape] = best
                     with trying(case.tunable.kernel, case.tunable.shape, device, best):
-                        results += _rows(case, device, machine)
+                        results += _rows(case, device, best_of)
                     continue
-            results += _rows(case, device, machine)
+            results += _rows(case, device, best_of)
     head = {
         "commit": commit(),
         "device": machine.name,
@@ -63,6 +67,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "dtype": str(dtype).removeprefix("torch."),
         "memory_bytes_per_s": _round(machine.bytes_per_s),
         "flops_per_s": _round(machine.flops_per_s),
+        "coded_flops_per_s": _round(coded.flops_per_s),
         "workload": "each op alone, the same inputs over and over, medians",
     }
     if measured:
@@ -190,7 +195,15 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _table(figures: dict[str, Any]) -> str:
     """Lay the rows out for reading."""
-    lines = [f"{figures['device']}, {figures['threads']} threads, {figures['dtype']}"]
+    lines = [
+        f"{figures['device']}, {figures['threads']} threads, {figures['dtype']}",
+        f"roof: {figures['memory_bytes_per_s'] / 1e9:.1f} GB/s from memory, "
+        f"{figures['flops_per_s'] / 1e9:.0f} GFLOP/s in {figures['dtype']}, "
+        f"{figures['coded_flops_per_s'] / 1e9:.0f} with coded weights, as measured "
+        "just now; a share above 1: from caches",
+        f"{'op':16} {'shape':44} {'by':10}{'time':>12}    {'bytes':>9}      {'operations':>11}"
+        "          of the roof",
+    ]
     for row in figures["results"]:
         share = row["roofline_share"]
         lines.append(

@@ -46,8 +46,13 @@ def read_trace(file: Path, count: int) -> list[TraceRequest]:
         with gzip.open(file, "rt") if file.suffix == ".gz" else file.open() as lines:
             is_json = ".jsonl" in file.suffixes
             rows = list(islice(_json_rows(lines) if is_json else _csv_rows(lines), count))
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"--traces {str(file)!r} cannot be read: {error!r}") from error
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ValueError(
+            f"--traces {str(file)!r} cannot be read ({why}); name a CSV or JSONL file"
+        ) from error
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"--traces {str(file)!r} is no trace: {error!r}") from error
     if not rows:
         raise ValueError(f"--traces {str(file)!r} holds no requests")
     first = rows[0][0]

@@ -4,7 +4,6 @@ A decode step reads every weight and the batch's KV once, and multiplies by ever
 sequence; it cannot be faster than the slower of the two.
 """
 
-import statistics
 import time
 from collections.abc import Callable
 from typing import Final
@@ -18,7 +17,7 @@ from backends.quantization.int8 import quantize_int8
 
 _READ_BYTES: Final = 256 * 2**20
 _MATRIX_SIDE: Final = 1024
-_REPEATS: Final = 5
+_REPEATS: Final = 9
 
 
 class Machine(Struct, frozen=True, kw_only=True):
@@ -38,10 +37,12 @@ def measure_machine(device: torch.device, dtype: torch.dtype, *, int8: bool = Fa
         dtype: of activations, and of the weights unless `int8`.
         int8: the model's layers multiply by int8 weights.
     """
-    read_s = _read_s(device)
+    values = torch.ones(_READ_BYTES // 4, dtype=torch.float32, device=device)
+    read_s = _best_s(values.sum, device)
+    del values
     left, right = torch.randn(2, _MATRIX_SIDE, _MATRIX_SIDE, device=device).to(dtype)
     layer = Int8Linear(*quantize_int8(right), None, dtype=dtype) if int8 else Linear(right)
-    multiply_s = _median_s(lambda: layer(left), device)
+    multiply_s = _best_s(lambda: layer(left), device)
     return Machine(
         name=_device_name(device),
         bytes_per_s=_READ_BYTES / read_s,
@@ -62,14 +63,8 @@ def roofline_share(
     return round(shortest / step_s, 4)
 
 
-def _read_s(device: torch.device) -> float:
-    """Return how long reading `_READ_BYTES` takes; their memory is free again afterwards."""
-    values = torch.ones(_READ_BYTES // 4, dtype=torch.float32, device=device)
-    return _median_s(values.sum, device)
-
-
-def _median_s(work: Callable[[], object], device: torch.device) -> float:
-    """Return the median time of one call, seconds."""
+def _best_s(work: Callable[[], object], device: torch.device) -> float:
+    """Return the shortest time of several calls, seconds: what else runs only lengthens them."""
     work()
     took = []
     for _ in range(_REPEATS):
@@ -80,7 +75,7 @@ def _median_s(work: Callable[[], object], device: torch.device) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         took.append(time.perf_counter() - began)
-    return statistics.median(took)
+    return min(took)
 
 
 def _device_name(device: torch.device) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_tokenizers import save_folder
 
-from backends.bench_engine import main
+from backends.bench_engine import _forget_peak, _peak_memory_bytes, main
 from backends.roofline import Machine, measure_machine, roofline_share
 
 RESULT_KEYS = {
@@ -106,3 +106,17 @@ def test_measured_rates_are_those_of_a_computer() -> None:
     machine = measure_machine(torch.device("cpu"), torch.float32)
     assert 1e8 < machine.bytes_per_s < 1e15
     assert 1e8 < machine.flops_per_s < 1e17
+
+
+def test_peak_memory_is_counted_anew_for_each_batch() -> None:
+    """What was needed before and given back is not part of a later peak."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pytest.skip("peaks cannot be reset here")
+    device = torch.device("cpu")
+    large = torch.ones(64 << 20, dtype=torch.uint8)
+    before = _peak_memory_bytes(device)
+    del large
+    _forget_peak(device)
+    assert _peak_memory_bytes(device) < before - (32 << 20)

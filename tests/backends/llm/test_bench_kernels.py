@@ -40,11 +40,13 @@ def test_bench_kernels_prints_head_and_rows(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_bench_kernels_lays_a_table_out(capsys: pytest.CaptureFixture[str]) -> None:
-    """Without --json one line per row, under the device's name."""
+    """Without --json one line per row, under the device's name, the roof and the columns' names."""
     assert main(["--device", "cpu", "--threads", "1", "--ops", "silu_mul"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].startswith("silu_mul")
-    assert "GB/s" in lines[1]
+    assert lines[1].startswith("roof: ")
+    assert lines[2].startswith("op ")
+    assert lines[3].startswith("silu_mul")
+    assert "GB/s" in lines[3]
 
 
 @pytest.mark.parametrize(
