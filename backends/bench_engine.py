@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from backends.bench_head import commit
 from backends.bench_traces import read_trace, run_trace
+from backends.command import exit_with
 from backends.contract import SamplingParams
 from backends.engine.engine import Engine
 from backends.engine.factory import build_engine
@@ -245,4 +246,4 @@ def _round(value: float) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

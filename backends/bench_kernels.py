@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from backends.bench_head import commit
+from backends.command import exit_with
 from backends.engine.factory import pick_device
 from backends.kernel_cases import Case, cases, op_names
 from backends.roofline import Machine, measure_machine, roofline_share
@@ -219,4 +220,4 @@ def _round(value: float) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -19,6 +19,7 @@ import uvloop
 
 from backends.bench_head import commit, processor
 from backends.bench_traces import TraceRequest, read_trace
+from backends.command import exit_with
 from backends.load_client import Answered, Server, run_concurrent, run_paced
 from backends.served_work import WORK, work_rows
 
@@ -226,4 +227,4 @@ def _round(value: float) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from backends.command import exit_with
 from backends.errors import BackendError, ModelLoadError
 from backends.models.config import read_model_config
 from backends.models.folder import model_folder
@@ -228,4 +229,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from backends.command import exit_with
 from backends.errors import BackendError
 from backends.evaluation.errors import EvaluationError, UsageError
 from backends.evaluation.items import SUITES
@@ -111,4 +112,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)
