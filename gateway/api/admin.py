@@ -20,6 +20,7 @@ from gateway.api.admin_policies import policy_routes
 from gateway.api.admin_teams import team_routes
 from gateway.api.bodies import parameter
 from gateway.api.health import describe
+from gateway.api.pages import asked_limit
 from gateway.cache.model import StoreUnavailable
 from gateway.errors import InvalidRequest, Unavailable
 from gateway.ledger.audit import list_acts
@@ -50,13 +51,13 @@ def _audit_route(pipeline: Pipeline) -> HTTPRouteHandler:
     )
     async def acts(request: Request[Any, Any, Any]) -> dict[str, Any]:
         asked = request.query_params
+        limit = asked_limit(request, limit=100, most=_MOST_ACTS)
         try:
-            limit = int(asked.get("limit") or 100)
             since = float(asked["since"]) if asked.get("since") else None
         except ValueError:
-            raise InvalidRequest("'limit' and 'since' (unix seconds) are numbers.") from None
-        if not 1 <= limit <= _MOST_ACTS or (since is not None and not 0 <= since < 1e12):
-            raise InvalidRequest(f"'limit' is 1 to {_MOST_ACTS}, 'since' in unix seconds.")
+            since = -1.0
+        if since is not None and not 0 <= since < 1e12:
+            raise InvalidRequest("'since' is a moment in unix seconds.", param="since")
         async with reading(pipeline) as connection:
             found = await list_acts(
                 connection,

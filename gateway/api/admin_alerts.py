@@ -9,6 +9,7 @@ from msgspec import Struct
 from gateway.alerts.show import Tested, send_tests, shown_alerts, shown_channel
 from gateway.api.acts import acting, admin_guard, reading
 from gateway.api.bodies import read_body
+from gateway.api.pages import asked_limit
 from gateway.errors import InvalidRequest
 from gateway.pipeline import Pipeline
 
@@ -33,7 +34,9 @@ def alert_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
         asked = request.query_params
         async with reading(pipeline) as connection:
             found = await shown_alerts(
-                connection, open_only=asked.get("open") in ("1", "true"), limit=_limit(asked)
+                connection,
+                open_only=asked.get("open") in ("1", "true"),
+                limit=asked_limit(request, limit=100, most=_MOST),
             )
         channels = pipeline.parts.settings.alerts.channels
         return {**found, "channels": [shown_channel(channel) for channel in channels]}
@@ -49,13 +52,6 @@ def alert_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
         return {"results": await try_channels(pipeline, request, body.channel)}
 
     return [listed, test]
-
-
-def _limit(asked: Any) -> int:
-    text = asked.get("limit") or "100"
-    if not text.isdecimal() or not 1 <= int(text) <= _MOST:
-        raise InvalidRequest(f"limit {text!r}; allowed: 1 to {_MOST}", param="limit")
-    return int(text)
 
 
 async def try_channels(

@@ -8,17 +8,22 @@ from gateway.batches.files import Order, Page
 from gateway.errors import InvalidRequest
 
 
+def asked_limit(request: Request[Any, Any, Any], *, limit: int, most: int) -> int:
+    """How many entries the query asks for, else `limit`. Raises InvalidRequest."""
+    text = request.query_params.get("limit") or str(limit)
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= most):
+        raise InvalidRequest(f"limit is {text[:20]!r}; allowed: 1 to {most}.", param="limit")
+    return int(text)
+
+
 def asked_page(request: Request[Any, Any, Any], *, limit: int, most: int) -> Page:
     """The page that the query asks for. Raises InvalidRequest."""
     query = request.query_params
-    text = query.get("limit", str(limit))
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= most):
-        raise InvalidRequest(f"limit is {text[:20]!r}; allowed: 1 to {most}.", param="limit")
     order = query.get("order", "desc")
     if order not in ("asc", "desc"):
         raise InvalidRequest(f"order is {order[:20]!r}; allowed: asc, desc.", param="order")
     return Page(
-        limit=int(text),
+        limit=asked_limit(request, limit=limit, most=most),
         after=query.get("after"),
         order=cast("Order", order),
         purpose=query.get("purpose"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from gateway.cli.common import config_option, fail, print_json, settings_of
+from gateway.cli.common import config_option, fail, settings_of
 from gateway.cli.database import run_on_engine, table
 from gateway.cli.report_batches import batches
 from gateway.cli.report_books import accounts, bill, close, correct
@@ -18,8 +18,8 @@ from gateway.cli.report_monthly import monthly
 from gateway.cli.report_output import (
     bar,
     count,
+    hand_out,
     output_options,
-    print_csv,
     set_amounts,
     share_of,
 )
@@ -116,16 +116,20 @@ def costs(
     found = run_on_engine(settings, read)
     if plot is not None:
         _draw(found, plot)
-    if as_json or format_ == "json":
-        print_json(found)
-    elif format_ == "csv":
-        figures = list(_flat(found["totals"]))
-        columns = [*found["group_by"], *figures]
-        rows = [[row[c] for c in columns] for row in map(_flat, found["rows"])]
-        print_csv(columns, rows, texts=len(found["group_by"]))
-    else:
-        _print_table(found)
-        _print_sums(found)
+    hand_out(
+        found,
+        as_json=as_json,
+        format_=format_,
+        rows=list(map(_flat, found["rows"])),
+        columns=[*found["group_by"], *_flat(found["totals"])],
+        texts=len(found["group_by"]),
+        print_table=lambda: _print_all(found),
+    )
+
+
+def _print_all(found: dict[str, Any]) -> None:
+    _print_table(found)
+    _print_sums(found)
 
 
 def _filters(conditions: tuple[str, ...]) -> dict[str, list[str]]:

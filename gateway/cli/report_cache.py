@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gateway.cli.common import config_option, print_json, settings_of
+from gateway.cli.common import config_option, settings_of
 from gateway.cli.database import run_on_engine, table
-from gateway.cli.report_output import bar, count, output_options, print_csv, set_amounts
+from gateway.cli.report_output import bar, count, hand_out, output_options, set_amounts
 from gateway.cli.report_plot import MOST_BARS, check_plot, draw_bars
 from gateway.ledger.report_query import label_of
 
@@ -49,14 +49,15 @@ def cache(
     found = run_on_engine(settings, read)
     if plot is not None:
         _draw(found, plot)
-    if as_json or format_ == "json":
-        print_json(found)
-    elif format_ == "csv":
-        columns = [*found["group_by"], *found["totals"]]
-        rows = [[row[name] for name in columns] for row in found["rows"]]
-        print_csv(columns, rows, texts=len(found["group_by"]))
-    else:
-        _print_table(found)
+    hand_out(
+        found,
+        as_json=as_json,
+        format_=format_,
+        rows=found["rows"],
+        columns=[*found["group_by"], *found["totals"]],
+        texts=len(found["group_by"]),
+        print_table=lambda: _print_table(found),
+    )
 
 
 def _print_table(found: dict[str, Any]) -> None:

@@ -2,12 +2,13 @@
 
 import csv
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
 import click
 
+from gateway.cli.common import print_json
 from gateway.ledger.csv_text import safe_cell
 
 BAR = 16
@@ -26,6 +27,29 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+def hand_out(
+    found: dict[str, Any],
+    *,
+    as_json: bool,
+    format_: str,
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    texts: int,
+    print_table: Callable[[], None],
+) -> None:
+    """A report in the format that was asked for.
+
+    Args:
+        rows, columns, texts: of CSV, as print_csv takes them.
+    """
+    if as_json or format_ == "json":
+        print_json(found)
+    elif format_ == "csv":
+        print_csv(columns, [[row[name] for name in columns] for row in rows], texts=texts)
+    else:
+        print_table()
 
 
 def print_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, texts: int) -> None:

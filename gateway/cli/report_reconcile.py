@@ -5,10 +5,10 @@ from typing import Any
 
 import click
 
-from gateway.cli.common import config_option, fail, print_json, settings_of
+from gateway.cli.common import config_option, fail, settings_of
 from gateway.cli.database import run_on_engine, table
 from gateway.cli.report_books import print_invoice
-from gateway.cli.report_output import bar, output_options, print_csv, set_amounts, share_of
+from gateway.cli.report_output import bar, hand_out, output_options, set_amounts, share_of
 from gateway.cli.report_plot import MOST_BARS, check_plot, draw_bars
 
 _NAMES = ("hour", "machine")
@@ -76,14 +76,15 @@ def reconcile(
     found = _hours(ctx, config, since=since, until=until, tz=tz, tolerance=str(tolerance))
     if plot is not None:
         _draw(found, plot)
-    if as_json or format_ == "json":
-        print_json(found)
-    elif format_ == "csv":
-        columns = (*_NAMES, *_AMOUNTS, "ok")
-        rows = [[row[name] for name in columns] for row in found["hours"]]
-        print_csv(columns, rows, texts=len(_NAMES))
-    else:
-        _print_hours(found)
+    hand_out(
+        found,
+        as_json=as_json,
+        format_=format_,
+        rows=found["hours"],
+        columns=(*_NAMES, *_AMOUNTS, "ok"),
+        texts=len(_NAMES),
+        print_table=lambda: _print_hours(found),
+    )
     ctx.exit(0 if found["ok"] else 1)
 
 

@@ -6,7 +6,6 @@ from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import SMTP
 
-import msgspec
 import pytest
 
 from tests.gateway.ledger.conftest import (  # noqa: F401 (fixtures)
@@ -17,46 +16,14 @@ from tests.gateway.ledger.conftest import (  # noqa: F401 (fixtures)
     settings,
     sqlite_url,
 )
-
-
-class Hook:
-    """An HTTP server that takes messages, or refuses the first few."""
-
-    def __init__(self) -> None:
-        self.url = ""
-        self.refuse = 0
-        self.bodies: list[bytes] = []
-        self.headers: list[dict[str, str]] = []
-
-    @property
-    def messages(self) -> list[dict[str, object]]:
-        return [msgspec.json.decode(body) for body in self.bodies]
-
-    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")[1:-2]
-        headers = {k.lower(): v for k, v in (line.split(": ", 1) for line in head)}
-        body = await reader.readexactly(int(headers["content-length"]))
-        status = "503 Busy" if self.refuse else "204 No Content"
-        if self.refuse:
-            self.refuse -= 1
-        else:
-            self.bodies.append(body)
-            self.headers.append(headers)
-        writer.write(
-            f"HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".encode()
-        )
-        await writer.drain()
-        writer.close()
+from tests.gateway.webhooks import Hook, hooked
 
 
 @pytest.fixture
 async def hook() -> AsyncIterator[Hook]:
     """A webhook's receiver on a free port."""
-    made = Hook()
-    server = await asyncio.start_server(made.answer, "127.0.0.1", 0)
-    made.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook"
-    yield made
-    server.close()
+    async with hooked() as made:
+        yield made
 
 
 class Mailbox:

@@ -2,12 +2,10 @@
 
 import asyncio
 import contextlib
-import http.server
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,50 +23,9 @@ from gateway.settings import BackendSettings, CacheSettings, ServerSettings
 from migrations import upgrade
 from tests.gateway import serving
 from tests.gateway.ledger.samples import settlement
+from tests.gateway.webhooks import receiving
 
 PATIENCE_S = 60.0
-
-
-class Receiver(http.server.ThreadingHTTPServer):
-    """A webhook; the message that arrives first kills its sender before it gets an answer."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}/"
-        self.messages: list[dict[str, Any]] = []
-        self.victim: int | None = None
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """The killed process does not take its answer: nothing to print."""
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    server: Receiver
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        self.server.messages.append(msgspec.json.decode(body))
-        victim, self.server.victim = self.server.victim, None
-        if victim is not None:
-            os.kill(victim, signal.SIGKILL)
-        self.send_response(204)
-        self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Quiet."""
-
-
-@contextlib.contextmanager
-def _receiver() -> Iterator[Receiver]:
-    server = Receiver()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def _prepare(folder: Path, url: str) -> str:
@@ -136,10 +93,10 @@ async def _outbox(database: str, *, expire: bool = False) -> tuple[list[str], di
 
 def test_killed_gateway_loses_no_alert_and_the_next_one_marks_repeats(tmp_path: Path) -> None:
     """Killed when a message was sent and not yet noted: the next process sends it, as a repeat."""
-    with _receiver() as receiver:
+    with receiving() as receiver:
         database = _prepare(tmp_path, receiver.url)
         with _gateway(tmp_path) as first:
-            receiver.victim = first.pid
+            receiver.before_answer = first.kill
             assert first.wait(PATIENCE_S) == -signal.SIGKILL
         seen = {one["id"] for one in receiver.messages}
         keys, owed = asyncio.run(_outbox(database, expire=True))

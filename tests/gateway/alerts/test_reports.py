@@ -15,8 +15,9 @@ from gateway.errors import SettingsError
 from gateway.ledger.repository import Repository
 from gateway.report_settings import MonthlySettings
 from gateway.settings import Settings
-from tests.gateway.alerts.conftest import Hook, Mailbox
+from tests.gateway.alerts.conftest import Mailbox
 from tests.gateway.ledger.samples import charge, settlement
+from tests.gateway.webhooks import Hook
 
 OCTOBER = datetime(2026, 10, 14, 12, tzinfo=UTC).timestamp()
 DUE = datetime(2026, 11, 1, 6, tzinfo=UTC).timestamp()

@@ -17,8 +17,9 @@ from gateway.alerts.watch import AlertWatch
 from gateway.ledger.database import open_engine, writing
 from gateway.ledger.repository import Repository
 from gateway.settings import Settings
-from tests.gateway.alerts.conftest import Hook, Mailbox
+from tests.gateway.alerts.conftest import Mailbox
 from tests.gateway.ledger.samples import NOW, settlement
+from tests.gateway.webhooks import Hook
 
 
 class Clock:

@@ -1,6 +1,5 @@
 """Alerts on the pages and in /admin/alerts: shown to who may see them, tested by who may act."""
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -13,9 +12,9 @@ from gateway.alerts.settings import AlertSettings, ChannelSettings
 from gateway.ledger.database import writing
 from gateway.ledger.key_store import NewKey, create_key
 from gateway.settings import ServerSettings, Settings
-from tests.gateway.alerts.conftest import Hook
 from tests.gateway.serving import Gateway, gateway
 from tests.gateway.test_pipeline import priced
+from tests.gateway.webhooks import Hook, hooked
 
 HOSTILE = "<script>alert(1)</script>"
 FINDINGS = (
@@ -29,11 +28,8 @@ FINDINGS = (
 @pytest.fixture
 async def receiver() -> AsyncIterator[Hook]:
     """A webhook's other end."""
-    made = Hook()
-    server = await asyncio.start_server(made.answer, "127.0.0.1", 0)
-    made.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/secret-path"
-    yield made
-    server.close()
+    async with hooked("secret-path") as made:
+        yield made
 
 
 def _told(folder: Path, *urls: str) -> Settings:
