@@ -132,7 +132,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "device": arguments.device,
             "threads": arguments.threads,
             "max_num_seqs": max(batches),
-            "num_blocks": None if trace else max(batches) * -(-length // 16) + 1,
+            # One more than needed for each: the scheduler admits nobody without a spare block.
+            "num_blocks": None if trace else max(batches) * (-(-length // 16) + 1),
             "enable_prefix_caching": False,
             "speculation": {"method": "off"},
         }
