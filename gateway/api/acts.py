@@ -12,8 +12,9 @@ from litestar.handlers.base import BaseRouteHandler
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.api.database import database_refusal
 from gateway.api.guards import caller_of
-from gateway.errors import Forbidden, GatewayError, InvalidRequest, NotFound, Unavailable
+from gateway.errors import Forbidden, GatewayError, InvalidRequest, NotFound
 from gateway.ledger import audit
 from gateway.ledger.access import Permission
 from gateway.ledger.audit import ActOutcome
@@ -157,4 +158,4 @@ def _refusal(error: Exception) -> GatewayError:
         return NotFound(str(error.args[0]) if error.args else str(error))
     if isinstance(error, ValueError):
         return InvalidRequest(str(error))
-    return Unavailable(f"The database does not answer: {str(error)[:200]}.")
+    return database_refusal(error)

@@ -5,11 +5,11 @@ from typing import Annotated, Any
 from litestar import Request, post
 from litestar.handlers import HTTPRouteHandler
 from msgspec import Meta, Struct
-from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.api.bodies import read_body
+from gateway.api.database import answering
 from gateway.api.guards import caller_of, guard
-from gateway.errors import NotFound, Unavailable
+from gateway.errors import NotFound
 from gateway.ledger.feedback import add_feedback
 from gateway.pipeline import Pipeline
 
@@ -37,7 +37,7 @@ def feedback_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
     async def give(request: Request[Any, Any, Any]) -> dict[str, Any]:
         body = await read_body(request, Feedback)
         caller = caller_of(request)
-        try:
+        with answering():
             found = await parts.ledger.find(body.request_id)
             if found is None or not (caller.may("reports") or found.request.team == caller.team):
                 raise NotFound(f"There is no request {body.request_id!r}.")
@@ -49,8 +49,6 @@ def feedback_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
                     comment=body.comment.replace("\x00", "\ufffd"),
                     now=parts.clock(),
                 )
-        except (SQLAlchemyError, OSError) as error:
-            raise Unavailable(f"The ledger's database does not answer: {error}.") from None
         return {"request_id": body.request_id, "score": body.score}
 
     return [give]

@@ -6,8 +6,9 @@ from litestar import Request, get
 from litestar.handlers import HTTPRouteHandler
 from sqlalchemy.exc import SQLAlchemyError
 
+from gateway.api.database import database_refusal
 from gateway.api.guards import guard
-from gateway.errors import InvalidRequest, Unavailable
+from gateway.errors import InvalidRequest
 from gateway.ledger.compare import compared_report
 from gateway.ledger.reports import ReportError, costs_report
 from gateway.pipeline import Pipeline
@@ -49,6 +50,6 @@ def report_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
         except ReportError as error:
             raise InvalidRequest(str(error), param=error.param) from None
         except SQLAlchemyError as error:
-            raise Unavailable(f"The ledger's database does not answer: {error}.") from None
+            raise database_refusal(error) from None
 
     return [costs]

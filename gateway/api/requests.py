@@ -8,10 +8,11 @@ from litestar import Request, get, post
 from litestar.handlers import HTTPRouteHandler
 
 from backends.contract import Endpoint
+from gateway.api.database import answering
 from gateway.api.guards import caller_of, guard
 from gateway.api.schemas import all_tags, check_request, read_options
 from gateway.api.translate import decode_body
-from gateway.errors import NotFound, Unavailable
+from gateway.errors import NotFound
 from gateway.pipeline import Pipeline, sticky_id
 from gateway.repeats import Asked
 from gateway.routing.features import read
@@ -30,10 +31,8 @@ def request_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
     )
     async def find(request: Request[Any, Any, Any]) -> dict[str, Any]:
         request_id = request.path_params["request_id"].removeprefix("/")
-        try:
+        with answering():
             found = await parts.ledger.find(request_id)
-        except Exception as error:
-            raise Unavailable(f"The ledger's database does not answer: {error}.") from None
         caller = caller_of(request)
         if found is None or not (caller.may("reports") or found.request.team == caller.team):
             raise NotFound(f"There is no request {request_id!r}.")

@@ -140,10 +140,10 @@ async def test_a_batch_goes_on_after_a_restart(tmp_path: Path, database_url: str
         assert batch["request_counts"] == {"total": 30, "completed": 30, "failed": 0}
 
 
-async def test_a_cancelled_batch_keeps_what_it_has(tmp_path: Path, database_url: str) -> None:
+async def test_a_cancelled_batch_keeps_what_it_has(tmp_path: Path, sqlite_url: str) -> None:
     """No further line is begun; what was answered can be read; an ended batch stays as it is."""
     slow = {name: EchoBackend(name, delay_s=0.05) for name in ("small", "base")}
-    async with over(tmp_path, database_url, slow, batches=BatchSettings(concurrency=2)) as served:
+    async with over(tmp_path, sqlite_url, slow, batches=BatchSettings(concurrency=2)) as served:
         created = await begin(served, written(*(line(f"r{n}") for n in range(500))))
         path = f"/v1/batches/{decode(created)['id']}"
         cancelled = decode(await served.client.post(f"{path}/cancel"))
@@ -157,11 +157,9 @@ async def test_a_cancelled_batch_keeps_what_it_has(tmp_path: Path, database_url:
         assert (again.status_code, decode(again)["error"]["code"]) == (409, "conflict")
 
 
-async def test_lines_after_the_window_are_left_out_by_name(
-    tmp_path: Path, database_url: str
-) -> None:
+async def test_lines_after_the_window_are_left_out_by_name(tmp_path: Path, sqlite_url: str) -> None:
     """What was not begun within the window stands in the error file."""
-    async with over(tmp_path, database_url) as served:
+    async with over(tmp_path, sqlite_url) as served:
         done = await ended(served, await begin(served, written(line("late"))))
         body = unanswered(done) | {"expires_at": 1}
         row = {"id": "batch_late", "team": "anonymous", "key": "anonymous", "body": body}
@@ -178,10 +176,10 @@ async def test_lines_after_the_window_are_left_out_by_name(
         assert (left["custom_id"], left["error"]["code"]) == ("late", "batch_expired")
 
 
-async def test_files_and_batches_are_a_teams_own(tmp_path: Path, database_url: str) -> None:
+async def test_files_and_batches_are_a_teams_own(tmp_path: Path, sqlite_url: str) -> None:
     """Another team sees nothing; restrictions hold; after its key went, lines are refused."""
     keys_only = ServerSettings(auth="keys")
-    async with over(tmp_path, database_url, server=keys_only) as served:
+    async with over(tmp_path, sqlite_url, server=keys_only) as served:
         heads = {}
         async with writing(served.parts.engine) as connection:
             for name, only in (
@@ -241,6 +239,8 @@ async def test_files_are_listed_read_and_removed(tmp_path: Path, database_url: s
             "status": "processed",
             "status_details": None,
         }
+        for path in ("/v1/files/%00", "/requests/%00"):  # which PostgreSQL cannot look for
+            assert (await served.client.get(path)).status_code in (400, 404)
         answer = await served.client.get(f"/v1/files/{made[0]['id']}/content")
         assert answer.content == data
         ids = [file["id"] for file in made]
