@@ -10,7 +10,13 @@ from pathlib import Path
 import click
 from msgspec import Struct, to_builtins
 
-from gateway.cli.common import config_option, json_option, print_json, settings_of
+from gateway.cli.common import (
+    config_option,
+    gateway_url,
+    json_option,
+    print_json,
+    settings_of,
+)
 from gateway.errors import SettingsError
 from gateway.settings import Settings
 
@@ -112,5 +118,18 @@ def _port(settings: Settings) -> Finding:
         try:
             probe.bind((server.host, server.port))
         except OSError as error:
+            if _answers(settings):
+                return Finding("port", True, f"{server.host}:{server.port}: a gateway answers")
             return Finding("port", False, f"{server.host}:{server.port}: {error.strerror}")
     return Finding("port", True, f"{server.host}:{server.port} is free")
+
+
+def _answers(settings: Settings) -> bool:
+    """Whether what has the port is a gateway."""
+    import httpx
+
+    try:
+        live = httpx.get(f"{gateway_url(settings, None)}/health/live", timeout=2.0)
+        return bool(live.json() == {"status": "live"})
+    except (httpx.HTTPError, ValueError):
+        return False

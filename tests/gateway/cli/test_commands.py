@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from socket import socket
 
 import jsonschema
 import pytest
@@ -165,16 +166,22 @@ def test_conversation_goes_on_after_a_failed_turn(alone: Path) -> None:
     assert CliRunner().invoke(cli, [*asked, "--json"]).exit_code == 2
 
 
-def test_doctor_finds_what_is_wrong(alone: Path) -> None:
-    """A healthy machine passes; a model that is not there fails with its name and exit code 1."""
+def test_doctor_finds_what_is_wrong(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A healthy machine passes; a model that is not there, a port that is taken: exit code 1."""
     healthy = CliRunner().invoke(cli, ["doctor", "--json"])
     findings = {f["check"]: f for f in json.loads(healthy.output)["findings"]}
     assert findings["redis"]["ok"]
     assert findings["models"]["ok"]
     (alone / "headgate.toml").write_text('[[backends]]\nname = "x"\nmodel = "nowhere"\n')
-    ill = CliRunner().invoke(cli, ["doctor", "--json"])
+    with socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        monkeypatch.setenv("HEADGATE_PORT", str(other.getsockname()[1]))
+        monkeypatch.setenv("HEADGATE_URL", "http://127.0.0.1:9")
+        ill = CliRunner().invoke(cli, ["doctor", "--json"])
     assert ill.exit_code == 1
     assert "nowhere" in ill.output
+    assert "Address already in use" in ill.output
 
 
 @pytest.mark.parametrize("command", [["status"], ["explain", "some-id"], ["chat", "Hi"]])
