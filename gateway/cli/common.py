@@ -66,6 +66,11 @@ def gateway_url(settings: Settings, url: str | None) -> str:
     chosen = url or os.environ.get("HEADGATE_URL")
     if chosen:
         return chosen.rstrip("/").removesuffix("/v1")
+    return own_url(settings)
+
+
+def own_url(settings: Settings) -> str:
+    """Where a gateway of these settings listens on this machine."""
     host = settings.server.host
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.server.port}"
 

@@ -12,8 +12,8 @@ from msgspec import Struct, to_builtins
 
 from gateway.cli.common import (
     config_option,
-    gateway_url,
     json_option,
+    own_url,
     print_json,
     settings_of,
 )
@@ -129,7 +129,7 @@ def _answers(settings: Settings) -> bool:
     import httpx
 
     try:
-        live = httpx.get(f"{gateway_url(settings, None)}/health/live", timeout=2.0)
+        live = httpx.get(f"{own_url(settings)}/health/live", timeout=1.0)
         return bool(live.json() == {"status": "live"})
     except (httpx.HTTPError, ValueError):
         return False

@@ -177,7 +177,6 @@ def test_doctor_finds_what_is_wrong(alone: Path, monkeypatch: pytest.MonkeyPatch
         other.bind(("127.0.0.1", 0))
         other.listen()
         monkeypatch.setenv("HEADGATE_PORT", str(other.getsockname()[1]))
-        monkeypatch.setenv("HEADGATE_URL", "http://127.0.0.1:9")
         ill = CliRunner().invoke(cli, ["doctor", "--json"])
     assert ill.exit_code == 1
     assert "nowhere" in ill.output
