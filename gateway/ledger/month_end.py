@@ -155,15 +155,17 @@ async def reconcile_invoice(
     Said again with the same invoice it posts nothing new.
 
     Args:
+        invoice_nano_usd: what is to be paid, 0 or more.
         discount_nano_usd: what the invoice takes off, 0 or more.
         payee: whose invoice: `upstream:BACKEND`, or `all` for everything.
         by: who does it, for the audit log.
 
     Raises:
-        ReportError: no such month or payee, or a negative discount.
+        ReportError: no such month or payee, or a negative amount.
     """
-    if discount_nano_usd < 0:
-        raise ReportError(f"discount ${usd_text(discount_nano_usd)}; allowed: 0 or more")
+    for name, nano_usd in (("invoice", invoice_nano_usd), ("discount", discount_nano_usd)):
+        if nano_usd < 0:
+            raise ReportError(f"{name} ${usd_text(nano_usd)}; allowed: 0 or more")
     bounds(month)
     expected = await _expected(engine, settings, month, payee)
     async with writing(engine) as connection:

@@ -184,6 +184,8 @@ async def test_invoice_of_one_upstream_counts_its_charges_only(engine: AsyncEngi
         await reconcile_invoice(engine, SETTINGS, "2026-11", payee="nobody", **asked)
     with pytest.raises(ReportError, match="discount"):
         await reconcile_invoice(engine, SETTINGS, "2026-11", discount_nano_usd=-1, **asked)
+    with pytest.raises(ReportError, match="invoice \\$-1"):
+        await reconcile_invoice(engine, SETTINGS, "2026-11", **asked | {"invoice_nano_usd": -USD})
 
 
 @pytest.mark.parametrize("month", ["2026-13", "2026-00", "26-11", "2026-11-01", "", "9999-01", "x"])
