@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from gateway.batches.files import FileStore, append
 from gateway.batches.inner import Answered, ask
 from gateway.batches.lines import Line, answered, custom_ids, left_out, read_lines
-from gateway.batches.store import Batch, BatchStore
+from gateway.batches.store import Batch, BatchStore, LeaseLost
 from gateway.ledger.keys import Caller
 from gateway.pipeline import Pipeline
 
@@ -70,10 +70,12 @@ class BatchRunner:
                     try:
                         await self._run(batch)
                     except asyncio.CancelledError:
-                        await self.store.release(batch.id)
+                        await self.store.release(batch)
                         raise
             except (SQLAlchemyError, OSError) as error:
                 log.warning("batches_postponed", error=str(error)[:300])
+            except LeaseLost as error:
+                log.warning("batch_taken_over", batch=str(error))
             except Exception:
                 log.exception("batch_crashed")  # its lease runs out; then it is tried again
             with contextlib.suppress(TimeoutError):
@@ -83,23 +85,22 @@ class BatchRunner:
     async def _run(self, batch: Batch) -> None:
         data = b"".join([part async for part in self.files.content(batch.body["input_file_id"])])
         lines, errors = await asyncio.to_thread(read_lines, data, batch.body["endpoint"])
-        batch = await self._begin(batch, len(lines), errors)
+        await self._begin(batch, len(lines), errors)
         if batch.status != "failed":
             work = _Work(self._pipeline, self.files, self.store, batch, self._clock)
             await work.finish(lines, self._concurrency)
 
-    async def _begin(self, batch: Batch, total: int, errors: list[dict[str, Any]]) -> Batch:
+    async def _begin(self, batch: Batch, total: int, errors: list[dict[str, Any]]) -> None:
         """Begin, or go on with, a batch whose input was read; with errors in it, it has failed."""
-        async with self.store.changing(batch.id, lease=True) as (_, fresh):
-            if fresh.status == "cancelling":
-                fresh.body["request_counts"]["total"] = total
+        async with self.store.holding(batch):
+            if batch.status == "cancelling":
+                batch.body["request_counts"]["total"] = total
             elif errors:
-                fresh.body["errors"] = {"object": "list", "data": errors}
-                fresh.turn("failed", self._clock())
-            elif fresh.status == "validating":
-                fresh.body["request_counts"]["total"] = total
-                fresh.turn("in_progress", self._clock())
-        return fresh
+                batch.body["errors"] = {"object": "list", "data": errors}
+                batch.turn("failed", self._clock())
+            elif batch.status == "validating":
+                batch.body["request_counts"]["total"] = total
+                batch.turn("in_progress", self._clock())
 
 
 class _Work:
@@ -143,14 +144,14 @@ class _Work:
                 finished, going = await asyncio.wait(going, timeout=_STEP_S)
                 for task in finished:
                     task.result()
-                await self._write()
+                await self._write_sometime()
         finally:
             for task in asking:
                 task.cancel()
             await asyncio.gather(*asking, return_exceptions=True)
-            await self._write()
+            await self._write_sometime()
         if self._pipeline.draining and not self._expired and self._batch.status != "cancelling":
-            await self._store.release(self._batch.id)
+            await self._store.release(self._batch)
             return
         if self._expired:
             for line in todo:
@@ -193,10 +194,14 @@ class _Work:
         return self._owner[1]
 
     async def _write(self) -> None:
-        """Append what was answered, count it, keep the lease, learn of a cancellation."""
-        answers, failures = self._answers, self._failures
-        self._answers, self._failures = [], []
-        async with self._store.changing(self._batch.id, lease=True) as (connection, batch):
+        """Append what was answered, count it, keep the lease, learn of a cancellation.
+
+        Raises:
+            SQLAlchemyError, OSError: nothing is written; the next writing has it, too.
+        """
+        answers, failures = list(self._answers), list(self._failures)
+        batch = self._batch
+        async with self._store.holding(batch) as connection:
             for name, what, lines in (
                 ("output", "completed", answers),
                 ("error", "failed", failures),
@@ -214,12 +219,22 @@ class _Work:
                     )
                 await append(connection, batch.body[f"{name}_file_id"], b"".join(lines))
                 batch.body["request_counts"][what] += len(lines)
-        self._batch = batch
+        del self._answers[: len(answers)], self._failures[: len(failures)]
+
+    async def _write_sometime(self) -> bool:
+        """The same; False where the database is away."""
+        try:
+            await self._write()
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("batch_not_written", batch=self._batch.id, error=str(error)[:200])
+            return False
+        return True
 
     async def _end(self) -> None:
-        await self._write()
-        async with self._store.changing(self._batch.id) as (_, batch):
-            now = self._clock()
+        while not await self._write_sometime():  # noqa: ASYNC110 (who comes back tells nobody)
+            await asyncio.sleep(_STEP_S)
+        batch, now = self._batch, self._clock()
+        async with self._store.holding(batch):
             batch.body["finalizing_at"] = batch.body["finalizing_at"] or int(now)
             counts: dict[str, Any] = batch.body["request_counts"]
             whole = counts["completed"] + counts["failed"] >= counts["total"]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-LEASE_S = 60.0
+LEASE_S = 20.0
 """How long a batch waits for a process that died over it."""
 WINDOW_S = 86_400.0
 UNFINISHED = ("validating", "in_progress", "finalizing", "cancelling")
@@ -32,6 +32,10 @@ _TIMES = (
 )
 
 
+class LeaseLost(Exception):
+    """Another process has taken the batch over."""
+
+
 class Batch(Struct, kw_only=True):
     """A row. `body` is what clients see, without the status."""
 
@@ -41,6 +45,8 @@ class Batch(Struct, kw_only=True):
     user: str | None
     status: str
     body: dict[str, Any]
+    leased_until_us: int = 0
+    """Until when whoever claimed it has it; tells him, too, that he still has."""
 
     def shown(self) -> dict[str, Any]:
         """As OpenAI shows a batch."""
@@ -135,9 +141,11 @@ class BatchStore:
 
     async def cancel(self, batch_id: str) -> dict[str, Any]:
         """Have it stop; one that has ended stays as it is."""
-        async with self.changing(batch_id) as (_, batch):
+        async with writing(self._engine) as connection:
+            batch = await _locked(connection, batch_id)
             if batch.status in UNFINISHED and batch.status != "cancelling":
                 batch.turn("cancelling", self._clock())
+                await _write(connection, batch)
         return batch.shown()
 
     async def claim(self) -> Batch | None:
@@ -154,42 +162,55 @@ class BatchStore:
         if batch_id is None:
             return None
         async with writing(self._engine) as connection:
-            taken = (
-                update(batches)
-                .where(batches.c.id == batch_id, batches.c.leased_until_us < now_us)
-                .values(leased_until_us=now_us + round(LEASE_S * 1e6))
-            )
-            if (await connection.execute(taken)).rowcount == 0:
+            batch = await _locked(connection, batch_id)
+            if batch.leased_until_us >= now_us:
                 return None  # another process was quicker
-            query = select(batches).where(batches.c.id == batch_id)
-            return _batch((await connection.execute(query)).one())
+            await _write(connection, batch, leased_until_us=self._lease_end())
+        return batch
 
-    async def release(self, batch_id: str) -> None:
+    async def release(self, batch: Batch) -> None:
         """Leave it to whoever looks next."""
         async with writing(self._engine) as connection:
-            await connection.execute(
-                update(batches).where(batches.c.id == batch_id).values(leased_until_us=0)
-            )
+            held = (batches.c.id == batch.id) & (batches.c.leased_until_us == batch.leased_until_us)
+            await connection.execute(update(batches).where(held).values(leased_until_us=0))
 
     @asynccontextmanager
-    async def changing(
-        self, batch_id: str, *, lease: bool = False
-    ) -> "AsyncIterator[tuple[AsyncConnection, Batch]]":
-        """The batch as it is now; what is changed of it inside is written at the end.
+    async def holding(self, batch: Batch) -> "AsyncIterator[AsyncConnection]":
+        """A transaction for who claimed it: `batch` is as it is now, and is written as it is then.
 
-        Args:
-            lease: keep it for another LEASE_S.
+        The lease begins anew.
+
+        Raises:
+            LeaseLost: it ran out, and another process has the batch.
         """
         async with writing(self._engine) as connection:
-            query = select(batches).where(batches.c.id == batch_id).with_for_update()
-            batch = _batch((await connection.execute(query)).one())
-            yield connection, batch
-            values: dict[str, Any] = {"status": batch.status, "body": batch.body}
-            if lease:
-                values["leased_until_us"] = round((self._clock() + LEASE_S) * 1e6)
-            await connection.execute(
-                update(batches).where(batches.c.id == batch_id).values(**values)
-            )
+            now = await _locked(connection, batch.id)
+            if now.leased_until_us != batch.leased_until_us:
+                raise LeaseLost(batch.id)
+            batch.status, batch.body = now.status, now.body
+            yield connection
+            await _write(connection, batch, leased_until_us=self._lease_end())
+
+    def _lease_end(self) -> int:
+        return round((self._clock() + LEASE_S) * 1e6)
+
+
+async def _locked(connection: "AsyncConnection", batch_id: str) -> Batch:
+    """The row, which nobody else changes until the transaction's end."""
+    query = select(batches).where(batches.c.id == batch_id).with_for_update()
+    return _batch((await connection.execute(query)).one())
+
+
+async def _write(
+    connection: "AsyncConnection", batch: Batch, *, leased_until_us: int | None = None
+) -> None:
+    if leased_until_us is not None:
+        batch.leased_until_us = leased_until_us
+    await connection.execute(
+        update(batches)
+        .where(batches.c.id == batch.id)
+        .values(status=batch.status, body=batch.body, leased_until_us=batch.leased_until_us)
+    )
 
 
 def _batch(row: Any) -> Batch:
@@ -200,4 +221,5 @@ def _batch(row: Any) -> Batch:
         user=row.user,
         status=row.status,
         body=dict(row.body),
+        leased_until_us=row.leased_until_us,
     )

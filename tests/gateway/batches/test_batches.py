@@ -12,10 +12,12 @@ from sqlalchemy import insert, select, update
 
 from backends.echo import EchoBackend
 from gateway.batches.lines import MAX_ERRORS, read_lines
+from gateway.batches.store import LEASE_S, BatchStore, LeaseLost
 from gateway.ledger import key_store
 from gateway.ledger.access import Only
-from gateway.ledger.database import writing
+from gateway.ledger.database import open_engine, writing
 from gateway.ledger.key_store import NewKey
+from gateway.ledger.keys import ANONYMOUS
 from gateway.ledger.tables import batches, file_parts, files
 from gateway.settings import BatchSettings, DatabaseSettings, ServerSettings
 from tests.gateway.serving import Gateway, decode, gateway, settings
@@ -174,6 +176,29 @@ async def test_lines_after_the_window_are_left_out_by_name(tmp_path: Path, sqlit
         assert batch["status"] == "expired"
         (left,) = await content(served, batch["error_file_id"])
         assert (left["custom_id"], left["error"]["code"]) == ("late", "batch_expired")
+
+
+async def test_who_lost_the_lease_writes_no_more(database_url: str) -> None:
+    """A process that stood still for too long finds its batch taken over, and leaves it alone."""
+    engine, clock = open_engine(database_url), [1e9]
+    store = BatchStore(engine, keep_s=1e6, clock=lambda: clock[0], new_id=lambda: "held")
+    await store.create(ANONYMOUS, endpoint=CHATS, input_file_id="file-1", metadata=None)
+    slow = await store.claim()
+    assert slow is not None
+    assert await store.claim() is None
+    clock[0] += LEASE_S + 1
+    quick = await store.claim()
+    assert quick is not None
+    with pytest.raises(LeaseLost):
+        async with store.holding(slow):
+            slow.turn("completed", clock[0])
+    await store.release(slow)
+    assert await store.claim() is None, "what was not its own it could not release"
+    async with store.holding(quick):
+        quick.turn("completed", clock[0])
+    clock[0] += LEASE_S + 1
+    assert await store.claim() is None
+    await engine.dispose()
 
 
 async def test_files_and_batches_are_a_teams_own(tmp_path: Path, sqlite_url: str) -> None:
