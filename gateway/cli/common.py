@@ -81,17 +81,22 @@ def api_headers() -> dict[str, str]:
     return {"authorization": f"Bearer {key}"} if key else {}
 
 
-def get_json(url: str, path: str, *, or_none: bool = False) -> Any:
+def get_json(
+    url: str, path: str, *, or_none: bool = False, if_away: Callable[[], Any] | None = None
+) -> Any:
     """GET a running gateway's JSON; exits 1 with a clear message when that fails.
 
     Args:
         or_none: give None where our key may not see it.
+        if_away: says it instead where no gateway answers.
     """
     import httpx
 
     try:
         response = httpx.get(url + path, headers=api_headers(), timeout=10.0)
     except httpx.HTTPError as error:
+        if if_away is not None:
+            return if_away()
         fail(f"no gateway answers at {url} ({error}); start one with `headgate serve`")
     if or_none and response.status_code in (401, 403):
         return None

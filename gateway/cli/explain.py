@@ -1,5 +1,6 @@
 """`headgate explain REQUEST_ID`: the decision as it was taken then."""
 
+import os
 from decimal import Decimal
 from typing import Any
 
@@ -7,12 +8,14 @@ import click
 
 from gateway.cli.common import (
     config_option,
+    fail,
     gateway_url,
     get_json,
     json_option,
     print_json,
     settings_of,
 )
+from gateway.settings import Settings
 
 
 @click.command()
@@ -24,13 +27,36 @@ from gateway.cli.common import (
 def explain(
     ctx: click.Context, request_id: str, config: str | None, url: str | None, as_json: bool
 ) -> None:
-    """The decision as it was taken then, every attempt, seconds × price step by step."""
-    record = get_json(gateway_url(settings_of(ctx, config), url), f"/requests/{request_id}")
+    """The decision as it was taken then, every attempt, seconds × price step by step.
+
+    Where no gateway runs, and none is named, out of the database.
+    """
+    settings = settings_of(ctx, config)
+    named = url or os.environ.get("HEADGATE_URL")
+    record = get_json(
+        gateway_url(settings, url),
+        f"/requests/{request_id}",
+        if_away=None if named else lambda: _recorded(settings, request_id),
+    )
     if as_json:
         print_json(record)
         return
     for line in _story(record):
         click.echo(line)
+
+
+def _recorded(settings: Settings, request_id: str) -> dict[str, Any]:
+    """As `GET /requests/{id}` would say it."""
+    import msgspec
+
+    from gateway.cli.database import run_in_transaction
+    from gateway.ledger.repository import find_settlement
+
+    found = run_in_transaction(settings, lambda connection: find_settlement(connection, request_id))
+    if found is None:
+        fail(f"no gateway answers, and the database has no request {request_id!r}")
+    shown: dict[str, Any] = msgspec.to_builtins(found)
+    return shown
 
 
 def _story(record: dict[str, Any]) -> list[str]:

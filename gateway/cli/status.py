@@ -28,7 +28,7 @@ _MOST = 8
 def status(ctx: click.Context, config: str | None, url: str | None, as_json: bool) -> None:
     """Health, load, who fails over, today's spend and what changed in 24 hours.
 
-    What changed is for keys that may read the audit log.
+    Spending is for keys that may see reports, alerts and changes for keys that administrate.
     """
     import time
     from datetime import UTC, datetime
@@ -36,7 +36,7 @@ def status(ctx: click.Context, config: str | None, url: str | None, as_json: boo
     base = gateway_url(settings_of(ctx, config), url)
     health = get_json(base, "/health")
     today = datetime.now(UTC).date().isoformat()
-    totals = get_json(base, f"/reports/costs?since={today}")["totals"]
+    costs = get_json(base, f"/reports/costs?since={today}", or_none=True)
     since = int(time.time()) - _DAY_S
     audit = get_json(base, f"/admin/audit?since={since}&limit=1000", or_none=True)
     alerts = get_json(base, "/admin/alerts?limit=100", or_none=True)
@@ -44,7 +44,7 @@ def status(ctx: click.Context, config: str | None, url: str | None, as_json: boo
         "url": base,
         "health": health,
         "failing_over": [one["name"] for one in health["backends"] if _fails(one)],
-        "today": totals,
+        "today": None if costs is None else costs["totals"],
         "changes": None if audit is None else [act for act in audit["acts"] if _changed(act)],
         "alerts": None if alerts is None else [a for a in alerts["alerts"] if not a["resolved_at"]],
     }
@@ -76,10 +76,11 @@ def _row(backend: dict[str, Any]) -> list[str]:
 def _lines(found: dict[str, Any]) -> Iterator[str]:
     health, totals = found["health"], found["today"]
     yield f"failing over: {', '.join(found['failing_over']) or 'nobody'}"
-    yield (
-        f"today (UTC): {totals['requests']} requests, ${totals['cost_usd']} spent, "
-        f"${totals['saved_usd']} saved by caches, {totals['errors']} errors"
-    )
+    if totals is not None:
+        yield (
+            f"today (UTC): {totals['requests']} requests, ${totals['cost_usd']} spent, "
+            f"${totals['saved_usd']} saved by caches, {totals['errors']} errors"
+        )
     for one in health["overrides"]:
         yield f"override: {one['slot']} = {one['value']} until {one['until']}"
     for problem in health["problems"]:

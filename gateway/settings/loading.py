@@ -123,7 +123,7 @@ def _auth(text: str) -> str:
 
 def _state_dir(env: Mapping[str, str]) -> Path:
     if env.get("HEADGATE_STATE_DIR"):
-        return Path(env["HEADGATE_STATE_DIR"]).absolute()
+        return Path(env["HEADGATE_STATE_DIR"]).expanduser().absolute()
     home = env.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     return Path(home) / "headgate"
 

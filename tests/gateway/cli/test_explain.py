@@ -1,8 +1,13 @@
 """`headgate explain REQUEST_ID`: the story out of what was recorded."""
 
+import asyncio
 from pathlib import Path
 
+import pytest
+from click.testing import CliRunner
+
 from backends.echo import EchoBackend
+from gateway.cli import cli
 from gateway.cli.explain import _story
 from tests.gateway.serving import decode, gateway, settings
 
@@ -21,3 +26,20 @@ async def test_the_story_has_candidates_loads_and_every_attempt(tmp_path: Path) 
     assert "expected, load 0.00" in told
     assert "attempt   small" in told
     assert "✓ default: no rule before it matched" in told
+
+
+async def test_without_a_gateway_the_database_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was settled can be explained while nothing runs; a gateway that is named must answer."""
+    chosen = settings(tmp_path)
+    async with gateway(chosen, {"small": EchoBackend("small"), "base": EchoBackend("base")}) as up:
+        request_id = (await up.chat("what is 2 + 2?")).headers["x-headgate-request-id"]
+    monkeypatch.setenv("HEADGATE_STATE_DIR", chosen.state_dir)
+    monkeypatch.setenv("HEADGATE_PORT", "9")
+    monkeypatch.chdir(tmp_path)
+    told = await asyncio.to_thread(CliRunner().invoke, cli, ["explain", request_id])
+    assert told.exit_code == 0, told.output
+    assert "attempt   small" in told.stdout
+    unknown = await asyncio.to_thread(CliRunner().invoke, cli, ["explain", "gone"])
+    assert (unknown.exit_code, "'gone'" in unknown.stderr) == (1, True)
