@@ -57,8 +57,6 @@ _PLAIN_ON_CPU = frozenset(
         "scaled_linear",
         "sample",
         "penalise",
-        "route_experts",
-        "expert_mlp",
     }
 )
 """On a CPU these run their reference: eager torch has nothing faster to say it with."""

@@ -55,3 +55,4 @@ inline uint8_t* aligned(uint8_t* memory) {
 // After the ops that it is made of.
 #include "decoder/cpu.cpp"
 #include "lora/cpu.cpp"
+#include "moe/cpu.cpp"

@@ -57,10 +57,12 @@ _SIGNATURES = {
     "quant_linear_packed_f32": "pppppp iiii",
     "quant_linear_scratch_bytes": "ii",
     "int4_linear_f32": "ppppp iiiii",
+    "expert_mlp_f32": "pppppp l iiiii i",
     "lora_add_f32": "ppppp ii ll i",
     "measure_tiles": "",
     "measure_bf16_tiles": "",
     "rms_norm_f32": "ppppp f ii",
+    "route_experts_f32": "ppp iiii",
     "rope_f32": "pppppp l iiii llll",
     "silu_mul_f32": "pp ii",
     "store_kv_f32": "pppppp i ll",
@@ -69,6 +71,7 @@ _LONG_CALLS = frozenset(
     {
         "decoder_step",
         "decoder_logits",
+        "expert_mlp_f32",
         "int4_linear_f32",
         "lora_add_f32",
         "packed_linear_f32",
@@ -112,7 +115,9 @@ def threads_for(multiplications: int) -> int:
 def require_ok(outcome: int) -> None:
     """Turn a C++ outcome into an error."""
     if outcome:
-        raise KernelError("a block id, slot, position or length points outside its table or cache")
+        raise KernelError(
+            "a block id, slot, position, length or expert points outside what it is a place in"
+        )
 
 
 @cache

@@ -6,6 +6,7 @@ from kernel_cases import Runner, random, reference
 from tolerances import assert_close
 from torch import Tensor
 
+from kernels import native
 from kernels.errors import KernelError
 from kernels.moe import expert_mlp, route_experts
 
@@ -68,6 +69,35 @@ def test_expert_mlp_serves_a_batch_that_wants_one_expert(runner: Runner) -> None
     experts = torch.full((40, 1), 1, dtype=torch.int32)
     arguments = (random(40, 8), gate_up, down, torch.ones(40, 1), experts)
     assert_close(runner("expert_mlp", *arguments), reference("expert_mlp", *arguments))
+
+
+@pytest.mark.skipif(not native.available(), reason="no C++ compiler here")
+def test_native_experts_answer_a_token_alike_in_any_batch() -> None:
+    """Bit for bit, a token's experts say the same alone, beside others and on several threads."""
+    runner = Runner("native", "cpu")
+    gate_up, down = random(5, 132, 70, seed=1) / 8, random(5, 70, 66, seed=2) / 8
+    x, (weights, experts) = random(64, 70), _experts(64, 5, 2)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        together = runner("expert_mlp", x, gate_up, down, weights, experts)
+        torch.set_num_threads(1)
+        for token in (0, 31, 63):
+            own = slice(token, token + 1)
+            alone = runner("expert_mlp", x[own], gate_up, down, weights[own], experts[own])
+            assert torch.equal(together[own], alone)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not native.available(), reason="no C++ compiler here")
+@pytest.mark.parametrize("expert", [-1, 4])
+def test_native_experts_refuse_an_expert_that_there_is_not(expert: int) -> None:
+    """A choice outside the weights is an error, never a read beyond them."""
+    experts = torch.full((1, 1), expert, dtype=torch.int32)
+    arguments = (random(1, 8), random(4, 12, 8), random(4, 8, 6), torch.ones(1, 1), experts)
+    with pytest.raises(KernelError, match="points outside"):
+        Runner("native", "cpu")("expert_mlp", *arguments)
 
 
 def test_moe_refuses_what_does_not_fit() -> None:
