@@ -5,9 +5,13 @@ full batch; this report says by how much, out of the rows. A charge's batch is t
 requests that its backend was working on from the request's start to the charge's booking, this one
 included, weighted by time. Levels double: 1, 2-3, 4-7, …
 
+Beside what the charges are (marginal) stands the full cost: what a machine cost beside its charges
+is shared out over the rows here that worked on it.
+
 Work that began before the period and was booked after it is not seen.
 """
 
+import asyncio
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -16,10 +20,14 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 from sqlalchemy import select
 
+from gateway.ledger.machine_costs import machine_costs
+from gateway.ledger.machine_report import machine_intervals
 from gateway.ledger.money import usd_text
+from gateway.ledger.report_lines import Line, OnMachine, added_up
 from gateway.ledger.report_query import ReportError, ReportQuery
-from gateway.ledger.reports import usd_per_mtok
+from gateway.ledger.reports import share_unserved, usd_per_mtok
 from gateway.ledger.tables import charges, requests
+from gateway.settings import Settings
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -34,6 +42,7 @@ class Work(Struct, frozen=True):
 
     group: tuple[str | None, ...]
     backend: str
+    machine: str | None
     began_us: int
     ended_us: int
     prompt_tokens: int
@@ -47,9 +56,16 @@ KEYS = ("backend", "model", "machine", "machine_type")
 
 
 async def batch_report(
-    connection: "AsyncConnection", query: ReportQuery, keys: Sequence[str] = ("backend",)
+    connection: "AsyncConnection",
+    settings: Settings,
+    query: ReportQuery,
+    keys: Sequence[str] = ("backend",),
 ) -> list[dict[str, Any]]:
     """Rows by `keys` and level, the lowest level first.
+
+    Args:
+        settings: prices of the machines.
+        query: its period and `idle_by` count.
 
     Raises:
         ReportError: an unknown key, or a period of more charges than fit in memory.
@@ -58,26 +74,47 @@ async def batch_report(
         if key not in KEYS:
             raise ReportError(f"group key {key!r}; allowed: {', '.join(KEYS)}")
     found = await _work(connection, query, keys)
-    sums: dict[tuple[Any, ...], list[int]] = {}
+    lines: dict[tuple[str | None, ...], Line] = {}
     for work, mean in zip(found, mean_batches(found), strict=True):
-        level = round(mean).bit_length()
-        row = sums.setdefault((level, *work.group), [0, 0, 0, 0])
-        for place, value in enumerate((1, work.prompt_tokens, work.completion_tokens, work.cost)):
-            row[place] += value
+        level = _level_text(round(mean).bit_length())
+        _add(lines.setdefault((*work.group, level), Line()), work)
+    measured = await machine_intervals(connection, query.since_us, query.until_us)
+    machines = await asyncio.to_thread(
+        machine_costs, settings, measured, query.since_us, query.until_us
+    )
+    share_unserved(machines, lines, added_up(lines), query.idle_by)
     return [
         {
-            **dict(zip(keys, group, strict=True)),
-            "batch": _level_text(level),
-            "charges": count,
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "cost_usd": usd_text(cost),
-            "usd_per_million_tokens": usd_per_mtok(cost, prompt + completion),
+            **dict(zip((*keys, "batch"), group, strict=True)),
+            "charges": line.requests,
+            "prompt_tokens": line.prompt_tokens,
+            "completion_tokens": line.completion_tokens,
+            "cost_usd": usd_text(line.cost),
+            "full_cost_usd": usd_text(line.cost + line.idle),
+            "usd_per_million_tokens": usd_per_mtok(line.cost, line.charged_tokens),
+            "full_usd_per_million_tokens": usd_per_mtok(line.cost + line.idle, line.charged_tokens),
         }
-        for (level, *group), (count, prompt, completion, cost) in sorted(
-            sums.items(), key=lambda item: [str(part) for part in item[0][1:]] + [item[0][0]]
-        )
+        for group, line in sorted(lines.items(), key=_in_order)
     ]
+
+
+def _add(line: Line, work: Work) -> None:
+    tokens = work.prompt_tokens + work.completion_tokens
+    line.requests += 1
+    line.prompt_tokens += work.prompt_tokens
+    line.completion_tokens += work.completion_tokens
+    line.charged_tokens += tokens
+    line.cost += work.cost
+    if work.machine is not None:
+        on = line.by_machine.setdefault(work.machine, OnMachine())
+        on.charges += work.cost
+        on.tokens += tokens
+        on.requests += 1
+
+
+def _in_order(row: tuple[tuple[str | None, ...], Line]) -> tuple[list[str], int]:
+    *group, level = row[0]
+    return [str(part) for part in group], int(str(level).partition("-")[0])
 
 
 async def _work(
@@ -87,7 +124,7 @@ async def _work(
     columns = [r.model if key == "model" else c[key] for key in keys]
     figures = (c.prompt_tokens, c.completion_tokens, c.cost_nano_usd)
     wanted = (
-        select(c.backend, r.started_us, c.at_us, *figures, *columns)
+        select(c.backend, c.machine, r.started_us, c.at_us, *figures, *columns)
         .join_from(charges, requests, r.request_id == c.request_id)
         .where(c.at_us >= query.since_us, c.at_us < query.until_us, c.kind.in_(_WORK))
         .limit(_MOST_ROWS + 1)
@@ -96,8 +133,8 @@ async def _work(
     if len(rows) > _MOST_ROWS:
         raise ReportError(f"more than {_MOST_ROWS} charges; give a later --since")
     return [
-        Work(tuple(group), backend, began, max(ended, began + 1), prompt, completion, cost)
-        for backend, began, ended, prompt, completion, cost, *group in rows
+        Work(tuple(group), backend, machine, began, max(ended, began + 1), prompt, completion, cost)
+        for backend, machine, began, ended, prompt, completion, cost, *group in rows
         if prompt + completion > 0
     ]
 

@@ -113,7 +113,7 @@ async def costs_report(
     machines = await asyncio.to_thread(  # a long period is seconds of work
         machine_costs, settings, measured, query.since_us, query.until_us
     )
-    _share_unserved(machines, lines, total, query.idle_by)
+    share_unserved(machines, lines, total, query.idle_by)
     shown.idle = sum(line.idle for line in lines.values())
     breakdown = {
         name: sum(machine.by_category[name] for machine in machines) for name in CATEGORIES
@@ -248,13 +248,17 @@ async def _beside_machines(
     return charged
 
 
-def _share_unserved(
+def share_unserved(
     machines: Sequence[MachineCost],
     lines: Mapping[Group, Line],
     total: Line,
     by: IdleKey,
 ) -> None:
-    """Add to each line its share of what every machine cost beside its charges."""
+    """Add to each line its share of what every machine cost beside its charges.
+
+    Args:
+        total: what the weights are parts of; what of it is in no line leaves its share out.
+    """
     for machine in machines:
         name = machine.machine.name
         weights = [_weight(line, name, by) for line in lines.values()]
