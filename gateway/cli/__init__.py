@@ -75,9 +75,6 @@ class _LazyGroup(click.Group):
 @click.pass_context
 def cli(ctx: click.Context, config: str | None) -> None:
     """A model-routing LLM gateway with cost control."""
-    from gateway.cli.common import log_to_stderr
-
-    log_to_stderr(ctx)
     ctx.obj = {"config": config}
 
 

@@ -27,14 +27,17 @@ def settings_of(ctx: click.Context, config: str | None = None) -> Settings:
     return load(config or (ctx.obj or {}).get("config"))
 
 
-def log_to_stderr(ctx: click.Context) -> None:
-    """Warnings only, until the command ends: standard output is for what was asked."""
+def log_to_stderr() -> None:
+    """Warnings only, until the command ends: standard output is for what was asked.
+
+    Called where a command begins to use the gateway's own rooms; the others need no structlog.
+    """
     import logging
 
     import structlog
 
     before = structlog.get_config()
-    ctx.call_on_close(lambda: structlog.configure(**before))
+    click.get_current_context().call_on_close(lambda: structlog.configure(**before))
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),

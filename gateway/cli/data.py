@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gateway.cli.common import config_option, fail, json_option, print_json, settings_of
+from gateway.cli.common import (
+    config_option,
+    fail,
+    json_option,
+    log_to_stderr,
+    print_json,
+    settings_of,
+)
 from gateway.ledger.stamp import touch
 from gateway.runtime import database_url
 from gateway.settings import Settings
@@ -122,6 +129,8 @@ def _run(settings: Settings, work: "Callable[[Places], Awaitable[Any]]") -> Any:
     from gateway.privacy import stores
     from gateway.privacy.model import DeletionError
     from migrations import upgrade
+
+    log_to_stderr()
 
     async def run() -> Any:
         async with stores.places(settings, _redis_url(settings)) as where:

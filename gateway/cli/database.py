@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gateway.cli.common import fail
+from gateway.cli.common import fail, log_to_stderr
 from gateway.ledger.stamp import touch
 from gateway.runtime import database_url
 from gateway.settings import Settings
@@ -31,6 +31,7 @@ def run_on_engine(settings: Settings, work: Callable[["AsyncEngine"], Awaitable[
     from gateway.ledger.database import open_engine, without_password
     from migrations import upgrade
 
+    log_to_stderr()
     url = database_url(settings)
 
     async def run() -> T:

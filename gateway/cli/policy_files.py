@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway.cli.common import fail
+from gateway.cli.common import fail, log_to_stderr
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ async def offline_router(
     from gateway.routing.policy_book import PolicyBook
     from gateway.routing.router import Router
 
+    log_to_stderr()
     backends = {backend.name: EchoBackend(backend.name) for backend in settings.backends}
     registry = BackendRegistry(settings, backends)
     for backend in backends:

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gateway.cli.common import config_option, fail, json_option, print_json, settings_of
+from gateway.cli.common import (
+    config_option,
+    fail,
+    json_option,
+    log_to_stderr,
+    print_json,
+    settings_of,
+)
 from gateway.cli.database import run_in_transaction, table
 from gateway.cli.policy_files import find_policy, offline_router
 from gateway.settings import Settings
@@ -169,6 +176,7 @@ def load(settings: Settings, name: str) -> "LoadedPolicy":
     from gateway.errors import SettingsError
     from gateway.routing.policy_book import PolicyBook
 
+    log_to_stderr()
     file = find_policy(settings, name)
     routing = replace(
         settings.routing,

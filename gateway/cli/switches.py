@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gateway.cli.common import api_headers, fail, gateway_url, settings_of
+from gateway.cli.common import api_headers, fail, gateway_url, log_to_stderr, settings_of
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
@@ -185,6 +185,7 @@ def _on_stores(settings: Settings, work: Callable[..., Awaitable[T]]) -> T:
     from gateway.runtime import database_url
     from migrations import upgrade
 
+    log_to_stderr()
     url = database_url(settings)
 
     async def run() -> T:
