@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import time
 from decimal import Decimal
+from typing import Any, Literal
 
 import openai
 import pytest
@@ -146,6 +148,38 @@ def test_completions_and_embeddings_and_models(headgate: Headgate) -> None:
     names = [model.id for model in sdk.models.list()]
     assert {"auto", "nano", "small", "base", "minilm"} <= set(names)
     assert sdk.models.retrieve("small").id == "small"
+
+
+def test_responses_files_and_batches_work_through_the_sdk(headgate: Headgate) -> None:
+    """The SDK's typed helpers understand what comes: events in order, pages, a batch's life."""
+    sdk = headgate.sdk()
+    asked: dict[str, Any] = {"model": "small", "input": "Name a colour.", "temperature": 0}
+    whole = sdk.responses.create(**asked, instructions="Be brief.", max_output_tokens=16)
+    assert whole.output_text
+    with sdk.responses.stream(**asked, max_output_tokens=16) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_response()
+    assert kinds[0] == "response.created"
+    assert kinds[-1] in ("response.completed", "response.incomplete")
+    assert final.output_text
+    assert final.usage is not None
+    assert final.model_extra is not None
+    assert final.model_extra["headgate"]["backend"] == "small"
+
+    chat = {"model": "small", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+    endpoint: Literal["/v1/chat/completions"] = "/v1/chat/completions"
+    line = {"custom_id": "one", "method": "POST", "url": endpoint, "body": chat}
+    file = sdk.files.create(file=("in.jsonl", json.dumps(line).encode()), purpose="batch")
+    batch = sdk.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h")
+    ends = time.monotonic() + 120
+    while (batch := sdk.batches.retrieve(batch.id)).status != "completed":
+        assert time.monotonic() < ends, batch
+        time.sleep(0.1)
+    assert batch.output_file_id is not None
+    (answer,) = map(json.loads, sdk.files.content(batch.output_file_id).text.splitlines())
+    assert answer["custom_id"] == "one"
+    assert answer["response"]["body"]["choices"][0]["message"]["content"]
+    assert batch.id in [one.id for one in sdk.batches.list()]
 
 
 @pytest.mark.parametrize(
