@@ -7,6 +7,20 @@ the guess that the same sequences go on. If the scheduler then asks for some or 
 answer is already on its way; the rows of sequences that ended are not looked at. What such a row
 wrote lies in a slot past its sequence's end, which whoever gets the block next writes before
 reading.
+
+What a recording would have to do for all rows though few ask for it goes beside it, through plain
+steps of the same kernels and draws, which cost the launches that a replay saves:
+
+==================  ========================================================================
+leaves the graph    because
+==================  ========================================================================
+prompts             of any length; they fill the device by themselves
+logprobs            a softmax and a top-k over the vocabulary, and up to 20 numbers a row back
+logit_bias          any number of tokens of each row
+min_tokens          as `logit_bias`, for the ends of an answer; only until so many are out
+an adapter          products of every projection with weights that differ row by row
+penalised guesses   each row's counts would depend on the guesses before it
+==================  ========================================================================
 """
 
 from collections.abc import Sequence
@@ -89,7 +103,9 @@ class GraphModelRunner(ModelRunner):
         if sequence.request.adapter >= 0:
             return False  # What is recorded knows no adapters.
         state = self._state_of(sequence.request)
-        if state.params.logprobs is not None or state.names_tokens:
+        if state.params.logprobs is not None or state.params.logit_bias:
+            return False
+        if len(sequence.request.output_token_ids) < state.min_tokens:
             return False
         return not (state.penalised and sequence.num_drafts)
 

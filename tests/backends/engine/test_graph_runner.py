@@ -99,6 +99,8 @@ def _params(index: int, chance: random.Random) -> SamplingParams:
         {"temperature": 0.8, "presence_penalty": 0.7, "seed": index},
         {"temperature": 0.7, "seed": index, "stop": ["e"]},
         {"temperature": 0.0, "repetition_penalty": 1.4, "frequency_penalty": 0.3},
+        {"temperature": 0.9, "seed": index, "min_tokens": 6},
+        {"temperature": 0.0, "logit_bias": {50: 4.0, 60: -9.0}},
     ]
     return SamplingParams(
         **kinds[index % len(kinds)],
@@ -254,6 +256,23 @@ def _graphs(model: Model, config: EngineConfig) -> tuple[DecodeGraphs, list[Any]
         max_model_len=config.max_model_len, device=DEVICE, capture=Recorder(),
     )  # fmt: skip
     return graphs, caches, tables
+
+
+def test_answers_join_the_recordings_once_they_may_end(model: Model, folder: Path) -> None:
+    """Ends are ruled out beside the recordings until `min_tokens` are out; the rest is replays."""
+    config = _config(enable_prefix_caching=False)
+    plain, engine, _, recorder = _engines(model, folder, config)
+    answers = []
+    for each in (plain, engine):
+        params = SamplingParams(temperature=1.0, seed=4, min_tokens=8, max_tokens=20)
+        each.add_request("a", [7, 8, 9], params)
+        tokens: list[int] = []
+        while each.has_unfinished:
+            tokens += [token for event in each.step() for token in event.token_ids]
+        answers.append(tokens)
+    assert answers[0] == answers[1]
+    assert len(answers[0]) > 8
+    assert recorder.replays >= len(answers[0]) - 8
 
 
 def test_padding_rows_do_no_harm(model: Model) -> None:
