@@ -85,7 +85,7 @@ PAGES = (
     Page("/", "overview", "Overview", _reports, _SCOPE, overview),
     Page("/costs", "costs", "Costs", _reports_or_team, _SCOPE, costs),
     Page("/requests", "requests", "Requests", _reports_or_team, _SCOPE, requests),
-    Page("/requests/{request_id:str}/page", "request", "", _reports_or_team, _SCOPE, request),
+    Page("/request/{request_id:path}", "request", "", _reports_or_team, _SCOPE, request),
     Page("/routing", "routing", "Routing", _reports, _SCOPE, routing),
     Page("/caches", "caches", "Caches", _reports, _SCOPE, caches),
     Page("/backends", "backends", "Machines", _reports, _SCOPE, machines),

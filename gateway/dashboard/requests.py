@@ -1,4 +1,4 @@
-"""`/requests`: the newest, live and filtered; `/requests/{id}/page`: one, step by step."""
+"""`/requests`: the newest, live and filtered; `/request/{id}`: one, step by step."""
 
 from datetime import datetime
 from decimal import Decimal
@@ -71,7 +71,7 @@ def _period_us(visit: Visit) -> tuple[int, int | None]:
 
 async def request(visit: Visit) -> dict[str, Any]:
     """One request: decision, attempts, tokens, charges step by step."""
-    request_id = visit.request.path_params["request_id"]
+    request_id = visit.request.path_params["request_id"].removeprefix("/")
     found = await visit.parts.ledger.find(request_id)
     own = visit.only_team is None or (found is not None and found.request.team == visit.only_team)
     if found is None or not own:

@@ -138,8 +138,8 @@ def pages(url: str, repeats: int) -> dict[str, dict[str, float]]:
     seconds, as for any reader who comes after another; `first_visit_ms` has what they take."""
     found = {}
     with httpx.Client(base_url=url, timeout=60) as client:
-        newest = client.get("/requests").text.partition("/requests/")[2].partition("/page")[0]
-        for path in (*PATHS, *MORE, f"/requests/{newest}/page"):
+        newest = client.get("/requests").text.partition('"/request/')[2].partition('"')[0]
+        for path in (*PATHS, *MORE, f"/request/{newest}"):
             took = []
             for _ in range(repeats):
                 began = time.perf_counter()

@@ -9,9 +9,12 @@ const STYLES = {
   second: { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit" },
 };
 function localize(root) {
+  const today = new Date().toDateString();
   for (const time of root.querySelectorAll("time[datetime]")) {
-    const at = new Date(time.dateTime);
-    time.textContent = at.toLocaleString(undefined, STYLES[time.dataset.style] || STYLES.hour);
+    const at = new Date(time.dateTime), style = STYLES[time.dataset.style] || STYLES.hour;
+    // on a phone there is no room for a day that goes without saying
+    const brief = innerWidth < 640 && style.second && at.toDateString() === today;
+    time.textContent = brief ? at.toLocaleTimeString() : at.toLocaleString(undefined, style);
     time.title = at.toLocaleString(undefined, { dateStyle: "full", timeStyle: "long" });
   }
 }
@@ -59,7 +62,7 @@ function add(rows) {
   for (const row of rows.filter(fits).reverse()) {
     const made = template.content.cloneNode(true).firstElementChild;
     made.dataset.id = row.request_id;
-    made.querySelector("a").href = `/requests/${encodeURIComponent(row.request_id)}/page`;
+    made.querySelector("a").href = `/request/${encodeURIComponent(row.request_id)}`;
     made.querySelector("time").dateTime = row.at;
     for (const place of made.querySelectorAll("[data-of]")) place.textContent = row[place.dataset.of] || "–";
     const outcome = made.querySelector("[data-of=outcome]");

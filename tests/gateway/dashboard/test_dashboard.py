@@ -57,12 +57,12 @@ async def test_pages_show_what_was_asked_and_what_it_cost(tmp_path: Path) -> Non
         answer = await served.chat("what is up?")
         row = (await served.settled(answer)).request
         request_id = answer.headers["x-headgate-request-id"]
-        assert f"/requests/{request_id}/page" in (await page(served, "/")).text
+        assert f"/request/{request_id}" in (await page(served, "/")).text
         listed = (await page(served, "/requests?backend=small")).text
         assert request_id in listed
         assert request_id not in (await page(served, "/requests?backend=base")).text
         assert request_id in (await page(served, "/requests?team=anonymous")).text
-        one = (await page(served, f"/requests/{request_id}/page")).text
+        one = (await page(served, f"/request/{request_id}")).text
         for fact in (row.rule, row.task, row.policy_sha256[:8], "no rule before it matched"):
             assert fact in one
         assert answer.headers["x-headgate-cost-usd"] in one
@@ -110,7 +110,7 @@ async def test_text_from_outside_is_inert(tmp_path: Path) -> None:
             "/costs?group_by=model",
             f"/costs?team={HOSTILE}",
             f"/requests?backend={HOSTILE}",
-            f"/requests/{one.headers['x-headgate-request-id']}/page",
+            f"/request/{one.headers['x-headgate-request-id']}",
         ]
         for path in paths:
             text = (await page(served, path)).text
@@ -130,7 +130,8 @@ async def test_bad_question_gets_a_page_that_says_why(tmp_path: Path) -> None:
             ("/costs?since=yesterday-ish", 400, "no date"),
             ("/costs?since=2026-11-05&until=2026-11-01", 400, "not before"),
             ("/requests?since=whenever", 400, "no date"),
-            ("/requests/nobody/page", 404, "no request"),
+            ("/request/nobody", 404, "no request"),
+            ("/request/no/body", 404, "no request"),
             ("/policies?name=nothing", 404, "no policy"),
         ):
             answer = await served.client.get(path)
@@ -148,7 +149,7 @@ async def test_requests_go_on_where_a_page_ends(tmp_path: Path) -> None:
         path: str | None = "/requests?backend=base"
         while path is not None:
             text = (await page(served, path)).text
-            seen += re.findall(r"/requests/([0-9a-f]{12})/page", text)
+            seen += re.findall(r"/request/([0-9a-f]{12})", text)
             older = re.search(r'href="(\?[^"]*before=\d+)">Older', text)
             path = None if older is None else "/requests" + older[1].replace("&amp;", "&")
         assert len(seen) == len(set(seen)) > 100

@@ -20,7 +20,7 @@ from tests.gateway.dashboard.scenes import HOSTILE, Scene, Site, site
 
 AXE_VERSION = "4.14.1"
 PATHS = [page.path for page in PAGES if page.label]
-ONE = "/requests/0000000000c8/page"
+ONE = "/request/0000000000c8"
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1320, "height": 900}
 _AXE = """async () => {
