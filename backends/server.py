@@ -165,7 +165,7 @@ def _decode(kind: Any, content: bytes) -> Any:
     "--served-model-name", multiple=True, help="Name to answer to; repeatable. Default: --model."
 )
 @click.option("--host", default="127.0.0.1")
-@click.option("--port", default=8000)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000)
 @click.option("--uds", type=click.Path(path_type=Path), help="A Unix socket instead of a port.")
 @click.option("--api-key", multiple=True, envvar="HEADGATE_API_KEY", help="Require this key.")
 @click.option("--max-model-len", type=int, help="Context, tokens; default: the model's.")
