@@ -48,15 +48,15 @@ def fit_head(
     base = Head.load(base_folder)
     groups, threshold = balanced_groups(outcomes.prompts, folds=FOLDS)
     fitted = fit_quality(Design(base), outcomes, groups)
-    part = (outcomes.only(~outcomes.practice), fitted.only(~outcomes.practice))
-    part_groups = groups[~outcomes.practice]
+    measured = ~outcomes.practice
+    part, part_groups = (outcomes.only(measured), fitted.only(measured)), groups[measured]
     card = card_of(*part, part_groups) | {"near_duplicate_threshold": threshold}
     card |= {"quality_from": "outcomes", "practice_rows": int(outcomes.practice.sum())}
     card |= {"alphas": fitted.alphas.tolist()}
     outputs = outputs_of(fitted, outcomes.backends)
     judged = fit_judges(outcomes, fitted.quality, fitted.folds, "")
     card["judges"] = judges_card(judged.judges)
-    card["cascade"] = cascade_card(outcomes, fitted, judged, groups)
+    card["cascade"] = cascade_card(*part, judged.only(measured), part_groups)
     second = None if embedder is None else _fit_second(*part, part_groups, embedder)
     card["second_stage"] = None if second is None else second.summary
     card = write_head(base, base_folder, outputs, card, out)

@@ -4,10 +4,15 @@ The gate measures how far they move predictions; a head that they move can be ta
 dearest backend by a sentence.
 """
 
+import random
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gateway.routing.classifier import SHIPPED_HEAD
+from gateway.routing.classifier import WORDS as WORDS_FILE
+from gateway.routing.vectorise import load_words
 
 Floats = NDArray[np.float64]
 WORDS: dict[str, tuple[str, ...]] = {
@@ -45,6 +50,14 @@ WORDS: dict[str, tuple[str, ...]] = {
     ),
 }
 """Every other one is fitted with, the rest are kept for the gate."""
+MADE_UP = 2 / 3
+"""Of the disguises that heads are fitted with: words by chance, as nobody can list all phrases."""
+MOST_WORDS = 16
+COMMON_WORDS = 3000
+"""Of which phrases are made up."""
+JOINTS = (" ", " ", "\n", "\n\n")
+ENDS = (".", ":", "!", "...", "?", ",", "", " -")
+MARKS = ("\n", "   ", "\t", "---\n", "....", "~~~~", " _ _ _ ", "\n####\n", "- - - ", "!!!!")
 MAX_SHIFT = 0.1
 """Mean change of a predicted probability from which the gate fails."""
 
@@ -67,6 +80,43 @@ def disguised(prompts: Sequence[str], *, gate: bool) -> dict[str, list[str]]:
         else:
             found[kind] = [word + prompt for prompt, word in pairs]
     return found
+
+
+def dressed(prompts: Sequence[str], *, seed: int) -> list[str]:
+    """Each prompt once, in a disguise to be fitted with."""
+    rng = random.Random(seed)
+    words = load_words(SHIPPED_HEAD / WORDS_FILE)[0][:COMMON_WORDS]
+    kinds = list(disguised(prompts, gate=False).values())
+    return [
+        _surrounded(prompt, words, rng)
+        if rng.random() < MADE_UP
+        else kinds[rng.randrange(len(kinds))][row]
+        for row, prompt in enumerate(prompts)
+    ]
+
+
+def _surrounded(prompt: str, words: Sequence[str], rng: random.Random) -> str:
+    kind = rng.random()
+    if kind < 0.15:
+        marks = rng.choice(MARKS) * rng.randint(1, 3)
+        return marks + prompt + marks
+    before = _phrase(words, rng) + rng.choice(ENDS) + rng.choice(JOINTS)
+    after = rng.choice(JOINTS) + _phrase(words, rng) + rng.choice(ENDS)
+    if kind < 0.5:
+        return before + prompt
+    return prompt + after if kind < 0.85 else before + prompt + after
+
+
+def _phrase(words: Sequence[str], rng: random.Random) -> str:
+    """Words in any order, with the marks, numbers and capitals that people strew in."""
+    found = rng.choices(words, k=rng.randint(1, MOST_WORDS))
+    if rng.random() < 0.4:
+        found[rng.randrange(len(found))] += rng.choice((",", ";", ":", " -"))
+    if rng.random() < 0.15:
+        found.insert(rng.randrange(len(found)), rng.choice(("10/10", "100%", "[1]", "24/7", "3")))
+    text = " ".join(found)
+    style = rng.choice((str, str, str.capitalize, str.capitalize, str.title, str.upper))
+    return f"[{style(text)}]" if rng.random() < 0.08 else style(text)
 
 
 def sensitivity(plain: Floats, hidden: dict[str, Floats]) -> dict[str, object]:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.routing.classifier import Head
-from gateway.routing.vectorise import Vectoriser, WordVectors, counts, tokens_of
+from gateway.routing.vectorise import Vectoriser, WordVectors, counts, scaled, tokens_of
 
 DENSE_SCALE = 0.3
 """Keeps the counts and the words' mean from outweighing the n-grams under one ridge."""
@@ -47,9 +47,8 @@ def matrix_of(
     for prompt in prompts:
         tokens = tokens_of(prompt)
         found = vectoriser.rows(tokens)
-        weights = idf[found]
         places.append(found)
-        values.append(weights / (np.sqrt(weights @ weights) or 1.0))
+        values.append(scaled(idf[found]))
         dense.append(np.concatenate((counts(prompt, tokens), words.mean(tokens))))
     ends = np.cumsum([0, *map(len, places)])
     sparse = sp.csr_matrix(

@@ -35,21 +35,29 @@ def write_head(
     Tasks, language and the reference of `difficulty` stay the base head's, so difficulty keeps its
     meaning when other backends are fitted; a backend that is fitted anew gets new outputs.
     """
+    labels, count = len(base.card["labels"]), len(outputs.backends)
+    others, gains, kept = _kept(base, outputs.backends)
+    first = labels + len(others)  # of the kept columns these are gains, which stand last
+
+    def joined(old: Floats, new: Floats) -> Floats:
+        """Labels, kept backends, fitted ones; kept gains, fitted ones."""
+        old = old[..., kept]
+        parts = (old[..., :first], new[..., :count], old[..., first:], new[..., count:])
+        return np.concatenate(parts, axis=-1)
+
     weights, rows = outputs.weights, len(base.rows)
-    kept = _kept(base, outputs.backends)
-    table, scale = quantise(np.concatenate([base.rows[:, kept], weights[:rows]], axis=1))
-    dense = np.concatenate([base.dense[:, kept], weights[rows:] * DENSE_SCALE], axis=1)
+    table, scale = quantise(joined(base.rows, weights[:rows]))
+    dense = joined(base.dense, weights[rows:] * DENSE_SCALE)
     arrays: dict[str, Any] = {
         "rows": table,
         "rows_scale": scale,
         "idf": base.idf.astype(np.float16),
         "dense": dense.astype(np.float32),
-        "bias": np.concatenate([base.bias[kept], outputs.bias]).astype(np.float32),
+        "bias": joined(base.bias, outputs.bias).astype(np.float32),
         "word_weights": base.words.weights.astype(np.float16),
     }
-    labels = len(base.card["labels"])
-    others = [base.card["backends"][index - labels] for index in kept[labels:]]
-    gains = {"over": outputs.over, "of": outputs.backends[1:]} if outputs.over else None
+    if outputs.over:
+        gains = [*gains, {"over": outputs.over, "of": outputs.backends[1:]}]
     full = {
         **{key: base.card[key] for key in _FROM_BASE if key in base.card},
         "version": version_of(arrays),
@@ -72,14 +80,18 @@ _FROM_BASE = (
 )  # fmt: skip
 
 
-def _kept(base: Head, fitted: list[str]) -> list[int]:
-    """Outputs taken over: all labels, and the backends that are not fitted anew."""
+def _kept(base: Head, fitted: list[str]) -> tuple[list[str], list[dict[str, Any]], list[int]]:
+    """What is taken over: backends that are not fitted anew, gains between such; the columns."""
     labels = len(base.card["labels"])
     names: list[str] = base.card["backends"]
-    return [
-        *range(labels),
-        *(labels + i for i, name in enumerate(names) if name not in fitted),
-    ]
+    columns = [*range(labels), *(labels + i for i, name in enumerate(names) if name not in fitted)]
+    gains, at = [], labels + len(names)
+    for group in base.card["gains"]:
+        of = [name for name in group["of"] if name not in fitted and group["over"] not in fitted]
+        columns += [at + i for i, name in enumerate(group["of"]) if name in of]
+        gains += [{"over": group["over"], "of": of}] if of else []
+        at += len(group["of"])
+    return [name for name in names if name not in fitted], gains, columns
 
 
 def write_json(path: Path, value: Any) -> None:

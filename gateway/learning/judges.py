@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from gateway.learning.outcomes import Outcomes
@@ -43,6 +44,14 @@ class Judged(Struct, frozen=True):
     """By judge, [N, K]: that backend k's answer is good; NaN: not judged."""
     p_above: dict[str, Floats]
     """By judge, [N, K, K]: that dearer backend j's would be, once k has answered."""
+
+    def only(self, rows: NDArray[np.bool_]) -> "Judged":
+        """Some of the rows, [N]."""
+        return replace(
+            self,
+            p_good={judge: said[rows] for judge, said in self.p_good.items()},
+            p_above={judge: said[rows] for judge, said in self.p_above.items()},
+        )
 
 
 def fit_judges(outcomes: Outcomes, quality: Floats, folds: NDArray[np.int64], head: str) -> Judged:

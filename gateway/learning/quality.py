@@ -1,34 +1,42 @@
 """Fitting what a prompt says about each backend: P(it answers well), and gains of dearer backends.
 
-Every target has a ridge of its own strength over the gateway's features. A backend's output becomes
-a probability by a sigmoid with fitted slope and offset (temperature and bias); a gain, the dearer
-backend's score minus the cheapest one's, is predicted directly and shrunk to what holds out of
-fold. The quality of a dearer backend is the mean of both views: its own probability, and the
-cheapest one's plus the gain. Where each row knows who passed, the ridge follows a softmax over who
-passes together, rather than the rows themselves.
+A backend's output becomes a probability by a sigmoid with fitted slope and offset (temperature and
+bias); a gain, the dearer backend's score minus the cheapest one's, is predicted directly and shrunk
+to what holds out of fold. The quality of a dearer backend is the mean of both views: its own
+probability, and the cheapest one's plus the gain. Where each row knows who passed, all outputs
+follow a softmax over who passes together, rather than the rows themselves; else each has a ridge of
+its own strength.
 
 Rows are also fitted with prefixes, suffixes and padding around the prompt, under the same scores:
 words that anybody can put around any request must not move it.
 """
+
+from typing import Any
 
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from gateway.learning.confounders import disguised
+from gateway.learning.adam import fit
+from gateway.learning.confounders import disguised, dressed
 from gateway.learning.design import Design, Linear, Matrix, ridge
 from gateway.learning.head_file import Outputs
 from gateway.learning.outcomes import Outcomes
+from gateway.routing.figures import softmax
 
 Floats = NDArray[np.float64]
 ALPHAS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 FOLDS = 5
 NEWTON_STEPS = 50
+LEAST_FAIR = 200
+"""Rows that are no practice, to calibrate on them alone."""
 TEACHER_C = 3.0
+"""One over the penalty of all rows together."""
+EPOCHS = 6
 MOST_PATTERNS = 16
-SOFT_ALPHA = 0.1
-"""Of the ridge on a teacher's targets, which have little noise left."""
+DRESSES = 2
+"""Disguises of each row that a head is fitted with."""
 STEEPEST = 1.5
 """Times the slope that a least-squares output has by itself: more would be blowing up noise."""
 
@@ -57,6 +65,7 @@ class Fitted(Struct, frozen=True):
     linear: Linear
     calibration: Calibration
     alphas: Floats
+    """Strengths of the ridges; empty where a teacher was followed."""
     quality: Floats
     """[N, K], each row by a head that has not seen its group."""
     gains: Floats
@@ -113,34 +122,28 @@ def fit_quality(design: Design, outcomes: Outcomes, groups: NDArray[np.int64]) -
     targets = targets_of(outcomes)
     folds = fold_of(groups, outcomes.test, targets, FOLDS)
     x = design.matrix(outcomes.prompts)
-    hidden, gate = (
-        {kind: design.matrix(texts) for kind, texts in disguised(outcomes.prompts, gate=g).items()}
-        for g in (False, True)
-    )
+    hidden = [design.matrix(dressed(outcomes.prompts, seed=seed)) for seed in range(DRESSES)]
+    gate = {kind: design.matrix(t) for kind, t in disguised(outcomes.prompts, gate=True).items()}
     raw = np.full(targets.shape, np.nan)
     raw_gate = {kind: raw.copy() for kind in gate}
     linear: Linear | None = None
-    alphas = np.zeros(targets.shape[1])
+    alphas = np.zeros(0)
     for fold in [*range(FOLDS), FOLDS]:
         inside, outside = folds == fold, (folds != fold) & (folds != FOLDS)
         if fold != FOLDS and not inside.any():
             continue
-        fit_on = np.flatnonzero(outside)
-        told = targets.copy()
-        soft = softened(x[fit_on], targets[fit_on, : len(outcomes.backends)])
-        if soft is None:
-            alphas = strengths(x[fit_on], targets[fit_on], groups[fit_on])
-        else:
-            told[fit_on], alphas = soft, np.full(targets.shape[1], SOFT_ALPHA)
-        linear = _fit(x, hidden, told, fit_on, alphas)
+        linear, alphas = _fit(x, hidden, targets, np.flatnonzero(outside), groups)
         if inside.any():
             raw[inside] = linear(x[inside])
             for kind, matrix in gate.items():
                 raw_gate[kind][inside] = linear(matrix[inside])
     assert linear is not None  # the last one: fitted on all rows that are not frozen
-    train = folds != FOLDS
-    calibration = calibrate(raw[train], targets[train], len(outcomes.backends))
-    quality, gains = calibrated(raw, targets, folds, len(outcomes.backends))
+    # calibrated on rows like those that will come, where there are enough
+    fair = (folds != FOLDS) & ~outcomes.practice
+    if fair.sum() < LEAST_FAIR:
+        fair = folds != FOLDS
+    calibration = calibrate(raw[fair], targets[fair], len(outcomes.backends))
+    quality, gains = calibrated(raw, targets, folds, fair, len(outcomes.backends))
     return Fitted(
         linear=linear,
         calibration=calibration,
@@ -150,6 +153,27 @@ def fit_quality(design: Design, outcomes: Outcomes, groups: NDArray[np.int64]) -
         folds=folds,
         disguised={kind: calibration(part)[0] for kind, part in raw_gate.items()},
     )
+
+
+def _fit(
+    x: Matrix, hidden: list[Matrix], targets: Floats, rows: NDArray[np.int64], groups: Any
+) -> tuple[Linear, Floats]:
+    """A head on rows as they are, and on each again in its disguises; strengths of the ridges."""
+    import scipy.sparse as sp  # type: ignore[import-untyped]
+
+    backends = (targets.shape[1] + 1) // 2
+    parts = [x[rows], *(matrix[rows] for matrix in hidden)]
+    every, told = sp.vstack(parts).tocsr(), np.tile(targets[rows], (len(parts), 1))
+    soft = softened(every, told[:, :backends])
+    if soft is None:
+        alphas = strengths(x[rows], targets[rows], groups[rows])
+        return ridge(every, told, alphas * len(parts)), alphas
+
+    def link(raw: Floats) -> Floats:
+        return np.hstack([_sigmoid(raw[:, :backends]), raw[:, backends:]])
+
+    head = fit(every, soft, link=link, l2=_l2(len(told)), epochs=EPOCHS)
+    return Linear(head.weights, head.bias.astype(np.float64)), np.zeros(0)
 
 
 def softened(x: Matrix, scores: Floats) -> Floats | None:
@@ -162,34 +186,26 @@ def softened(x: Matrix, scores: Floats) -> Floats | None:
 
     Source: Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network", §2.
     """
-    from sklearn.linear_model import LogisticRegression
-
     backends = scores.shape[1]
     if backends < 2 or not np.isin(scores, (0.0, 1.0)).all():
         return None
     pattern = scores.astype(np.int64) @ (1 << np.arange(backends))
-    seen = np.unique(pattern)
+    seen, place = np.unique(pattern, return_inverse=True)
     if not 1 < len(seen) <= MOST_PATTERNS:
         return None
-    teacher = LogisticRegression(C=TEACHER_C, max_iter=200, tol=1e-3).fit(x, pattern)
-    chance = teacher.predict_proba(x)
-    passes = (teacher.classes_[:, None] >> np.arange(backends)) & 1
-    soft = np.asarray(chance @ passes, dtype=np.float64)
+    goal = np.eye(len(seen), dtype=np.float32)[place]
+    teacher = fit(x, goal, link=softmax, l2=_l2(len(goal)), epochs=EPOCHS)
+    passes = (seen[:, None] >> np.arange(backends)) & 1
+    soft = np.asarray(softmax(teacher.logits(x)) @ passes, dtype=np.float64)
     return np.hstack([soft, soft[:, 1:] - soft[:, :1]])
 
 
-def _fit(
-    x: Matrix, hidden: dict[str, Matrix], targets: Floats, rows: NDArray[np.int64], alphas: Floats
-) -> Linear:
-    """The ridge on rows as they are, and on each once more in one of the disguises."""
-    import scipy.sparse as sp  # type: ignore[import-untyped]
+def _l2(rows: int) -> float:
+    return 1 / (TEACHER_C * rows)
 
-    parts, wanted = [x[rows]], [targets[rows]]
-    for place, matrix in enumerate(hidden.values()):
-        turn = rows[place :: len(hidden)]
-        parts.append(matrix[turn])
-        wanted.append(targets[turn])
-    return ridge(sp.vstack(parts).tocsr(), np.concatenate(wanted), alphas * 2)
+
+def _sigmoid(raw: Floats) -> Floats:
+    return np.asarray(1 / (1 + np.exp(-raw)))
 
 
 def strengths(x: Matrix, targets: Floats, groups: NDArray[np.int64]) -> Floats:
@@ -255,14 +271,14 @@ def _newton(said: Floats, goal: Floats, *, slope: float | None = None) -> tuple[
 
 
 def calibrated(
-    raw: Floats, targets: Floats, folds: NDArray[np.int64], backends: int
+    raw: Floats, targets: Floats, folds: NDArray[np.int64], fair: NDArray[np.bool_], backends: int
 ) -> tuple[Floats, Floats]:
-    """Each fold through a calibration that was made without its targets."""
+    """Each fold through a calibration that was made without its targets, on the fair rows."""
     quality = np.full((len(raw), backends), np.nan)
     gains = np.full((len(raw), backends - 1), np.nan)
     for fold in np.unique(folds):
         inside = folds == fold
-        others = ~inside & (folds != FOLDS)
+        others = fair & ~inside
         quality[inside], gains[inside] = calibrate(raw[others], targets[others], backends)(
             raw[inside]
         )

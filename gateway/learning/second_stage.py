@@ -21,7 +21,7 @@ from msgspec.structs import asdict
 from numpy.typing import NDArray
 
 from gateway.learning.card import complete
-from gateway.learning.confounders import disguised, sensitivity
+from gateway.learning.confounders import disguised, dressed, sensitivity
 from gateway.learning.curves import Figure, by_merit, cost_curves
 from gateway.learning.design import Linear, ridge
 from gateway.learning.head_file import write_json
@@ -148,7 +148,9 @@ def fit_second(
     """Cross-validate on the first head's folds, calibrate, and fit on all but frozen rows."""
     targets, folds = targets_of(outcomes), fitted.folds
     rows, backends = len(folds), len(outcomes.backends)
-    hidden, gate = _disguises(outcomes.prompts)
+    hidden = dressed(outcomes.prompts, seed=0)
+    kinds = disguised(outcomes.prompts, gate=True)
+    gate = {kind: kinds[kind] for kind in GATE}
     vectors = embed([*outcomes.prompts, *hidden, *chain.from_iterable(gate.values())])
     x = _beside(fitted.quality, vectors[:rows])
     veiled = _beside(fitted.quality, vectors[rows : 2 * rows])
@@ -175,17 +177,9 @@ def fit_second(
     return Second(
         linear=linear,
         calibration=calibration,
-        quality=calibrated(raw, targets, folds, backends)[0],
+        quality=calibrated(raw, targets, folds, train, backends)[0],
         disguised={kind: calibration(part)[0] for kind, part in raw_gate.items()},
     )
-
-
-def _disguises(prompts: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Each prompt in one disguise to fit with, and in some kept for the gate."""
-    kinds = list(disguised(prompts, gate=False).values())
-    mixed = [kinds[row % len(kinds)][row] for row in range(len(prompts))]
-    gate = disguised(prompts, gate=True)
-    return mixed, {kind: gate[kind] for kind in GATE}
 
 
 def _beside(quality: Floats, vectors: Floats) -> Floats:

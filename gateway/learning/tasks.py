@@ -22,10 +22,10 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from backends.evaluation.frozen import is_router_test
+from gateway.learning.adam import Weights, fit
 from gateway.learning.augment import PER_TASK, own_prompts
 from gateway.learning.design import DENSE_SCALE, matrix_of
 from gateway.learning.head_file import quantise, version_of, write_json
-from gateway.learning.softmax import Weights, fit_softmax
 from gateway.routing.classifier import FORMAT, SHIPPED_HEAD, TASKS, WORDS
 from gateway.routing.figures import expected_calibration_error, macro_f1, softmax
 from gateway.routing.vectorise import COUNTS, Vectoriser, WordVectors, load_words, tokens_of
@@ -100,7 +100,7 @@ def fit_labels(x: Any, y: Sequence[str], *, epochs: int) -> tuple[list[str], Wei
     place = {label: index for index, label in enumerate(labels)}
     targets = np.eye(len(labels), dtype=np.float32)[[place[label] for label in y]]
     weights = np.array([_weight(label) for label in y], dtype=np.float32)
-    return labels, fit_softmax(x, targets, weights, l2=L2, epochs=epochs)
+    return labels, fit(x, targets, link=softmax, l2=L2, epochs=epochs, weights=weights)
 
 
 def _weight(label: str) -> float:
@@ -183,6 +183,7 @@ def train(
         "task_of": {label: of[label] for label in labels},
         "temperature": temperature,
         "backends": [],
+        "gains": [],
         "reference": REFERENCE,
         "prompts": {"fit": len(fitting), "own": len(own), "valid": len(valid), "test": len(test)},
         "held_out": evaluate_labels(features, head, labels, of, temperature, test),

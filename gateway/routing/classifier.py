@@ -27,12 +27,13 @@ from gateway.routing.vectorise import (
     WordVectors,
     counts,
     load_words,
+    scaled,
     tokens_of,
 )
 from policies.model import RequestFeatures, Task
 
 SHIPPED_HEAD = Path(__file__).parent / "head"
-FORMAT = 2
+FORMAT = 3
 WORDS = "words.npz"
 TASKS: tuple[Task, ...] = get_args(Task)
 Floats = NDArray[np.float32]
@@ -116,9 +117,10 @@ class Classifier:
         self._labels = len(card["labels"])
         self._backends: list[str] = card["backends"]
         self._reference = self._backends.index(card["reference"])
-        gains = card.get("gains") or {"over": None, "of": []}
-        self._cheapest = self._backends.index(gains["over"]) if gains["of"] else 0
-        self._gainers = [self._backends.index(name) for name in gains["of"]]
+        place = self._backends.index
+        self._gains = [
+            (place(name), place(gains["over"])) for gains in card["gains"] for name in gains["of"]
+        ]
         self._temperature = float(card["temperature"])
         self._vectoriser = Vectoriser(
             card["bits"], trigrams=card["trigrams"], chars=tuple(card["chars"])
@@ -172,9 +174,7 @@ class Classifier:
         head = self._head
         tokens = tokens_of(text)
         rows = self._vectoriser.rows(tokens)
-        weights = head.idf.take(rows)
-        norm = float(np.sqrt(weights @ weights)) or 1.0
-        sparse = (weights / norm) @ head.rows.take(rows, axis=0)
+        sparse = scaled(head.idf.take(rows)) @ head.rows.take(rows, axis=0)
         dense = np.concatenate((counts(text, tokens), head.words.mean(tokens)))
         return tokens, sparse + dense @ head.dense + head.bias
 
@@ -187,8 +187,8 @@ class Classifier:
         known = self._labels + len(self._backends)
         good = (1.0 / (1.0 + np.exp(-outputs[self._labels : known]))).tolist()
         # what a dearer backend gains is predicted too; its quality is the mean of both views
-        for index, gain in zip(self._gainers, outputs[known:].tolist(), strict=True):
-            other = good[self._cheapest] + min(1.0, max(-1.0, gain))
+        for (index, cheapest), gain in zip(self._gains, outputs[known:].tolist(), strict=True):
+            other = good[cheapest] + min(1.0, max(-1.0, gain))
             good[index] = min(1.0, max(0.0, (good[index] + other) / 2))
         quality = dict(zip(self._backends, good, strict=True))
         return Reading(

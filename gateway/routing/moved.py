@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.routing.classifier import Classifier
-from gateway.routing.vectorise import COUNTS, counts, tokens_of
+from gateway.routing.vectorise import COUNTS, counts, scaled, tokens_of
 
 TOP = 8
 Floats = NDArray[np.float64]
@@ -49,11 +49,12 @@ def _by_word(classifier: Classifier, tokens: list[str], outputs: list[int]) -> F
     head = classifier.head
     singles, pairs = classifier.vectoriser.places(tokens)
     rows = classifier.vectoriser.rows(tokens)
-    norm = float(np.sqrt((head.idf[rows] ** 2).sum())) or 1.0
+    count = np.zeros(len(head.idf), dtype=np.float32)
+    count[rows] = scaled(head.idf[rows])
     times = np.bincount(np.concatenate([singles, pairs]), minlength=len(head.idf))
 
     def worth(places: NDArray[np.int64]) -> Floats:
-        share = head.idf[places] / norm / times[places]
+        share = count[places] / times[places]
         return np.asarray(share[:, None] * head.rows[places][:, outputs], dtype=np.float64)
 
     found = worth(singles) + head.words.shares(tokens) @ head.dense[len(COUNTS) :][:, outputs]

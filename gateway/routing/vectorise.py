@@ -20,6 +20,10 @@ WINDOW = 128
 CHARS = 800
 """Characters looked at for each window, so that the cost has a bound."""
 WORD_CHARS = 20
+NORM = 25.0
+"""Of the n-grams of a usual question, weighed by rarity: they are scaled by it."""
+LONG = 60.0
+"""From this norm on a text's n-grams share what they count."""
 MAX_WORDS = 50_000
 """Words whose hashes are remembered; then memory starts over."""
 
@@ -116,6 +120,16 @@ class Vectoriser:
         )
         self._words[token] = pair
         return pair
+
+
+def scaled(rarity: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What each n-gram of a text counts, [n-grams].
+
+    Up to a few sentences that is its rarity alone, whatever else stands there: words around a
+    question add to the sum, but take nothing from the question's own.
+    """
+    norm = float(np.sqrt(rarity @ rarity))
+    return rarity / np.float32(NORM * max(1.0, norm / LONG))
 
 
 class WordVectors:

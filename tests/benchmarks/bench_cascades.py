@@ -75,12 +75,16 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--outcomes", type=Path, default=OUTCOMES)
+    parser.add_argument("--practice", type=Path, action="append", default=[], help="only fitted on")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
-    outcomes = read_for_fit(chosen.outcomes)
+    outcomes = read_for_fit(chosen.outcomes, *chosen.practice)
     groups, _ = balanced_groups(outcomes.prompts, folds=FOLDS)
     fitted = fit_quality(Design(Head.load(SHIPPED_HEAD)), outcomes, groups)
     judged = fit_judges(outcomes, fitted.quality, fitted.folds, "")
+    measured = ~outcomes.practice
+    outcomes, fitted = outcomes.only(measured), fitted.only(measured)
+    judged, groups = judged.only(measured), groups[measured]
     nominal = replace(outcomes, costs=nominal_costs(chosen.outcomes, outcomes.backends))
     results = {
         "outcomes_sha256": outcomes.sha256,

@@ -38,15 +38,20 @@ COMMON = 800
 """n-gram buckets that trees may split on, the most frequent ones."""
 
 
-def measure_quality(file: Path, *, offline_too: bool) -> dict[str, Any]:
-    """The card's figures, and the offline models' area on the same rows and folds."""
-    outcomes = read_outcomes(file)
+def measure_quality(file: Path, practice: list[Path], *, offline_too: bool) -> dict[str, Any]:
+    """The card's figures, and the offline models' area on the same rows and folds.
+
+    All are fitted on the practice rows, too, and measured on the others.
+    """
+    outcomes = read_outcomes(file, *practice)
+    measured = ~outcomes.practice
     groups, _ = balanced_groups(outcomes.prompts, folds=FOLDS)
     design = Design(Head.load(SHIPPED_HEAD))
     fitted = fit_quality(design, outcomes, groups)
-    card = card_of(outcomes, fitted, groups)
+    card = card_of(outcomes.only(measured), fitted.only(measured), groups[measured])
     shown = {
         "outcomes_sha256": outcomes.sha256,
+        "practice_rows": int(outcomes.practice.sum()),
         "backends": outcomes.backends,
         **{key: card[key] for key in KEPT},
     }
@@ -59,7 +64,9 @@ def measure_quality(file: Path, *, offline_too: bool) -> dict[str, Any]:
         said[name] = model(design, outcomes, fitted)
         seconds[name] = round(time.process_time() - began, 1)
     said[AVERAGE] = np.mean([*said.values(), fitted.quality], axis=0)
-    return {**shown, "offline": compared(outcomes, fitted, said, groups), "offline_cpu_s": seconds}
+    said = {name: quality[measured] for name, quality in said.items()}
+    offline = compared(outcomes.only(measured), fitted.only(measured), said, groups[measured])
+    return {**shown, "offline": offline, "offline_cpu_s": seconds}
 
 
 def compared(outcomes: Outcomes, fitted: Fitted, said: dict[str, Any], groups: Any) -> Any:
@@ -230,6 +237,7 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--outcomes", type=Path, help="JSON Lines (or .gz), as `policy fit` reads")
+    parser.add_argument("--practice", type=Path, action="append", default=[], help="only fitted on")
     parser.add_argument(
         "--offline", action="store_true", help="fit the offline models, too (minutes)"
     )
@@ -244,7 +252,7 @@ def main() -> int:
         figures["results"]["explain"] = asyncio.run(measure_explain())
     if chosen.outcomes:
         figures["results"]["question_alone"] = measure_quality(
-            chosen.outcomes, offline_too=chosen.offline
+            chosen.outcomes, chosen.practice, offline_too=chosen.offline
         )
     write(chosen.out, figures)
     print(json.dumps(figures, indent=2))
