@@ -18,6 +18,7 @@ from gateway.cli.report_monthly import monthly
 from gateway.cli.report_output import (
     bar,
     count,
+    dollars,
     hand_out,
     output_options,
     set_amounts,
@@ -183,7 +184,7 @@ def _print_sums(found: dict[str, Any]) -> None:
     click.echo(f"{found['since'] or 'the beginning'} to {found['until']}, {found['tz']}")
     click.echo(f"machines     ${found['machine_cost_usd']}")
     click.echo(f"idle         ${found['idle_cost_usd']} ({breakdown})")
-    click.echo(f"unattributed ${found['unattributed_cost_usd']}")
+    click.echo(f"unattributed {dollars(found['unattributed_cost_usd'])}")
     click.echo(f"overrun      ${overrun}, of the charges: beyond what budgets held for them")
     for line in _saved(found["savings"]):
         click.echo(line)
@@ -191,10 +192,10 @@ def _print_sums(found: dict[str, Any]) -> None:
 
 def _saved(savings: dict[str, Any]) -> Iterator[str]:
     """Each way apart, with what it assumes."""
-    yield f"avoided      ${savings['avoided_usd']}, net ${savings['net_avoided_usd']}"
+    yield f"avoided      ${savings['avoided_usd']}, net {dollars(savings['net_avoided_usd'])}"
     if savings["really_saved_usd"] is not None:
         yield (
-            f"really saved {_dollars(savings['really_saved_usd'])} "
+            f"really saved {dollars(savings['really_saved_usd'])} "
             f"of a baseline of ${savings['baseline_cost_usd']}: "
             f"{savings['really_saved_hours']} machine-hours that did not run"
         )
@@ -204,13 +205,9 @@ def _saved(savings: dict[str, Any]) -> Iterator[str]:
             continue
         yield (
             f"{words:<12} ${way['would_cost_usd']} for all of it at {way['name']}, "
-            f"${way['cost_usd']} here: {_dollars(way['saved_usd'])} saved"
+            f"${way['cost_usd']} here: {dollars(way['saved_usd'])} saved"
         )
         yield f"             assumed: {way['assumption']}"
-
-
-def _dollars(usd: str) -> str:
-    return f"-${usd[1:]}" if usd.startswith("-") else f"${usd}"
 
 
 def _draw(found: dict[str, Any], plot: str) -> None:

@@ -6,7 +6,7 @@ import click
 
 from gateway.cli.common import config_option, settings_of
 from gateway.cli.database import run_on_engine, table
-from gateway.cli.report_output import bar, count, hand_out, output_options, set_amounts
+from gateway.cli.report_output import bar, count, dollars, hand_out, output_options, set_amounts
 from gateway.cli.report_plot import MOST_BARS, check_plot, draw_bars
 from gateway.ledger.report_query import label_of
 
@@ -76,7 +76,7 @@ def _print_table(found: dict[str, Any]) -> None:
     spent = ", ".join(f"{kind} ${usd}" for kind, usd in found["spent_on_saving_usd"].items())
     beside = f" (spent on it: {spent})" if spent else ""
     click.echo(f"{found['since'] or 'the beginning'} to {found['until']}, {found['tz']}")
-    click.echo(f"avoided ${found['avoided_usd']}, net ${found['net_avoided_usd']}{beside}")
+    click.echo(f"avoided ${found['avoided_usd']}, net {dollars(found['net_avoided_usd'])}{beside}")
     click.echo("exact, semantic: of the requests; prefix: of the prompt tokens")
 
 

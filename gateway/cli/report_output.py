@@ -92,6 +92,11 @@ def _amount(text: str | None, digits: int) -> str:
     return "-" if text is None else f"{Decimal(text):,.{digits}f}"
 
 
+def dollars(usd: str) -> str:
+    """With its sign before the dollar's."""
+    return f"-${usd[1:]}" if usd.startswith("-") else f"${usd}"
+
+
 def count(number: int) -> str:
     """With its thousands apart."""
     return f"{number:,}"

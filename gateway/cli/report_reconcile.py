@@ -8,7 +8,7 @@ import click
 from gateway.cli.common import config_option, fail, settings_of
 from gateway.cli.database import run_on_engine, table
 from gateway.cli.report_books import print_invoice
-from gateway.cli.report_output import bar, hand_out, output_options, set_amounts, share_of
+from gateway.cli.report_output import bar, dollars, hand_out, output_options, set_amounts, share_of
 from gateway.cli.report_plot import MOST_BARS, check_plot, draw_bars
 
 _NAMES = ("hour", "machine")
@@ -123,7 +123,8 @@ def _print_hours(found: dict[str, Any]) -> None:
                 f"{e['backend']} measured ${e['measured_usd']}, charged ${e['charged_usd']}"
                 for e in row["engines"]
             )
-            click.echo(f"{row['hour']} {row['machine']}: ${row['unattributed_usd']} unattributed")
+            left = dollars(row["unattributed_usd"])
+            click.echo(f"{row['hour']} {row['machine']}: {left} unattributed")
             click.echo(f"  {engines or 'no engine reported and nothing was charged'}")
     failed = sum(not row["ok"] for row in hours)
     click.echo(f"{len(hours)} machine-hours, {failed} of them off by more than the tolerance")

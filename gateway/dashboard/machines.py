@@ -43,6 +43,7 @@ async def machines(visit: Visit) -> dict[str, Any]:
     return {
         "machines": found,
         "elsewhere": elsewhere,
+        "hints": await visit.questions.idle_hints(visit.tz),
         "health": health,
         "live": visit.live,
         "used": {row["backend"]: row for row in report["rows"]},

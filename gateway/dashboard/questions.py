@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from msgspec import Struct
@@ -16,8 +17,7 @@ STALE_S = 30.0
 """Up to this age an answer is still given, while a fresh one is on its way."""
 FORECAST_S = 600.0
 """Forecasts go by full hours, and take longer than a page may."""
-NOT_NOW_S = 1.0
-"""What nobody waits for begins this much later: the page that asked for it is to be made first."""
+HINT_DAYS = 14
 MOST = 100
 
 
@@ -35,11 +35,19 @@ class Questions:
 
     Args:
         clock: seconds, monotonic.
+        not_now_s: what nobody waits for begins this much later, after the page that asked for it.
     """
 
-    def __init__(self, parts: Parts, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        not_now_s: float = 1.0,
+    ) -> None:
         self._parts = parts
         self._clock = clock
+        self._not_now_s = not_now_s
         self._answers: dict[str, _Answer] = {}
 
     async def rows(self, **question: Any) -> list[dict[str, Any]]:
@@ -69,17 +77,37 @@ class Questions:
         """What the running month will have cost, once that is found out: nobody waits for it."""
 
         async def make() -> dict[str, Any] | None:
-            await asyncio.sleep(NOT_NOW_S)
             from gateway.insights.outlook import month_outlook
 
             async with self._parts.engine.connect() as connection:
                 found = await month_outlook(connection, tz=tz)
             return found[0].shown() if found else None
 
-        kept: dict[str, Any] | None = await self._ask(
-            f"month's end {tz}", make, fresh_s=FORECAST_S, stale_s=6 * FORECAST_S, wait=False
-        )
+        kept: dict[str, Any] | None = await self._later(f"month's end {tz}", make)
         return kept
+
+    async def idle_hints(self, tz: str) -> list[str]:
+        """Machines that mostly idle, in words, once that is found out."""
+
+        async def make() -> list[str]:
+            from gateway.insights.hints import idle_hints
+
+            async with self._parts.engine.connect() as connection:
+                found = await idle_hints(
+                    connection, self._parts.settings, days=HINT_DAYS, tz=tz, now=datetime.now(UTC)
+                )
+            return [hint.text for hint in found]
+
+        return await self._later(f"hints {tz}", make) or []
+
+    async def _later(self, key: str, make: Callable[[], Awaitable[Any]]) -> Any:
+        """The newest answer that is there: nobody waits for one."""
+
+        async def later() -> Any:
+            await asyncio.sleep(self._not_now_s)
+            return await make()
+
+        return await self._ask(key, later, fresh_s=FORECAST_S, stale_s=6 * FORECAST_S, wait=False)
 
     async def _ask(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.dashboard.questions import FRESH_S, STALE_S, Questions
+from gateway.ledger.machine_time import MachineClock
 from gateway.ledger.report_query import ReportError
 from tests.gateway.dashboard import scenes
 from tests.gateway.serving import Gateway, gateway
@@ -56,7 +57,7 @@ async def test_nobody_waits_for_a_forecast(tmp_path: Path) -> None:
     """None while it is found out; then it is there, and shown on the overview."""
     async with gateway(scenes.settings_of(tmp_path), scenes.backends_of("normal")) as served:
         await scenes.fill(served.parts.engine, "normal", now=time.time())
-        questions = Questions(served.parts)
+        questions = Questions(served.parts, not_now_s=0.0)
         assert await questions.month_end("UTC") is None
         for _ in range(5000):
             found = await questions.month_end("UTC")
@@ -65,3 +66,21 @@ async def test_nobody_waits_for_a_forecast(tmp_path: Path) -> None:
             await asyncio.sleep(0.001)
         assert found is not None
         assert found["expected_usd"] is not None
+
+
+async def test_machines_that_mostly_idle_are_named(tmp_path: Path) -> None:
+    """Ten hours of a machine that hardly worked: told in words, once that is found out."""
+    async with gateway(scenes.settings_of(tmp_path), scenes.backends_of("normal")) as served:
+        clock, hour_ns = MachineClock(served.parts.engine), 3_600 * 10**9
+        end = time.time_ns() // hour_ns * hour_ns
+        for begin in range(end - 10 * hour_ns, end, hour_ns):
+            await clock.record("rack-1", "small", "run", begin, begin + hour_ns)
+            await clock.record("rack-1", "", "idle", begin, begin + hour_ns, hour_ns * 97 // 100)
+        questions = Questions(served.parts, not_now_s=0.0)
+        assert await questions.idle_hints("UTC") == []
+        for _ in range(5000):
+            hints = await questions.idle_hints("UTC")
+            if hints:
+                break
+            await asyncio.sleep(0.001)
+        assert [hint[:22] for hint in hints] == ["rack-1 was 3% busy bet"]
