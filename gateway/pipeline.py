@@ -289,9 +289,22 @@ class Pipeline:
             x.forget_hit()
             raise
 
+    def _expect_latency(self, x: Exchange) -> None:
+        """What a policy without estimates left open, for the record; a cache hit needs none."""
+        assert x.facts is not None
+        cards, forecasts = self.parts.registry.cards(), self.parts.router.forecasts
+        most = answer_tokens(x)
+        x.candidates = tuple(
+            replace(candidate, latency_ms=forecasts.latency_ms(x.facts, card, most))
+            if candidate.latency_ms is None and (card := cards.get(candidate.backend)) is not None
+            else candidate
+            for candidate in x.candidates
+        )
+
     async def _reserve(self, x: Exchange) -> None:
         """Hold what the dearest candidate may cost; over the request's own cap none is asked."""
         assert x.decision is not None
+        self._expect_latency(x)
         x.affordable = x.decision.candidates
         cap = x.options.max_cost_nano_usd
         if cap is not None:

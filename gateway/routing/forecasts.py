@@ -186,6 +186,15 @@ class Forecasts:
         stretch = (1 + card.load) / (1 + speed.load.mean)
         return stretch * (speed.ttft_s.mean + tokens * speed.tpot_s.mean)
 
+    def latency_ms(self, facts: Facts, card: BackendCard, most_tokens: int) -> float | None:
+        """Milliseconds to the last token of an answer of the usual length, within the bound; None
+        before the first answer."""
+        if card.name not in self._speeds:
+            return None
+        tokens = min(self.lengths(card.name, facts.features.task)[0], float(most_tokens))
+        seconds = self.latency_s(card, tokens)
+        return None if seconds is None else seconds * 1e3
+
     def day(self, policy: str, now: datetime) -> tuple[float, int]:
         """(dollars, requests) that this process has expected of a policy since midnight UTC."""
         found = self._days.get(policy)

@@ -28,6 +28,22 @@ async def test_the_story_has_candidates_loads_and_every_attempt(tmp_path: Path) 
     assert "✓ default: no rule before it matched" in told
 
 
+async def test_a_plain_route_tells_the_latency_expected_once_answers_were_seen(
+    tmp_path: Path,
+) -> None:
+    """The first request has no past to go by; the next says what it was expected to take."""
+    made = {"small": EchoBackend("small"), "base": EchoBackend("base")}
+    async with gateway(settings(tmp_path), made) as served:
+        seen = []
+        for text in ("what is 2 + 2?", "what is 3 + 3, and why?"):
+            request_id = (await served.chat(text)).headers["x-headgate-request-id"]
+            record = decode(await served.client.get(f"/requests/{request_id}"))
+            seen.append({c["backend"]: c["latency_ms"] for c in record["request"]["candidates"]})
+    assert seen[0]["small"] is None
+    assert seen[1]["small"] >= 0
+    assert seen[1]["base"] is None
+
+
 async def test_without_a_gateway_the_database_tells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
