@@ -38,6 +38,8 @@ _WINDOWS: Final = 32
 """To learn from at once, which takes some milliseconds; more until there were _MANY."""
 _MANY: Final = 1_000
 _MOST_LATE_NS: Final = 300_000
+_ONE_READ_NS: Final = 150_000
+"""Pieces closer than that came with the same read; no step is as short."""
 _DECODED: Final = 2
 """Its place among what was done."""
 _MOST_WAITING: Final = 64
@@ -158,7 +160,7 @@ class Weights:
             self._ended.popleft()
 
     def _observations(self, seen: Seen) -> Iterator[tuple[tuple[float, ...], float]]:
-        marks, began_ns = seen.marks, seen.began_ns
+        marks, began_ns = _reads(seen.marks), seen.began_ns
         there = [
             one for one in self._ended if one.ended_ns >= began_ns and one.began_ns <= seen.ended_ns
         ]
@@ -171,7 +173,7 @@ class Weights:
         yield (1.0, 1 + done[_DECODED] / 2, *done), seen.first_ns - began_ns
         # Pieces of one step arrive one after another: those a little later belong to it, too.
         late_ns = min((marks[-1][0] - marks[0][0]) // (2 * len(marks)), _MOST_LATE_NS)
-        for (from_ns, before), (until_ns, after) in pairwise(marks[::_WINDOW]):
+        for (from_ns, before), (until_ns, after) in pairwise(_edges(marks)):
             if self._skips(there, from_ns, until_ns):
                 continue
             steps = (after - before) * per_piece
@@ -185,6 +187,28 @@ class Weights:
             return self._may_skip >= 0
         self._may_skip = _SKIPS
         return False
+
+
+def _reads(marks: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Pieces that one read brought as one, at the moment of the first: how far the answer was."""
+    found: list[tuple[int, int]] = []
+    last_ns = 0
+    for at_ns, count in marks:
+        if found and at_ns - last_ns < _ONE_READ_NS:
+            found[-1] = (found[-1][0], count)
+        else:
+            found.append((at_ns, count))
+        last_ns = at_ns
+    return found
+
+
+def _edges(marks: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Where windows of at least so many pieces begin and end."""
+    found = list(marks[:1])
+    for mark in marks:
+        if mark[1] - found[-1][1] >= _WINDOW:
+            found.append(mark)
+    return found
 
 
 def _done(there: Sequence[Seen], from_ns: int, until_ns: int) -> tuple[float, ...]:
