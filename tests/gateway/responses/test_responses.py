@@ -213,6 +213,8 @@ async def test_whole_and_streamed_responses_agree(tmp_path: Path) -> None:
         )
         assert (await served.settled(whole)).request.endpoint == "chat/completions"
 
+        assert served.parts.caches is not None
+        await served.parts.caches.settled()
         streamed = await respond(served, temperature=0, stream=True)
         assert streamed.headers["x-headgate-cache"] == "exact"
         final = told(streamed)[-1]["response"]
