@@ -328,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--repeats", type=int, default=40, help="of each page")
-    parser.add_argument("--rounds", type=int, default=16, help="without, with, without dashboards")
+    parser.add_argument("--rounds", type=int, default=14, help="without, with, without dashboards")
     parser.add_argument("--chats", type=int, default=2_000, help="of each part of a round")
     parser.add_argument("--watch", metavar="URL", help="only be ten dashboards")
     parser.add_argument("--out", type=Path)
