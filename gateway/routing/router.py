@@ -16,15 +16,7 @@ from msgspec.structs import replace
 
 from backends.errors import BackendError
 from backends.wire import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
-from gateway.errors import (
-    ContextLengthExceeded,
-    Forbidden,
-    GatewayError,
-    InvalidRequest,
-    ModelNotFound,
-    PolicyDenied,
-    Unavailable,
-)
+from gateway.errors import Forbidden, GatewayError, InvalidRequest, ModelNotFound, Unavailable
 from gateway.ledger.access import EVERYTHING, Only
 from gateway.ledger.pricing import CostEstimator
 from gateway.ledger.records import CandidateRecord, DecidedOn, RequestRecord
@@ -33,12 +25,14 @@ from gateway.repeats import Asked
 from gateway.routing.classifier import Classifier
 from gateway.routing.conversations import Conversations
 from gateway.routing.explanation import Routed, expectation, explanation
+from gateway.routing.exploring import left_to_chance
 from gateway.routing.features import Request, read
 from gateway.routing.forecasts import Forecasts
 from gateway.routing.health import BackendRegistry
 from gateway.routing.judges import Judges
 from gateway.routing.moved import moved
 from gateway.routing.policy_book import LoadedPolicy, PolicyBook, UnknownPolicy
+from gateway.routing.refusals import refusal_of
 from gateway.routing.second_look import Looked, SecondLooks
 from gateway.settings import Settings
 from policies.candidates import NO_FIT
@@ -55,9 +49,6 @@ _ENDPOINTS: dict[type, str] = {
     EmbeddingRequest: "embeddings",
 }
 _MAX_ALIASES = 8
-EXPLORED = "explore"
-"""The rule of requests for which chance took the place of the policy: reports show them apart."""
-_DRAINED_RETRY_S = 30
 HOPELESS = 4
 """A prompt whose estimate is this many contexts long is not counted exactly."""
 
@@ -251,36 +242,25 @@ class Router:
             if counted:
                 facts = replace(facts, prompt_tokens_exact=counted)
                 decision = decided(facts)
-        looked: Looked | None = None
-        why_not: str | None = None
-        second = self._second if loaded.compiled.uses_quality else None
-        if second is not None and not exploring and decision.rule != PINNED:
-            why_not = second.why_not(
-                loaded.policy.second_look,
-                facts.features,
-                decision,
-                lambda name: self.forecasts.estimate(facts, cards[name]).cost_nano_usd,
-                lambda features: decided(replace(facts, features=features)),
+        looked, why_not = None, None
+        if loaded.compiled.uses_quality and not exploring and decision.rule != PINNED:
+            asking = None if dry else asked
+            looked, why_not = await self._look_again(
+                facts, loaded, decision, cards, decided, asking
             )
-            if why_not is None and asked is not None and not dry:
-                looked = await second.look(read(asked.request).text, facts.features)
+            if looked is not None:
                 facts = replace(facts, features=looked.features)
                 decision = decided(facts)
         refusal: GatewayError | None = None
         if not decision.candidates:
-            refusal = _refusal(
+            refusal = refusal_of(
                 facts, decision, loaded, cards, lambda f: bool(decided(f).candidates)
             )
         if effect.cache is not None:
             decision = replace(decision, cache=strictest(effect.cache, decision.cache))
         explored = None
-        if decision.rule == PINNED:
-            pass  # nothing is left to chance
-        elif exploring and luck is not None and decision.candidates:
-            explored = decision.rule
-            decision = explore(decision, luck / self._explore, self._explore)
-        elif self._explore and decision.candidates:
-            decision = not_explored(decision, self._explore)
+        if decision.rule != PINNED and decision.candidates:  # a pin leaves nothing to chance
+            decision, explored = left_to_chance(decision, luck, self._explore)
         if paced and decision.candidates and not dry:
             expected = facts.estimates[decision.candidates[0]].cost_nano_usd or 0
             self.forecasts.spend(loaded.name, now, expected)
@@ -291,7 +271,9 @@ class Router:
             decided_on=_decided_on(facts, cards, budget, explored, looked),
             refusal=refusal,
             encoding=None if looked is None else looked.encoding,
-            second_look=None if second is None else _told(looked, why_not),
+            second_look=_told(looked, why_not)
+            if self._second is not None and loaded.compiled.uses_quality
+            else None,
         )
         # a backend that could not count now may later; chance and forecasts change
         if asked is None or unsure or estimated or explored:
@@ -301,6 +283,29 @@ class Router:
         if looked.result == "used":
             asked.remember("routed", inputs, replace(routed, encoding=None))  # paid for once
         return routed
+
+    async def _look_again(
+        self,
+        facts: Facts,
+        loaded: LoadedPolicy,
+        decision: Decision,
+        cards: Mapping[str, BackendCard],
+        decided: Callable[[Facts], Decision],
+        asked: Asked | None,
+    ) -> tuple[Looked | None, str | None]:
+        """What the encoder says of a request, or why it was not asked; without a body it is not."""
+        if self._second is None:
+            return None, None
+        why_not = self._second.why_not(
+            loaded.policy.second_look,
+            facts.features,
+            decision,
+            lambda name: self.forecasts.estimate(facts, cards[name]).cost_nano_usd,
+            lambda features: decided(replace(facts, features=features)),
+        )
+        if why_not is not None or asked is None:
+            return None, why_not
+        return await self._second.look(read(asked.request).text, facts.features), None
 
     async def _with_warmth(self, facts: Facts, asked: Asked) -> Facts:
         if self._conversations is None:
@@ -476,32 +481,6 @@ def _left_out_by_bound(
     return found
 
 
-def explore(decision: Decision, luck: float, share: float) -> Decision:
-    """One of the candidates by chance, each alike, in place of the policy's choice."""
-    names = decision.candidates
-    chosen = names[min(int(luck * len(names)), len(names) - 1)]
-    return replace(
-        decision,
-        rule=EXPLORED,
-        rungs=(),
-        accept=None,
-        candidates=(chosen, *(name for name in names if name != chosen)),
-        probability=_probability(decision, chosen, share),
-    )
-
-
-def not_explored(decision: Decision, share: float) -> Decision:
-    """The policy's choice, with the probability that it had beside the explored ones."""
-    chosen = decision.candidates[0]
-    return replace(decision, probability=_probability(decision, chosen, share))
-
-
-def _probability(decision: Decision, chosen: str, share: float) -> float:
-    """With which `chosen` comes first, by the policy or by chance."""
-    own = decision.probability if chosen == decision.candidates[0] else 0.0
-    return (1 - share) * own + share / len(decision.candidates)
-
-
 def candidate_record(name: str, facts: Facts, estimate: Estimate) -> CandidateRecord:
     """A backend that may answer, with what is expected of it."""
     return CandidateRecord(
@@ -560,52 +539,3 @@ def _could(facts: Facts, cards: Mapping[str, BackendCard]) -> tuple[str, ...] | 
 
 def _tiers(cards: Mapping[str, BackendCard]) -> list[str]:
     return list(dict.fromkeys(card.tier for card in cards.values()))
-
-
-def _refusal(
-    facts: Facts,
-    decision: Decision,
-    loaded: LoadedPolicy,
-    cards: Mapping[str, BackendCard],
-    retry: Callable[[Facts], bool],
-) -> GatewayError:
-    """Why nobody may answer: the one thing without which somebody could."""
-    if decision.denied is not None:
-        return PolicyDenied(decision.denied)
-    if facts.barred and retry(replace(facts, barred={})):
-        away = "; ".join(f"{name} is {why}" for name, why in facts.barred.items())
-        return Unavailable(f"Nobody else may answer: {away}.", retry_after_s=_DRAINED_RETRY_S)
-    fits = replace(facts, prompt_tokens_bound=0, prompt_tokens_exact={}, max_tokens=None)
-    if facts.needs and retry(replace(facts, needs=frozenset())):
-        missing = _missing(facts, cards)
-        return InvalidRequest(
-            f"No backend that may answer this accepts {missing!r}.", param=missing
-        )
-    if retry(fits):
-        widest = max((card.context_tokens or 0 for card in cards.values()), default=0)
-        return ContextLengthExceeded(
-            f"The prompt (at most {facts.prompt_tokens_bound} tokens) and the answer "
-            f"({facts.max_tokens or 1}) do not fit; the widest context is {widest} tokens.",
-            param="messages" if facts.endpoint == "chat/completions" else "prompt",
-        )
-    why = "; ".join(f"{r.subject}: {r.why}" for r in decision.reasons if _about_target(r.subject))
-    return PolicyDenied(
-        f"Policy {loaded.ref}, rule {decision.rule!r}, leaves no backend for model "
-        f"{facts.model!r}" + (f": {why}." if why else ".")
-    )
-
-
-def _about_target(subject: str) -> bool:
-    return subject.startswith(("backend ", "target "))
-
-
-def _missing(facts: Facts, cards: Mapping[str, BackendCard]) -> str:
-    """A needed field that the best-equipped allowed backend lacks."""
-    names = facts.allowed if facts.allowed is not None else cards.keys()
-    lacking = [
-        facts.needs - cards[name].accepts
-        for name in names
-        if facts.endpoint in cards[name].endpoints
-    ]
-    fewest = min(lacking, key=lambda fields: len(fields), default=facts.needs)
-    return min(fewest or facts.needs)

@@ -1,0 +1,66 @@
+"""Why nobody may answer: capability (400), context (400), policy (403), or somebody away (503)."""
+
+from collections.abc import Callable, Mapping
+
+from msgspec.structs import replace
+
+from gateway.errors import (
+    ContextLengthExceeded,
+    GatewayError,
+    InvalidRequest,
+    PolicyDenied,
+    Unavailable,
+)
+from gateway.routing.policy_book import LoadedPolicy
+from policies.model import BackendCard, Decision, Facts
+
+_DRAINED_RETRY_S = 30
+
+
+def refusal_of(
+    facts: Facts,
+    decision: Decision,
+    loaded: LoadedPolicy,
+    cards: Mapping[str, BackendCard],
+    retry: Callable[[Facts], bool],
+) -> GatewayError:
+    """Why nobody may answer: the one thing without which somebody could."""
+    if decision.denied is not None:
+        return PolicyDenied(decision.denied)
+    if facts.barred and retry(replace(facts, barred={})):
+        away = "; ".join(f"{name} is {why}" for name, why in facts.barred.items())
+        return Unavailable(f"Nobody else may answer: {away}.", retry_after_s=_DRAINED_RETRY_S)
+    fits = replace(facts, prompt_tokens_bound=0, prompt_tokens_exact={}, max_tokens=None)
+    if facts.needs and retry(replace(facts, needs=frozenset())):
+        missing = _missing(facts, cards)
+        return InvalidRequest(
+            f"No backend that may answer this accepts {missing!r}.", param=missing
+        )
+    if retry(fits):
+        widest = max((card.context_tokens or 0 for card in cards.values()), default=0)
+        return ContextLengthExceeded(
+            f"The prompt (at most {facts.prompt_tokens_bound} tokens) and the answer "
+            f"({facts.max_tokens or 1}) do not fit; the widest context is {widest} tokens.",
+            param="messages" if facts.endpoint == "chat/completions" else "prompt",
+        )
+    why = "; ".join(f"{r.subject}: {r.why}" for r in decision.reasons if _about_target(r.subject))
+    return PolicyDenied(
+        f"Policy {loaded.ref}, rule {decision.rule!r}, leaves no backend for model "
+        f"{facts.model!r}" + (f": {why}." if why else ".")
+    )
+
+
+def _about_target(subject: str) -> bool:
+    return subject.startswith(("backend ", "target "))
+
+
+def _missing(facts: Facts, cards: Mapping[str, BackendCard]) -> str:
+    """A needed field that the best-equipped allowed backend lacks."""
+    names = facts.allowed if facts.allowed is not None else cards.keys()
+    lacking = [
+        facts.needs - cards[name].accepts
+        for name in names
+        if facts.endpoint in cards[name].endpoints
+    ]
+    fewest = min(lacking, key=lambda fields: len(fields), default=facts.needs)
+    return min(fewest or facts.needs)
