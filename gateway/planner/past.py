@@ -119,7 +119,16 @@ async def charged_work(
         )
     batches = mean_batches(
         [
-            Charged((), row.backend, row.started_us, max(row.at_us, row.started_us + 1), 0, 0, 0)
+            Charged(
+                group=(),
+                backend=row.backend,
+                machine=None,
+                began_us=row.started_us,
+                ended_us=max(row.at_us, row.started_us + 1),
+                prompt_tokens=0,
+                completion_tokens=0,
+                cost=0,
+            )
             for row in rows
         ]
     )
