@@ -70,6 +70,8 @@ class Caches:
         if encoder is not None and settings.semantic.enabled:
             self.semantic = SemanticCache(store, encoder, settings.semantic)
         self._pending: set[asyncio.Task[None]] = set()
+        self._under_way: dict[str, CachedAnswer] = {}
+        """By exact key, what is being stored: a repeat that follows at once finds it."""
 
     async def lookup(
         self, query: CacheQuery, asked: Asked | None = None, encoding: Encoding | None = None
@@ -83,6 +85,8 @@ class Caches:
         exact_key = self._exact_key(query, asked)
         available = True
         if exact_key is not None and not query.refresh:
+            if (fresh := self._under_way.get(exact_key)) is not None:
+                return Lookup(verdict="exact", hit=Hit(answer=fresh))
             try:
                 hit = await self.exact.get(exact_key)
             except StoreUnavailable:
@@ -113,6 +117,8 @@ class Caches:
         """Store a fresh answer where a lookup missed, in the background."""
         if lookup.verdict != "miss" or len(self._pending) >= _MAX_PENDING_STORES:
             return
+        if lookup.exact_key is not None:
+            self._under_way[lookup.exact_key] = answer
         task = asyncio.create_task(self._store(lookup, answer))
         self._pending.add(task)
         task.add_done_callback(self._pending.discard)
@@ -183,7 +189,7 @@ class Caches:
     async def _store(self, lookup: Lookup, answer: CachedAnswer) -> None:
         writes: list[Coroutine[Any, Any, Any]] = []
         if lookup.exact_key is not None:
-            writes.append(self.exact.put(lookup.exact_key, answer))
+            writes.append(self._store_exact(lookup.exact_key, answer))
         log_key, encoding = lookup.semantic_log, lookup.encoding
         if log_key is not None and encoding is not None and self.semantic is not None:
             writes.append(self.semantic.put(log_key, lookup.question, encoding, answer))
@@ -192,3 +198,10 @@ class Caches:
                 continue  # the store has warned already; an encoder that is gone stores nothing
             if isinstance(result, BaseException):
                 log.error("cache_store_failed", error=repr(result))
+
+    async def _store_exact(self, key: str, answer: CachedAnswer) -> None:
+        try:
+            await self.exact.put(key, answer)
+        finally:
+            if self._under_way.get(key) is answer:
+                del self._under_way[key]

@@ -93,6 +93,17 @@ async def test_repeat_is_answered_exactly(store: Store) -> None:
     assert encoder.calls == asked
 
 
+async def test_repeat_is_answered_while_the_answer_is_being_stored(store: Store) -> None:
+    """Who asks again at once need not wait for the store, and nothing is kept longer than that."""
+    caches = Caches(store, SETTINGS, WordEncoder())
+    caches.store(await caches.lookup(query()), answer())
+    again = await caches.lookup(query())
+    assert (again.verdict, again.hit and again.hit.answer.body) == ("exact", answer().body)
+    await caches.settled()
+    await store.delete(*[key async for key in store.scan("")])
+    assert (await caches.lookup(query())).verdict == "miss"
+
+
 async def test_other_words_are_answered_semantically(store: Store) -> None:
     """A paraphrase gets the answer with its similarity; a look-alike does not."""
     caches = Caches(store, SETTINGS, WordEncoder())

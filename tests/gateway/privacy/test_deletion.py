@@ -158,6 +158,7 @@ async def test_nothing_of_a_deleted_user_is_found_anywhere(
         "journals",
         "caches",
         "exports",
+        "files and batches",
         "requests and charges",
         "feedback",
         "budgets",
