@@ -88,6 +88,7 @@ class Budgets:
         try:
             async with asyncio.timeout(timeout_s):
                 await self._leases.return_all(self._tasks)
+                await self._leases.guarded(self.overruns.write)
         except TimeoutError:
             log.warning("budgets_not_booked", error=self._leases.error)
         self._tasks = []

@@ -419,6 +419,8 @@ async def test_store_that_is_gone_costs_no_request(tmp_path: Path) -> None:
             answer = await served.chat(temperature=0)
             assert answer.status_code == 200
             assert answer.headers["x-headgate-cache"] == "miss"
+            assert served.parts.caches is not None
+            await served.parts.caches.settled()  # until it is given up, a repeat finds it
         health = decode(await served.client.get("/health"))
         assert health["status"] == "degraded"
         assert (await served.client.get("/health/ready")).status_code == 200

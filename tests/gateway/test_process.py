@@ -144,9 +144,13 @@ def test_run_folder_of_somebody_else_is_refused(
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     make_run_folder(tmp_path)
     monkeypatch.setattr(os, "getuid", lambda: 12345)
-    run_folder_path(tmp_path).mkdir()
-    with pytest.raises(SettingsError, match="another user"):
-        make_run_folder(tmp_path)
+    planted = run_folder_path(tmp_path)
+    planted.mkdir()
+    try:
+        with pytest.raises(SettingsError, match="another user"):
+            make_run_folder(tmp_path)
+    finally:
+        planted.rmdir()
 
 
 def test_engine_command_hands_on_every_setting(tmp_path: Path) -> None:
