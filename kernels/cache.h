@@ -196,8 +196,11 @@ inline void write_slot(const CacheHalf& half, const CacheShape& shape, int64_t s
         std::copy_n(row, size, static_cast<float*>(half.data) + first);
     } else if (shape.kind == FP16 || shape.kind == BF16) {
         uint16_t* to = static_cast<uint16_t*>(half.data) + first;
-        const auto narrow = shape.kind == FP16 ? narrow_fp16 : narrow_bf16;
-        for (int i = 0; i < size; i += LANES) narrow(row + i, to + i);  // dim: whole vectors
+        const bool fp16 = shape.kind == FP16;
+        const auto narrow = fp16 ? narrow_fp16 : narrow_bf16;
+        int i = 0;
+        for (; i + LANES <= size; i += LANES) narrow(row + i, to + i);
+        for (; i < size; ++i) to[i] = fp16 ? to_fp16(row[i]) : to_bf16(row[i]);  // no neighbour's
     } else {
         const float limit = shape.kind == INT8 ? 127.0f : 448.0f;
         for (int head = 0; head < shape.heads; ++head) {

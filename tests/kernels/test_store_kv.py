@@ -17,18 +17,19 @@ def _stored(run: Runner, k: Tensor, v: Tensor, slots: Tensor, dtype: torch.dtype
 
 @pytest.mark.parametrize("slots", [[0], [14, 2, 7], [-1, 4, -1], [-1], []], ids=str)
 @pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_store_kv_writes_the_named_slots_only(
-    runner: Runner, slots: list[int], index_dtype: torch.dtype
+    runner: Runner, slots: list[int], index_dtype: torch.dtype, dtype: torch.dtype
 ) -> None:
     """Each row lands in its slot, -1 is skipped, and every other slot keeps its value."""
     k, v = random(len(slots), 3, 10), random(len(slots), 3, 10, seed=1)
     mapping = torch.tensor(slots, dtype=index_dtype)
-    stored = _stored(runner, k, v, mapping, torch.float32)
+    stored = _stored(runner, k, v, mapping, dtype)
     for cache, rows in zip(stored, (k, v), strict=True):
-        expected = torch.full((15, 3, 10), 7.0)
+        expected = torch.full((15, 3, 10), 7.0, dtype=dtype)
         for slot, row in zip(slots, rows, strict=True):
             if slot >= 0:
-                expected[slot] = row
+                expected[slot] = row.to(dtype)
         assert torch.equal(cache.flatten(0, 1), expected)
 
 
