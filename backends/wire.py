@@ -72,16 +72,13 @@ class Prediction(Struct, kw_only=True, forbid_unknown_fields=True):
         return "".join(str(part.get("text", "")) for part in self.content)
 
 
-class _Sampled(Wire, kw_only=True):
-    """Fields that chat and completions share."""
+class Sampling(Wire, kw_only=True):
+    """Fields that every request for an answer has."""
 
     model: str
     stream: bool = False
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
-    n: int | None = None
     stop: str | list[str] | None = None
     seed: int | None = None
     presence_penalty: float | None = None
@@ -102,6 +99,14 @@ class _Sampled(Wire, kw_only=True):
     prompt_cache_key: str | None = None
     store: bool | None = None
     service_tier: str | None = None
+
+
+class _Sampled(Sampling, kw_only=True):
+    """Fields that chat and completions share."""
+
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    n: int | None = None
 
 
 class ChatCompletionRequest(_Sampled, kw_only=True):

@@ -6,32 +6,13 @@ from typing import Any
 
 import msgspec
 
+from backends.wire import Sampling
 from gateway.errors import InvalidRequest
 from gateway.responses.wire import ResponsesRequest
 
 _AS_IN_CHATS = (
-    "model",
-    "temperature",
-    "top_p",
+    *(name for name in Sampling.__struct_fields__ if name != "stream"),
     "parallel_tool_calls",
-    "seed",
-    "stop",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "stop_token_ids",
-    "min_tokens",
-    "ignore_eos",
-    "priority",
-    "user",
-    "metadata",
-    "safety_identifier",
-    "prompt_cache_key",
-    "service_tier",
-    "store",
 )
 _LOGPROBS = "message.output_text.logprobs"
 _WITHOUT_EFFECT = frozenset({_LOGPROBS, "reasoning.encrypted_content"})

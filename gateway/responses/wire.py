@@ -4,7 +4,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from backends.wire import Wire
+from backends.wire import Sampling
 
 
 class TextOptions(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -26,13 +26,11 @@ class ResponseStreamOptions(Struct, kw_only=True, forbid_unknown_fields=True):
     include_obfuscation: bool = False
 
 
-class ResponsesRequest(Wire, kw_only=True):
+class ResponsesRequest(Sampling, kw_only=True):
     """POST /v1/responses. Nothing is stored, so nothing that refers to a stored answer is taken."""
 
-    model: str
     input: str | list[dict[str, Any]]
     instructions: str | None = None
-    stream: bool = False
     stream_options: ResponseStreamOptions | None = None
     max_output_tokens: int | None = None
     include: list[str] | None = None
@@ -41,30 +39,9 @@ class ResponsesRequest(Wire, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    temperature: float | None = None
-    top_p: float | None = None
     top_logprobs: int | None = None
-    # vLLM's extra sampling fields
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    stop_token_ids: list[int] | None = None
-    min_tokens: int | None = None
-    ignore_eos: bool | None = None
-    priority: int | None = None
     # accepted, without effect
-    user: str | None = None
-    metadata: dict[str, str] | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
-    service_tier: str | None = None
-    store: bool | None = None
     # accepted where they ask for nothing
     background: bool | None = None
     truncation: str | None = None
