@@ -33,6 +33,8 @@ def request_of(parts: Parts, x: Exchange, name: str, *, beside: bool = False) ->
     metered = x.reservation is not None and settings.kind == "engine"
     if x.streams and (metered or x.continuous_usage):
         body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
+    if x.in_batch and settings.price is not None and settings.price.batch_service_tier is not None:
+        body["service_tier"] = settings.price.batch_service_tier
     return GenerateRequest(
         request_id=x.request_id + _SUFFIX if beside else x.request_id,
         endpoint=x.endpoint,

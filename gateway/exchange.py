@@ -58,6 +58,7 @@ class Exchange:
         "hides_logprobs",
         "hit",
         "in_backend_s",
+        "in_batch",
         "lookup",
         "options",
         "out_of_money",
@@ -138,6 +139,8 @@ class Exchange:
         """Chunks of a stream that carried text."""
         self.first_token_at: float | None = None
         self.in_backend_s = 0.0
+        self.in_batch = False
+        """A line of a batch: nobody waits for it, and it may cost less."""
         self.saved_nano_usd = 0
         self.outcome: Outcome = "ok"
         self.status = 200

@@ -84,15 +84,18 @@ class Pipeline:
         *,
         path: str | None = None,
         caller: Caller | None = None,
+        in_batch: bool = False,
     ) -> None:
         """One request, from its headers to its last byte.
 
         Args:
             path: under which the client asked, if not as the endpoint's own: /v1/`path`.
             caller: who asks, where that is known already.
+            in_batch: it is a line of a batch.
         """
         parts = self.parts
         x = Exchange(endpoint, parts.new_id(), began=time.perf_counter(), now=parts.clock())
+        x.in_batch = in_batch
         self.in_flight += 1
         parts.metrics.in_flight.inc()
         try:

@@ -85,7 +85,7 @@ class TokenRates(_Table, frozen=True, kw_only=True):
     reasoning_usd_per_mtok: Decimal | None = None
     """Of the output, tokens thought but not shown; None: as other output."""
     batch_input_usd_per_mtok: Decimal | None = None
-    """Of requests in a batch; None: as others."""
+    """Of lines of `/v1/batches`; None: as others."""
     batch_output_usd_per_mtok: Decimal | None = None
 
 
@@ -102,6 +102,10 @@ class PriceSettings(TokenRates, frozen=True, kw_only=True):
 
     history: list[DatedRates] = field(default_factory=list)
     """In the order of time."""
+    batch_service_tier: str | None = None
+    """Sent as `service_tier` with lines of batches, where that is what makes the upstream bill them
+    at its batch rates (OpenAI: flex). None: they are sent like others, and a list's batch rates,
+    which are for batches sent whole, do not hold."""
     litellm_file: str | None = None
     """A price list in LiteLLM's JSON format, read at start; it replaces the rates above."""
     litellm_model: str | None = None

@@ -61,6 +61,7 @@ class Settler:
             in_flight=max(1, parts.registry.in_flight(backend)),
             machine_ns=parts.foreign.end(watched or x, backend, usage),
             kind=kind,
+            batch=x.in_batch,
             at=parts.clock(),
             request_id=x.request_id,
             seq=len(x.charges),

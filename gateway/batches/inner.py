@@ -49,7 +49,7 @@ async def ask(pipeline: Pipeline, url: str, body: bytes, caller: Caller | None) 
     if path == "responses":
         drop = pipeline.parts.settings.server.unknown_fields == "drop"
         reply = ResponsesReply(exchange.receive, exchange.send, drop_unknown=drop)
-    await pipeline.run(_ENDPOINTS[path], {}, reply, path=path, caller=caller)
+    await pipeline.run(_ENDPOINTS[path], {}, reply, path=path, caller=caller, in_batch=True)
     return exchange.answered()
 
 

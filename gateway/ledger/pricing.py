@@ -51,7 +51,7 @@ def price_usage(
         elapsed_s: wall time of the call, for servers that measure nothing themselves.
         in_flight: requests under way at the backend, this one included.
         machine_ns: its share of a foreign server's machine, if that was followed.
-        batch: it was sent in a batch, at the upstream's rate for those.
+        batch: it was a line of a batch, at the upstream's rates for those.
         at: unix seconds.
     """
     used = usage or _NO_USAGE
@@ -60,8 +60,9 @@ def price_usage(
     worked_ns = 0
     if backend.price is not None and machine is None:
         rates = rates_at(backend.price, at)
+        rates = _batched(rates) if batch else rates
         unit_prices = _token_prices(rates)
-        cost = token_cost(rates, used, batch=batch)
+        cost = token_cost(rates, used)
     elif machine is None or backend.kind == "echo":
         machine, unit_prices, cost = None, {}, 0
     else:
@@ -134,12 +135,19 @@ def rates_at(price: PriceSettings, at: float) -> TokenRates:
     return found
 
 
-def token_cost(rates: TokenRates, used: Usage, *, batch: bool = False) -> int:
+def _batched(rates: TokenRates) -> TokenRates:
+    """What a batch's tokens cost: its rates in place of the usual ones."""
+    return TokenRates(
+        input_usd_per_mtok=_or(rates.batch_input_usd_per_mtok, rates.input_usd_per_mtok),
+        cached_input_usd_per_mtok=rates.cached_input_usd_per_mtok,
+        output_usd_per_mtok=_or(rates.batch_output_usd_per_mtok, rates.output_usd_per_mtok),
+        reasoning_usd_per_mtok=rates.reasoning_usd_per_mtok,
+    )
+
+
+def token_cost(rates: TokenRates, used: Usage) -> int:
     """Nano-dollars for these tokens, rounded once, half to even."""
     input_, output = rates.input_usd_per_mtok, rates.output_usd_per_mtok
-    if batch:
-        input_ = _or(rates.batch_input_usd_per_mtok, input_)
-        output = _or(rates.batch_output_usd_per_mtok, output)
     cached = min(used.cached_tokens, used.prompt_tokens)
     thought = min(used.reasoning_tokens, used.completion_tokens)
     total, common = 0, 1

@@ -176,4 +176,7 @@ def _listed_price(backend: BackendSettings, path: Callable[[str], str]) -> Price
         return price
     file = path(price.litellm_file)
     rates = read_rates(Path(file), price.litellm_model or backend.model)
+    if price.batch_service_tier is None:  # we send lines one by one, which costs the usual rates
+        no_rates = {"batch_input_usd_per_mtok": None, "batch_output_usd_per_mtok": None}
+        rates = msgspec.structs.replace(rates, **no_rates)
     return msgspec.structs.replace(price, **msgspec.structs.asdict(rates), litellm_file=file)

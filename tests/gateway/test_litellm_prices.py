@@ -79,6 +79,11 @@ def test_configuration_takes_its_prices_from_the_list(tmp_path: Path) -> None:
     price = load(config, env={}).backends[0].price
     assert price is not None
     assert price.output_usd_per_mtok == Decimal("0.6")
+    assert price.batch_output_usd_per_mtok is None, "our lines are no batch that is sent whole"
+    config.write_text(config.read_text() + 'batch_service_tier = "flex"\n')
+    price = load(config, env={}).backends[0].price
+    assert price is not None
+    assert price.batch_output_usd_per_mtok == Decimal("0.3")
     config.write_text(config.read_text().replace("their-model", "unknown"))
     with pytest.raises(SettingsError, match="no model 'unknown'"):
         load(config, env={})

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from gateway.ledger.database import open_engine, writing
 from gateway.ledger.key_store import NewKey
 from gateway.ledger.keys import ANONYMOUS
 from gateway.ledger.tables import batches, file_parts, files
-from gateway.settings import BatchSettings, DatabaseSettings, ServerSettings
+from gateway.price_settings import PriceSettings
+from gateway.settings import BackendSettings, BatchSettings, DatabaseSettings, ServerSettings
 from tests.gateway.serving import Gateway, decode, gateway, settings
 
 CHATS = "/v1/chat/completions"
@@ -125,6 +127,33 @@ async def test_a_batch_answers_every_line_once(tmp_path: Path, database_url: str
         batch = await ended(served, await begin(served, written(other), "/v1/responses"))
         (one,) = await content(served, batch["output_file_id"])
         assert one["response"]["body"]["object"] == "response"
+
+
+async def test_lines_cost_what_upstreams_bill_for_batches(tmp_path: Path, sqlite_url: str) -> None:
+    """They go out with the tier that makes them cheap; whoever waits for an answer pays in full."""
+    price = PriceSettings(
+        input_usd_per_mtok=Decimal(4),
+        batch_input_usd_per_mtok=Decimal(2),
+        batch_service_tier="flex",
+    )
+    outside = BackendSettings(
+        name="small", kind="openai", model="m", base_urls=["http://x/v1"], price=price
+    )
+    backend = EchoBackend("small")
+    chosen = settings(tmp_path, outside, database=DatabaseSettings(url=sqlite_url))
+    async with gateway(chosen, {"small": backend}) as served:
+        batch = await ended(served, await begin(served, written(line("r0"))))
+        (output,) = await content(served, batch["output_file_id"])
+        line_row = await served.parts.ledger.find(output["response"]["request_id"])
+        other = await served.settled(await served.chat("say r1"))
+    assert line_row is not None
+    (cheap,), (dear,) = line_row.charges, other.charges
+    assert (cheap.unit_prices["input_usd_per_mtok"], cheap.cost_nano_usd) == (
+        "2",
+        2_000 * cheap.prompt_tokens,
+    )
+    assert dear.cost_nano_usd == 4_000 * dear.prompt_tokens > 0
+    assert [one.body.get("service_tier") for one in backend.requests] == ["flex", None]
 
 
 async def test_a_batch_goes_on_after_a_restart(tmp_path: Path, database_url: str) -> None:
