@@ -1,8 +1,9 @@
 """Old rows go, what they summed to stays: `[database] retention_days`.
 
-A request goes with all its charges once it and the newest of them are older than that. Roll-ups,
-closed bills and the audit chain's links stay, so reports by their keys go back for ever; those by
-user or tag begin where the rows do.
+A request goes with all its charges, and what was said of its answer, once it and the newest of them
+are older than that: comments that outlived it could never be found again for whom they are about.
+Roll-ups, closed bills and the audit chain's links stay, so reports by their keys go back for ever;
+those by user or tag begin where the rows do.
 """
 
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from gateway.ledger import state
 from gateway.ledger.database import writing
 from gateway.ledger.report_query import ReportError
 from gateway.ledger.rows import to_us
-from gateway.ledger.tables import charges, requests
+from gateway.ledger.tables import charges, feedback, requests
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -72,6 +73,6 @@ async def _batch(engine: "AsyncEngine", until_us: int) -> int:
         )
         ids = sorted(found.scalars())
         if ids:
-            await connection.execute(delete(charges).where(charges.c.request_id.in_(ids)))
-            await connection.execute(delete(requests).where(requests.c.request_id.in_(ids)))
+            for table in (charges, feedback, requests):
+                await connection.execute(delete(table).where(table.c.request_id.in_(ids)))
     return len(ids)

@@ -10,12 +10,13 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.ledger import check, state
+from gateway.ledger.feedback import add_feedback
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.report_query import ReportError
 from gateway.ledger.reports import costs_report
 from gateway.ledger.repository import Repository
 from gateway.ledger.retention import prune
-from gateway.ledger.tables import charges, requests, rollups
+from gateway.ledger.tables import charges, feedback, requests, rollups
 from gateway.settings import Settings
 from tests.gateway.ledger.samples import NOW, charge, settlement
 
@@ -40,11 +41,17 @@ async def test_pruned_rows_stay_in_reports_and_in_the_chain(engine: AsyncEngine)
     old = charge("late", at=NOW - 10 * DAY_S)
     rows.append(settlement("late", started_at=NOW - 10 * DAY_S, charges=(old, corrected)))
     await Repository(engine, chained=True).write(rows)
+    async with engine.begin() as connection:
+        for name in ("r0", "r10"):
+            await add_feedback(connection, name, score=1, comment=f"I am {name}", now=NOW)
     asked = {"group_by": "day,team,kind", "now": datetime(2026, 11, 22, tzinfo=UTC)}
     before = await costs_report(engine, Settings(), **asked)
 
     assert await prune(engine, retention_days=2, now=NOW) == 2
     assert await _count(engine) == (4, 5)
+    async with engine.connect() as connection:
+        comments = (await connection.execute(select(feedback.c.comment))).scalars().all()
+    assert comments == ["I am r0"], "nobody could find the other's author any more"
     assert await costs_report(engine, Settings(), **asked) == before
     async with engine.connect() as connection:
         assert await check.rollup_problems(connection) == []
