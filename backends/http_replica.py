@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ssl
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import cast
 
@@ -11,11 +12,15 @@ import httpx
 from httpx_aiohttp import AiohttpTransport
 
 from backends.breaker import Breaker, BreakerSettings
+from backends.connectors import TCPConnector, UnixConnector, connection_made
 
 CONNECT_TIMEOUT_S = 5.0
 # Below uvicorn's 5 s: a reused connection must not be one that the server is just closing.
 _KEEPALIVE_S = 4.0
 _DRAIN_S = 0.1
+_STALE_WITHIN_S = 1.0
+"""A connection that its server had closed fails within a round trip; what breaks later was at
+work on the request, and asking again is for the caller to decide."""
 TRANSPORT_ERRORS = (httpx.HTTPError, aiohttp.ClientError, OSError)
 """What a broken connection raises, `TimeoutError` among them."""
 
@@ -48,18 +53,19 @@ class Replica:
             else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         )
 
-        def session() -> aiohttp.ClientSession:
+        def session(*, keep: bool = True) -> aiohttp.ClientSession:
+            lasting = {"keepalive_timeout": _KEEPALIVE_S} if keep else {"force_close": True}
             connector: aiohttp.BaseConnector
             if uds is not None:
-                connector = aiohttp.UnixConnector(uds, limit=0, keepalive_timeout=_KEEPALIVE_S)
+                connector = UnixConnector(uds, limit=0, **lasting)
             else:
-                connector = aiohttp.TCPConnector(
-                    ssl=context, limit=0, keepalive_timeout=_KEEPALIVE_S
-                )
+                connector = TCPConnector(ssl=context, limit=0, **lasting)
             # One caller's cookies are not the next one's.
             return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
-        self.transport = AiohttpTransport(verify=context, client=session)
+        self._kept = AiohttpTransport(verify=context, client=session)
+        self._fresh = AiohttpTransport(verify=context, client=lambda: session(keep=False))
+        """Makes a connection for each request."""
 
     async def send(
         self,
@@ -69,7 +75,10 @@ class Replica:
         content: bytes,
         read_timeout_s: float,
     ) -> httpx.Response:
-        """The head of the response; its body is still to be read."""
+        """The head of the response; its body is still to be read.
+
+        A kept connection that turns out to be closed gets the request one new connection.
+        """
         request = httpx.Request(
             method,
             url,
@@ -82,7 +91,20 @@ class Replica:
                 }
             },
         )
-        return await self.transport.handle_async_request(request)
+        connection_made.set(False)
+        began = time.monotonic()
+        try:
+            return await self._kept.handle_async_request(request)
+        except TRANSPORT_ERRORS as error:
+            late = time.monotonic() - began > _STALE_WITHIN_S
+            if connection_made.get() or late or not _closed_unread(error):
+                raise
+        return await self._fresh.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        """Close its connections."""
+        await self._kept.aclose()
+        await self._fresh.aclose()
 
 
 def transport_cause(error: BaseException) -> BaseException:
@@ -97,6 +119,14 @@ def never_connected(error: BaseException) -> bool:
     return isinstance(
         transport_cause(error), aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError
     )
+
+
+def _closed_unread(error: BaseException) -> bool:
+    """Whether the connection was lost before any of the response had come."""
+    cause = transport_cause(error)
+    if isinstance(cause, aiohttp.ServerDisconnectedError):
+        return isinstance(cause.message, str)  # else the head that had begun
+    return isinstance(cause, aiohttp.ClientOSError | ConnectionError)
 
 
 def body_pieces(response: httpx.Response) -> AsyncGenerator[bytes, None]:

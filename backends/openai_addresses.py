@@ -170,7 +170,7 @@ class Addresses:
     async def aclose(self) -> None:
         """Close all connections."""
         for replica in self._replicas:
-            await replica.transport.aclose()
+            await replica.aclose()
 
     async def _ask(
         self, method: str, path: str, content: bytes = b"", replica: Replica | None = None

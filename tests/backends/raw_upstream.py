@@ -23,12 +23,16 @@ class RawUpstream:
         self.url = ""
         self.by_path: list[tuple[bytes, bytes]] = []
         """(path, whole response) that differ from `pieces`."""
+        self.stale: bytes | None = None
+        """What a connection that has answered gets for its next request, before it closes without
+        a word; None: it goes on answering."""
         self._pieces = pieces
         self._hold_open = hold_open
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, any number of requests."""
         self.connections += 1
+        answered = False
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -38,6 +42,10 @@ class RawUpstream:
                         length = int(line.split(b":")[1])
                 self.requests.append(head + await reader.readexactly(length))
                 self.asked.set()
+                if answered and self.stale is not None:
+                    writer.write(self.stale)
+                    break
+                answered = True
                 path = head.split(b" ", 2)[1]
                 other = [answer for of, answer in self.by_path if of == path]
                 for piece in other or self._pieces:

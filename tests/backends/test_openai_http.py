@@ -269,6 +269,39 @@ async def test_cancelling_a_call_closes_the_connection() -> None:
         assert backend.outstanding == 0
 
 
+@pytest.mark.parametrize("over_socket", [False, True])
+async def test_a_kept_connection_that_had_been_closed_costs_no_request(
+    over_socket: bool, tmp_path: Path
+) -> None:
+    """A request on a connection that its server had closed goes out once more, on a new one."""
+    uds = tmp_path / "up" if over_socket else None
+    where: dict[str, Any] = {} if uds is None else {"uds": uds}
+    async with raw_upstream(http("200 OK", ANSWER), uds=uds) as up:
+        async with client(*([up.url] if uds is None else []), **where) as backend:
+            up.stale = b""
+            for _ in range(2):
+                assert (await backend.generate(request())).body == json.loads(ANSWER)
+        assert (up.connections, len(up.requests)) == (2, 3)
+
+
+async def test_a_connection_lost_while_it_answers_is_not_asked_again() -> None:
+    """Once a byte of the response was read the request may have been worked on."""
+    async with raw_upstream(http("200 OK", ANSWER)) as up, client(up.url) as backend:
+        up.stale = b"HTTP/1.1 200 OK\r\nContent-"
+        await backend.generate(request())
+        with pytest.raises(BackendError):
+            await backend.generate(request())
+        assert len(up.requests) == 2
+
+
+async def test_a_new_connection_that_is_closed_is_not_asked_again() -> None:
+    """A server that closes on a first request had it: asking again is the policy's to decide."""
+    async with raw_upstream() as up, client(up.url) as backend:
+        with pytest.raises(BackendUnavailableError, match="without a whole answer"):
+            await backend.generate(request())
+        assert len(up.requests) == 1
+
+
 async def test_refused_connection_says_so(tmp_path: Path) -> None:
     """No server on the port or socket: unavailable, with a hint; a probe says unready."""
     async with client(REFUSED) as port, client(uds=tmp_path / "none") as socket:

@@ -87,13 +87,11 @@ class ScriptedUpstream:
         return not stream and self.fault is None
 
     def _whole(self) -> bytes:
-        # A server that closes says so; who asks again at once would write into its silence.
-        closes = b"Connection: close\r\n" if self.fault else b""
         if self.fault == "garbage":
-            return _http("200 OK", b"<html>It works!</html>", closes)
+            return _http("200 OK", b"<html>It works!</html>")
         message = {"role": "assistant", "content": "".join(WORDS)}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        whole = _http("200 OK", json.dumps(_body(choice) | {"usage": USAGE}).encode(), closes)
+        whole = _http("200 OK", json.dumps(_body(choice) | {"usage": USAGE}).encode())
         return whole[:-20] if self.fault == "cut" else whole
 
     def _stream(self) -> bytes:
