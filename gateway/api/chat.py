@@ -4,6 +4,8 @@ They are plain ASGI handlers: these are the hot paths, and everything a framewor
 inject for them the pipeline does itself.
 """
 
+from typing import Literal
+
 from litestar import asgi
 from litestar.handlers import ASGIRouteHandler
 from litestar.types import Receive, Scope, Send
@@ -16,7 +18,7 @@ from gateway.pipeline import Pipeline
 from gateway.responses.reply import ResponsesReply
 
 PATHS: tuple[Endpoint, ...] = ("chat/completions", "completions", "embeddings")
-RESPONSES = "responses"
+RESPONSES: Literal["responses"] = "responses"
 
 
 def chat_routes(pipeline: Pipeline) -> list[ASGIRouteHandler]:

@@ -1,22 +1,25 @@
 """Decisions: as they were taken (`/requests/{id}`), and as they would be (`/route/explain`)."""
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from litestar import Request, get, post
 from litestar.handlers import HTTPRouteHandler
 
 from backends.contract import Endpoint
+from gateway.api.chat import RESPONSES
 from gateway.api.database import answering
 from gateway.api.guards import caller_of, guard
 from gateway.api.schemas import all_tags, check_request, read_options
-from gateway.api.translate import decode_body
-from gateway.errors import NotFound
+from gateway.api.translate import decode_body, decode_strictly
+from gateway.errors import ModelNotFound, NotFound
 from gateway.pipeline import Pipeline, sticky_id
 from gateway.repeats import Asked
+from gateway.responses.question import chat_body
+from gateway.responses.wire import ResponsesRequest
 from gateway.routing.features import read
-from gateway.routing.router import sticky_draw
+from gateway.routing.router import Router, sticky_draw
 
 
 def request_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
@@ -46,10 +49,8 @@ def request_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
         summary="What would be decided; nothing is generated or spent",
     )
     async def explain(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        body = await request.body()
-        kind = _endpoint_of(body)
         drop = parts.settings.server.unknown_fields == "drop"
-        asked = Asked(*decode_body(kind, body, drop_unknown=drop))
+        asked = _asked(await request.body(), parts.router, drop_unknown=drop)
         wanted = asked.request
         check_request(wanted)
         options = read_options(request.headers)
@@ -76,15 +77,40 @@ def request_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
     return [find, explain]
 
 
-def _endpoint_of(body: bytes) -> Endpoint:
-    """Chats, completions and embeddings can be told apart by their one required field."""
+def _asked(body: bytes, router: Router, *, drop_unknown: bool) -> Asked:
+    """The request that a body of any of the paths is. Raises WireError, InvalidRequest."""
+    path = _path_of(body, router)
+    if path != RESPONSES:
+        return Asked(*decode_body(path, body, drop_unknown=drop_unknown))
+    response, _, dropped = decode_strictly(ResponsesRequest, body, drop_unknown=drop_unknown)
+    chat = msgspec.json.encode(chat_body(response))
+    request, raw, _ = decode_body("chat/completions", chat, drop_unknown=False)
+    return Asked(request, raw, dropped)
+
+
+def _path_of(body: bytes, router: Router) -> Endpoint | Literal["responses"]:
+    """Bodies can be told apart by their one required field; `input` is what two paths have."""
     try:
         fields: Any = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
+        fields = None
+    if not isinstance(fields, dict) or "messages" in fields:
         return "chat/completions"  # decoding it again says what is wrong
-    if isinstance(fields, dict) and "messages" not in fields:
-        if "prompt" in fields:
-            return "completions"
-        if "input" in fields:
-            return "embeddings"
-    return "chat/completions"
+    if "prompt" in fields and "input" not in fields:
+        return "completions"
+    if "input" not in fields:
+        return "chat/completions"
+    return "embeddings" if _embeds(fields, router) else RESPONSES
+
+
+def _embeds(fields: dict[str, Any], router: Router) -> bool:
+    """Whether a body with `input` asks for vectors: it says so, or its model makes only those."""
+    given, model = fields["input"], fields.get("model")
+    if "encoding_format" in fields or "dimensions" in fields:
+        return True
+    if isinstance(given, list) and given and not isinstance(given[0], dict):
+        return True
+    try:
+        return isinstance(model, str) and router.only_embeds(model)
+    except ModelNotFound:
+        return False

@@ -25,7 +25,8 @@ from policies.model import BackendCard
 log = structlog.get_logger(__name__)
 
 _GENERATE = frozenset({"chat/completions", "completions"})
-_EMBED = frozenset({"embeddings"})
+ONLY_VECTORS = frozenset({"embeddings"})
+"""What encoders can be asked."""
 _ENCODER_CONCURRENCY = 256
 """Of the supervised encoder, which no configuration lists."""
 
@@ -285,7 +286,7 @@ class BackendRegistry:
                 name=name,
                 tier=name,
                 model=self._encoder_model,
-                endpoints=_EMBED,
+                endpoints=ONLY_VECTORS,
                 ready=ready,
                 load=self._load(state),
                 revision=health.model_revision,
@@ -335,9 +336,9 @@ class BackendRegistry:
 
 def _endpoints(settings: BackendSettings) -> frozenset[str]:
     if settings.kind == "encoder":
-        return _EMBED
+        return ONLY_VECTORS
     if "embeddings" in settings.accepts or settings.kind == "echo":
-        return _GENERATE | _EMBED
+        return _GENERATE | ONLY_VECTORS
     return _GENERATE
 
 

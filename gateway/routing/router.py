@@ -28,7 +28,7 @@ from gateway.routing.explanation import Routed, expectation, explanation
 from gateway.routing.exploring import left_to_chance
 from gateway.routing.features import Request, read
 from gateway.routing.forecasts import Forecasts
-from gateway.routing.health import BackendRegistry
+from gateway.routing.health import ONLY_VECTORS, BackendRegistry
 from gateway.routing.judges import Judges
 from gateway.routing.moved import moved
 from gateway.routing.policy_book import LoadedPolicy, PolicyBook, UnknownPolicy
@@ -169,6 +169,11 @@ class Router:
         raise ModelNotFound(
             f"The model {model!r} does not exist here; there are: {known}.", param="model"
         )
+
+    def only_embeds(self, model: str) -> bool:
+        """Whether a name stands for backends that make vectors only. Raises ModelNotFound."""
+        cards, names = self._registry.cards(), self.resolve(model).allowed
+        return bool(names) and all(cards[name].endpoints == ONLY_VECTORS for name in names or ())
 
     async def decide(
         self,

@@ -2,10 +2,11 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from backends.echo import EchoBackend
 from gateway.settings import BackendSettings
-from tests.gateway.serving import decode, events, gateway, settings
+from tests.gateway.serving import Gateway, decode, events, gateway, settings
 
 
 async def test_completions_answer_whole_and_as_a_stream(tmp_path: Path) -> None:
@@ -120,6 +121,13 @@ async def test_metrics_bear_the_contracts_names(tmp_path: Path) -> None:
         assert "headgate_requests_in_flight 0.0" in text
 
 
+async def explained(served: Gateway, **body: Any) -> Any:
+    """What would be decided on a body; `auto` unless it names a model."""
+    answer = await served.client.post("/route/explain", json={"model": "auto", **body})
+    assert answer.status_code == 200, answer.text
+    return decode(answer)
+
+
 async def test_explain_spends_nothing(tmp_path: Path) -> None:
     """/route/explain says what would be decided, and leaves no row and no call behind."""
     small = EchoBackend("small")
@@ -136,6 +144,43 @@ async def test_explain_spends_nothing(tmp_path: Path) -> None:
         assert told["rules"][0]["matched"] is False
         assert len(small.requests) == 0
         assert await served.rows() == 0
+
+
+async def test_explain_takes_a_responses_body(tmp_path: Path) -> None:
+    """A body of /v1/responses is explained as the chat that it stands for."""
+    chat = {"messages": [{"role": "user", "content": "hi"}], "max_completion_tokens": 9}
+    item = {"role": "user", "content": "hi"}
+    async with gateway(settings(tmp_path)) as served:
+        expected = await explained(served, **chat)
+        for given in ("hi", [item]):
+            assert await explained(served, input=given, max_output_tokens=9) == expected
+
+
+async def test_explain_takes_an_embeddings_body(tmp_path: Path) -> None:
+    """`input` asks for vectors where it is a list of texts, or its model makes nothing else."""
+    chosen = settings(
+        tmp_path,
+        BackendSettings(name="small", kind="engine", model="m", tier="small"),
+        BackendSettings(name="minilm", kind="encoder", model="all-MiniLM-L6-v2"),
+    )
+    made = {name: EchoBackend(name) for name in ("small", "minilm")}
+    async with gateway(chosen, made) as served:
+        for body in (
+            {"input": ["a text"]},
+            {"input": "a text", "encoding_format": "float"},
+            {"input": "a text", "model": "minilm"},
+        ):
+            assert (await explained(served, **body))["winner"] == "minilm"
+        assert (await explained(served, input="a text"))["winner"] == "small"
+
+
+async def test_explain_names_the_fields_of_a_responses_body(tmp_path: Path) -> None:
+    """What is not offered is refused by the name that the client wrote."""
+    async with gateway(settings(tmp_path)) as served:
+        refused = await served.client.post(
+            "/route/explain", json={"model": "auto", "input": "hi", "background": True}
+        )
+        assert (refused.status_code, decode(refused)["error"]["param"]) == (400, "background")
 
 
 async def test_request_can_be_read_again_with_its_story(tmp_path: Path) -> None:
