@@ -3,8 +3,12 @@
 A batch is one transaction: names become subject ids, rows that are not there yet are inserted, and
 exactly those are added to the roll-ups and, if it is on, to the audit chain. Every statement takes
 its rows in sorted order and the tables in the same order, so writers cannot deadlock.
+
+A client may send one id to two processes at once; each notices only its own. The request whose row
+came first keeps the id, the other is written under one made of it: who repeats ids pays as well.
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +27,7 @@ from gateway.ledger.rows import (
     charge_row,
     request_row,
     settlement_of,
+    to_us,
     without_nul,
 )
 from gateway.ledger.subjects import Subject
@@ -100,7 +105,7 @@ class Repository:
             The roll-ups' new keys, which the database has once that is committed.
         """
         driver = await direct(connection)
-        merged = _merged(without_nul(one) if _has_nul(one) else one for one in settlements)
+        merged, others = _merged(without_nul(one) if _has_nul(one) else one for one in settlements)
         known = await self._look_up(driver, connection, merged)
         totals: dict[Bucket, Sums] = {}
         mine: set[str] = set()
@@ -115,9 +120,14 @@ class Repository:
             fresh = [one for name, one in batch.items() if name in inserted]
             for one in fresh:
                 add(totals, one)
-            for name, one in batch.items():
-                late = None if name in inserted else await self._late(connection, one, totals)
-                if late is not None:
+            for place, (name, one) in enumerate(batch.items(), start):
+                if name in inserted:
+                    continue
+                before = await find_rows(connection, name, lock=True)
+                assert before is not None, "somebody else inserted it, so it is there"
+                if not _same(before, one):
+                    others.append(_under_another_id(merged[place]))
+                elif (late := _late(before, one, totals)) is not None:
                     fresh.append(late)
             charge_rows = [charge_row(charge) for one in fresh for charge in one.charges]
             if charge_rows:
@@ -126,6 +136,8 @@ class Repository:
         keys = await self._roll_up(driver, totals)
         if self._chained and written:
             await chain.extend(connection, written, requests=mine)
+        if others:
+            keys |= await self.write_on(connection, others)
         return keys
 
     async def _look_up(
@@ -164,21 +176,6 @@ class Repository:
         if not self._postgresql:
             return missing  # nobody else writes meanwhile
         return {row[0] for row in await driver.fetch(_OURS, (list(missing),))}
-
-    async def _late(
-        self, connection: "AsyncConnection", one: Settlement, totals: dict[Bucket, Sums]
-    ) -> Settlement | None:
-        """Charges that turn up after their request's row: a shadow's, a correction's."""
-        before = await find_rows(connection, one.request.request_id, lock=True)
-        assert before is not None, "somebody else inserted it, so it is there"
-        known = {charge.seq for charge in before.charges}
-        fresh = tuple(charge for charge in one.charges if charge.seq not in known)
-        if not fresh:
-            return None
-        after = Settlement(request=before.request, charges=before.charges + fresh)
-        add(totals, before, sign=-1)
-        add(totals, after)
-        return Settlement(request=before.request, charges=fresh)
 
     async def _roll_up(self, driver: Direct, totals: dict[Bucket, Sums]) -> dict[Key, int]:
         spans = by_span(totals)
@@ -247,19 +244,51 @@ async def find_rows(
     return settlement_of(found, booked.all())
 
 
-def _merged(settlements: Iterable[Settlement]) -> list[Settlement]:
-    """Sorted by request id: the first row of each, and every charge once."""
+def _late(before: Settlement, one: Settlement, totals: dict[Bucket, Sums]) -> Settlement | None:
+    """Charges that turn up after their request's row: a shadow's, a correction's."""
+    known = {charge.seq for charge in before.charges}
+    fresh = tuple(charge for charge in one.charges if charge.seq not in known)
+    if not fresh:
+        return None
+    after = Settlement(request=before.request, charges=before.charges + fresh)
+    add(totals, before, sign=-1)
+    add(totals, after)
+    return Settlement(request=before.request, charges=fresh)
+
+
+def _same(before: Settlement, one: Settlement) -> bool:
+    """Whether two settlements of one id are one request's: all of them say when it began."""
+    return to_us(before.request.started_at) == to_us(one.request.started_at)
+
+
+def _under_another_id(one: Settlement) -> Settlement:
+    """The same whenever it is written again."""
+    request = one.request
+    told = f"{to_us(request.started_at)} {request.worker} {request.key}"
+    name = f"{request.request_id[:100]}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+    return Settlement(
+        request=_replace(request, request_id=name),
+        charges=tuple(_replace(charge, request_id=name) for charge in one.charges),
+    )
+
+
+def _merged(settlements: Iterable[Settlement]) -> tuple[list[Settlement], list[Settlement]]:
+    """Sorted by request id: the first row of each, and every charge once. And other requests of the
+    same ids, to be written after those."""
     merged: dict[str, Settlement] = {}
+    others: list[Settlement] = []
     for one in settlements:
         name = one.request.request_id
         first = merged.get(name)
         if first is None:
             merged[name] = one
-            continue
-        known = {charge.seq for charge in first.charges}
-        fresh = tuple(charge for charge in one.charges if charge.seq not in known)
-        merged[name] = Settlement(request=first.request, charges=first.charges + fresh)
-    return [merged[name] for name in sorted(merged)]
+        elif _same(first, one):
+            known = {charge.seq for charge in first.charges}
+            fresh = tuple(charge for charge in one.charges if charge.seq not in known)
+            merged[name] = Settlement(request=first.request, charges=first.charges + fresh)
+        else:
+            others.append(one)
+    return [merged[name] for name in sorted(merged)], others
 
 
 def _names(settlements: Iterable[Settlement]) -> set[Subject]:

@@ -10,11 +10,13 @@ from sqlalchemy import func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from gateway.ledger import check
 from gateway.ledger.database import open_engine
 from gateway.ledger.ledger import Ledger
+from gateway.ledger.repository import Repository
 from gateway.ledger.tables import charges, requests
 from gateway.settings import Settings
-from tests.gateway.ledger.samples import charge, settlement
+from tests.gateway.ledger.samples import NOW, charge, settlement
 
 
 async def _counts(engine: AsyncEngine) -> tuple[int, int]:
@@ -97,6 +99,31 @@ async def test_replay_changes_nothing_for_rows_that_arrived(
     assert await _counts(engine) == (10, 10)
     assert second.state()["replayed_total"] == 10
     await second.aclose()
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_requests_that_share_a_clients_id_are_all_booked(
+    engine: AsyncEngine, together: bool
+) -> None:
+    """Two processes answered one id at once: both stand in the books, however often written."""
+    first = settlement("same", worker="a")
+    other = settlement("same", worker="b", started_at=NOW + 0.5)
+    late = msgspec.structs.replace(other, charges=(*other.charges, charge("same", 7)))
+    repository = Repository(engine, chained=True)
+    for batch in [[first, other]] if together else [[first], [other], [other, first]]:
+        await repository.write(batch)
+    await repository.write([late])
+    await Repository(engine, chained=True).write([first, late])
+    assert await _counts(engine) == (2, 3)
+    assert await repository.find("same") == first
+    async with engine.connect() as connection:
+        ids = set((await connection.execute(select(requests.c.request_id))).scalars())
+        assert await check.rollup_problems(connection) == []
+        assert (await check.check_chain(connection)).problem is None
+    (named,) = ids - {"same"}
+    found = await repository.find(named)
+    assert found is not None
+    assert (found.request.worker, len(found.charges)) == ("b", 2)
 
 
 async def test_database_outage_loses_nothing_and_bounds_memory(
