@@ -21,6 +21,7 @@ from torch import Tensor
 
 from backends.command import exit_with
 from backends.errors import BackendError, ModelLoadError
+from backends.gguf.file import is_gguf
 from backends.models.config import read_model_config
 from backends.models.folder import model_folder
 from backends.models.loader import INDEX_FILE, weight_files
@@ -64,6 +65,10 @@ def quantize_folder(
         ValueError: the target holds files.
     """
     folder = model_folder(source)
+    if is_gguf(folder):
+        raise ModelLoadError(
+            f"{source!r} is a .gguf file; give the Hugging Face folder that it was made from"
+        )
     config = read_model_config(folder)
     if config.quantization is not None:
         raise ModelLoadError(

@@ -57,11 +57,16 @@ class Tokenizer:
     def from_folder(cls, path: str | Path) -> "Tokenizer":
         """Read a Hugging Face folder: tokenizer.json and, where present, its config files.
 
+        Args:
+            path: The folder; or a .gguf file, which holds all of that itself.
+
         Raises:
             ModelLoadError: tokenizer.json is missing or unreadable, or decodes in a way that
                 cannot be streamed.
         """
         folder = Path(path)
+        if folder.suffix == ".gguf" and not folder.is_dir():
+            return cls._from_gguf(folder)
         file = folder / "tokenizer.json"
         if not file.is_file():
             raise ModelLoadError(f"{str(folder)!r} has no tokenizer.json; save a fast tokenizer")
@@ -78,6 +83,23 @@ class Tokenizer:
             bos_token_id=_bos_token_id(folder, config, rust),
             chat_template=ChatTemplate.from_folder(folder, config),
             name=folder.name,
+        )
+
+    @classmethod
+    def _from_gguf(cls, path: Path) -> "Tokenizer":
+        from backends.gguf.file import open_gguf
+        from backends.gguf.tokens import read_tokens
+
+        found = read_tokens(open_gguf(path))
+        template = found.chat_template and ChatTemplate(
+            found.chat_template, tools_source=found.tools_template, tokens=found.named
+        )
+        return cls(
+            found.rust,
+            eos_token_ids=found.eos_token_ids,
+            bos_token_id=found.bos_token_id,
+            chat_template=template or None,
+            name=path.name,
         )
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:

@@ -166,6 +166,9 @@ class _Blank:
     def ignore(self, name: str) -> None:
         pass
 
+    def codes(self, names: Sequence[str], rows: Sequence[int], columns: int) -> None:
+        return None
+
 
 class _Trial:
     """Two layers and a cache."""
@@ -230,7 +233,6 @@ def _model(config: ModelConfig, scheme: QuantizeAtLoad | None, dtype: str) -> Ll
         _Blank(getattr(torch, config.dtype)),
         device=_CPU,
         dtype=getattr(torch, dtype),
-        stored=None,
         quantize=scheme,
         tied=True,
     )

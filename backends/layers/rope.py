@@ -24,6 +24,13 @@ def inverse_frequencies(rope: RopeParameters, head_dim: int) -> tuple[Tensor, fl
     Returns:
         [head_dim / 2] fp32 and a factor.
     """
+    angles, factor = _scaled(rope, head_dim)
+    if rope.divisors is not None:
+        angles = angles / torch.tensor(rope.divisors, dtype=torch.float32)
+    return angles, factor
+
+
+def _scaled(rope: RopeParameters, head_dim: int) -> tuple[Tensor, float]:
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
     plain = 1.0 / rope.rope_theta**exponents
     if rope.rope_type == "linear":

@@ -9,6 +9,8 @@ from typing import Any, Final, Literal, cast
 import msgspec
 
 from backends.errors import ModelLoadError
+from backends.gguf.config import config_json
+from backends.gguf.file import is_gguf, open_gguf
 from backends.models.families import Family, read_family
 from backends.models.quantization_config import read_quantization
 from backends.quantization.schemes import StoredQuantization
@@ -34,6 +36,8 @@ class RopeParameters(msgspec.Struct, frozen=True, kw_only=True):
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
+    divisors: tuple[float, ...] | None = None
+    """What each pair's angle is divided by beside; None: by 1."""
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,14 +69,22 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
 def read_model_config(folder: Path) -> ModelConfig:
     """Read `config.json` and, for the end-of-sequence ids, `generation_config.json`.
 
+    Args:
+        folder: In the Hugging Face layout; or a .gguf file, whose metadata say the same.
+
     Raises:
         ModelLoadError: a file is missing or no JSON, a key is missing or has a value we do not
             serve; names the file, the key, the value and what is allowed.
     """
-    raw = _read_json(folder / "config.json")
+    if is_gguf(folder):
+        return _config(config_json(open_gguf(folder)), {}, str(folder))
     generation_file = folder / "generation_config.json"
     generation = _read_json(generation_file) if generation_file.is_file() else {}
-    where = str(folder / "config.json")
+    file = folder / "config.json"
+    return _config(_read_json(file), generation, str(file))
+
+
+def _config(raw: dict[str, Any], generation: dict[str, Any], where: str) -> ModelConfig:
     heads = _positive(raw, "num_attention_heads", where)
     hidden = _positive(raw, "hidden_size", where)
     kv_heads = _positive(raw, "num_key_value_heads", where, default=heads)

@@ -7,6 +7,7 @@ from typing import BinaryIO, Final
 
 from backends.bundled import UnknownBundledModelError, bundled_path
 from backends.errors import ModelLoadError
+from backends.gguf.file import all_parts, is_gguf
 
 _WHOLE_BYTES: Final = 256 * 2**20
 """Files up to this size are hashed whole; of longer ones the size, the ends and samples."""
@@ -19,7 +20,7 @@ _REVISION_CHARACTERS: Final = 16
 
 
 def model_folder(model: str, *, refresh: bool = False) -> Path:
-    """Turn what a user calls a model into its folder.
+    """Turn what a user calls a model into its folder, or its .gguf file.
 
     Args:
         refresh: of hf:owner/name ask for the newest version, even where one is cached.
@@ -34,13 +35,18 @@ def model_folder(model: str, *, refresh: bool = False) -> Path:
             raise ModelLoadError(str(error)) from None
     if model.startswith("hf:"):
         return _from_hub(model.removeprefix("hf:"), refresh=refresh)
-    if model.endswith(".gguf"):
-        raise ModelLoadError(f"{model!r}: GGUF files are not supported yet; give a folder")
     folder = Path(model).expanduser()
+    if is_gguf(folder):
+        all_parts(folder)
+        return folder
     if not folder.is_dir():
         raise ModelLoadError(
-            f"model {model!r} is no folder; give one in the Hugging Face layout, or bundled:NAME"
+            f"model {model!r} is no folder; give one in the Hugging Face layout, a .gguf file, or "
+            "bundled:NAME"
         )
+    files = sorted(folder.glob("*.gguf"))
+    if files and not (folder / "config.json").is_file():
+        raise ModelLoadError(f"{model!r} holds .gguf files; name one of them, such as {files[0]}")
     return folder
 
 
@@ -79,9 +85,9 @@ def _from_hub(name: str, *, refresh: bool) -> Path:
 def revision(folder: Path, *variant: str, suffixes: Sequence[str] = _SUFFIXES) -> str:
     """Name the contents: changes when weights, configuration, tokenizer or template change.
 
-    A hash over names and contents of the folder's model files. Of a file over 256 MiB it reads
-    the size, the ends and 256 samples, not every byte: training or fetching another version
-    changes them, flipping one byte by hand may not.
+    A hash over names and contents of the folder's model files, or of the .gguf file. Of a file
+    over 256 MiB it reads the size, the ends and 256 samples, not every byte: training or fetching
+    another version changes them, flipping one byte by hand may not.
 
     Args:
         variant: What else makes answers differ, such as the quantisation at load.
@@ -90,12 +96,16 @@ def revision(folder: Path, *variant: str, suffixes: Sequence[str] = _SUFFIXES) -
     digest = hashlib.sha256()
     for word in variant:
         digest.update(word.encode() + b"\0")
-    for file in sorted(folder.iterdir()):
-        if file.suffix in suffixes and file.name not in _RECORDS and file.is_file():
-            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-            with file.open("rb") as stream:
-                _update(digest, stream, file.stat().st_size)
+    for file in all_parts(folder) if is_gguf(folder) else _files(folder, suffixes):
+        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as stream:
+            _update(digest, stream, file.stat().st_size)
     return digest.hexdigest()[:_REVISION_CHARACTERS]
+
+
+def _files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    files = (file for file in sorted(folder.iterdir()) if file.suffix in suffixes)
+    return [file for file in files if file.name not in _RECORDS and file.is_file()]
 
 
 def _update(digest: "hashlib._Hash", stream: BinaryIO, size: int) -> None:

@@ -31,7 +31,7 @@ def default_sampling(folder: Path, which: GenerationConfig = "auto") -> Sampling
         ModelLoadError: the file is no JSON object, or a field has a wrong type or value.
     """
     file = folder / "generation_config.json"
-    if which == "vllm" or not file.is_file():
+    if which == "vllm" or not file.is_file():  # Nor has a .gguf file one.
         return SamplingParams()
     try:
         raw: Any = json.loads(file.read_bytes())

@@ -1,7 +1,9 @@
 """`headgate models inspect`: what a model folder holds, read from headers only. No torch."""
 
 import json
+import math
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import msgspec
 from safetensors import safe_open
 
 from backends.errors import ModelLoadError
+from backends.gguf.file import is_gguf, open_gguf
 from backends.models.config import read_model_config
 from backends.models.folder import model_folder, revision
 
@@ -18,20 +21,25 @@ _WORDS = (".weight_packed", ".qweight")
 
 
 def inspect_model(model: str) -> dict[str, Any]:
-    """Architecture, size and revision of a folder or bundled:NAME.
+    """Architecture, size and revision of a folder, a .gguf file or bundled:NAME.
 
     Raises:
         ModelLoadError: it cannot be served; says why.
     """
     folder = model_folder(model)
     config = read_model_config(folder)
-    parameters, size = _count(folder)
+    types: dict[str, int] = {}
+    if is_gguf(folder):
+        parameters, size, types = _count_gguf(folder)
+    else:
+        parameters, size = _count(folder)
     return {
         "model": model,
         "architecture": config.architecture,
         "parameters": parameters,
         "bytes_on_disk": size,
         "quantization": None if config.quantization is None else config.quantization.scheme,
+        "tensor_types": types or None,
         "dtype": config.dtype,
         "layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
@@ -59,6 +67,14 @@ def _count(folder: Path) -> tuple[int, int]:
                         count *= length
                     parameters += count
     return parameters, sum(file.stat().st_size for file in files)
+
+
+def _count_gguf(path: Path) -> tuple[int, int, dict[str, int]]:
+    """Parameters, bytes of all parts, and how many tensors are of each type."""
+    file = open_gguf(path)
+    types = Counter(tensor.kind.name for tensor in file.tensors.values())
+    parameters = sum(math.prod(tensor.shape) for tensor in file.tensors.values())
+    return parameters, sum(part.stat().st_size for part in file.paths), dict(types.most_common())
 
 
 def main() -> int:

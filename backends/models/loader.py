@@ -45,17 +45,25 @@ class Tensors(Protocol):
         """Let a tensor stand unread."""
         ...
 
+    def codes(self, names: Sequence[str], rows: Sequence[int], columns: int) -> Codes | None:
+        """Read layers that share an input, below each other; None where they are plain floats."""
+        ...
+
 
 class Checkpoint:
     """The tensors of a folder by name, read one at a time."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, stored: StoredQuantization | None = None) -> None:
         """Open the folder's safetensors, one file or sharded.
+
+        Args:
+            stored: How its linear layers are quantised, as its config.json says.
 
         Raises:
             ModelLoadError: a file is missing, truncated or no safetensors.
         """
         self.folder = folder
+        self._stored = stored
         self._files: dict[str, Any] = {}
         self._taken: set[str] = set()
         for name in weight_files(folder):
@@ -90,6 +98,27 @@ class Checkpoint:
         """Let a tensor stand unread."""
         self._taken.add(name)
 
+    def codes(self, names: Sequence[str], rows: Sequence[int], columns: int) -> Codes | None:
+        """Read layers that share an input, below each other; None where they are plain floats.
+
+        Raises:
+            ModelLoadError: some of them are quantised and others not.
+        """
+        stored = self._stored
+        if stored is None:
+            return None
+        coded = [stored.mark(name) in self for name in names]
+        if any(coded) and not all(coded):
+            missing = stored.mark(names[coded.index(False)])
+            raise ModelLoadError(
+                f"{str(self.folder)!r} has no tensor {missing!r}, though the layers it "
+                f"is fused with are {stored.scheme}"
+            )
+        if not all(coded):
+            return None
+        shapes = zip(names, rows, strict=True)
+        return stack([read(stored, self.take, name, count, columns) for name, count in shapes])
+
     def check_all_taken(self) -> None:
         """Refuse a checkpoint with weights that the architecture would leave out.
 
@@ -115,14 +144,12 @@ class WeightReader:
         *,
         device: torch.device,
         dtype: torch.dtype,
-        stored: StoredQuantization | None,
         quantize: QuantizeAtLoad | None,
         tied: bool,
     ) -> None:
         self.checkpoint = checkpoint
         self.device = device
         self.dtype = dtype
-        self.stored = stored
         self.quantize = quantize
         self.tied = tied
 
@@ -151,10 +178,9 @@ class WeightReader:
         """
         shapes = list(zip(names, rows, strict=True))
         offset = fuse_rows([self.take(f"{n}.bias", (r,)) for n, r in shapes]) if bias else None
-        if self.stored is not None and self._is_coded(names, self.stored):
-            take = self.checkpoint.take
-            parts = [read(self.stored, take, name, r, columns) for name, r in shapes]
-            return self._coded(stack(parts), offset)
+        codes = self.checkpoint.codes(names, rows, columns)
+        if codes is not None:
+            return self._coded(codes, offset)
         weight = fuse_rows(
             [self.checkpoint.take(f"{name}.weight", (r, columns)) for name, r in shapes]
         )
@@ -167,11 +193,11 @@ class WeightReader:
         """Read layers and stack them by rows as plain weights, whatever they are stored as."""
         parts = []
         for name, count in zip(names, rows, strict=True):
-            if self.stored is not None and self._is_coded([name], self.stored):
-                codes = read(self.stored, self.checkpoint.take, name, count, columns)
-                parts.append(dequantise(codes))
-            else:
+            codes = self.checkpoint.codes([name], [count], columns)
+            if codes is None:
                 parts.append(self.checkpoint.take(f"{name}.weight", (count, columns)))
+            else:
+                parts.append(dequantise(codes))
         return fuse_rows([part.to(self.dtype) for part in parts]).to(self.device)
 
     def head(self, embedding: Tensor, vocabulary: int, hidden: int) -> AnyLinear:
@@ -188,17 +214,6 @@ class WeightReader:
         stored = self.checkpoint.take(EMBEDDING, (vocabulary, hidden))
         packed = self.device.type == "cpu" and is_faster_packed(stored, self.dtype)
         return Linear(stored if packed else embedding, dtype=self.dtype)
-
-    def _is_coded(self, names: Sequence[str], stored: StoredQuantization) -> bool:
-        """Whether the checkpoint holds these layers quantised; its config may leave some out."""
-        coded = [stored.mark(name) in self.checkpoint for name in names]
-        if any(coded) and not all(coded):
-            missing = stored.mark(names[coded.index(False)])
-            raise ModelLoadError(
-                f"{str(self.checkpoint.folder)!r} has no tensor {missing!r}, though the layers it "
-                f"is fused with are {stored.scheme}"
-            )
-        return all(coded)
 
     def _coded(self, codes: Codes, bias: Tensor | None) -> AnyLinear:
         return coded_linear(moved(codes, self.device), bias, dtype=self.dtype)

@@ -6,6 +6,8 @@ from typing import Final
 import torch
 
 from backends.errors import ModelLoadError
+from backends.gguf.checkpoint import GgufCheckpoint
+from backends.gguf.file import is_gguf, open_gguf
 from backends.models.config import ModelConfig, read_model_config
 from backends.models.llama import Llama
 from backends.models.loader import Checkpoint, WeightReader
@@ -35,10 +37,10 @@ def load_model(
     max_positions: int | None = None,
     config: ModelConfig | None = None,
 ) -> Model:
-    """Load a Hugging Face folder.
+    """Load a Hugging Face folder or a .gguf file.
 
     Args:
-        folder: Holds config.json and the safetensors files.
+        folder: Holds config.json and the safetensors files; or the file.
         device: Where the weights go.
         dtype: Of activations and of weights that are not quantised.
         quantization: how to round the linear weights at load, if they are not stored so already.
@@ -54,12 +56,15 @@ def load_model(
         raise ModelLoadError(
             f"{str(folder)!r} is a {config.architecture}; we serve: {', '.join(ARCHITECTURES)}"
         )
-    checkpoint = Checkpoint(folder)
+    checkpoint = (
+        GgufCheckpoint(open_gguf(folder))
+        if is_gguf(folder)
+        else Checkpoint(folder, config.quantization)
+    )
     reader = WeightReader(
         checkpoint,
         device=device,
         dtype=dtype,
-        stored=config.quantization,
         quantize=quantization,
         tied=config.tie_word_embeddings,
     )

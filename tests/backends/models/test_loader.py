@@ -282,7 +282,7 @@ def test_model_names_resolve_or_are_refused(tmp_path: Path) -> None:
     assert model_folder(str(tmp_path)) == tmp_path
     for name, message in (
         ("bundled:huge", "no bundled model 'huge'"),
-        ("/nowhere/model.gguf", "GGUF"),
+        ("/nowhere/model.gguf", "there is no file"),
         ("/nowhere", "is no folder"),
     ):
         with pytest.raises(ModelLoadError, match=message):

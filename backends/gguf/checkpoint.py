@@ -1,0 +1,140 @@
+"""The tensors of a .gguf file by their Hugging Face names, in the form that layers take."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backends.errors import ModelLoadError
+from backends.gguf.blocks import dequantise, groups, is_plain, plain
+from backends.gguf.config import ROPE_FACTORS, paired_heads
+from backends.gguf.file import GgufFile
+from backends.gguf.file import Tensor as Stored
+from backends.gguf.names import place_of
+from backends.quantization.codes import Codes, Int4Codes, stack
+from backends.quantization.int4 import pack_nibbles
+
+log = logging.getLogger(__name__)
+
+
+class GgufCheckpoint:
+    """What `models.loader.Checkpoint` is for a folder.
+
+    Blocks that a quantised layer has a twin of stay codes, number for number. Others are widened to
+    fp16, whose error is a small part of theirs; a line in the log says which.
+    """
+
+    def __init__(self, file: GgufFile) -> None:
+        self._file = file
+        self._pairs = paired_heads(file)
+        self._taken: set[str] = {ROPE_FACTORS}
+        self._widened: dict[str, Stored] = {}
+
+    @property
+    def folder(self) -> Path:
+        """The file, for errors."""
+        return self._file.path
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is a tensor of that Hugging Face name."""
+        return place_of(name).name in self._file.tensors
+
+    def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Read one tensor as floats: fp32, fp16 or bf16 as stored, else fp16.
+
+        Raises:
+            ModelLoadError: it is missing, has another shape or holds no finite numbers.
+        """
+        stored, raw = self._read(name, shape)
+        if is_plain(stored.kind):
+            return plain(raw, stored.kind).reshape(shape)
+        self._widened[stored.name] = stored
+        for dtype in (torch.float16, torch.float32):
+            values = dequantise(raw, stored.kind, dtype)
+            if values.isfinite().all():
+                return values.reshape(shape)
+        raise ModelLoadError(
+            f"{str(self.folder)!r}: {stored.name!r} holds what are no numbers; it is damaged: "
+            "fetch it again"
+        )
+
+    def codes(self, names: Sequence[str], rows: Sequence[int], columns: int) -> Codes | None:
+        """Read layers that share an input as codes; None where no quantised layer is as exact."""
+        kinds = {self._find(f"{name}.weight").kind.name for name in names}
+        if kinds != {"Q4_0"}:
+            return None
+        return stack(
+            [
+                _as_int4(*self._read(f"{name}.weight", (count, columns)))
+                for name, count in zip(names, rows, strict=True)
+            ]
+        )
+
+    def ignore(self, name: str) -> None:
+        """Let a tensor stand unread."""
+        self._taken.add(place_of(name).name)
+
+    def check_all_taken(self) -> None:
+        """Refuse a file with weights that the architecture would leave out.
+
+        Raises:
+            ModelLoadError: names the first few.
+        """
+        left = sorted(name for name in self._file.tensors if name not in self._taken)
+        if left:
+            raise ModelLoadError(
+                f"{str(self.folder)!r} holds {len(left)} tensors that its architecture does not "
+                f"use, so answers would be wrong: {', '.join(left[:3])}"
+            )
+        kinds = Counter(stored.kind.name for stored in self._widened.values())
+        if kinds:
+            shown = ", ".join(f"{count} of type {kind}" for kind, count in sorted(kinds.items()))
+            log.info("gguf_tensors_widened: to 16-bit floats: %s; %s", shown, self.folder)
+
+    def _find(self, name: str) -> Stored:
+        stored = self._file.tensors.get(place_of(name).name)
+        if stored is None:
+            raise ModelLoadError(
+                f"{str(self.folder)!r} has no tensor {place_of(name).name!r} ({name!r})"
+            )
+        return stored
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> tuple[Stored, Tensor]:
+        """A tensor's rows of bytes [N, bytes of a row], in Hugging Face's order."""
+        stored, expert = self._find(name), place_of(name).expert
+        found, data = stored.shape, stored.data
+        if expert is not None and len(found) == 3 and expert < found[0]:
+            found, data = found[1:], data[expert * found[1] : (expert + 1) * found[1]]
+        if found != shape:
+            raise ModelLoadError(
+                f"{str(self.folder)!r}: {stored.name!r} is {list(found)}, "
+                f"but its metadata ask for {list(shape)}"
+            )
+        self._taken.add(stored.name)
+        rows = shape[0] if len(shape) > 1 or is_plain(stored.kind) else 1
+        raw = torch.from_numpy(np.array(data)).view(rows, -1)
+        heads = self._paired(stored.name)
+        if heads is None:
+            return stored, raw
+        pairs = raw.view(heads, -1, 2, raw.shape[1])
+        return stored, pairs.transpose(1, 2).reshape(raw.shape)
+
+    def _paired(self, name: str) -> int | None:
+        """The heads whose rows stand in pairs; None: rows are in Hugging Face's order."""
+        if self._pairs is None:
+            return None
+        if ".attn_q." in name:
+            return self._pairs[0]
+        return self._pairs[1] if ".attn_k." in name else None
+
+
+def _as_int4(stored: Stored, raw: Tensor) -> Int4Codes:
+    """Q4_0 as it is: 32 codes around 8 and their scale."""
+    found = groups(raw, stored.kind)
+    rows = raw.shape[0]
+    codes = (found.codes + 8).to(torch.uint8).view(rows, -1)
+    return Int4Codes(pack_nibbles(codes), found.scales.view(rows, -1), None)

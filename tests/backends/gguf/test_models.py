@@ -1,0 +1,272 @@
+"""Models in .gguf files beside the same weights in a folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from backends.engine.kv_cache import allocate
+from backends.errors import ModelLoadError
+from backends.layers.attention import ForwardBatch
+from backends.layers.coded_linear import Int4Linear
+from backends.layers.rope import inverse_frequencies
+from backends.models.config import read_model_config
+from backends.models.folder import model_folder, revision
+from backends.models.inspect import inspect_model
+from backends.models.registry import load_model
+from backends.quantize import quantize_folder
+from tests.backends.gguf.writer import write_gguf
+
+pytestmark = pytest.mark.long
+
+Write = Callable[..., Path]
+_TOKENS = torch.randint(3, 512, (60,), generator=torch.Generator().manual_seed(2))
+
+
+def _logits(model_path: Path) -> Tensor:
+    """Prefill of one sequence; [T, V]."""
+    model = load_model(model_path, device=torch.device("cpu"), dtype=torch.float32)
+    count = len(_TOKENS)
+    caches = allocate(
+        model.config, num_blocks=8, block_size=8, dtype=torch.float32, device=_TOKENS.device
+    )
+    places = torch.arange(count)
+    batch = ForwardBatch(
+        token_ids=_TOKENS,
+        positions=places,
+        slot_mapping=places,
+        block_tables=torch.arange(8, dtype=torch.int32)[None],
+        query_start_lens=torch.tensor([0, count], dtype=torch.int32),
+        context_lens=torch.tensor([count], dtype=torch.int32),
+        max_query_len=count,
+        max_context_len=count,
+    )
+    with torch.inference_mode():
+        return model.logits(model.forward(batch, caches))
+
+
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "llama": ("Llama", {}, {}),
+    "llama_tied": ("Llama", {"tie_word_embeddings": True}, {}),
+    "llama_biased": ("Llama", {"attention_bias": True, "mlp_bias": True}, {}),
+    "llama_linear": (
+        "Llama",
+        {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 1e4}},
+        {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 3.0},
+    ),
+    "llama_yarn": (
+        "Llama",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "rope_theta": 1e4,
+                "original_max_position_embeddings": 64,
+            }
+        },
+        {
+            "llama.rope.scaling.type": "yarn",
+            "llama.rope.scaling.factor": 4.0,
+            "llama.rope.scaling.original_context_length": 64,
+        },
+    ),
+    "mistral_window": ("Mistral", {"sliding_window": 24}, {"llama.attention.sliding_window": 24}),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}, {}),
+    "qwen2": ("Qwen2", {}, {}),
+    "qwen3": ("Qwen3", {"head_dim": 32}, {}),
+    "qwen3_moe": ("Qwen3Moe", {**_EXPERTS, "norm_topk_prob": True, "head_dim": 16}, {}),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family_gives_the_logits_of_its_folder(
+    family: str, make_checkpoint: Write, tmp_path: Path
+) -> None:
+    """Names, the order of rows, rotary scaling, biases, ties and experts: bit for bit in F32."""
+    kind, changes, metadata = FAMILIES[family]
+    folder = make_checkpoint(family=kind, **changes)
+    file = write_gguf(folder, tmp_path / "m.gguf", more=metadata)
+    assert torch.equal(_logits(file), _logits(folder))
+
+
+def test_llama3_frequencies_are_read_from_their_tensor(
+    make_checkpoint: Write, tmp_path: Path
+) -> None:
+    """Llama 3.1's smoothing comes as what each pair's angle is divided by."""
+    rope = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 1e4}
+    rope |= {"rope_type": "llama3", "original_max_position_embeddings": 64}
+    folder = make_checkpoint(rope_parameters=rope)
+    plain = write_gguf(folder, tmp_path / "plain.gguf")
+    smoothed, _ = inverse_frequencies(read_model_config(folder).rope, 16)
+    unscaled, _ = inverse_frequencies(read_model_config(plain).rope, 16)
+    factors = {"rope_freqs.weight": (unscaled / smoothed).numpy()}
+    file = write_gguf(folder, tmp_path / "m.gguf", beside=factors)
+    assert (_logits(file) - _logits(folder)).abs().max() < 1e-4
+    assert not torch.allclose(_logits(plain), _logits(folder), atol=1e-2)
+
+
+def _rounded_copy(folder: Path, target: Path, kind: str, dtype: torch.dtype) -> Path:
+    """The folder with every matrix as a type's blocks stand for it."""
+    quantised = GGMLQuantizationType[kind]
+    target.mkdir()
+    tensors = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        if tensor.dim() == 2:
+            blocks = gguf.quantize(tensor.numpy(), quantised)
+            tensor = torch.from_numpy(gguf.dequantize(blocks, quantised)).to(dtype)
+        tensors[name] = tensor
+    save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    (target / "config.json").write_bytes((folder / "config.json").read_bytes())
+    return target
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("F16", torch.float16),
+        ("BF16", torch.bfloat16),
+        ("Q8_0", torch.float16),
+        ("Q5_1", torch.float16),
+    ],
+)
+def test_type_gives_the_logits_of_its_numbers(
+    kind: str, dtype: torch.dtype, make_checkpoint: Write, tmp_path: Path
+) -> None:
+    """A folder that holds what the blocks stand for, in 16 bits, answers the same, bit for bit."""
+    folder = make_checkpoint(intermediate_size=128)
+    file = write_gguf(folder, tmp_path / "m.gguf", kind)
+    rounded = _rounded_copy(folder, tmp_path / "rounded", kind, dtype)
+    assert torch.equal(_logits(file), _logits(rounded))
+
+
+def test_widening_to_16_bits_costs_little_beside_the_blocks(
+    make_checkpoint: Write, tmp_path: Path
+) -> None:
+    """What fp16 takes from Q8_0 is less than a tenth of what Q8_0 took from the weights."""
+    folder = make_checkpoint(intermediate_size=128)
+    exact = _logits(_rounded_copy(folder, tmp_path / "exact", "Q8_0", torch.float32))
+    ours = _logits(write_gguf(folder, tmp_path / "m.gguf", "Q8_0"))
+    assert (ours - exact).std() < (exact - _logits(folder)).std() / 10
+
+
+def test_q4_0_stays_four_bits(make_checkpoint: Write, tmp_path: Path) -> None:
+    """Its codes and scales become those of an int4 layer: nothing is rounded again."""
+    folder = make_checkpoint(intermediate_size=128)
+    file = write_gguf(folder, tmp_path / "m.gguf", "Q4_0")
+    model = load_model(file, device=torch.device("cpu"), dtype=torch.float32)
+    assert model.quantization == "int4"
+    assert isinstance(model.layers[0].qkv, Int4Linear)
+    exact = _logits(_rounded_copy(folder, tmp_path / "exact", "Q4_0", torch.float32))
+    # Rows are rounded to 16-bit integers, as in any int4 layer on a CPU.
+    assert (_logits(file) - exact).abs().max() < 2e-3 * exact.abs().max()
+
+
+def _blocks(name: str, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Q6_K by chance, with small scales: there is no quantiser of it in Python."""
+    rows, inputs = values.shape
+    random = np.random.default_rng(len(name))
+    raw = random.integers(0, 256, (rows, inputs // 256, 210), dtype=np.uint8)
+    raw[..., 208:] = np.array([0.002], dtype=np.float16).view(np.uint8)
+    return raw.reshape(rows, -1)
+
+
+def test_blocks_of_256_serve_whole_models(make_checkpoint: Write, tmp_path: Path) -> None:
+    """A model in Q6_K answers as a folder of what its blocks stand for, queries' rows in order."""
+    folder = make_checkpoint(hidden_size=256, intermediate_size=256, num_hidden_layers=1)
+    file = write_gguf(folder, tmp_path / "m.gguf", "Q6_K", blocks=_blocks)
+    inner = load_model(file, device=torch.device("cpu"), dtype=torch.float32)
+    key = "model.layers.0.self_attn.q_proj.weight"
+    shape = load_file(folder / "model.safetensors")[key].shape
+    stored = _blocks("blk.0.attn_q.weight", np.empty(tuple(shape), dtype=np.float32))
+    exact = torch.from_numpy(gguf.dequantize(stored, GGMLQuantizationType.Q6_K))
+    heads = exact.view(4, -1, 2, 256).transpose(1, 2).reshape(exact.shape)
+    qkv = inner.layers[0].qkv
+    assert torch.equal(qkv.weight[: len(heads)], heads.half().float())  # type: ignore[attr-defined]
+    assert _logits(file).isfinite().all()
+
+
+@pytest.fixture(scope="module")
+def tiny_file(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama as a file, without a tokenizer."""
+    return write_gguf(tiny_llama, tmp_path_factory.mktemp("file") / "m.gguf")
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "encoder": ({"general.architecture": "bert"}, "give a backend of kind 'encoder'"),
+    "architecture": ({"general.architecture": "mamba"}, "is of architecture 'mamba'; we serve"),
+    "rope_part": ({"llama.rope.dimension_count": 8}, "8 of a head's 16 numbers are rotated"),
+    "rope_type": (
+        {"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 4.0},
+        "scales angles by 'longrope'",
+    ),
+    "values": ({"llama.attention.value_length": 8}, "keys have 16 numbers and values 8"),
+    "layers": ({"llama.feed_forward_length": [112, 64]}, "differs between layers"),
+    "eps": ({"llama.attention.layer_norm_rms_epsilon": "small"}, "'small'"),
+    "no_layers": ({"llama.block_count": 0}, "num_hidden_layers is 0"),
+    "more_layers": ({"llama.block_count": 3}, "has no tensor 'blk.2.attn_norm.weight'"),
+    "fewer_layers": ({"llama.block_count": 1}, "does not use"),
+    "shape": ({"llama.embedding_length": 32}, "but its metadata ask for"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_served_is_refused_by_name(
+    case: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """Each refusal names the file and what it is about."""
+    metadata, words = REFUSED[case]
+    file = write_gguf(tiny_llama, tmp_path / "m.gguf", more=metadata)
+    with pytest.raises(ModelLoadError, match=words) as caught:
+        load_model(file, device=torch.device("cpu"), dtype=torch.float32)
+    assert str(file) in str(caught.value)
+
+
+def test_missing_tensors_and_keys_are_named(tiny_llama: Path, tmp_path: Path) -> None:
+    """By the name that they have in the file."""
+    file = write_gguf(tiny_llama, tmp_path / "m.gguf", leave_out=("blk.1.ffn_norm.weight",))
+    with pytest.raises(ModelLoadError, match=r"no tensor 'blk\.1\.ffn_norm\.weight'"):
+        load_model(file, device=torch.device("cpu"), dtype=torch.float32)
+    file = write_gguf(tiny_llama, tmp_path / "n.gguf", leave_out=("token_embd.weight",))
+    with pytest.raises(ModelLoadError, match=r"token_embd\.weight"):
+        read_model_config(file)
+
+
+def test_parts_give_the_logits_of_the_whole(tiny_llama: Path, tiny_file: Path) -> None:
+    """A model split over several files is one."""
+    first = write_gguf(tiny_llama, tiny_file.with_name("split.gguf"), parts=5)
+    assert first.name.startswith("split-00001-of-0000")
+    assert torch.equal(_logits(first), _logits(tiny_file))
+    assert revision(first) != revision(tiny_file)
+
+
+def test_file_resolves_and_tells_what_it_is(tiny_file: Path, tiny_llama: Path) -> None:
+    """Its path is its name as a model; `models inspect` reads it; a folder of files says which."""
+    assert model_folder(str(tiny_file)) == tiny_file
+    facts, folder = inspect_model(str(tiny_file)), inspect_model(str(tiny_llama))
+    same = ("architecture", "parameters", "layers", "hidden_size", "vocab_size", "context_tokens")
+    assert {key: facts[key] for key in same} == {key: folder[key] for key in same}
+    assert facts["bytes_on_disk"] == tiny_file.stat().st_size
+    assert (facts["quantization"], facts["tensor_types"]) == (None, {"F32": 21})
+    with pytest.raises(ModelLoadError, match="name one of them"):
+        model_folder(str(tiny_file.parent))
+    with pytest.raises(ModelLoadError, match=r"is a \.gguf file"):
+        quantize_folder(str(tiny_file), tiny_file.parent / "smaller", "int8")
+
+
+def test_revision_of_a_file_changes_with_its_bytes(tiny_file: Path, tmp_path: Path) -> None:
+    """As a folder's does."""
+    copy = tmp_path / tiny_file.name
+    data = bytearray(tiny_file.read_bytes())
+    copy.write_bytes(data)
+    assert revision(copy) == revision(tiny_file)
+    data[-5] ^= 1
+    copy.write_bytes(data)
+    assert revision(copy) != revision(tiny_file)
