@@ -299,3 +299,16 @@ HOURLY: Final[dict[Kind, Check]] = {
     "unattributed": unattributed,
 }
 """Of full hours: once each."""
+
+
+async def hourly_findings(
+    engine: "AsyncEngine", settings: Settings, *, now: float
+) -> dict[Kind, list[Finding]]:
+    """What HOURLY finds, by kind; without those that the settings turn off."""
+    alerts, at = settings.alerts, datetime.fromtimestamp(now, UTC)
+    off = {
+        kind
+        for kind, wanted in (("anomaly", alerts.anomalies), ("budget_forecast", alerts.forecasts))
+        if not wanted
+    }
+    return {k: await check(engine, settings, at) for k, check in HOURLY.items() if k not in off}

@@ -27,6 +27,7 @@ from gateway.alerts import store
 from gateway.alerts.deliver import NotDelivered, deliver
 from gateway.alerts.model import Finding, Message
 from gateway.alerts.settings import AlertSettings, ChannelSettings, Kind
+from gateway.aside import Aside, AsideError, ask_aside
 from gateway.insights.series import full_hour_us
 from gateway.ledger.database import writing
 from gateway.settings import Settings
@@ -42,6 +43,8 @@ AWAY = (SQLAlchemyError, OSError, TimeoutError)
 PATIENCE_LOOKS = 2
 """An outage is told at the second look that finds it: a restart is none."""
 _LATE_S = 600.0
+_PATIENCE_S = 5.0
+"""That a look has with the checks of the hour."""
 _CLEAR_LOOKS = 3
 """And what is not found any more is resolved after as many."""
 
@@ -64,6 +67,7 @@ class AlertWatch:
         cache_answers: whether the caches' store does; None: there are no caches.
         folder: of the lock and the outage's file.
         clock: unix seconds.
+        aside: who checks what takes long, once an hour.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class AlertWatch:
         cache_answers: Callable[[], Awaitable[bool]] | None,
         folder: Path,
         clock: Callable[[], float],
+        aside: Aside = ask_aside,
     ) -> None:
         self._settings = settings
         self._engine = engine
@@ -82,7 +87,9 @@ class AlertWatch:
         self._clock = clock
         self._cache_away = self._database_away = 0
         """Looks in a row."""
-        self._hour_us = 0
+        self._aside = aside
+        self._asking: asyncio.Task[dict[Kind, list[Finding]]] | None = None
+        self._hour_us = self._asked_us = 0
         self._reported_month = ""
         self._of_the_hour: dict[Kind, list[Finding]] = {}
         self._lock: int | None = None
@@ -98,10 +105,11 @@ class AlertWatch:
 
     async def aclose(self) -> None:
         """Look no more; what is not delivered yet waits in the outbox."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        for task in (self._task, self._asking):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -161,20 +169,27 @@ class AlertWatch:
             log.info("alert_resolved", key=alert.key, title=alert.title)
 
     async def _hourly(self, now: float) -> dict[Kind, list[Finding]]:
-        """Anew once an hour is over and its late charges are there; until then as they were."""
-        from gateway.alerts.checks import HOURLY
+        """Anew once an hour is over and its late charges are there; until then as they were.
 
+        A look waits a little for them; what takes longer is told by a later one.
+        """
         hour_us = full_hour_us(datetime.fromtimestamp(now - _LATE_S, UTC))
-        if hour_us != self._hour_us:
-            wanted = {
-                kind: check
-                for kind, check in HOURLY.items()
-                if (kind != "anomaly" or self._alerts.anomalies)
-                and (kind != "budget_forecast" or self._alerts.forecasts)
-            }
-            found = {kind: await self._check(check, now) for kind, check in wanted.items()}
-            self._of_the_hour, self._hour_us = found, hour_us
+        if hour_us != self._hour_us and self._asking is None:
+            self._asking = asyncio.create_task(self._ask_aside(now), name="alerts of the hour")
+            self._asked_us = hour_us
+        if self._asking is not None:
+            await asyncio.wait({self._asking}, timeout=_PATIENCE_S)
+            if self._asking.done():
+                done, self._asking = self._asking, None
+                try:
+                    self._of_the_hour, self._hour_us = done.result(), self._asked_us
+                except AsideError as error:
+                    log.warning("alerts_hour_not_checked", error=str(error))
         return self._of_the_hour
+
+    async def _ask_aside(self, now: float) -> dict[Kind, list[Finding]]:
+        found = await self._aside(self._engine, self._settings, "hourly_findings", now=now)
+        return msgspec.convert(found, dict[Kind, list[Finding]])
 
     async def _check(self, check: "Check", now: float) -> list[Finding]:
         return await check(self._engine, self._settings, datetime.fromtimestamp(now, UTC))

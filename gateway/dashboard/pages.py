@@ -25,7 +25,7 @@ from gateway.dashboard.overview import overview
 from gateway.dashboard.planner import planner
 from gateway.dashboard.policies import policies
 from gateway.dashboard.questions import Questions
-from gateway.dashboard.render import HEADERS, STATIC, csv_file, html, static_file
+from gateway.dashboard.render import HEADERS, STATIC, csv_file, html, prepare, static_file
 from gateway.dashboard.requests import request, requests
 from gateway.dashboard.routing import routing
 from gateway.dashboard.visitor import (
@@ -107,6 +107,7 @@ class Dashboard:
 
     async def show(self, asked: AnyRequest, page: Page) -> Response[Any]:
         """A page, one of its charts as CSV, the way to sign in, or why not."""
+        await prepare()
         try:
             visit = await self._visit(asked)
         except InvalidApiKey:
@@ -270,6 +271,7 @@ def _signing(board: Dashboard) -> list[HTTPRouteHandler]:
 
     @get("/sign-in", include_in_schema=False)
     async def sign_in_form() -> Response[str]:
+        await prepare()
         return html("sign_in", _nobody())
 
     @post("/sign-in", include_in_schema=False, status_code=200)

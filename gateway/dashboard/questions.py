@@ -3,14 +3,17 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import Any
 
+import structlog
 from msgspec import Struct
 
+from gateway.aside import Aside, AsideError, ask_aside
 from gateway.ledger.compare import compared_report
 from gateway.ledger.reports import cost_rows, cost_tables, costs_report
 from gateway.parts import Parts
+
+log = structlog.get_logger(__name__)
 
 FRESH_S = 5.0
 STALE_S = 30.0
@@ -36,6 +39,7 @@ class Questions:
     Args:
         clock: seconds, monotonic.
         not_now_s: what nobody waits for begins this much later, after the page that asked for it.
+        aside: who finds that out.
     """
 
     def __init__(
@@ -44,10 +48,12 @@ class Questions:
         clock: Callable[[], float] = time.monotonic,
         *,
         not_now_s: float = 1.0,
+        aside: Aside = ask_aside,
     ) -> None:
         self._parts = parts
         self._clock = clock
         self._not_now_s = not_now_s
+        self._aside = aside
         self._answers: dict[str, _Answer] = {}
 
     async def rows(self, **question: Any) -> list[dict[str, Any]]:
@@ -75,38 +81,25 @@ class Questions:
 
     async def month_end(self, tz: str) -> dict[str, Any] | None:
         """What the running month will have cost, once that is found out: nobody waits for it."""
-
-        async def make() -> dict[str, Any] | None:
-            from gateway.insights.outlook import month_outlook
-
-            async with self._parts.engine.connect() as connection:
-                found = await month_outlook(connection, tz=tz)
-            return found[0].shown() if found else None
-
-        kept: dict[str, Any] | None = await self._later(f"month's end {tz}", make)
+        kept: dict[str, Any] | None = await self._later("month_end", tz=tz)
         return kept
 
     async def idle_hints(self, tz: str) -> list[str]:
         """Machines that mostly idle, in words, once that is found out."""
+        return await self._later("idle_hints", tz=tz, days=HINT_DAYS) or []
 
-        async def make() -> list[str]:
-            from gateway.insights.hints import idle_hints
-
-            async with self._parts.engine.connect() as connection:
-                found = await idle_hints(
-                    connection, self._parts.settings, days=HINT_DAYS, tz=tz, now=datetime.now(UTC)
-                )
-            return [hint.text for hint in found]
-
-        return await self._later(f"hints {tz}", make) or []
-
-    async def _later(self, key: str, make: Callable[[], Awaitable[Any]]) -> Any:
+    async def _later(self, name: str, **about: str | int) -> Any:
         """The newest answer that is there: nobody waits for one."""
 
         async def later() -> Any:
             await asyncio.sleep(self._not_now_s)
-            return await make()
+            try:
+                return await self._aside(self._parts.engine, self._parts.settings, name, **about)
+            except AsideError as error:
+                log.warning("page_without_answer", error=str(error))
+                return None
 
+        key = f"{name} {_key(about)}"
         return await self._ask(key, later, fresh_s=FORECAST_S, stale_s=6 * FORECAST_S, wait=False)
 
     async def _ask(

@@ -1,5 +1,6 @@
 """Templates, headers and the look of numbers."""
 
+import asyncio
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
@@ -35,6 +36,12 @@ STATIC: Mapping[str, str] = {
 }
 
 
+async def prepare() -> None:
+    """Compile all templates before the first page, beside the requests instead of before them."""
+    if not templates.cache_info().currsize:
+        await asyncio.to_thread(templates)
+
+
 def html(template: str, values: Mapping[str, Any], status: int = 200) -> Response[str]:
     """A page."""
     body = templates().get_template(f"{template}.html.jinja").render(**values)
@@ -65,7 +72,7 @@ def _version(name: str) -> str:
 
 @cache
 def templates() -> "Environment":
-    """Loaded when the first page is asked for: most gateways never show one."""
+    """Compiled when the first page is asked for: most gateways never show one."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     loader = PackageLoader("gateway.dashboard", "templates")
@@ -84,6 +91,8 @@ def templates() -> "Environment":
         "us_iso": lambda us: iso(us / 1e6),
     }
     found.globals["static"] = _version
+    for name in found.list_templates():
+        found.get_template(name)
     return found
 
 

@@ -13,7 +13,7 @@ from gateway.ledger.money import usd_text
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 _LOW = 0.1
 """Busy for less than this share: a machine that could be off."""
@@ -34,6 +34,13 @@ class Hint(Struct, frozen=True, kw_only=True):
     idle_usd: str
     """What its idle time in these hours cost over the days."""
     text: str
+
+
+async def hint_texts(engine: "AsyncEngine", settings: Settings, *, days: int, tz: str) -> list[str]:
+    """What `idle_hints` finds until now, in words."""
+    async with engine.connect() as connection:
+        found = await idle_hints(connection, settings, days=days, tz=tz, now=datetime.now(UTC))
+    return [hint.text for hint in found]
 
 
 async def idle_hints(

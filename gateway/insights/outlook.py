@@ -20,7 +20,9 @@ from gateway.insights.series import (
 from gateway.ledger.money import usd_text
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+    from gateway.settings import Settings
 
 _WEEKS = 8
 
@@ -57,6 +59,13 @@ async def month_outlook(
     now = now or datetime.now(UTC)
     begin, end = month_of(now, tz)
     return await outlook(connection, by, begin=begin, end=end, now=now)
+
+
+async def month_end(engine: "AsyncEngine", _settings: "Settings", *, tz: str) -> Any:
+    """All spending of the running month, as JSON; None: the ledger is empty."""
+    async with engine.connect() as connection:
+        found = await month_outlook(connection, tz=tz)
+    return found[0].shown() if found else None
 
 
 async def outlook(

@@ -11,6 +11,7 @@ from gateway.alerts import store
 from gateway.alerts.reports import month_due
 from gateway.alerts.settings import AlertSettings, ChannelSettings, check_alerts
 from gateway.alerts.watch import AlertWatch
+from gateway.aside import answer
 from gateway.errors import SettingsError
 from gateway.ledger.repository import Repository
 from gateway.report_settings import MonthlySettings
@@ -58,7 +59,9 @@ def _watch(
     folder.mkdir(exist_ok=True)
     alerts = AlertSettings(channels=channels, error_rate=None, availability=None, anomalies=False)
     told = msgspec.structs.replace(settings, alerts=alerts)
-    return AlertWatch(told, engine, cache_answers=None, folder=folder, clock=lambda: DUE)
+    return AlertWatch(
+        told, engine, cache_answers=None, folder=folder, clock=lambda: DUE, aside=answer
+    )
 
 
 async def test_report_goes_once_to_each_channel_through_restarts_and_processes(

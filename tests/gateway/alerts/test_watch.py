@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,6 +15,7 @@ from gateway.alerts.deliver import deliver, sign
 from gateway.alerts.model import Message
 from gateway.alerts.settings import AlertSettings, ChannelSettings
 from gateway.alerts.watch import AlertWatch
+from gateway.aside import Aside, AsideError, answer
 from gateway.ledger.database import open_engine, writing
 from gateway.ledger.repository import Repository
 from gateway.settings import Settings
@@ -33,12 +35,17 @@ class Clock:
 
 
 def watch_of(
-    settings: Settings, engine: AsyncEngine, tmp_path: Path, clock: Clock, url: str
+    settings: Settings,
+    engine: AsyncEngine,
+    tmp_path: Path,
+    clock: Clock,
+    url: str,
+    aside: Aside = answer,
 ) -> AlertWatch:
     """One gateway's watch, telling one webhook."""
     ops = ChannelSettings(name="ops", kind="webhook", url=url)
     told = msgspec.structs.replace(settings, alerts=AlertSettings(channels=[ops], every_s=30))
-    return AlertWatch(told, engine, cache_answers=None, folder=tmp_path, clock=clock)
+    return AlertWatch(told, engine, cache_answers=None, folder=tmp_path, clock=clock, aside=aside)
 
 
 async def write_requests(engine: AsyncEngine, outcome: str, count: int, name: str) -> None:
@@ -75,6 +82,32 @@ async def test_errors_are_told_and_later_called_resolved(
         clock.now += 30
     events = [one["event"] for one in hook.messages if one["kind"] == "error_rate"]
     assert events == ["opened", "resolved"]
+
+
+async def test_hour_that_could_not_be_checked_is_checked_at_the_next_look(
+    settings: Settings, engine: AsyncEngine, tmp_path: Path, hook: Hook
+) -> None:
+    """Without an answer nothing is told or resolved; with one it is asked no more that hour."""
+    asked = 0
+
+    async def aside(*_: Any, **__: Any) -> dict[str, list[dict[str, str]]]:
+        nonlocal asked
+        asked += 1
+        if asked in (1, 3):
+            raise AsideError("the child was killed")
+        return {"anomaly": [{"key": "anomaly:team:a", "kind": "anomaly", "title": "a: 3 times"}]}
+
+    clock = Clock(NOW)
+    watch = watch_of(settings, engine, tmp_path, clock, hook.url, aside)
+    told = []
+    for _ in range(3):
+        await watch.look()
+        told.append([message["title"] for message in hook.messages])
+    clock.now += 3600
+    await watch.look()
+    assert told == [[], ["a: 3 times"], ["a: 3 times"]]
+    assert asked == 3
+    assert len(hook.messages) == 1, "the last failure resolved nothing"
 
 
 async def test_dead_watch_s_message_is_delivered_by_the_next(
