@@ -10,6 +10,8 @@ from msgspec import Struct, field
 from gateway.settings import Settings
 
 RUNTIME_ENV = "HEADGATE_RUNTIME"
+RUNTIME_FILE = "runtime.json"
+"""In the run folder, while a gateway runs."""
 
 
 class Address(Struct, frozen=True, kw_only=True):

@@ -23,7 +23,7 @@ from gateway.errors import SettingsError
 from gateway.machine_watch import MachineWatch, process_names
 from gateway.process import Child, Spec
 from gateway.run_folder import locked, make_run_folder
-from gateway.runtime import RUNTIME_ENV, Address, Runtime, database_url
+from gateway.runtime import RUNTIME_ENV, RUNTIME_FILE, Address, Runtime, database_url
 from gateway.settings import BackendSettings, Settings
 
 log = structlog.get_logger(__name__)
@@ -122,6 +122,7 @@ class Supervisor:
             if clock_reader:
                 clock_reader.cancel()
             await self._shut_down()
+            (self.run_dir / RUNTIME_FILE).unlink(missing_ok=True)
         if self._refused:
             raise SettingsError(f"{self._refused} cannot start as configured; it says why above")
         return 0
@@ -228,7 +229,7 @@ class Supervisor:
             raise DatabaseRefusedError(f"the database {without_password(url)}: {words}") from None
 
     def _gateway_child(self, runtime: Runtime) -> Child:
-        path = self.run_dir / "runtime.json"
+        path = self.run_dir / RUNTIME_FILE
         runtime.save(path)
         return Child(
             Spec(

@@ -25,13 +25,18 @@ from gateway.pipeline import Pipeline
 log = structlog.get_logger(__name__)
 
 Connection = ASGIConnection[Any, Any, Any, Any]
+_BY = "x-headgate-by"
+"""Who uses the key, as our commands say it."""
 
 
 class Act:
     """What is being done; the handler fills in what only it knows."""
 
-    def __init__(self, caller: Caller, action: str, target: str, address: str) -> None:
+    def __init__(
+        self, caller: Caller, action: str, target: str, address: str, by: str = ""
+    ) -> None:
         self.caller = caller
+        self.by = by
         self.action = action
         self.target = target
         self.address = address
@@ -40,7 +45,7 @@ class Act:
     def row(self, outcome: ActOutcome) -> audit.Act:
         """For the audit log."""
         return audit.Act(
-            actor=self.caller.key_id,
+            actor=actor(self.caller, self.by),
             team=self.caller.team,
             action=self.action,
             target=self.target,
@@ -57,6 +62,11 @@ class Act:
                 f"This key may not do that{about}: it needs the scope 'admin' with a role that "
                 f"has {permission!r}."
             )
+
+
+def actor(caller: Caller, by: str) -> str:
+    """The key, and who says to use it."""
+    return f"{caller.key_id} ({by[:64]})" if by else caller.key_id
 
 
 def admin_guard(
@@ -107,7 +117,7 @@ async def note_refusal(
 def _attempt(pipeline: Pipeline, connection: Connection, caller: Caller) -> Act:
     what = f"{connection.scope.get('method', '')} {connection.scope['path']}"[:64]
     address = pipeline.gate.address(connection.headers, connection.scope.get("client"))
-    return Act(caller, what, "", address)
+    return Act(caller, what, "", address, connection.headers.get(_BY, ""))
 
 
 @asynccontextmanager
@@ -130,7 +140,7 @@ async def acting(
         NotFound, InvalidRequest, Unavailable, Forbidden: nothing was changed.
     """
     address = pipeline.gate.address(request.headers, request.scope.get("client"))
-    act = Act(caller_of(request), action, target, address)
+    act = Act(caller_of(request), action, target, address, request.headers.get(_BY, ""))
     try:
         async with pipeline.parts.engine.begin() as connection:
             yield act, connection

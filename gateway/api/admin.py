@@ -26,7 +26,7 @@ from gateway.errors import InvalidRequest, Unavailable
 from gateway.ledger.audit import list_acts
 from gateway.pipeline import Pipeline
 
-_MOST_ACTS = 1000
+_MOST_ACTS = 10_000
 
 
 def admin_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:

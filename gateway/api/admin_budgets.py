@@ -5,7 +5,6 @@ from typing import Any
 import msgspec
 from litestar import Request, delete, get, post
 from litestar.handlers import HTTPRouteHandler
-from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.api.acts import Act, acting, admin_guard, reading
@@ -15,46 +14,17 @@ from gateway.errors import Forbidden, InvalidRequest
 from gateway.ledger import key_store
 from gateway.ledger.budget_alerts import list_alerts
 from gateway.ledger.budget_store import (
-    DEFAULT_ALERT_PERCENTS,
-    Budget,
-    Spend,
+    BudgetBody,
     check_scope,
-    counter_of,
-    list_budgets,
-    read_spend,
+    list_spending,
     remove_budget,
     set_budget,
+    shown_budget,
 )
 from gateway.ledger.keys import Caller
-from gateway.ledger.money import parse_usd, usd_text
+from gateway.ledger.money import usd_text
 from gateway.ledger.overruns import list_overruns
 from gateway.pipeline import Pipeline
-
-
-class NewBudget(Struct, kw_only=True, forbid_unknown_fields=True):
-    scope: str
-    limit_usd: str | float
-    window: str = "day"
-    soft: bool = False
-    tz: str = "UTC"
-    alert_percents: list[int] = msgspec.field(default_factory=lambda: list(DEFAULT_ALERT_PERCENTS))
-    downgrade_percent: int | None = None
-    downgrade_policy: str | None = None
-
-
-def show_budget(budget: Budget, spend: Spend | None) -> dict[str, Any]:
-    """As commands and the API print it."""
-    used = spend or Spend()
-    shown: dict[str, Any] = msgspec.to_builtins(budget)
-    del shown["limit_nano_usd"]
-    return {
-        **shown,
-        "limit_usd": usd_text(budget.limit_nano_usd),
-        "spent_usd": usd_text(used.spent),
-        "reserved_usd": usd_text(used.reserved),
-        "overrun_usd": usd_text(used.overrun),
-        "left_usd": usd_text(max(budget.limit_nano_usd - used.taken, 0)),
-    }
 
 
 def budget_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
@@ -68,7 +38,7 @@ def budget_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
 
     @post("/admin/budgets", guards=writes, summary="Make or change a budget")
     async def change(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        return await change_budget(pipeline, request, await read_body(request, NewBudget))
+        return await change_budget(pipeline, request, await read_body(request, BudgetBody))
 
     @delete("/admin/budgets", guards=writes, status_code=200, summary="Remove a budget")
     async def delete_budget(request: Request[Any, Any, Any]) -> dict[str, Any]:
@@ -124,19 +94,13 @@ def budget_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
 async def shown_budgets(pipeline: Pipeline, caller: Caller) -> list[dict[str, Any]]:
     """All budgets that the caller may look at, and what is left of them."""
     async with reading(pipeline) as connection:
-        found = await list_budgets(connection)
-        counters = [counter_of(budget, pipeline.parts.clock()) for budget in found]
-        spend = await read_spend(connection, counters)
+        found = await list_spending(connection, pipeline.parts.clock())
         seen = await _seen(caller.role, caller.team, connection)
-    return [
-        show_budget(budget, spend.get(counter))
-        for budget, counter in zip(found, counters, strict=True)
-        if seen is None or budget.scope in seen
-    ]
+    return [shown_budget(*pair) for pair in found if seen is None or pair[0].scope in seen]
 
 
 async def change_budget(
-    pipeline: Pipeline, request: Request[Any, Any, Any], body: NewBudget
+    pipeline: Pipeline, request: Request[Any, Any, Any], body: BudgetBody
 ) -> dict[str, Any]:
     """Make or change a budget."""
     parts = pipeline.parts
@@ -149,19 +113,9 @@ async def change_budget(
     async with acting(pipeline, request, "budgets.set", body.scope) as (act, connection):
         await _check_reach(act, body.scope, connection)
         act.details = msgspec.to_builtins(body)
-        wanted = Budget(
-            scope=body.scope,
-            window=body.window,
-            limit_nano_usd=parse_usd(str(body.limit_usd)),
-            soft=body.soft,
-            tz=body.tz,
-            alert_percents=tuple(body.alert_percents),
-            downgrade_percent=body.downgrade_percent,
-            downgrade_policy=body.downgrade_policy,
-        )
-        budget = await set_budget(connection, wanted, now=parts.clock())
+        budget = await set_budget(connection, body.wanted(), now=parts.clock())
     await parts.budgets.refresh()
-    return show_budget(budget, None)
+    return shown_budget(budget)
 
 
 async def drop_budget(

@@ -3,7 +3,6 @@
 import time
 from typing import Any
 
-import msgspec
 from litestar import Request, delete, get, patch, post
 from litestar.handlers import HTTPRouteHandler
 from msgspec import Struct
@@ -13,23 +12,11 @@ from gateway.api.bodies import read_body
 from gateway.api.guards import caller_of
 from gateway.errors import Forbidden
 from gateway.ledger import key_store
-from gateway.ledger.access import Only
-from gateway.ledger.key_store import Key, NewKey
-from gateway.limits.model import check_limits, shown
+from gateway.ledger.key_store import KeyBody, shown_key
+from gateway.limits.model import check_limits
 from gateway.pipeline import Pipeline
 
 AnyRequest = Request[Any, Any, Any]
-
-
-class KeyBody(Struct, kw_only=True, forbid_unknown_fields=True):
-    team: str
-    name: str = ""
-    scopes: list[str] = msgspec.field(default_factory=lambda: list(key_store.DEFAULT_SCOPES))
-    role: str | None = None
-    user: str | None = None
-    expires_in_s: float | None = None
-    only: Only = msgspec.field(default_factory=Only)
-    limits: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class Rotation(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -38,12 +25,6 @@ class Rotation(Struct, kw_only=True, forbid_unknown_fields=True):
 
 class KeyChange(Struct, kw_only=True, forbid_unknown_fields=True):
     limits: dict[str, Any]
-
-
-def show_key(key: Key) -> dict[str, Any]:
-    """As commands and the API print it."""
-    found: dict[str, Any] = msgspec.to_builtins(key)
-    return {**found, "limits": shown(key.limits)}
 
 
 def key_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
@@ -57,7 +38,7 @@ def key_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
         team = caller.team if caller.role == "team" else request.query_params.get("team")
         async with reading(pipeline) as connection:
             found = await key_store.list_keys(connection, team=team)
-        return {"keys": [show_key(key) for key in found]}
+        return {"keys": [shown_key(key) for key in found]}
 
     @post("/admin/keys", guards=writes, summary="Make a key; its secret is shown once")
     async def create(request: Request[Any, Any, Any]) -> dict[str, Any]:
@@ -89,20 +70,10 @@ async def create_key(pipeline: Pipeline, request: AnyRequest, body: KeyBody) -> 
     async with acting(pipeline, request, "keys.create", body.team) as (act, connection):
         act.require("keys:write", team=body.team)
         _check_power(act, body.scopes, body.role)
-        wanted = NewKey(
-            team=body.team,
-            name=body.name,
-            scopes=body.scopes,
-            role=body.role,
-            user=body.user,
-            expires_at=None if body.expires_in_s is None else now + body.expires_in_s,
-            only=key_store.check_only(body.only),
-            limits=check_limits(body.limits),
-        )
-        key, secret = await key_store.create_key(connection, wanted, now=now)
+        key, secret = await key_store.create_key(connection, body.wanted(now), now=now)
         act.target = key.id
         act.details = {"team": key.team, "scopes": list(key.scopes), "role": key.role}
-    return {"key": secret, **{k: v for k, v in show_key(key).items() if k != "prefix"}}
+    return {"key": secret, **{k: v for k, v in shown_key(key).items() if k != "prefix"}}
 
 
 async def limit_key(
@@ -113,7 +84,7 @@ async def limit_key(
         act.require("keys:write", team=(await key_store.get_key(connection, key_id)).team)
         act.details = {"limits": limits}
         key = await key_store.limit_key(connection, key_id, check_limits(limits))
-    return show_key(key)
+    return shown_key(key)
 
 
 async def revoke_key(pipeline: Pipeline, request: AnyRequest, key_id: str) -> dict[str, Any]:
@@ -121,7 +92,7 @@ async def revoke_key(pipeline: Pipeline, request: AnyRequest, key_id: str) -> di
     async with acting(pipeline, request, "keys.revoke", key_id) as (act, connection):
         act.require("keys:write", team=(await key_store.get_key(connection, key_id)).team)
         key = await key_store.revoke_key(connection, key_id, now=time.time())
-    return show_key(key)
+    return shown_key(key)
 
 
 async def rotate_key(

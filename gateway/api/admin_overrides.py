@@ -9,7 +9,7 @@ from typing import Any
 from litestar import Request, delete, get, put
 from litestar.handlers import HTTPRouteHandler
 
-from gateway.api.acts import admin_guard
+from gateway.api.acts import actor, admin_guard
 from gateway.api.bodies import parameter, read_body
 from gateway.api.guards import caller_of
 from gateway.errors import NotFound
@@ -83,9 +83,8 @@ def in_full(override: Override) -> dict[str, Any]:
 
 def _who(pipeline: Pipeline, request: Request[Any, Any, Any], by: str) -> dict[str, str]:
     """The key, and who says to use it."""
-    key = caller_of(request).key_id
     client = request.scope.get("client")
     return {
-        "actor": f"{key} ({by[:64]})" if by else key,
+        "actor": actor(caller_of(request), by),
         "address": pipeline.gate.address(request.headers, client),
     }

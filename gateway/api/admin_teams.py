@@ -58,10 +58,12 @@ def _teams(pipeline: Pipeline) -> list[HTTPRouteHandler]:
             await key_store.change_team(connection, body.name, limits=limits, weight=body.weight)
         return {"name": body.name, "created": new}
 
-    @patch("/admin/teams/{name:str}", guards=writes, summary="Set a team's limits and weight")
+    @patch("/admin/teams/{name:path}", guards=writes, summary="Set a team's limits and weight")
     async def change_team(request: Request[Any, Any, Any]) -> dict[str, Any]:
         body = await read_body(request, TeamChange)
-        return await change_one(pipeline, request, request.path_params["name"], body)
+        return await change_one(
+            pipeline, request, request.path_params["name"].removeprefix("/"), body
+        )
 
     return [list_teams, create_team, change_team]
 
@@ -105,9 +107,9 @@ def _users(pipeline: Pipeline) -> list[HTTPRouteHandler]:
             )
         return {"name": body.name, "team": body.team}
 
-    @delete("/admin/users/{name:str}", guards=writes, status_code=200, summary="Remove a user")
+    @delete("/admin/users/{name:path}", guards=writes, status_code=200, summary="Remove a user")
     async def remove_user(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        name = request.path_params["name"]
+        name = request.path_params["name"].removeprefix("/")
         async with acting(pipeline, request, "users.remove", name) as (act, connection):
             user = await key_store.get_user(connection, name)
             act.require("keys:write", team=user["team"])

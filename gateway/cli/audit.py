@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from gateway.cli.administration import administrate
 from gateway.cli.common import config_option, json_option, print_json, settings_of
 from gateway.cli.database import moment, run_in_transaction, table
 
@@ -24,22 +25,24 @@ def audit(
     as_json: bool,
 ) -> None:
     """Acts of administration, the newest first: done, refused and failed ones."""
-    import msgspec
+    settings = settings_of(ctx, config)
+    asked: dict[str, Any] = {"limit": limit, "action": action, "actor": actor}
 
-    from gateway.ledger.audit import list_acts
+    def directly() -> dict[str, Any]:
+        import msgspec
 
-    found = run_in_transaction(
-        settings_of(ctx, config),
-        lambda connection: list_acts(connection, limit=limit, action=action, actor=actor),
-    )
+        from gateway.ledger.audit import list_acts
+
+        found = run_in_transaction(settings, lambda connection: list_acts(connection, **asked))
+        return {"acts": msgspec.to_builtins(found)}
+
+    params = {name: value for name, value in asked.items() if value is not None}
+    found = administrate(settings, "GET", "/admin/audit", directly, params=params)["acts"]
     if as_json:
-        shown: list[dict[str, Any]] = msgspec.to_builtins(found)
-        print_json([{**act, "at": moment(act["at"])} for act in shown])
+        print_json([{**act, "at": moment(act["at"])} for act in found])
         return
+    columns = ["actor", "action", "target", "outcome", "address"]
     table(
-        ["at", "actor", "action", "target", "outcome", "from"],
-        [
-            [moment(act.at) or "", act.actor, act.action, act.target, act.outcome, act.address]
-            for act in found
-        ],
+        ["at", *columns[:-1], "from"],
+        [[moment(act["at"]) or "", *(act[name] for name in columns)] for act in found],
     )

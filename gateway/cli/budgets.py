@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gateway.cli.administration import administrate
 from gateway.cli.common import config_option, json_option, print_json, settings_of
 from gateway.cli.database import run_in_transaction, table
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
-
-    from gateway.ledger.budget_store import Budget, Spend
 
 _scope = click.option(
     "--scope",
@@ -35,8 +34,9 @@ _SET = (
 def budgets() -> None:
     """Set, list and remove budgets.
 
-    A running gateway sees changes at once, on other hosts within two seconds. A request that would
-    pass a hard limit is refused before anything is spent.
+    By the running gateway; where none answers, in the database, which gateways on this host look at
+    at once, others within two seconds. A request that would pass a hard limit is refused before
+    anything is spent.
     """
 
 
@@ -77,34 +77,41 @@ def set_(
     as_json: bool,
 ) -> None:
     """Limit what a scope may spend in each window; again: change the limit."""
-    from gateway.ledger.budget_store import DEFAULT_ALERT_PERCENTS, Budget, set_budget
-    from gateway.ledger.money import parse_usd
+    settings = settings_of(ctx, config)
+    body: dict[str, Any] = {
+        "scope": scope,
+        "limit_usd": limit_usd,
+        "window": window,
+        "soft": soft,
+        "tz": tz,
+        "downgrade_percent": downgrade_percent,
+        "downgrade_policy": downgrade_policy,
+    }
+    if alert_percents:
+        body["alert_percents"] = list(alert_percents)
 
-    async def work(connection: "AsyncConnection") -> "Budget":
-        wanted = Budget(
-            scope=scope,
-            window=window,
-            limit_nano_usd=parse_usd(limit_usd),
-            soft=soft,
-            tz=tz,
-            alert_percents=alert_percents or DEFAULT_ALERT_PERCENTS,
-            downgrade_percent=downgrade_percent,
-            downgrade_policy=downgrade_policy,
+    def directly() -> dict[str, Any]:
+        import msgspec
+
+        from gateway.ledger.budget_store import BudgetBody, set_budget, shown_budget
+
+        async def work(connection: "AsyncConnection") -> dict[str, Any]:
+            wanted = msgspec.convert(body, BudgetBody).wanted()
+            return shown_budget(await set_budget(connection, wanted, now=time.time()))
+
+        return run_in_transaction(
+            settings,
+            work,
+            act=("budgets.set", scope),
+            details=lambda made: {name: made[name] for name in _SET},
         )
-        return await set_budget(connection, wanted, now=time.time())
 
-    budget = run_in_transaction(
-        settings_of(ctx, config),
-        work,
-        act=("budgets.set", scope),
-        details=lambda made: {name: _json(made, None)[name] for name in _SET},
-    )
+    budget = administrate(settings, "POST", "/admin/budgets", directly, json=body)
     if as_json:
-        print_json(_json(budget, None))
+        print_json(budget)
     else:
         kind = "Soft budget" if soft else "Budget"
-        limit = _usd(budget.limit_nano_usd)
-        click.echo(f"{kind} of {budget.scope}: ${limit} per {budget.window}.")
+        click.echo(f"{kind} of {budget['scope']}: ${budget['limit_usd']} per {budget['window']}.")
 
 
 @budgets.command("list")
@@ -113,16 +120,17 @@ def set_(
 @click.pass_context
 def list_(ctx: click.Context, config: str | None, as_json: bool) -> None:
     """All budgets with what their current window has spent, reserved and left."""
-    from gateway.ledger.budget_store import counter_of, list_budgets, read_spend
+    settings = settings_of(ctx, config)
 
-    async def work(connection: "AsyncConnection") -> "list[tuple[Budget, Spend | None]]":
-        listed = await list_budgets(connection)
-        counters = [counter_of(budget, time.time()) for budget in listed]
-        spend = await read_spend(connection, counters)
-        return [(b, spend.get(counter)) for b, counter in zip(listed, counters, strict=True)]
+    def directly() -> dict[str, Any]:
+        from gateway.ledger.budget_store import list_spending, shown_budget
 
-    found = run_in_transaction(settings_of(ctx, config), work)
-    shown = [_json(*pair) for pair in found]
+        async def work(connection: "AsyncConnection") -> list[dict[str, Any]]:
+            return [shown_budget(*pair) for pair in await list_spending(connection, time.time())]
+
+        return {"budgets": run_in_transaction(settings, work)}
+
+    shown = administrate(settings, "GET", "/admin/budgets", directly)["budgets"]
     if as_json:
         print_json(shown)
         return
@@ -143,16 +151,22 @@ def list_(ctx: click.Context, config: str | None, as_json: bool) -> None:
 @click.pass_context
 def remove(ctx: click.Context, scope: str, window: str, config: str | None, as_json: bool) -> None:
     """Let a scope spend without this limit."""
-    from gateway.ledger.budget_store import remove_budget
+    settings, budget = settings_of(ctx, config), {"scope": scope, "window": window}
 
-    run_in_transaction(
-        settings_of(ctx, config),
-        lambda connection: remove_budget(connection, scope=scope, window=window),
-        act=("budgets.remove", scope),
-        details=lambda _: {"window": window},
-    )
+    def directly() -> dict[str, Any]:
+        from gateway.ledger.budget_store import remove_budget
+
+        async def work(connection: "AsyncConnection") -> dict[str, Any]:
+            await remove_budget(connection, **budget)
+            return {**budget, "removed": True}
+
+        return run_in_transaction(
+            settings, work, act=("budgets.remove", scope), details=lambda _: {"window": window}
+        )
+
+    gone = administrate(settings, "DELETE", "/admin/budgets", directly, params=budget)
     if as_json:
-        print_json({"scope": scope, "window": window, "removed": True})
+        print_json(gone)
     else:
         click.echo(f"The budget of {scope} per {window} is gone.")
 
@@ -164,40 +178,23 @@ def remove(ctx: click.Context, scope: str, window: str, config: str | None, as_j
 @click.pass_context
 def overruns(ctx: click.Context, days: int | None, config: str | None, as_json: bool) -> None:
     """What requests cost beyond what was held for them, by key."""
-    from gateway.ledger.overruns import list_overruns
-
+    settings = settings_of(ctx, config)
     since = None if days is None else time.time() - (days - 1) * 86_400
-    found = run_in_transaction(
-        settings_of(ctx, config), lambda connection: list_overruns(connection, since=since)
-    )
+
+    def directly() -> dict[str, Any]:
+        from gateway.ledger.overruns import list_overruns
+
+        return {
+            "overruns": run_in_transaction(
+                settings, lambda connection: list_overruns(connection, since=since)
+            )
+        }
+
+    params = {} if since is None else {"since": since}
+    found = administrate(settings, "GET", "/admin/budgets/overruns", directly, params=params)
     if as_json:
-        print_json(found)
+        print_json(found["overruns"])
         return
     columns = ["key", "overrun_usd", "requests"]
-    table(columns, [[str(row[name]) for name in columns] for row in found], right=columns[1:])
-
-
-def _json(budget: "Budget", spend: "Spend | None") -> dict[str, Any]:
-    spent, reserved = (spend.spent, spend.reserved) if spend else (0, 0)
-    overrun = spend.overrun if spend else 0
-    left = max(budget.limit_nano_usd - spent - reserved - overrun, 0)
-    return {
-        "scope": budget.scope,
-        "window": budget.window,
-        "soft": budget.soft,
-        "tz": budget.tz,
-        "alert_percents": list(budget.alert_percents),
-        "downgrade_percent": budget.downgrade_percent,
-        "downgrade_policy": budget.downgrade_policy,
-        "limit_usd": _usd(budget.limit_nano_usd),
-        "spent_usd": _usd(spent),
-        "reserved_usd": _usd(reserved),
-        "overrun_usd": _usd(overrun),
-        "left_usd": _usd(left),
-    }
-
-
-def _usd(nano_usd: int) -> str:
-    from gateway.ledger.money import usd_text
-
-    return usd_text(nano_usd)
+    rows = [[str(row[name]) for name in columns] for row in found["overruns"]]
+    table(columns, rows, right=columns[1:])

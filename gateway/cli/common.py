@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -64,12 +65,30 @@ def run_child(module: str, arguments: Sequence[str]) -> Any:
     return json.loads(done.stdout)
 
 
-def gateway_url(settings: Settings, url: str | None) -> str:
-    """Where the gateway listens: --url, $HEADGATE_URL, else from the settings."""
-    chosen = url or os.environ.get("HEADGATE_URL")
+def gateway_url(settings: Settings, url: str | None, *, named: bool = True) -> str:
+    """Where the gateway listens: --url, $HEADGATE_URL, else the one that runs on this state folder
+    (its --port may be another), else as the settings say.
+
+    Args:
+        named: whether $HEADGATE_URL counts.
+    """
+    chosen = url or (os.environ.get("HEADGATE_URL") if named else None)
     if chosen:
         return chosen.rstrip("/").removesuffix("/v1")
-    return own_url(settings)
+    return own_url(_running(settings) or settings)
+
+
+def _running(settings: Settings) -> Settings | None:
+    """The settings of the gateway on this state folder; None: there is none that we may know of."""
+    import msgspec
+
+    from gateway.run_folder import run_folder_path
+    from gateway.runtime import RUNTIME_FILE, Runtime
+
+    try:
+        return Runtime.load(run_folder_path(Path(settings.state_dir)) / RUNTIME_FILE).settings
+    except (OSError, msgspec.DecodeError):
+        return None
 
 
 def own_url(settings: Settings) -> str:

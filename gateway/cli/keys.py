@@ -2,24 +2,28 @@
 
 import time
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import click
 
+from gateway.cli.administration import administrate
 from gateway.cli.common import config_option, json_option, print_json, settings_of
 from gateway.cli.database import moment, run_in_transaction, table
-from gateway.cli.limit_options import limit_options, limits_of, limits_text
+from gateway.cli.limit_options import limit_options, limits_given, limits_text
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from gateway.ledger.key_store import Key
+_TOLD = ("id", "name", "scopes", "role", "user", "expires_at")
+"""Of a new key, to the audit log."""
 
 
 @click.group()
 def keys() -> None:
     """Create, list, limit, revoke and rotate API keys.
 
-    A running gateway sees changes at once, on other hosts within two seconds.
+    By the running gateway; where none answers, in the database, which gateways on this host look at
+    at once, others within two seconds.
     """
 
 
@@ -66,37 +70,40 @@ def create(
     **limits: Any,
 ) -> None:
     """Make a key. It is shown once, now. Options that restrict it can be given again."""
-    from gateway.ledger.access import Only
-    from gateway.ledger.key_store import DEFAULT_SCOPES, NewKey, check_only, create_key
+    only = {"endpoints": endpoints, "models": models, "policies": policies, "networks": networks}
+    body: dict[str, Any] = {
+        "team": team,
+        "name": name,
+        "role": role,
+        "user": user,
+        "expires_in_s": None if expires_in_days is None else expires_in_days * 86_400,
+        "only": {what: list(names) for what, names in only.items() if names},
+        "limits": limits_given(limits),
+    }
+    if scopes:
+        body["scopes"] = list(scopes)
+    settings = settings_of(ctx, config)
 
-    now = time.time()
+    def directly() -> dict[str, Any]:
+        import msgspec
 
-    async def work(connection: "AsyncConnection") -> "tuple[Key, str]":
-        only = Only(
-            endpoints=endpoints or None,
-            models=models or None,
-            policies=policies or None,
-            networks=networks or None,
+        from gateway.ledger.key_store import KeyBody, create_key, shown_key
+
+        async def work(connection: "AsyncConnection") -> dict[str, Any]:
+            now = time.time()
+            wanted = msgspec.convert(body, KeyBody).wanted(now)
+            key, secret = await create_key(connection, wanted, now=now)
+            return {**shown_key(key), "key": secret}
+
+        return run_in_transaction(
+            settings,
+            work,
+            act=("keys.create", team),
+            details=lambda made: {what: made[what] for what in _TOLD},
         )
-        wanted = NewKey(
-            team=team,
-            name=name,
-            scopes=scopes or DEFAULT_SCOPES,
-            role=role,
-            user=user,
-            expires_at=None if expires_in_days is None else now + expires_in_days * 86_400,
-            only=check_only(only),
-            limits=limits_of(limits),
-        )
-        return await create_key(connection, wanted, now=now)
 
-    key, secret = run_in_transaction(
-        settings_of(ctx, config),
-        work,
-        act=("keys.create", team),
-        details=lambda made: _told(made[0], "id", "name", "scopes", "role", "user", "expires_at"),
-    )
-    _show_secret(key, secret, as_json)
+    made = administrate(settings, "POST", "/admin/keys", directly, json=body)
+    _show_secret(made, as_json)
 
 
 @keys.command("list")
@@ -106,11 +113,16 @@ def create(
 @click.pass_context
 def list_(ctx: click.Context, team: str | None, config: str | None, as_json: bool) -> None:
     """All keys: never the secret, only its first characters."""
-    from gateway.ledger.key_store import list_keys
+    settings = settings_of(ctx, config)
 
-    found = run_in_transaction(
-        settings_of(ctx, config), lambda connection: list_keys(connection, team=team)
-    )
+    def directly() -> dict[str, Any]:
+        from gateway.ledger.key_store import list_keys, shown_key
+
+        found = run_in_transaction(settings, lambda connection: list_keys(connection, team=team))
+        return {"keys": [shown_key(key) for key in found]}
+
+    params = {} if team is None else {"team": team}
+    found = administrate(settings, "GET", "/admin/keys", directly, params=params)["keys"]
     if as_json:
         print_json([_json(key) for key in found])
         return
@@ -118,14 +130,14 @@ def list_(ctx: click.Context, team: str | None, config: str | None, as_json: boo
         ["id", "key", "team", "user", "name", "scopes", "limits", "created", "state"],
         [
             [
-                key.id,
-                f"{key.prefix}…",
-                key.team,
-                key.user or "",
-                key.name,
-                ", ".join(key.scopes) + (f" ({key.role})" if key.role else ""),
-                limits_text(key.limits),
-                moment(key.created_at) or "",
+                key["id"],
+                f"{key['prefix']}…",
+                key["team"],
+                key["user"] or "",
+                key["name"],
+                ", ".join(key["scopes"]) + (f" ({key['role']})" if key["role"] else ""),
+                limits_text(key["limits"]),
+                moment(key["created_at"]) or "",
                 _state(key, time.time()),
             ]
             for key in found
@@ -143,21 +155,24 @@ def limit(
     ctx: click.Context, /, key_id: str, config: str | None, as_json: bool, **limits: Any
 ) -> None:
     """Set a key's rate limits; those not given are gone."""
-    from gateway.ledger.key_store import limit_key
+    settings, wanted = settings_of(ctx, config), limits_given(limits)
 
-    async def work(connection: "AsyncConnection") -> "Key":
-        return await limit_key(connection, key_id, limits_of(limits))
+    def directly() -> dict[str, Any]:
+        from gateway.ledger.key_store import limit_key, shown_key
+        from gateway.limits.model import check_limits
 
-    key = run_in_transaction(
-        settings_of(ctx, config),
-        work,
-        act=("keys.limit", key_id),
-        details=lambda key: _told(key, "limits"),
-    )
+        async def work(connection: "AsyncConnection") -> dict[str, Any]:
+            return shown_key(await limit_key(connection, key_id, check_limits(wanted)))
+
+        return run_in_transaction(
+            settings, work, act=("keys.limit", key_id), details=lambda _: {"limits": wanted}
+        )
+
+    key = administrate(settings, "PATCH", _path(key_id), directly, json={"limits": wanted})
     if as_json:
         print_json(_json(key))
     else:
-        click.echo(f"{key.id}: {limits_text(key.limits) or 'no rate limits'}.")
+        click.echo(f"{key['id']}: {limits_text(key['limits']) or 'no rate limits'}.")
 
 
 @keys.command()
@@ -167,17 +182,22 @@ def limit(
 @click.pass_context
 def revoke(ctx: click.Context, key_id: str, config: str | None, as_json: bool) -> None:
     """Let a key in no more."""
-    from gateway.ledger.key_store import revoke_key
+    settings = settings_of(ctx, config)
 
-    key = run_in_transaction(
-        settings_of(ctx, config),
-        lambda connection: revoke_key(connection, key_id, now=time.time()),
-        act=("keys.revoke", key_id),
-    )
+    def directly() -> dict[str, Any]:
+        from gateway.ledger.key_store import revoke_key, shown_key
+
+        async def work(connection: "AsyncConnection") -> dict[str, Any]:
+            return shown_key(await revoke_key(connection, key_id, now=time.time()))
+
+        return run_in_transaction(settings, work, act=("keys.revoke", key_id))
+
+    key = administrate(settings, "DELETE", _path(key_id), directly)
     if as_json:
         print_json(_json(key))
     else:
-        click.echo(f"{key.id} of team {key.team} is revoked since {moment(key.revoked_at)}.")
+        since = moment(key["revoked_at"])
+        click.echo(f"{key['id']} of team {key['team']} is revoked since {since}.")
 
 
 @keys.command()
@@ -195,47 +215,42 @@ def rotate(
     ctx: click.Context, key_id: str, overlap_s: float, config: str | None, as_json: bool
 ) -> None:
     """Give a key a new secret; id, team, budgets and history stay."""
-    from gateway.ledger.key_store import rotate_key
+    settings, body = settings_of(ctx, config), {"overlap_s": overlap_s}
 
-    key, secret = run_in_transaction(
-        settings_of(ctx, config),
-        lambda connection: rotate_key(connection, key_id, overlap_s=overlap_s, now=time.time()),
-        act=("keys.rotate", key_id),
-        details=lambda _: {"overlap_s": overlap_s},
-    )
-    _show_secret(key, secret, as_json)
+    def directly() -> dict[str, Any]:
+        from gateway.ledger.key_store import rotate_key
+
+        async def work(connection: "AsyncConnection") -> dict[str, Any]:
+            key, secret = await rotate_key(connection, key_id, now=time.time(), **body)
+            return {"id": key.id, "key": secret}
+
+        return run_in_transaction(
+            settings, work, act=("keys.rotate", key_id), details=lambda _: body
+        )
+
+    made = administrate(settings, "POST", f"{_path(key_id)}/rotate", directly, json=body)
+    _show_secret(made, as_json)
 
 
-def _show_secret(key: "Key", secret: str, as_json: bool) -> None:
+def _path(key_id: str) -> str:
+    return f"/admin/keys/{quote(key_id, safe='')}"
+
+
+def _show_secret(made: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print_json({"id": key.id, "key": secret})
+        print_json({"id": made["id"], "key": made["key"]})
         return
-    click.echo(f"{secret}\n\nThis is the only time it is shown. Its id is {key.id}.")
+    click.echo(f"{made['key']}\n\nThis is the only time it is shown. Its id is {made['id']}.")
 
 
-def _told(key: "Key", *names: str) -> dict[str, Any]:
-    """Of a key, for the audit log."""
-    shown = _json(key)
-    return {name: shown[name] for name in names}
-
-
-def _state(key: "Key", now: float) -> str:
-    if key.revoked_at is not None:
-        return f"revoked {moment(key.revoked_at)}"
-    if key.expires_at is None:
+def _state(key: dict[str, Any], now: float) -> str:
+    if key["revoked_at"] is not None:
+        return f"revoked {moment(key['revoked_at'])}"
+    if key["expires_at"] is None:
         return "valid"
-    return f"{'expired' if key.expires_at <= now else 'valid until'} {moment(key.expires_at)}"
+    return f"{'expired' if key['expires_at'] <= now else 'valid until'} {moment(key['expires_at'])}"
 
 
-def _json(key: "Key") -> dict[str, Any]:
-    import msgspec
-
-    from gateway.limits.model import shown
-
-    found: dict[str, Any] = msgspec.to_builtins(key)
+def _json(key: dict[str, Any]) -> dict[str, Any]:
     moments = ("created_at", "expires_at", "revoked_at")
-    return {
-        **found,
-        "limits": shown(key.limits),
-        **{name: moment(found[name]) for name in moments},
-    }
+    return {**key, **{name: moment(key[name]) for name in moments}}

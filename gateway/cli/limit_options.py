@@ -1,12 +1,9 @@
 """Rate limits as options, shared by commands; not a command."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import click
-
-if TYPE_CHECKING:
-    from gateway.limits.model import RateLimits
 
 _OPTIONS = {
     "rpm": ("requests_per_minute", int, "Requests per minute."),
@@ -23,16 +20,13 @@ def limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def limits_of(given: dict[str, Any]) -> "RateLimits":
-    """The limits out of a command's arguments. Raises ValueError."""
-    from gateway.limits.model import check_limits
+def limits_given(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The limits out of a command's arguments, as the API takes them."""
+    named = {field: given.get(name) for name, (field, _, _) in _OPTIONS.items()}
+    return {field: value for field, value in named.items() if value is not None}
 
-    return check_limits({field: given.get(name) for name, (field, _, _) in _OPTIONS.items()})
 
-
-def limits_text(limits: "RateLimits") -> str:
-    """For a table's cell."""
-    from gateway.limits.model import shown
-
+def limits_text(limits: Mapping[str, Any]) -> str:
+    """Of limits as the API shows them, for a table's cell."""
     short = {field: name.replace("_", "-") for name, (field, _, _) in _OPTIONS.items()}
-    return ", ".join(f"{short[field]} {value}" for field, value in shown(limits).items())
+    return ", ".join(f"{short[field]} {value}" for field, value in limits.items())

@@ -1,7 +1,7 @@
 """For the commands that set and lift overrides; not a command.
 
-They ask the running gateway, which works while the database or Redis is down. Where none answers,
-or it does not know us, they go to the stores themselves; every gateway looks there each second.
+They ask the running gateway, which works while the database or Redis is down. Where none answers
+they go to the stores themselves; every gateway looks there each second.
 """
 
 import asyncio
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gateway.cli.common import api_headers, fail, gateway_url, log_to_stderr, settings_of
+from gateway.cli.administration import administrate
+from gateway.cli.common import fail, log_to_stderr, settings_of
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_TIMEOUT_S = 10.0
+_PATH = "/admin/overrides"
 url_option: Callable[[Any], Any] = click.option(
     "--url", help="Of the gateway; else $HEADGATE_URL, else from the configuration."
 )
@@ -62,8 +63,9 @@ def set_override(
     settings = settings_of(ctx, config)
     wanted = Wanted(slot=slot, **fields, by=command_line_actor())
     body = {name: getattr(wanted, name) for name in wanted.__struct_fields__}
-    answer = _ask(settings, url, "PUT", json=body)
-    return answer if answer is not None else _directly(settings, slot, wanted)
+    return administrate(
+        settings, "PUT", _PATH, lambda: _directly(settings, slot, wanted), url=url, json=body
+    )
 
 
 def lift_override(
@@ -74,8 +76,9 @@ def lift_override(
 
     settings = settings_of(ctx, config)
     params = {"slot": slot, "by": command_line_actor()}
-    answer = _ask(settings, url, "DELETE", params=params)
-    return answer if answer is not None else _directly(settings, slot, None)
+    return administrate(
+        settings, "DELETE", _PATH, lambda: _directly(settings, slot, None), url=url, params=params
+    )
 
 
 def current_overrides(
@@ -85,36 +88,15 @@ def current_overrides(
     from gateway.overrides.model import shown
 
     settings = settings_of(ctx, config)
-    answer = _ask(settings, url, "GET")
-    if answer is not None:
-        return list(answer["overrides"])
 
-    async def read(stores: "list[OverrideStore]", _engine: "AsyncEngine") -> list[dict[str, Any]]:
+    async def read(stores: "list[OverrideStore]", _engine: "AsyncEngine") -> dict[str, Any]:
         newest = await _newest(stores)
         now = time.time()
         live = [one for one in newest.values() if one.holds(now)]
-        return [{**shown(one), "by": one.actor, "why": one.why} for one in live]
+        return {"overrides": [{**shown(one), "by": one.actor, "why": one.why} for one in live]}
 
-    return _on_stores(settings, read)
-
-
-def _ask(settings: Settings, url: str | None, method: str, **parts: Any) -> Any:
-    """The gateway's answer; None if nobody is there, or it does not let us."""
-    import httpx
-
-    at = f"{gateway_url(settings, url)}/admin/overrides"
-    try:
-        answer = httpx.request(method, at, headers=api_headers(), timeout=_TIMEOUT_S, **parts)
-    except httpx.HTTPError:
-        return None
-    if answer.status_code in (401, 403):
-        return None
-    if answer.status_code >= 400:
-        try:
-            fail(answer.json()["error"]["message"])
-        except (ValueError, KeyError, TypeError):
-            fail(f"{at}: {answer.status_code}: {answer.text[:200]}")
-    return answer.json()
+    found = administrate(settings, "GET", _PATH, lambda: _on_stores(settings, read), url=url)
+    return list(found["overrides"])
 
 
 def _directly(settings: Settings, slot: str, wanted: "Wanted | None") -> dict[str, Any]:

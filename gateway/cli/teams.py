@@ -2,12 +2,14 @@
 
 import time
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import click
 
+from gateway.cli.administration import administrate
 from gateway.cli.common import config_option, json_option, print_json, settings_of
 from gateway.cli.database import moment, run_in_transaction, table
-from gateway.cli.limit_options import limit_options, limits_of, limits_text
+from gateway.cli.limit_options import limit_options, limits_given, limits_text
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -25,17 +27,21 @@ def teams() -> None:
 @click.pass_context
 def create(ctx: click.Context, name: str, config: str | None, as_json: bool) -> None:
     """Make a team; one that is there already stays as it is."""
-    from gateway.ledger.key_store import create_team
+    settings = settings_of(ctx, config)
 
-    new = run_in_transaction(
-        settings_of(ctx, config),
-        lambda connection: create_team(connection, name, now=time.time()),
-        act=("teams.create", name),
-    )
+    def directly() -> dict[str, Any]:
+        from gateway.ledger.key_store import create_team
+
+        async def work(connection: "AsyncConnection") -> dict[str, Any]:
+            return {"name": name, "created": await create_team(connection, name, now=time.time())}
+
+        return run_in_transaction(settings, work, act=("teams.create", name))
+
+    made = administrate(settings, "POST", "/admin/teams", directly, json={"name": name})
     if as_json:
-        print_json({"name": name, "created": new})
+        print_json(made)
     else:
-        click.echo(f"Team {name} {'is made' if new else 'was there already'}.")
+        click.echo(f"Team {name} {'is made' if made['created'] else 'was there already'}.")
 
 
 @teams.command()
@@ -55,23 +61,30 @@ def limit(
     **limits: Any,
 ) -> None:
     """Set a team's rate limits (those not given are gone) and its weight."""
-    from gateway.ledger.key_store import change_team
-    from gateway.limits.model import shown
+    settings, wanted = settings_of(ctx, config), limits_given(limits)
 
-    async def work(connection: "AsyncConnection") -> None:
-        await change_team(connection, name, limits=limits_of(limits), weight=weight)
+    def directly() -> dict[str, Any]:
+        from gateway.ledger.key_store import change_team
+        from gateway.limits.model import check_limits
 
-    wanted = limits_of(limits)
-    run_in_transaction(
-        settings_of(ctx, config),
-        work,
-        act=("teams.change", name),
-        details=lambda _: {"limits": shown(wanted), "weight": weight},
-    )
+        async def work(connection: "AsyncConnection") -> dict[str, Any]:
+            await change_team(connection, name, limits=check_limits(wanted), weight=weight)
+            return {"name": name, "limits": wanted, "weight": weight}
+
+        return run_in_transaction(
+            settings,
+            work,
+            act=("teams.change", name),
+            details=lambda _: {"limits": wanted, "weight": weight},
+        )
+
+    path = f"/admin/teams/{quote(name, safe='')}"
+    body = {"limits": wanted, "weight": weight}
+    team = administrate(settings, "PATCH", path, directly, json=body)
     if as_json:
-        print_json({"name": name, "limits": shown(wanted), "weight": weight})
+        print_json(team)
     else:
-        click.echo(f"Team {name}: {limits_text(wanted) or 'no rate limits'}.")
+        click.echo(f"Team {name}: {limits_text(team['limits']) or 'no rate limits'}.")
 
 
 @teams.command("list")
@@ -80,21 +93,18 @@ def limit(
 @click.pass_context
 def list_(ctx: click.Context, config: str | None, as_json: bool) -> None:
     """All teams, with the number of keys that are not revoked."""
-    from gateway.ledger.key_store import list_teams
-    from gateway.limits.model import shown
+    settings = settings_of(ctx, config)
 
-    found = run_in_transaction(settings_of(ctx, config), list_teams)
+    def directly() -> dict[str, Any]:
+        from gateway.ledger.key_store import list_teams
+        from gateway.limits.model import shown
+
+        found = run_in_transaction(settings, list_teams)
+        return {"teams": [{**team, "limits": shown(team["limits"])} for team in found]}
+
+    found = administrate(settings, "GET", "/admin/teams", directly)["teams"]
     if as_json:
-        print_json(
-            [
-                {
-                    **team,
-                    "created_at": moment(team["created_at"]),
-                    "limits": shown(team["limits"]),
-                }
-                for team in found
-            ]
-        )
+        print_json([{**team, "created_at": moment(team["created_at"])} for team in found])
         return
     table(
         ["team", "created", "keys", "weight", "limits"],

@@ -2,12 +2,14 @@
 
 import time
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import click
 
+from gateway.cli.administration import administrate
 from gateway.cli.common import config_option, json_option, print_json, settings_of
 from gateway.cli.database import moment, run_in_transaction, table
-from gateway.cli.limit_options import limit_options, limits_of, limits_text
+from gateway.cli.limit_options import limit_options, limits_given, limits_text
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -32,20 +34,25 @@ def create(
     ctx: click.Context, /, name: str, team: str, config: str | None, as_json: bool, **limits: Any
 ) -> None:
     """Make a user, or set the rate limits of one that is there."""
-    from gateway.ledger.key_store import create_user
-    from gateway.limits.model import shown
+    settings = settings_of(ctx, config)
+    body: dict[str, Any] = {"name": name, "team": team, "limits": limits_given(limits)}
 
-    async def work(connection: "AsyncConnection") -> None:
-        await create_user(connection, name, team=team, limits=limits_of(limits), now=time.time())
+    def directly() -> dict[str, Any]:
+        from gateway.ledger.key_store import create_user
+        from gateway.limits.model import check_limits
 
-    run_in_transaction(
-        settings_of(ctx, config),
-        work,
-        act=("users.create", name),
-        details=lambda _: {"team": team, "limits": shown(limits_of(limits))},
-    )
+        async def work(connection: "AsyncConnection") -> dict[str, Any]:
+            wanted = check_limits(body["limits"])
+            await create_user(connection, name, team=team, limits=wanted, now=time.time())
+            return {"name": name, "team": team}
+
+        return run_in_transaction(
+            settings, work, act=("users.create", name), details=lambda _: body
+        )
+
+    made = administrate(settings, "POST", "/admin/users", directly, json=body)
     if as_json:
-        print_json({"name": name, "team": team})
+        print_json(made)
     else:
         click.echo(f"User {name} of team {team}; `headgate keys create --user` makes a key.")
 
@@ -57,24 +64,20 @@ def create(
 @click.pass_context
 def list_(ctx: click.Context, team: str | None, config: str | None, as_json: bool) -> None:
     """All users, removed ones included."""
-    from gateway.ledger.key_store import list_users
-    from gateway.limits.model import shown
+    settings = settings_of(ctx, config)
 
-    found = run_in_transaction(
-        settings_of(ctx, config), lambda connection: list_users(connection, team=team)
-    )
+    def directly() -> dict[str, Any]:
+        from gateway.ledger.key_store import list_users
+        from gateway.limits.model import shown
+
+        found = run_in_transaction(settings, lambda connection: list_users(connection, team=team))
+        return {"users": [{**user, "limits": shown(user["limits"])} for user in found]}
+
+    params = {} if team is None else {"team": team}
+    found = administrate(settings, "GET", "/admin/users", directly, params=params)["users"]
     if as_json:
-        print_json(
-            [
-                {
-                    **user,
-                    "limits": shown(user["limits"]),
-                    "created_at": moment(user["created_at"]),
-                    "removed_at": moment(user["removed_at"]),
-                }
-                for user in found
-            ]
-        )
+        moments = ("created_at", "removed_at")
+        print_json([{**user, **{name: moment(user[name]) for name in moments}} for user in found])
         return
     table(
         ["user", "team", "limits", "created", "removed"],
@@ -98,14 +101,20 @@ def list_(ctx: click.Context, team: str | None, config: str | None, as_json: boo
 @click.pass_context
 def remove(ctx: click.Context, name: str, config: str | None, as_json: bool) -> None:
     """Let a user in no more: all his keys are revoked; the ledger's rows stay."""
-    from gateway.ledger.key_store import remove_user
+    settings = settings_of(ctx, config)
 
-    revoked = run_in_transaction(
-        settings_of(ctx, config),
-        lambda connection: remove_user(connection, name, now=time.time()),
-        act=("users.remove", name),
-    )
+    def directly() -> dict[str, Any]:
+        from gateway.ledger.key_store import remove_user
+
+        async def work(connection: "AsyncConnection") -> dict[str, Any]:
+            revoked = await remove_user(connection, name, now=time.time())
+            return {"name": name, "removed": True, "keys_revoked": revoked}
+
+        return run_in_transaction(settings, work, act=("users.remove", name))
+
+    path = f"/admin/users/{quote(name, safe='')}"
+    gone = administrate(settings, "DELETE", path, directly)
     if as_json:
-        print_json({"name": name, "removed": True, "keys_revoked": revoked})
+        print_json(gone)
     else:
-        click.echo(f"User {name} is removed; {revoked} keys are revoked.")
+        click.echo(f"User {name} is removed; {gone['keys_revoked']} keys are revoked.")

@@ -4,7 +4,6 @@ from typing import Any
 
 from gateway.api.acts import reading
 from gateway.api.admin_budgets import shown_budgets
-from gateway.api.admin_keys import show_key
 from gateway.dashboard.charts import Cell, Chart
 from gateway.dashboard.overview import used_share
 from gateway.dashboard.visitor import Visit
@@ -31,7 +30,7 @@ async def budgets(visit: Visit) -> dict[str, Any]:
         teams = await key_store.list_teams(connection)
         acts = await list_acts(connection, limit=ACTS) if caller.can("audit:read") else None
     own = [one for one in teams if caller.can("teams:read", team=one["name"])]
-    listed = [{**show_key(key), "live": _live(key, visit.parts.clock())} for key in keys]
+    listed = [{**key_store.shown_key(key), "live": _live(key, visit.parts.clock())} for key in keys]
     listed.sort(key=lambda key: (not key["live"], -key["created_at"]))
     return {
         "budgets": sorted(found, key=lambda budget: -budget["used"]),

@@ -9,8 +9,8 @@ from msgspec import Struct
 
 from gateway.api.admin import clear_caches
 from gateway.api.admin_alerts import try_channels
-from gateway.api.admin_budgets import NewBudget, change_budget, drop_budget
-from gateway.api.admin_keys import KeyBody, create_key, limit_key, revoke_key, rotate_key
+from gateway.api.admin_budgets import change_budget, drop_budget
+from gateway.api.admin_keys import create_key, limit_key, revoke_key, rotate_key
 from gateway.api.admin_overrides import lift_override, set_override
 from gateway.api.admin_policies import PolicyText, activate_policy, check_policy, simulate_policy
 from gateway.api.admin_teams import TeamChange, change_one
@@ -18,6 +18,8 @@ from gateway.dashboard.policies import page_of
 from gateway.dashboard.visitor import Visit
 from gateway.errors import InvalidRequest
 from gateway.ledger.access import Permission
+from gateway.ledger.budget_store import BudgetBody
+from gateway.ledger.key_store import KeyBody
 from gateway.overrides.model import Wanted
 
 Done = str | dict[str, Any]
@@ -130,7 +132,7 @@ async def set_budget(visit: Visit, form: FormMultiDict) -> Done:
         "downgrade_percent": None if percent is None else int(percent),
         "downgrade_policy": None if percent is None else _some(form, "downgrade_policy"),
     }
-    await change_budget(visit.pipeline, visit.request, _body(NewBudget, fields))
+    await change_budget(visit.pipeline, visit.request, _body(BudgetBody, fields))
     return "budget"
 
 

@@ -4,7 +4,7 @@ import getpass
 from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct
-from sqlalchemy import insert, select
+from sqlalchemy import insert, or_, select
 
 from gateway.ledger.database import now_us
 from gateway.ledger.tables import audit_log
@@ -20,7 +20,7 @@ class Act(Struct, frozen=True, kw_only=True):
     """A row of the audit log."""
 
     actor: str
-    """A key's id, or cli: and the operating system's user."""
+    """A key's id, cli: and the operating system's user, or both: key_… (cli:USER)."""
     team: str = ""
     """Of the actor."""
     action: str
@@ -66,14 +66,25 @@ async def list_acts(
     actor: str | None = None,
     limit: int = 100,
 ) -> list[Act]:
-    """The newest acts first."""
+    """The newest acts first.
+
+    Args:
+        actor: a key's id or cli:USER; acts of both together are either's.
+    """
     query = select(audit_log).order_by(audit_log.c.at_us.desc(), audit_log.c.id.desc())
     if since is not None:
         query = query.where(audit_log.c.at_us >= round(since * 1e6))
     if action is not None:
         query = query.where(audit_log.c.action == action)
     if actor is not None:
-        query = query.where(audit_log.c.actor == actor)
+        used, using = f"{actor} (", f" ({actor})"
+        query = query.where(
+            or_(
+                audit_log.c.actor == actor,
+                audit_log.c.actor.startswith(used, autoescape=True),
+                audit_log.c.actor.endswith(using, autoescape=True),
+            )
+        )
     return [
         Act(
             actor=row.actor,

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, or_, s
 
 from gateway.ledger import subjects
 from gateway.ledger.database import insert_once
-from gateway.ledger.money import MAX_NANO_USD, usd_text
+from gateway.ledger.money import MAX_NANO_USD, parse_usd, usd_text
 from gateway.ledger.records import FIRST_CORRECTION
 from gateway.ledger.tables import budget_spend, budgets, charges, requests
 from gateway.ledger.windows import (
@@ -57,6 +57,32 @@ class Budget(Struct, frozen=True, kw_only=True):
     downgrade_policy: str | None = None
 
 
+class BudgetBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A budget as the API takes it."""
+
+    scope: str
+    limit_usd: str | float
+    window: str = "day"
+    soft: bool = False
+    tz: str = "UTC"
+    alert_percents: list[int] = msgspec.field(default_factory=lambda: list(DEFAULT_ALERT_PERCENTS))
+    downgrade_percent: int | None = None
+    downgrade_policy: str | None = None
+
+    def wanted(self) -> Budget:
+        """The same in nano-dollars. Raises ValueError."""
+        return Budget(
+            scope=self.scope,
+            window=self.window,
+            limit_nano_usd=parse_usd(str(self.limit_usd)),
+            soft=self.soft,
+            tz=self.tz,
+            alert_percents=tuple(self.alert_percents),
+            downgrade_percent=self.downgrade_percent,
+            downgrade_policy=self.downgrade_policy,
+        )
+
+
 class Counter(Struct, frozen=True):
     """Names one row of budget_spend: a window, or a rolling window's newest bucket."""
 
@@ -81,6 +107,21 @@ class Spend(Struct, frozen=True, kw_only=True):
     def used(self) -> int:
         """What requests have cost."""
         return self.spent + self.overrun
+
+
+def shown_budget(budget: Budget, spend: Spend | None = None) -> dict[str, Any]:
+    """As commands and the API print it."""
+    used = spend or Spend()
+    shown: dict[str, Any] = msgspec.to_builtins(budget)
+    del shown["limit_nano_usd"]
+    return {
+        **shown,
+        "limit_usd": usd_text(budget.limit_nano_usd),
+        "spent_usd": usd_text(used.spent),
+        "reserved_usd": usd_text(used.reserved),
+        "overrun_usd": usd_text(used.overrun),
+        "left_usd": usd_text(max(budget.limit_nano_usd - used.taken, 0)),
+    }
 
 
 class UnknownBudget(LookupError):
@@ -219,6 +260,16 @@ async def list_budgets(connection: "AsyncConnection") -> list[Budget]:
         )
         for row in rows
     ]
+
+
+async def list_spending(
+    connection: "AsyncConnection", now: float
+) -> list[tuple[Budget, Spend | None]]:
+    """All budgets, and what their windows of now have spent."""
+    found = await list_budgets(connection)
+    counters = [counter_of(budget, now) for budget in found]
+    spend = await read_spend(connection, counters)
+    return [(one, spend.get(counter)) for one, counter in zip(found, counters, strict=True)]
 
 
 async def read_spend(

@@ -16,7 +16,7 @@ from sqlalchemy import insert, select, update
 from gateway.ledger.access import EVERYTHING, ROLES, Only, Role
 from gateway.ledger.keys import SCOPES, Scope, digest
 from gateway.ledger.tables import keys, teams, users
-from gateway.limits.model import NO_LIMITS, RateLimits, stored
+from gateway.limits.model import NO_LIMITS, RateLimits, check_limits, shown, stored
 
 if TYPE_CHECKING:
     from sqlalchemy import Table
@@ -63,6 +63,33 @@ class NewKey(Struct, frozen=True, kw_only=True):
     limits: RateLimits = NO_LIMITS
 
 
+class KeyBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A new key as the API takes it."""
+
+    team: str
+    name: str = ""
+    scopes: list[str] = msgspec.field(default_factory=lambda: list(DEFAULT_SCOPES))
+    role: str | None = None
+    user: str | None = None
+    expires_in_s: float | None = None
+    only: Only = EVERYTHING
+    limits: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    def wanted(self, now: float) -> NewKey:
+        """The same, counted from now. Raises ValueError for limits and restrictions that mean
+        nothing."""
+        return NewKey(
+            team=self.team,
+            name=self.name,
+            scopes=self.scopes,
+            role=self.role,
+            user=self.user,
+            expires_at=None if self.expires_in_s is None else now + self.expires_in_s,
+            only=check_only(self.only),
+            limits=check_limits(self.limits),
+        )
+
+
 class UnknownKey(LookupError):
     """No key with that id."""
 
@@ -73,6 +100,11 @@ class UnknownTeam(LookupError):
 
 class UnknownUser(LookupError):
     """No user of that name."""
+
+
+def shown_key(key: Key) -> dict[str, Any]:
+    """As commands and the API print it."""
+    return {**msgspec.to_builtins(key), "limits": shown(key.limits)}
 
 
 def new_secret() -> str:

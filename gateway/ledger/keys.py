@@ -198,7 +198,13 @@ def digest(secret: str) -> str:
 
 
 def admin_digest(settings: "Settings", env: Mapping[str, str] | None = None) -> str | None:
-    """The digest of [server] admin_key_env or admin_key_file; None if neither is set.
+    """The digest of the key that [server] names. Raises SettingsError, see `admin_secret`."""
+    secret = admin_secret(settings, env)
+    return None if secret is None else digest(secret)
+
+
+def admin_secret(settings: "Settings", env: Mapping[str, str] | None = None) -> str | None:
+    """What [server] admin_key_env or admin_key_file holds; None if neither is set.
 
     Raises:
         SettingsError: the variable is empty or the file cannot be read.
@@ -215,7 +221,7 @@ def admin_digest(settings: "Settings", env: Mapping[str, str] | None = None) -> 
             raise SettingsError(f"server.admin_key_file: {error}") from None
     else:
         return None
-    return digest(secret)
+    return secret
 
 
 def _holding(sha256: str, now: float) -> "ColumnElement[bool]":

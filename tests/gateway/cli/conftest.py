@@ -34,7 +34,8 @@ class Headgate:
 @pytest.fixture
 def headgate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Headgate:
     monkeypatch.setenv("HEADGATE_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.delenv("HEADGATE_CONFIG", raising=False)
-    monkeypatch.delenv("HEADGATE_DATABASE_URL", raising=False)
+    for name in ("CONFIG", "DATABASE_URL", "URL", "API_KEY", "ADMIN_KEY"):
+        monkeypatch.delenv(f"HEADGATE_{name}", raising=False)
+    monkeypatch.setenv("HEADGATE_PORT", "9")  # no gateway of somebody else's
     monkeypatch.chdir(tmp_path)
     return Headgate(tmp_path / "state")
