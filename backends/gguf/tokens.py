@@ -19,7 +19,7 @@ from tokenizers.processors import Sequence as Processors
 
 from backends.errors import ModelLoadError
 from backends.gguf.file import GgufFile
-from backends.gguf.pretokenizers import STYLES, pre_tokenizer
+from backends.gguf.pretokenizers import STYLES, Style, pre_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def _check(file: GgufFile, tokens: Sequence[Any], kinds: Sequence[Any]) -> None:
         )
 
 
-def _style(file: GgufFile) -> Any:
+def _style(file: GgufFile) -> Style:
     name = file.find("tokenizer.ggml.pre", str)
     if name is None:
         log.warning(
@@ -124,16 +124,19 @@ def _style(file: GgufFile) -> Any:
 
 def _byte_level(file: GgufFile, tokens: Sequence[str]) -> Tokenizer:
     style = _style(file)
-    merges = [
-        # A space within a half is written as itself: the first after a character parts them.
-        (merge[: merge.index(" ", 1)], merge[merge.index(" ", 1) + 1 :])
-        for merge in file.need("tokenizer.ggml.merges", list)
-    ]
+    merges = [_pair(file, merge) for merge in file.need("tokenizer.ggml.merges", list)]
     rust = Tokenizer(_bpe(file, tokens, merges, ignore_merges=style.whole_words))
     rust.pre_tokenizer = pre_tokenizer(style)
     rust.post_processor = ByteLevel(trim_offsets=False)
     rust.decoder = decoders.ByteLevel()
     return rust
+
+
+def _pair(file: GgufFile, merge: Any) -> tuple[str, str]:
+    left, space, right = merge.partition(" ") if isinstance(merge, str) else ("", "", "")
+    if not (left and space and right):
+        raise ModelLoadError(f"{str(file.path)!r}: its tokenizer's merge {merge!r} is no pair")
+    return left, right
 
 
 def _sentencepiece(file: GgufFile, tokens: Sequence[str], kinds: Sequence[int]) -> Tokenizer:
