@@ -102,7 +102,10 @@ class Attempts:
         assert x.caller is not None
         queue = self._parts.queues.of(name)
         try:
-            await queue.enter(x.caller.team, x.caller.weight)
+            if x.in_batch:
+                await queue.enter_behind()
+            else:
+                await queue.enter(x.caller.team, x.caller.weight)
             try:
                 hedge = hedge_of(x)
                 if hedge is None:

@@ -15,6 +15,8 @@ from gateway.spending import tightest
 
 _SUFFIX = "-hedge"
 """Of a second call's request id at its backend."""
+_BEHIND = 1_000_000
+"""The priority of lines of batches at our engines: whoever waits for an answer comes first."""
 
 
 def request_of(parts: Parts, x: Exchange, name: str, *, beside: bool = False) -> GenerateRequest:
@@ -35,6 +37,8 @@ def request_of(parts: Parts, x: Exchange, name: str, *, beside: bool = False) ->
         body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
     if x.in_batch and settings.price is not None and settings.price.batch_service_tier is not None:
         body["service_tier"] = settings.price.batch_service_tier
+    if x.in_batch and settings.kind == "engine" and x.endpoint != "embeddings":
+        body["priority"] = _BEHIND
     return GenerateRequest(
         request_id=x.request_id + _SUFFIX if beside else x.request_id,
         endpoint=x.endpoint,

@@ -260,12 +260,14 @@ def price_so_far(parts: Parts, x: Exchange, backend: str, used: Usage) -> int:
 
 
 def hedge_of(x: Exchange) -> Hedge | None:
-    """How a request may be hedged: by its policy, if it is short, and its client sets no cap on
-    what it costs."""
+    """How a request may be hedged: by its policy, if it is short, somebody waits for it, and its
+    client sets no cap on what it costs."""
     assert x.decision is not None
     assert x.facts is not None
     hedge, tokens = x.decision.hedge, x.facts.max_tokens
-    if hedge is None or x.decision.rungs or x.options.max_cost_nano_usd is not None:
+    if hedge is None or x.in_batch or x.decision.rungs:
+        return None
+    if x.options.max_cost_nano_usd is not None:
         return None
     caps = [cap for cap in (tokens, x.decision.max_tokens) if cap is not None]
     if not caps or min(caps) > hedge.max_answer_tokens:

@@ -4,6 +4,7 @@ While a backend has room nobody waits and no team matters. When it is full, team
 proportion to their weights, whatever the number of requests each has waiting, and within a team
 first come is first served. A request waits no longer than the queue's deadline. In a full queue the
 last request of the team that has most there makes room, so one team's flood refuses only itself.
+Requests that nobody waits for (lines of batches) come behind all others, and leave places free.
 
 Source: Demers, Keshav, Shenker 1989, "Analysis and Simulation of a Fair Queueing Algorithm", with
 requests as packets of size one: each gets a finish tag, its team's last one (or the virtual time,
@@ -13,13 +14,15 @@ if that is later) plus 1 ÷ weight, and the smallest goes first.
 import asyncio
 import heapq
 import itertools
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from functools import partial
 
 from backends.errors import BackendOverloadedError
 
 MOST_WAITING = 1024
+BEHIND_S = 300.0
+"""Longest wait of a request that nobody waits for."""
 _RETRY_AFTER_MAX_S = 60.0
 _SMOOTHING = 8
 """Departures that the mean pause between two of them looks back, about."""
@@ -67,11 +70,12 @@ class FairQueue:
         self._tags: dict[str, float] = {}
         """The finish tag of each waiting team's last request."""
         self._waiting: list[tuple[float, int, asyncio.Future[None], str]] = []
+        self._behind: deque[asyncio.Future[None]] = deque()
         self._numbers = itertools.count()
 
     @property
     def waiting(self) -> int:
-        return self._by_team.total()
+        return self._by_team.total() + sum(not turn.done() for turn in self._behind)
 
     def retry_after_s(self) -> float:
         """When a request that is refused now may find a place: once those that wait had theirs."""
@@ -96,11 +100,32 @@ class FairQueue:
         heapq.heappush(self._waiting, (tag, next(self._numbers), turn, team))
         self._by_team[team] += 1
         try:
-            async with asyncio.timeout(self._timeout_s):
+            await self._wait(turn, self._timeout_s)
+        finally:
+            self._by_team[team] -= 1
+            if not self._by_team[team]:
+                del self._by_team[team]
+
+    async def enter_behind(self) -> None:
+        """Take a place that nobody else wants; `leave` gives it back.
+
+        Raises:
+            QueueTimeoutError: there was none for BEHIND_S.
+        """
+        if not self._waiting and not self._behind and self._has_room_behind():
+            self.running += 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._behind.append(turn)
+        await self._wait(turn, BEHIND_S)
+
+    async def _wait(self, turn: asyncio.Future[None], timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
                 await turn
         except TimeoutError:
             raise QueueTimeoutError(
-                f"backend {self.name!r} is full: no place within {self._timeout_s:g} s",
+                f"backend {self.name!r} is full: no place within {timeout_s:g} s",
                 backend=self.name,
                 retry_after_s=self.retry_after_s(),
             ) from None
@@ -108,10 +133,11 @@ class FairQueue:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
                 self.leave()  # the place came in the same moment
             raise
-        finally:
-            self._by_team[team] -= 1
-            if not self._by_team[team]:
-                del self._by_team[team]
+
+    def _has_room_behind(self) -> bool:
+        """Whether half of the places stays free for who comes next: of our engines, which are sent
+        half as much again as they run at once, that is a quarter of what they run."""
+        return self.running < max(1, self._limit() // 2)
 
     def enter_now(self) -> bool:
         """Take a place if there is one and nobody waits for it; `leave` gives it back."""
@@ -132,6 +158,11 @@ class FairQueue:
             self._virtual = tag
             self.running += 1
             turn.set_result(None)
+        while not self._waiting and self._behind and self._has_room_behind():
+            turn = self._behind.popleft()
+            if not turn.done():
+                self.running += 1
+                turn.set_result(None)
         if not self._waiting:
             self._tags.clear()
             self._virtual = 0.0

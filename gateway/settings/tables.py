@@ -121,7 +121,7 @@ class BatchSettings(_Table, frozen=True, kw_only=True):
     enabled: bool = True
     """Whether /v1/files and /v1/batches take anything: what is uploaded is stored."""
     concurrency: Annotated[int, Meta(ge=1, le=1024)] = 16
-    """Lines of a batch that are answered at once."""
+    """Lines of a batch that are answered at once, as far as others leave room."""
     keep_days: Annotated[float, Meta(gt=0)] = 30.0
     """After that files and batches go."""
 

@@ -156,6 +156,27 @@ async def test_lines_cost_what_upstreams_bill_for_batches(tmp_path: Path, sqlite
     assert [one.body.get("service_tier") for one in backend.requests] == ["flex", None]
 
 
+async def test_lines_leave_room_for_whoever_waits_for_an_answer(
+    tmp_path: Path, sqlite_url: str
+) -> None:
+    """Half of a backend's places at most, and the last at our engines."""
+    slow = EchoBackend("small", delay_s=0.02)
+    small = BackendSettings(name="small", kind="engine", model="m", max_concurrency=4)
+    chosen = settings(tmp_path, small, database=DatabaseSettings(url=sqlite_url))
+    async with gateway(chosen, {"small": slow}) as served:
+        created = await begin(served, written(*(line(f"r{n}") for n in range(8))))
+        ending = asyncio.create_task(ended(served, created))
+        most = 0
+        while not ending.done():
+            most = max(most, served.parts.queues.of("small").running)
+            await asyncio.sleep(0.002)
+        assert most == 2
+        assert ending.result()["request_counts"]["completed"] == 8
+        assert (await served.chat("hurry")).status_code == 200
+    *lines, chat = [one.body.get("priority") for one in slow.requests]
+    assert (set(lines), chat) == ({1_000_000}, None)
+
+
 async def test_a_batch_goes_on_after_a_restart(tmp_path: Path, database_url: str) -> None:
     """Answered lines stay, the others are answered by whoever starts next, none is there twice."""
     slow = {name: EchoBackend(name, delay_s=0.2) for name in ("small", "base")}

@@ -131,3 +131,38 @@ async def _churn(limit: int, asks: list[tuple[str, int, bool]]) -> None:
     assert (queue.running, queue.waiting) == (0, 0)
     stayed = [result for result, ask in zip(done, asks, strict=True) if not ask[2]]
     assert stayed == [None] * len(stayed)
+
+
+async def test_requests_that_nobody_waits_for_come_last_and_leave_places_free() -> None:
+    """They take half of the places at most, none while others wait, and all come to their turn."""
+    queue = FairQueue("b", lambda: 4, 5.0)
+    behind = [asyncio.create_task(queue.enter_behind()) for _ in range(4)]
+    await asyncio.sleep(0)
+    assert (queue.running, queue.waiting) == (2, 2)
+    await queue.enter("a", 1)
+    await queue.enter("a", 1)
+    waits = asyncio.create_task(queue.enter("a", 1))
+    await asyncio.sleep(0)
+    assert (queue.running, queue.waiting) == (4, 3)
+    queue.leave()
+    await waits
+    assert (queue.running, queue.waiting) == (4, 2)
+    queue.leave()
+    queue.leave()
+    await asyncio.sleep(0)
+    assert [turn.done() for turn in behind] == [True, True, False, False]
+    queue.leave()
+    await asyncio.sleep(0)
+    assert [turn.done() for turn in behind] == [True, True, True, False]
+    behind[3].cancel()
+    await asyncio.gather(*behind, return_exceptions=True)
+    queue.leave()
+    queue.leave()
+    assert (queue.running, queue.waiting) == (0, 0)
+
+
+async def test_a_single_place_is_not_kept_free() -> None:
+    """Or a line of a batch would never be answered there."""
+    queue = FairQueue("b", lambda: 1, 5.0)
+    await queue.enter_behind()
+    assert queue.running == 1
