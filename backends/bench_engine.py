@@ -169,7 +169,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(prog="headgate bench engine", description=__doc__)
-    parser.add_argument("--model", required=True, help="bundled:NAME or a folder")
+    parser.add_argument("--model", required=True, help="bundled:NAME, a folder or a .gguf file")
     parser.add_argument("--batch", default="1,16", help="batch sizes, comma-separated")
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--output-tokens", type=int, default=128)

@@ -69,7 +69,7 @@ class LLM:
         """Load a model.
 
         Args:
-            model: bundled:NAME, or a folder in the Hugging Face layout.
+            model: bundled:NAME, a folder in the Hugging Face layout, or a .gguf file.
             speculation: How to guess ahead; a mapping has `SpeculationConfig`'s keys.
             options: Fields of `EngineOptions`, by vLLM's names: dtype, quantization, max_model_len,
                 max_num_seqs, …

@@ -160,7 +160,9 @@ def _decode(kind: Any, content: bytes) -> Any:
 
 
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
-@click.option("--model", required=True, help="bundled:NAME, hf:owner/name or a folder.")
+@click.option(
+    "--model", required=True, help="bundled:NAME, hf:owner/name, a folder or a .gguf file."
+)
 @click.option(
     "--served-model-name", multiple=True, help="Name to answer to; repeatable. Default: --model."
 )

@@ -22,7 +22,7 @@ class EngineOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """
 
     model: str
-    """bundled:NAME, or a folder in the Hugging Face layout."""
+    """bundled:NAME, a folder in the Hugging Face layout, or a .gguf file."""
     device: str = "auto"
     """auto: the first GPU if torch sees one, else the CPU."""
     dtype: DtypeOption = "auto"

@@ -1,7 +1,7 @@
 """Measure models: `python -m backends.evaluation MODEL… [--suite …] [--json]`.
 
-MODEL is nano, small, bundled:NAME, a folder, hf:owner/name, or an endpoint as URL#MODEL; NAME=
-before it gives it another name. Exit codes: 0 measured, 1 it failed, 2 bad usage.
+MODEL is nano, small, bundled:NAME, a folder, a .gguf file, hf:owner/name, or an endpoint as
+URL#MODEL; NAME= before it gives it another name. Exit codes: 0 measured, 1 it failed, 2 bad usage.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from backends.evaluation.outcomes import outcomes, write_lines
 from backends.evaluation.run import Measured, Suites, differences, measure, read_suites
 from backends.evaluation.table import render
 from backends.evaluation.targets import open_target, parse_targets
+from backends.gguf.file import is_gguf
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -57,7 +58,8 @@ def run(args: argparse.Namespace) -> None:
     """Measure every model in turn, write what was asked for, print the figures."""
     targets = parse_targets(args.targets)
     suites = read_suites(args.suite or ["all"], limit=args.limit)
-    if args.cards and (suites.is_part or any(target.kind != "engine" for target in targets)):
+    in_files = any(target.kind != "engine" or is_gguf(Path(target.model)) for target in targets)
+    if args.cards and (suites.is_part or in_files):
         raise UsageError("--cards needs all suites, whole, and models in folders")
     measured = []
     for target in targets:

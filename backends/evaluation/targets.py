@@ -21,7 +21,8 @@ class Target(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     name: str
     model: str
-    """bundled:NAME, a folder or hf:owner/name; for an endpoint, what it calls the model."""
+    """bundled:NAME, a folder, a .gguf file or hf:owner/name; for an endpoint, what it calls the
+    model."""
     kind: Literal["engine", "openai", "echo"] = "engine"
     base_url: str = ""
     api_key_env: str | None = None

@@ -85,18 +85,23 @@ def is_gguf(path: Path) -> bool:
     return path.suffix == SUFFIX and not path.is_dir()
 
 
+def names_of_parts(path: Path) -> tuple[Path, ...]:
+    """What the parts of a model are called, by the name of any; of a whole file, itself."""
+    match = _PART.fullmatch(path.name)
+    count = int(match[3]) if match else 1
+    if match is None or count < 2:
+        return (path,)
+    names = (f"{match[1]}-{place:05}-of-{count:05}.gguf" for place in range(1, count + 1))
+    return tuple(path.with_name(name) for name in names)
+
+
 def all_parts(path: Path) -> tuple[Path, ...]:
     """The files of a model split as NAME-00001-of-0000N.gguf, whichever of them is named.
 
     Raises:
         ModelLoadError: one is not there.
     """
-    match = _PART.fullmatch(path.name)
-    count = int(match[3]) if match else 1
-    parts: tuple[Path, ...] = (path,)
-    if match is not None and count > 1:
-        names = (f"{match[1]}-{place:05}-of-{count:05}.gguf" for place in range(1, count + 1))
-        parts = tuple(path.with_name(name) for name in names)
+    parts = names_of_parts(path)
     for part in parts:
         if not part.is_file():
             beside = f", which {path.name!r} is a part with" if part != path else ""

@@ -7,7 +7,7 @@ from typing import BinaryIO, Final
 
 from backends.bundled import UnknownBundledModelError, bundled_path
 from backends.errors import ModelLoadError
-from backends.gguf.file import all_parts, is_gguf
+from backends.gguf.file import all_parts, is_gguf, names_of_parts
 
 _WHOLE_BYTES: Final = 256 * 2**20
 """Files up to this size are hashed whole; of longer ones the size, the ends and samples."""
@@ -23,6 +23,7 @@ def model_folder(model: str, *, refresh: bool = False) -> Path:
     """Turn what a user calls a model into its folder, or its .gguf file.
 
     Args:
+        model: bundled:NAME, a folder, a .gguf file, hf:owner/name or hf:owner/name/FILE.gguf.
         refresh: of hf:owner/name ask for the newest version, even where one is cached.
 
     Raises:
@@ -53,6 +54,8 @@ def model_folder(model: str, *, refresh: bool = False) -> Path:
 def _from_hub(name: str, *, refresh: bool) -> Path:
     """The snapshot of `owner/name` or `owner/name@revision`: from the local cache, else fetched.
 
+    Of a repository of .gguf files, `owner/name/FILE.gguf` (and its other parts) alone.
+
     The cache, the endpoint, the token and offline mode are huggingface_hub's (HF_HOME,
     HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE).
     """
@@ -60,10 +63,18 @@ def _from_hub(name: str, *, refresh: bool) -> Path:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     repo, _, version = name.partition("@")
+    owner, _, rest = repo.partition("/")
+    short, _, file = rest.partition("/")
     patterns = [f"*{suffix}" for suffix in _SUFFIXES]
+    if file:
+        repo, patterns = (
+            f"{owner}/{short}",
+            [part.as_posix() for part in names_of_parts(Path(file))],
+        )
+    reason: Exception = FileNotFoundError()
     for cached_only in (False,) if refresh else (True, False):
         try:
-            return Path(
+            snapshot = Path(
                 snapshot_download(
                     repo,
                     revision=version or None,
@@ -71,8 +82,11 @@ def _from_hub(name: str, *, refresh: bool) -> Path:
                     local_files_only=cached_only,
                 )
             )
+            if not file or all((snapshot / part).is_file() for part in patterns):
+                return snapshot / file
+            reason = FileNotFoundError(f"it has no file {file!r}")
         except LocalEntryNotFoundError as error:
-            reason: Exception = error
+            reason = error
         except (HFValidationError, OSError, ValueError) as error:
             reason = error
             break

@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from backends.errors import ModelLoadError
+from backends.gguf.file import all_parts, is_gguf
 from backends.models.folder import model_folder, revision
 
 
@@ -15,7 +16,8 @@ def pull_model(model: str) -> dict[str, Any]:
         ModelLoadError: it cannot be had; says why.
     """
     folder = model_folder(model, refresh=True)
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    files = all_parts(folder) if is_gguf(folder) else folder.rglob("*")
+    size = sum(file.stat().st_size for file in files if file.is_file())
     return {"model": model, "folder": str(folder), "bytes": size, "revision": revision(folder)}
 
 

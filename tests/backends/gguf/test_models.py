@@ -12,6 +12,7 @@ from gguf import GGMLQuantizationType
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from backends.contract import SamplingParams
 from backends.engine.kv_cache import allocate
 from backends.errors import ModelLoadError
 from backends.layers.attention import ForwardBatch
@@ -19,6 +20,7 @@ from backends.layers.coded_linear import Int4Linear
 from backends.layers.rope import inverse_frequencies
 from backends.models.config import read_model_config
 from backends.models.folder import model_folder, revision
+from backends.models.generation import default_sampling
 from backends.models.inspect import inspect_model
 from backends.models.registry import load_model
 from backends.quantize import quantize_folder
@@ -259,6 +261,14 @@ def test_file_resolves_and_tells_what_it_is(tiny_file: Path, tiny_llama: Path) -
         model_folder(str(tiny_file.parent))
     with pytest.raises(ModelLoadError, match=r"is a \.gguf file"):
         quantize_folder(str(tiny_file), tiny_file.parent / "smaller", "int8")
+
+
+def test_sampling_defaults_of_the_file_count(tiny_llama: Path, tmp_path: Path) -> None:
+    """What its makers wrote as general.sampling; vllm's way leaves it alone."""
+    more = {"general.sampling.temp": 0.5, "general.sampling.top_k": 7}
+    file = write_gguf(tiny_llama, tmp_path / "m.gguf", more=more)
+    assert default_sampling(file) == SamplingParams(temperature=0.5, top_k=7)
+    assert default_sampling(file, "vllm") == SamplingParams()
 
 
 def test_revision_of_a_file_changes_with_its_bytes(tiny_file: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from backends.bundled import bundled_path
+from tests.backends.gguf.writer import write_gguf
 
 ROOT = Path(__file__).parents[3]
 
@@ -35,6 +36,22 @@ def test_hub_model_is_served_from_the_cache(tmp_path: Path) -> None:
         done = inspect(name, tmp_path)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["architecture"] == "LlamaForCausalLM"
+
+
+def test_hub_file_is_served_from_the_cache(tmp_path: Path) -> None:
+    """Of a repository of .gguf files one is named; one that is not there is refused."""
+    home, commit = tmp_path / "models--owner--files", "b" * 40
+    snapshot = home / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    write_gguf(bundled_path("nano"), snapshot / "nano-f16.gguf", "F16")
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(commit)
+    done = inspect("hf:owner/files/nano-f16.gguf", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["tensor_types"] == {"F16": 29, "F32": 9}
+    done = inspect("hf:owner/files/nano-q8_0.gguf", tmp_path)
+    assert done.returncode == 1
+    assert "hf:owner/files/nano-q8_0.gguf" in done.stderr
 
 
 def test_unknown_hub_model_is_refused_with_the_way_out(tmp_path: Path) -> None:
