@@ -4,7 +4,8 @@ GatewayError
 ├── InvalidRequest            400 invalid_request_error
 │   ├── ContextLengthExceeded 400 context_length_exceeded
 │   ├── MaxCostExceeded       400 max_cost_exceeded
-│   └── RequestTooLarge       413 request_too_large
+│   ├── RequestTooLarge       413 request_too_large
+│   └── UnsupportedEncoding   415 unsupported_encoding    Accept-Encoding
 ├── InvalidApiKey             401 invalid_api_key         WWW-Authenticate
 ├── Forbidden                 403 forbidden
 ├── PolicyDenied              403 policy_denied
@@ -73,6 +74,14 @@ class MaxCostExceeded(InvalidRequest):
 
 class RequestTooLarge(InvalidRequest):
     status, code = 413, "request_too_large"
+
+
+class UnsupportedEncoding(InvalidRequest):
+    status, code = 415, "unsupported_encoding"
+
+    def headers(self) -> dict[str, str]:
+        """Names the encodings that are read."""
+        return {**super().headers(), "accept-encoding": "gzip, deflate"}
 
 
 class InvalidApiKey(GatewayError):

@@ -151,7 +151,7 @@ class Pipeline:
         x.caller = caller
         x.options = read_options(headers)
         await self._name(x)
-        body = await reply.read(server.max_body_bytes)
+        body = await reply.read(server.max_body_bytes, headers.get("content-encoding"))
         asked = x.asked = self._decode(x.endpoint, body)
         x.request = asked.request
         if isinstance(x.request, EmbeddingRequest):

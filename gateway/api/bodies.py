@@ -6,7 +6,9 @@ from typing import Any, TypeVar
 import msgspec
 from litestar import Request
 
+from gateway.api.encodings import unpacked
 from gateway.errors import InvalidRequest
+from gateway.pipeline import Pipeline
 
 _T = TypeVar("_T")
 _WHERE = re.compile(r" - at `\$\.?([^`]*)`$")
@@ -20,7 +22,7 @@ async def read_body(request: Request[Any, Any, Any], kind: type[_T]) -> _T:
         InvalidRequest: naming the field.
     """
     try:
-        return msgspec.json.decode(await request.body() or b"{}", type=kind)
+        return msgspec.json.decode(await body_of(request) or b"{}", type=kind)
     except msgspec.ValidationError as error:
         text = str(error)
         where = _WHERE.search(text) or _FIELD.search(text)
@@ -29,6 +31,16 @@ async def read_body(request: Request[Any, Any, Any], kind: type[_T]) -> _T:
         ) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"The request body is not valid JSON: {error}") from None
+
+
+async def body_of(request: Request[Any, Any, Any]) -> bytes:
+    """The request's body, unpacked. Raises InvalidRequest."""
+    body = await request.body()
+    encoding = request.headers.get("content-encoding")
+    if encoding is None:
+        return body
+    pipeline: Pipeline = request.app.state["pipeline"]
+    return unpacked(body, encoding, pipeline.parts.settings.server.max_body_bytes)
 
 
 def parameter(request: Request[Any, Any, Any], name: str) -> str:

@@ -76,6 +76,10 @@ async def _form(request: Request[Any, Any, Any]) -> dict[str, Any]:
     """The upload's fields, checked. Raises InvalidRequest."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise InvalidRequest("Send multipart/form-data with the fields 'file' and 'purpose'.")
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise InvalidRequest(
+            "Uploads are read as they are, without Content-Encoding.", param="content-encoding"
+        )
     try:
         form = dict(await request.form())
     except HTTPException as error:

@@ -5,6 +5,7 @@ from typing import Any
 
 from litestar.types import Receive, Scope, Send
 
+from gateway.api.encodings import unpacked
 from gateway.errors import RequestTooLarge
 
 WATCH_AFTER_S = 0.02
@@ -34,13 +35,21 @@ class Reply:
         self.started = False
         self.disconnected = False
 
-    async def read(self, max_bytes: int) -> bytes:
+    async def read(self, max_bytes: int, encoding: str | None = None) -> bytes:
         """The whole request body.
+
+        Args:
+            encoding: of it, as its header says; None: none.
 
         Raises:
             RequestTooLarge: more than `max_bytes`.
+            InvalidRequest: it is not encoded so, or so that we do not read it.
             ClientGone: the connection closed before the end.
         """
+        body = await self._read(max_bytes)
+        return body if encoding is None else unpacked(body, encoding, max_bytes)
+
+    async def _read(self, max_bytes: int) -> bytes:
         self._unread = False
         message: Any = await self._receive()
         if message["type"] == "http.request" and not message.get("more_body"):

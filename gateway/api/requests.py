@@ -8,6 +8,7 @@ from litestar import Request, get, post
 from litestar.handlers import HTTPRouteHandler
 
 from backends.contract import Endpoint
+from gateway.api.bodies import body_of
 from gateway.api.chat import RESPONSES
 from gateway.api.database import answering
 from gateway.api.guards import caller_of, guard
@@ -50,7 +51,7 @@ def request_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
     )
     async def explain(request: Request[Any, Any, Any]) -> dict[str, Any]:
         drop = parts.settings.server.unknown_fields == "drop"
-        asked = _asked(await request.body(), parts.router, drop_unknown=drop)
+        asked = _asked(await body_of(request), parts.router, drop_unknown=drop)
         wanted = asked.request
         check_request(wanted)
         options = read_options(request.headers)

@@ -21,7 +21,9 @@ MAX_TAGS = 16
 MAX_TAG_BYTES = 64
 _RESERVED_TAGS = frozenset({"team", "key", "user"})
 _REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
-_TRACEPARENT = re.compile(r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?$")
+_IDS = r"(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+_TRACEPARENT = re.compile(rf"00-{_IDS}|(?!00|ff)[0-9a-f]{{2}}-{_IDS}(-.*)?")
+"""W3C Trace Context: later versions may say more."""
 _NAME = re.compile(r"^[\w.@-]{1,128}$")
 
 
@@ -69,8 +71,8 @@ def read_options(headers: Mapping[str, str]) -> Options:
         max_cost_nano_usd=_max_cost(headers.get("x-headgate-max-cost-usd")),
         deadline_s=_deadline(headers.get("x-headgate-deadline-ms")),
         tags=_tags(headers.get("x-headgate-tags")),
-        request_id=_matching(headers, "x-request-id", _REQUEST_ID, "1 to 128 printable characters"),
-        traceparent=_matching(headers, "traceparent", _TRACEPARENT, "a W3C trace context"),
+        request_id=_request_id(headers.get("x-request-id")),
+        traceparent=_traceparent(headers.get("traceparent")),
         accept_restart=_flag(headers, "x-headgate-accept-restart"),
     )
 
@@ -118,13 +120,15 @@ def _flag(headers: Mapping[str, str], name: str) -> bool:
     return value == "1"
 
 
-def _matching(
-    headers: Mapping[str, str], name: str, pattern: re.Pattern[str], allowed: str
-) -> str | None:
-    value = headers.get(name)
-    if value is None or pattern.match(value):
+def _request_id(value: str | None) -> str | None:
+    if value is None or _REQUEST_ID.match(value):
         return value
-    raise _refuse(name, value, allowed)
+    raise _refuse("x-request-id", value, "1 to 128 printable characters")
+
+
+def _traceparent(value: str | None) -> str | None:
+    """What is malformed begins a new trace, as W3C asks: tracing must break no request."""
+    return value if value is not None and _TRACEPARENT.fullmatch(value) else None
 
 
 def _tags(value: str | None) -> dict[str, str]:

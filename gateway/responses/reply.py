@@ -24,13 +24,13 @@ class ResponsesReply(Reply):
         self._answer: Answer | None = None
         self._dropped: list[str] = []
 
-    async def read(self, max_bytes: int) -> bytes:
+    async def read(self, max_bytes: int, encoding: str | None = None) -> bytes:
         """The chat body that the client's stands for.
 
         Raises:
             WireError, InvalidRequest: naming the field.
         """
-        body = await super().read(max_bytes)
+        body = await super().read(max_bytes, encoding)
         asked, _, self._dropped = decode_strictly(
             ResponsesRequest, body, drop_unknown=self._drop_unknown
         )

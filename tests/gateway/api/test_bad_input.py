@@ -95,7 +95,6 @@ BAD_HEADERS = [
     ("x-headgate-tags", "team=mine"),
     ("x-headgate-tags", "k=" + "v" * 65),
     ("x-request-id", "two words"),
-    ("traceparent", "00-zz"),
 ]
 
 

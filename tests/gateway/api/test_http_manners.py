@@ -1,8 +1,16 @@
 """What HTTP itself asks of a server, and odd but lawful input."""
 
+import gzip
+import json
+import zlib
 from pathlib import Path
 from urllib.parse import quote
 
+import pytest
+
+from gateway.api.encodings import unpacked
+from gateway.api.schemas import read_options
+from gateway.errors import InvalidRequest, RequestTooLarge, UnsupportedEncoding
 from gateway.settings import ServerSettings
 from tests.gateway.serving import decode, gateway, settings
 
@@ -86,3 +94,78 @@ async def test_browsers_may_ask_from_listed_origins_only(tmp_path: Path) -> None
     async with gateway(settings(tmp_path)) as served:
         assert "access-control-allow-origin" not in (await served.chat(headers=page)).headers
         assert (await served.client.options(path, headers=asks)).status_code == 405
+
+
+def _bare_deflate(data: bytes) -> bytes:
+    packing = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packing.compress(data) + packing.flush()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "packed"),
+    [
+        ("identity", b"hello " * 40),
+        ("gzip", gzip.compress(b"hello " * 40)),
+        ("X-GZIP", gzip.compress(b"hello " * 20) + gzip.compress(b"hello " * 20)),
+        ("deflate", zlib.compress(b"hello " * 40)),
+        ("deflate", _bare_deflate(b"hello " * 40)),
+    ],
+)
+def test_packed_bodies_are_read_up_to_their_bound(encoding: str, packed: bytes) -> None:
+    """Whoever packs them, the same bytes come out; one byte too many is refused."""
+    assert unpacked(packed, encoding, 240) == b"hello " * 40
+    if encoding != "identity":
+        with pytest.raises(RequestTooLarge, match="larger than 239 bytes"):
+            unpacked(packed, encoding, 239)
+
+
+def test_what_is_not_packed_as_it_says_is_named() -> None:
+    """Rubbish, a body cut short, an encoding that we do not know."""
+    packed = gzip.compress(b"hello")
+    for wrong in (b"hello", packed[:-4], packed[:3], packed + b"hello"):
+        with pytest.raises(InvalidRequest, match="not valid gzip"):
+            unpacked(wrong, "gzip", 100)
+    for other in ("br", "zstd", "gzip, gzip"):
+        with pytest.raises(UnsupportedEncoding, match="allowed: gzip, deflate"):
+            unpacked(packed, other, 100)
+
+
+async def test_every_path_with_a_body_takes_gzip(tmp_path: Path) -> None:
+    """Chats, responses, explanations, administration; a bomb gets 413 before it fills memory."""
+    limited = ServerSettings(max_body_bytes=10_000)
+    chat = {"model": "auto", "messages": [{"role": "user", "content": "hello"}]}
+    async with gateway(settings(tmp_path, server=limited)) as served:
+        for path, body in (
+            ("/v1/chat/completions", chat),
+            ("/v1/responses", {"model": "auto", "input": "hello"}),
+            ("/route/explain", chat),
+            ("/admin/teams", {"name": "search"}),
+        ):
+            packed = gzip.compress(json.dumps(body).encode())
+            answer = await served.post(path, packed, **{"content-encoding": "gzip"})
+            assert answer.status_code in (200, 201), (path, answer.text)
+            bomb = gzip.compress(bytes(10_000_000))
+            assert len(bomb) < 10_000
+            answer = await served.post(path, bomb, **{"content-encoding": "gzip"})
+            found = (answer.status_code, decode(answer)["error"]["code"])
+            assert found == (413, "request_too_large"), path
+            answer = await served.post(path, packed, **{"content-encoding": "br"})
+            assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "gzip, deflate")
+
+
+@pytest.mark.parametrize(
+    ("sent", "passed_on"),
+    [
+        ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", True),
+        ("cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-what-comes", True),
+        ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-what-comes", False),
+        ("ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", False),
+        ("00-00000000000000000000000000000000-00f067aa0ba902b7-01", False),
+        ("00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01", False),
+        ("00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01", False),
+        ("rubbish", False),
+    ],
+)
+def test_malformed_traceparent_breaks_nothing(sent: str, passed_on: bool) -> None:
+    """It is left out, so that a new trace begins; what is right goes on as it came."""
+    assert read_options({"traceparent": sent}).traceparent == (sent if passed_on else None)
