@@ -2,8 +2,9 @@
 
 import click
 
-from gateway.cli.common import config_option, json_option, print_json
+from gateway.cli.common import config_option, fail, json_option, print_json
 from gateway.cli.switches import (
+    current_overrides,
     for_option,
     lift_override,
     said,
@@ -63,13 +64,19 @@ def unpin(
     url: str | None,
     as_json: bool,
 ) -> None:
-    """End a pin before its time."""
-    slot, _ = _slot("" if policy else None, "" if backend else None)
-    answer = lift_override(ctx, config, url, slot)
+    """End a pin before its time; both, unless one is named."""
+    named = {_POLICY: policy, _BACKEND: backend}
+    slots = [slot for slot, chosen in named.items() if chosen]
+    if not slots:
+        slots = [one["slot"] for one in current_overrides(ctx, config, url) if one["slot"] in named]
+    if not slots:
+        fail("nothing is pinned")
+    answers = [lift_override(ctx, config, url, slot) for slot in slots]
     if as_json:
-        print_json(answer)
+        print_json(answers[0] if policy != backend else answers)
         return
-    said(answer, "unpinned")
+    for slot, answer in zip(slots, answers, strict=True):
+        said(answer, f"the {slot.removeprefix('pin.')} is unpinned")
 
 
 def _slot(policy: str | None, backend: str | None) -> tuple[str, str]:

@@ -70,7 +70,10 @@ def _changed(act: dict[str, Any]) -> bool:
 def _row(backend: dict[str, Any]) -> list[str]:
     ready = "yes" if backend["ready"] else f"no: {backend['detail']}"
     load, machine = f"{backend['load']:.0%}", backend["machine"] or "-"
-    return [backend["name"], backend["tier"], ready, load, backend["breaker"], machine]
+    breaker = backend["breaker"]
+    if backend.get("addresses_ejected"):
+        breaker += f", {backend['addresses_ejected']} of {backend['addresses']} addresses ejected"
+    return [backend["name"], backend["tier"], ready, load, breaker, machine]
 
 
 def _lines(found: dict[str, Any]) -> Iterator[str]:

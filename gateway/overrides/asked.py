@@ -60,7 +60,8 @@ class Asked:
         """
         if not 0 < wanted.for_s <= LONGEST_S:
             raise InvalidRequest(
-                f"{wanted.for_s!r}: for more than 0 seconds and at most {LONGEST_S:g} (30 days).",
+                f"for {wanted.for_s:,.0f} s: must be more than 0 and at most {LONGEST_S:,.0f} s "
+                "(30 days).",
                 param="for_s",
             )
         value = await self._value(wanted.slot, wanted.value)

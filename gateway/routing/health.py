@@ -330,8 +330,17 @@ class BackendRegistry:
             "kv_usage_ratio": state.health.kv_usage_ratio,
             "context_tokens": card.context_tokens,
             "breaker": state.breaker.state(now),
+            **self._addresses(state, now),
             "detail": state.breaker.error or state.health.detail,
         }
+
+    def _addresses(self, state: _State, now: float) -> dict[str, int]:
+        """How many a backend has and how many are left out; nothing where it has one."""
+        breakers = getattr(state.backend, "breakers", {})
+        if not breakers:
+            return {}
+        ejected = sum(breaker.state(now) != "closed" for breaker in breakers.values())
+        return {"addresses": len(breakers), "addresses_ejected": ejected}
 
 
 def _endpoints(settings: BackendSettings) -> frozenset[str]:

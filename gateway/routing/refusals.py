@@ -12,6 +12,7 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.routing.policy_book import LoadedPolicy
+from policies.candidates import NO_FIT
 from policies.model import BackendCard, Decision, Facts
 
 _DRAINED_RETRY_S = 30
@@ -37,10 +38,11 @@ def refusal_of(
             f"No backend that may answer this accepts {missing!r}.", param=missing
         )
     if retry(fits):
-        widest = max((card.context_tokens or 0 for card in cards.values()), default=0)
+        widest = max((cards[name].context_tokens or 0 for name in too_small(decision)), default=0)
         return ContextLengthExceeded(
             f"The prompt (at most {facts.prompt_tokens_bound} tokens) and the answer "
-            f"({facts.max_tokens or 1}) do not fit; the widest context is {widest} tokens.",
+            f"({facts.max_tokens or 1}) do not fit; the widest context of the backends that may "
+            f"answer is {widest} tokens.",
             param="messages" if facts.endpoint == "chat/completions" else "prompt",
         )
     why = "; ".join(f"{r.subject}: {r.why}" for r in decision.reasons if _about_target(r.subject))
@@ -48,6 +50,15 @@ def refusal_of(
         f"Policy {loaded.ref}, rule {decision.rule!r}, leaves no backend for model "
         f"{facts.model!r}" + (f": {why}." if why else ".")
     )
+
+
+def too_small(decision: Decision) -> list[str]:
+    """Backends that were left out for their context alone."""
+    return [
+        reason.subject.removeprefix("backend ")
+        for reason in decision.reasons
+        if reason.why.startswith(NO_FIT)
+    ]
 
 
 def _about_target(subject: str) -> bool:

@@ -32,10 +32,9 @@ from gateway.routing.health import ONLY_VECTORS, BackendRegistry
 from gateway.routing.judges import Judges
 from gateway.routing.moved import moved
 from gateway.routing.policy_book import LoadedPolicy, PolicyBook, UnknownPolicy
-from gateway.routing.refusals import refusal_of
+from gateway.routing.refusals import refusal_of, too_small
 from gateway.routing.second_look import Looked, SecondLooks
 from gateway.settings import Settings
-from policies.candidates import NO_FIT
 from policies.checker import PolicyError
 from policies.evaluator import PINNED
 from policies.evaluator import decide as decide_policy
@@ -476,11 +475,8 @@ def _left_out_by_bound(
 ) -> list[str]:
     """Backends that may fit after all, if somebody counts the prompt's tokens."""
     found: list[str] = []
-    for reason in decision.reasons:
-        if not reason.why.startswith(NO_FIT):
-            continue
-        name = reason.subject.removeprefix("backend ")
-        limit = cards[name].context_tokens if name in cards else None
+    for name in too_small(decision):
+        limit = cards[name].context_tokens
         if limit is not None and facts.features.prompt_tokens <= HOPELESS * limit:
             found.append(name)
     return found

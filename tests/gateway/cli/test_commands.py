@@ -10,7 +10,7 @@ import structlog
 from click.testing import CliRunner
 
 from gateway.cli import _COMMANDS, cli, main
-from gateway.cli.status import _fails, _lines
+from gateway.cli.status import _fails, _lines, _row
 
 
 @pytest.fixture
@@ -91,6 +91,10 @@ def test_status_names_who_fails_over_and_what_changed() -> None:
     healthy = {"name": "a", "ready": True, "breaker": "closed"}
     assert [_fails(healthy), _fails({**healthy, "breaker": "open"})] == [False, True]
     assert _fails({**healthy, "ready": False})
+    shown = {**healthy, "tier": "t", "load": 0.5, "machine": None}
+    assert _row(shown) == ["a", "t", "yes", "50%", "closed", "-"]
+    row = _row({**shown, "addresses": 3, "addresses_ejected": 1})
+    assert row[4] == "closed, 1 of 3 addresses ejected"
     act = {"at": 0.0, "action": "keys.create", "target": "search", "actor": "cli:me"}
     totals = {"requests": 1, "cost_usd": "0.1", "saved_usd": "0", "errors": 0}
     found = {

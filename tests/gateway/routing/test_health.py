@@ -7,6 +7,7 @@ import pytest
 
 from backends.contract import BackendHealth
 from backends.echo import EchoBackend
+from backends.openai_http import OpenAIHTTPBackend
 from gateway.failure_settings import FailureSettings
 from gateway.routing.health import BackendRegistry
 from gateway.settings import BackendSettings, PriceSettings, Settings
@@ -175,3 +176,16 @@ def test_state_is_plain_data() -> None:
         "breaker": "closed",
         "detail": "not probed yet",
     }
+
+
+async def test_ejected_addresses_are_counted() -> None:
+    """Of a backend with several, /health says how many get nothing; of one there is none to say."""
+    clock = Clock()
+    two = OpenAIHTTPBackend("b", ["http://one.test/v1", "http://two.test/v1"])
+    registry = BackendRegistry(SETTINGS, {"a": Probed("a"), "b": two}, clock=clock)
+    described = registry.state()["b"]
+    assert (described["addresses"], described["addresses_ejected"]) == (2, 0)
+    two.breakers["http://two.test/v1"].eject(clock.now, "boom")
+    assert registry.state()["b"]["addresses_ejected"] == 1
+    assert "addresses" not in registry.state()["a"]
+    await two.aclose()

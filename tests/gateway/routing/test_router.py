@@ -88,7 +88,8 @@ ALL = '[default]\nroute = "small"\nfallbacks = ["nano", "base"]\n'
 
 @pytest.fixture
 def rig(tmp_path: Path, classifier: Classifier) -> Rig:
-    return Rig(tmp_path, classifier, ALL, other='[default]\nroute = "base"\n', bad="nonsense")
+    others = {"other": '[default]\nroute = "base"\n', "narrow": '[default]\nroute = "small"\n'}
+    return Rig(tmp_path, classifier, ALL, bad="nonsense", **others)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,9 @@ async def test_refusal_names_what_stands_in_the_way(rig: Rig) -> None:
     long = await rig.ask("small", text="word " * 500)
     assert isinstance(long.refusal, ContextLengthExceeded)
     assert long.refusal.param == "messages"
-    assert "the widest context is 400 tokens" in long.refusal.message
+    assert "widest context of the backends that may answer is 400 tokens" in long.refusal.message
+    narrow = await rig.ask("policy:narrow", text="word " * 500)
+    assert "may answer is 400 tokens" in narrow.refusal.message, "whatever others could hold"
     policy = await rig.ask("small", policy_name="other")
     assert isinstance(policy.refusal, PolicyDenied)
     assert "leaves no backend for model 'small'" in policy.refusal.message
