@@ -10,10 +10,10 @@ from gateway.api.auth import require_endpoint
 from gateway.api.bodies import read_body
 from gateway.api.database import answering
 from gateway.api.guards import caller_of, guard
-from gateway.api.pages import asked_page, shown_page
+from gateway.api.pages import one_of, page_of
 from gateway.batches.lines import ENDPOINTS
 from gateway.batches.runner import BatchRunner
-from gateway.errors import Conflict, Forbidden, InvalidRequest, NotFound
+from gateway.errors import Conflict, Forbidden, InvalidRequest
 from gateway.pipeline import Pipeline
 
 
@@ -63,30 +63,20 @@ def batch_routes(pipeline: Pipeline, batches: BatchRunner) -> list[HTTPRouteHand
 
     @get("/v1/batches", guards=guards, summary="Your team's batches")
     async def listed(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        page = asked_page(request, limit=20, most=100)
-        with answering():
-            return shown_page(await store.listed(caller_of(request), page), page)
+        return await page_of(request, store, limit=20, most=100)
 
-    async def found(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        batch_id = request.path_params["batch_id"]
-        with answering():
-            shown = await store.find(caller_of(request), batch_id)
-        if shown is None:
-            raise NotFound(f"There is no batch {batch_id!r}.", param="id")
-        return shown
-
-    @get("/v1/batches/{batch_id:str}", guards=guards, summary="One of them")
+    @get("/v1/batches/{id:str}", guards=guards, summary="One of them")
     async def one(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        return await found(request)
+        return await one_of(request, store, "batch")
 
     @post(
-        "/v1/batches/{batch_id:str}/cancel",
+        "/v1/batches/{id:str}/cancel",
         guards=guards,
         status_code=200,
         summary="Begin no further request of it",
     )
     async def cancel(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        shown = await found(request)
+        shown = await one_of(request, store, "batch")
         with answering():
             cancelled = await store.cancel(shown["id"])
         if cancelled["status"] not in ("cancelling", "cancelled"):

@@ -10,9 +10,9 @@ from litestar.response import Stream
 
 from gateway.api.database import answering
 from gateway.api.guards import caller_of, guard
-from gateway.api.pages import asked_page, shown_page
+from gateway.api.pages import one_of, page_of
 from gateway.batches.runner import BatchRunner
-from gateway.errors import Forbidden, InvalidRequest, NotFound
+from gateway.errors import Forbidden, InvalidRequest
 from gateway.pipeline import Pipeline
 
 _FIELDS = frozenset({"file", "purpose", "expires_after[anchor]", "expires_after[seconds]"})
@@ -41,30 +41,20 @@ def file_routes(pipeline: Pipeline, batches: BatchRunner) -> list[HTTPRouteHandl
 
     @get("/v1/files", guards=guards, summary="Your team's files")
     async def listed(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        page = asked_page(request, limit=10_000, most=10_000)
-        with answering():
-            return shown_page(await files.listed(caller_of(request), page), page)
+        return await page_of(request, files, limit=10_000, most=10_000)
 
-    async def found(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        file_id = request.path_params["file_id"]
-        with answering():
-            shown = await files.find(caller_of(request), file_id)
-        if shown is None:
-            raise NotFound(f"There is no file {file_id!r}.", param="id")
-        return shown
-
-    @get("/v1/files/{file_id:str}", guards=guards, summary="One of them")
+    @get("/v1/files/{id:str}", guards=guards, summary="One of them")
     async def one(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        return await found(request)
+        return await one_of(request, files, "file")
 
-    @get("/v1/files/{file_id:str}/content", guards=guards, summary="Its bytes")
+    @get("/v1/files/{id:str}/content", guards=guards, summary="Its bytes")
     async def content(request: Request[Any, Any, Any]) -> Response[Any]:
-        shown = await found(request)
+        shown = await one_of(request, files, "file")
         return Stream(files.content(shown["id"]), media_type="application/octet-stream")
 
-    @delete("/v1/files/{file_id:str}", guards=guards, status_code=200, summary="Remove it")
+    @delete("/v1/files/{id:str}", guards=guards, status_code=200, summary="Remove it")
     async def remove(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        shown = await found(request)
+        shown = await one_of(request, files, "file")
         with answering():
             gone = await files.delete(caller_of(request), shown["id"])
         return {"id": shown["id"], "object": "file", "deleted": gone}

@@ -1,11 +1,46 @@
-"""Lists in pages, as OpenAI has them: `limit`, `after`, `order` in, `has_more` out."""
+"""What a team has uploaded or begun, as OpenAI shows it: one by its id, all in pages.
 
-from typing import Any, cast
+`limit`, `after` and `order` in, `has_more` out.
+"""
+
+from typing import Any, Protocol, cast
 
 from litestar import Request
 
+from gateway.api.database import answering
+from gateway.api.guards import caller_of
 from gateway.batches.files import Order, Page
-from gateway.errors import InvalidRequest
+from gateway.errors import InvalidRequest, NotFound
+from gateway.ledger.keys import Caller
+
+
+class Shelf(Protocol):
+    """A store of files, of batches."""
+
+    async def find(self, caller: Caller, id_: str, /) -> dict[str, Any] | None:
+        """The caller's team's, as shown; None: there is none."""
+
+    async def listed(self, caller: Caller, page: Page) -> list[dict[str, Any]]:
+        """A page, and one more where there is another page."""
+
+
+async def one_of(request: Request[Any, Any, Any], shelf: Shelf, what: str) -> dict[str, Any]:
+    """The one whose `id` stands in the path. Raises NotFound, in whose words it is a `what`."""
+    id_ = request.path_params["id"]
+    with answering():
+        shown = await shelf.find(caller_of(request), id_)
+    if shown is None:
+        raise NotFound(f"There is no {what} {id_!r}.", param="id")
+    return shown
+
+
+async def page_of(
+    request: Request[Any, Any, Any], shelf: Shelf, *, limit: int, most: int
+) -> dict[str, Any]:
+    """The page that the query asks for. Raises InvalidRequest."""
+    page = asked_page(request, limit=limit, most=most)
+    with answering():
+        return shown_page(await shelf.listed(caller_of(request), page), page)
 
 
 def asked_limit(request: Request[Any, Any, Any], *, limit: int, most: int) -> int:
