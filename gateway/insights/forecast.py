@@ -2,11 +2,14 @@
 
 Days, divided by what the weekly profile expects of them, follow a local level model: today's level
 is yesterday's plus a step, a day's value is its level plus noise. A Kalman filter gives the level
-(Harvey, Forecasting, Structural Time Series Models and the Kalman Filter, 1989, section 2.1). How
-large the steps are next to the noise is seldom clear from some weeks, so ratios on a grid are
-weighed by their likelihood instead of trusting the likeliest. The sum of the days ahead is then
-about normal; Student's t makes up for how few days its variance was estimated from, and the noise
-is widened for the profile having been fitted to the very days that it is measured on.
+(Harvey, Forecasting, Structural Time Series Models and the Kalman Filter, 1989, section 2.1).
+Whether a level moves at all is seldom clear from some weeks, so nothing is chosen: no drift has
+half the belief before the data are seen (the spike and slab of Fruehwirth-Schnatter & Wagner, 2010,
+Journal of Econometrics 154), ratios on a grid share the rest, and the likelihood weighs them. The
+interval holds its share of that mixture, which is narrower than a normal distribution of the same
+variance where a few unlikely ratios bring most of it. Each ratio's part is Student's t with the
+days that the profile leaves free, and weekdays' own errors count as far as the days ahead lean on
+other weekdays than the past did.
 """
 
 import math
@@ -22,8 +25,15 @@ from gateway.insights.season import DAY_H, Hours, at_hours, profile
 MIN_HOURS: Final = 2 * DAY_H
 """Less history is no ground for a forecast."""
 _RHYTHM_DAYS: Final = 14
-_RATIOS: Final = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+_RATIOS: Final = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Variance of a level's daily step over that of a day's noise."""
+_NO_DRIFT: Final = 0.5
+"""Belief in the first of them before any day was seen; the others share the rest."""
+_EFFICIENCY: Final = 0.8
+"""Of a mean of the middle half, next to the mean: its variance is so much larger."""
+_UNSEEN: Final = 0.3
+"""How far a weekday that was not seen yet may lie from the others, as a share (standard
+deviation): offices rest at weekends, games do not."""
 
 
 class Forecast(Struct, frozen=True, kw_only=True):
@@ -69,22 +79,16 @@ def forecast_sum(
     ahead = at_hours(weekly, first_hour + len(hours), left)
     blocks = np.add.reduceat(ahead, np.arange(0, left, DAY_H)) if left else np.zeros(0)
     total = float(blocks.sum())
-    later = np.cumsum(blocks[::-1])[::-1]
-    """Of each day and those after it: what a step of the level on that day moves."""
+    free = days - 7 if days >= _RHYTHM_DAYS else days - 1
     levels = [_filter(values, ratio) for ratio in _RATIOS]
-    weights = _weights([level.likelihood for level in levels])
-    mean = sum(weight * level.mean for weight, level in zip(weights, levels, strict=True))
-    days2, later2 = float((blocks**2).sum()), float((later**2).sum())
-    variance = sum(
-        weight
-        * (
-            level.noise * (level.variance * total**2 + level.ratio * later2 + days2)
-            + ((level.mean - mean) * total) ** 2
-        )
-        for weight, level in zip(weights, levels, strict=True)
+    weights = _weights(levels)
+    means = np.array([level.mean * total for level in levels])
+    spreads = _student(coverage, free) * np.sqrt(
+        [_variance(level, blocks, days) * (days - 1) / free for level in levels]
     )
-    wide = _student(coverage, days - 1) * math.sqrt(variance * _fitted(days))
-    expected = spent + max(mean, 0.0) * total
+    mean = float(weights @ means)
+    wide = _holding(coverage, weights, means - mean, spreads)
+    expected = spent + max(mean, 0.0)
     return Forecast(
         expected=expected,
         low=max(spent, expected - wide),
@@ -112,16 +116,54 @@ def _filter(values: Hours, ratio: float) -> _Level:
     return _Level(mean, variance, ratio, noise, -0.5 * (count * math.log(noise) + logs))
 
 
-def _weights(likelihoods: Sequence[float]) -> list[float]:
-    best = max(likelihoods)
-    shares = [math.exp(one - best) for one in likelihoods]
-    return [share / sum(shares) for share in shares]
+def _weights(levels: Sequence[_Level]) -> Hours:
+    """Belief in each of `_RATIOS`, float64 [8], with sum 1."""
+    slab = (1 - _NO_DRIFT) / (len(levels) - 1)
+    beliefs = np.array([level.likelihood for level in levels])
+    beliefs += np.log([_NO_DRIFT, *[slab] * (len(levels) - 1)])
+    weights = np.exp(beliefs - beliefs.max())
+    return np.asarray(weights / weights.sum())
 
 
-def _fitted(days: int) -> float:
-    """By how much the variance of new days exceeds that of the days that made the profile."""
-    weeks = days / 7
-    return (weeks + 1) / (weeks - 1) if days >= _RHYTHM_DAYS else 1.0
+def _variance(level: _Level, blocks: Hours, days: int) -> float:
+    """Of the sum of the days ahead under one ratio.
+
+    Args:
+        blocks: float64 [n], what the profile expects of each day ahead.
+        days: of the past; the last of them is the day before blocks[0].
+    """
+    total = float(blocks.sum())
+    later = np.cumsum(blocks[::-1])  # what a step of the level on each day moves
+    moves = level.variance * total**2 + level.ratio * float((later**2).sum())
+    seen = np.bincount(np.arange(days) % 7, minlength=7)
+    lean = np.bincount((days + np.arange(len(blocks))) % 7, blocks, 7) - seen / days * total
+    if days >= _RHYTHM_DAYS:
+        factors = level.noise / (days / 7 * _EFFICIENCY) * np.ones(7)
+    else:
+        factors = np.where(seen == 0, (_UNSEEN * level.mean) ** 2, 0.0)
+    own = float((blocks**2).sum())
+    return level.noise * (moves + own) + float((factors * lean**2).sum())
+
+
+def _holding(coverage: float, weights: Hours, means: Hours, spreads: Hours) -> float:
+    """Half the width of the interval about 0 that holds its share of a mixture.
+
+    Args:
+        spreads: half the width that holds it of each part alone.
+    """
+    if not spreads.any():
+        return 0.0
+    each = NormalDist(0.0, 1.0 / NormalDist().inv_cdf(0.5 + coverage / 2))
+    low, high = 0.0, float((spreads + np.abs(means)).max())
+    for _ in range(40):
+        half = (low + high) / 2
+        inside = sum(
+            weight * (each.cdf((half - mean) / spread) - each.cdf((-half - mean) / spread))
+            for weight, mean, spread in zip(weights, means, spreads, strict=True)
+            if spread
+        )
+        low, high = (half, high) if inside < coverage else (low, half)
+    return high
 
 
 def _student(coverage: float, freedom: int) -> float:
