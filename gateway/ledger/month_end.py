@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
-from sqlalchemy import insert, or_, select
+from sqlalchemy import func, insert, or_, select
 
 from gateway.ledger import state, subjects
 from gateway.ledger.audit import Act, record
@@ -24,15 +24,17 @@ from gateway.ledger.machine_costs import CATEGORIES
 from gateway.ledger.money import parse_usd, usd_text
 from gateway.ledger.report_query import ReportError
 from gateway.ledger.reports import costs_report
+from gateway.ledger.rollups import DAY_S
 from gateway.ledger.rows import to_us
 from gateway.ledger.subjects import Subject
-from gateway.ledger.tables import adjustments, closings
+from gateway.ledger.tables import adjustments, closings, machine_time, rollups
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 EVERYTHING = "all"
+_POSTED = ("discount", "difference")
 _MONTH = re.compile(r"^(\d{4})-(\d{2})$")
 
 
@@ -97,16 +99,13 @@ async def bill(engine: "AsyncEngine", settings: Settings, month: str) -> Bill:
     bounds(month)
     async with engine.connect() as connection:
         closed = await _closed(connection, month)
-        posted = await _adjustments(connection, month)
-    if closed is not None:
-        return closed
-    return Bill(month=month, lines=(*await _charged(engine, settings, month), *posted))
+        return closed or await _standing(connection, engine, settings, month)
 
 
 async def close(
     engine: "AsyncEngine", settings: Settings, month: str, *, now: float, by: str = ""
 ) -> Bill:
-    """Freeze a month, and with it all before.
+    """Freeze a month, and with it all before: of those that nobody closed, too, the bill is kept.
 
     Args:
         by: who does it, for the audit log.
@@ -122,20 +121,43 @@ async def close(
         until_us = await state.read(connection, "closed_until")
         if to_us(end.timestamp()) <= until_us:
             raise ReportError(f"{month} is closed already")
-        lines = await _charged(engine, settings, month)
-        frozen = Bill(
-            month=month, lines=(*lines, *await _adjustments(connection, month)), closed_at=now
-        )
-        kept = await _with_ids(connection, frozen.lines)
-        await connection.execute(
-            insert(closings).values(
-                month=month, closed_us=to_us(now), bill=msgspec.to_builtins(kept)
-            )
-        )
+        earlier = await _first_month(connection, until_us, month)
+        while earlier < month:
+            before = await _standing(connection, engine, settings, earlier)
+            if before.lines:
+                await _freeze(connection, before, now)
+            earlier = bounds(earlier)[1].strftime("%Y-%m")
+        frozen = await _standing(connection, engine, settings, month)
+        await _freeze(connection, frozen, now)
         await state.write(connection, "closed_until", to_us(end.timestamp()))
         total = {"total_usd": usd_text(frozen.total_nano_usd)}
         await record(connection, Act(actor=by, action="months.close", target=month, details=total))
-    return frozen
+    return replace(frozen, closed_at=now)
+
+
+async def _first_month(connection: "AsyncConnection", closed_until_us: int, month: str) -> str:
+    """The first open month; `month` if there is nothing before it."""
+    if closed_until_us:
+        return _month_of(closed_until_us)
+    c = rollups.c
+    first = select(func.min(c.bucket_us)).where(c.span_s == DAY_S, c.bucket_us >= 0)
+    began = select(func.min(machine_time.c.started_us))
+    found = [(await connection.execute(wanted)).scalar() for wanted in (first, began)]
+    return min([month, *(_month_of(at_us) for at_us in found if at_us is not None)])
+
+
+async def _freeze(connection: "AsyncConnection", bill: Bill, now: float) -> None:
+    lines = msgspec.to_builtins(await _with_ids(connection, bill.lines))
+    values = {"month": bill.month, "closed_us": to_us(now), "bill": lines}
+    await connection.execute(insert(closings).values(**values))
+
+
+async def _standing(
+    connection: "AsyncConnection", engine: "AsyncEngine", settings: Settings, month: str
+) -> Bill:
+    """The bill of an open month as it stands now."""
+    charged = await _charged(engine, settings, month)
+    return Bill(month=month, lines=(*charged, *await _adjustments(connection, month)))
 
 
 async def reconcile_invoice(
@@ -213,7 +235,8 @@ async def reconcile_invoice(
 async def _expected(engine: "AsyncEngine", settings: Settings, month: str, payee: str) -> int:
     """What the ledger says that a payee will ask for."""
     if payee == EVERYTHING:
-        return sum(line.nano_usd for line in await _charged(engine, settings, month))
+        lines = (await bill(engine, settings, month)).lines
+        return sum(line.nano_usd for line in lines if line.kind not in _POSTED)
     kind, _, name = payee.partition(":")
     if kind != "upstream" or not name:
         raise ReportError(f"payee {payee!r}; allowed: {EVERYTHING}, upstream:BACKEND")
@@ -298,6 +321,8 @@ async def _adjustments(
 
 async def _open_month(connection: "AsyncConnection", month: str) -> str:
     """The month itself, or the first open one."""
-    until_us = await state.read(connection, "closed_until")
-    first = datetime.fromtimestamp(until_us / 1_000_000, UTC).strftime("%Y-%m")
-    return max(month, first)
+    return max(month, _month_of(await state.read(connection, "closed_until")))
+
+
+def _month_of(at_us: int) -> str:
+    return datetime.fromtimestamp(at_us / 1_000_000, UTC).strftime("%Y-%m")

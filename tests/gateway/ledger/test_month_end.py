@@ -27,7 +27,7 @@ USD = 10**9
 
 async def _month_of_work(engine: AsyncEngine) -> None:
     """Two teams, a machine that ran for 100 s and idled for 40, an upstream."""
-    upstream = {"backend": "outside", "machine": None, "machine_type": None}
+    upstream: dict[str, Any] = {"backend": "outside", "machine": None, "machine_type": None}
     await Repository(engine).write(
         [
             settlement("a", team="ads", charges=(charge("a", cost_nano_usd=USD // 100),)),
@@ -120,6 +120,25 @@ async def test_closed_month_never_changes(engine: AsyncEngine) -> None:
     }
     async with engine.connect() as connection:
         assert await check.rollup_problems(connection) == []
+
+
+async def test_closing_keeps_the_bills_of_months_before(engine: AsyncEngine) -> None:
+    """Nobody closed September and October: with November they are frozen, as they stood."""
+    await _month_of_work(engine)
+    september = datetime(2026, 9, 20, tzinfo=UTC).timestamp()
+    old = charge("old", at=september, machine=None, machine_type=None, cost_nano_usd=3 * USD)
+    await Repository(engine).write([settlement("old", started_at=september, charges=(old,))])
+    stood = await bill(engine, SETTINGS, "2026-09")
+    await close(engine, SETTINGS, "2026-11", now=DECEMBER)
+
+    found = await bill(engine, Settings(), "2026-09")
+    assert (found.lines, found.closed_at) == (stood.lines, DECEMBER)
+    assert (await bill(engine, SETTINGS, "2026-10")).lines == ()
+    told = await reconcile_invoice(
+        engine, Settings(), "2026-09", invoice_nano_usd=4 * USD, now=DECEMBER
+    )
+    assert (told["difference_usd"], told["posted_to"]) == ("1", "2026-12")
+    assert await bill(engine, SETTINGS, "2026-09") == found
 
 
 async def test_bill_with_discount_and_difference_is_the_invoice(engine: AsyncEngine) -> None:
