@@ -5,11 +5,12 @@ SQLite is guarded by a lock file beside the database, PostgreSQL by an advisory 
 
 import asyncio
 import fcntl
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -66,9 +67,12 @@ def differences(database_url: str) -> list[str]:
         from alembic.autogenerate import compare_metadata
         from alembic.runtime.migration import MigrationContext
 
-        from gateway.ledger.tables import metadata
+        from gateway.ledger.tables import PARTS, metadata
 
-        context = MigrationContext.configure(connection)
+        def whole(name: str | None, kind: str, _: Any) -> bool:
+            return kind != "table" or name is None or not re.match(PARTS, name)
+
+        context = MigrationContext.configure(connection, opts={"include_name": whole})
         return [str(found) for found in compare_metadata(context, metadata)]
 
     return _with_database(database_url, run)

@@ -121,6 +121,39 @@ def prune(ctx: click.Context, days: int | None, config: str | None, as_json: boo
         click.echo(f"{gone} requests older than {kept} days are gone; their sums stay.")
 
 
+@db.command()
+@click.option("--undo", is_flag=True, help="Back to whole tables; copies every row.")
+@config_option
+@click.pass_context
+def partition(ctx: click.Context, undo: bool, config: str | None) -> None:
+    """Keep requests and charges by months on PostgreSQL, so that old ones are dropped at once.
+
+    From the next month on; what is there stays where it is. Writers wait meanwhile; a gateway goes
+    on answering.
+    """
+    from gateway.cli.database import run_on_engine
+    from gateway.ledger import partitions
+    from gateway.ledger.audit import Act, command_line_actor, record
+
+    async def work(engine: "AsyncEngine") -> None:
+        if engine.dialect.name != "postgresql":
+            raise ValueError("only PostgreSQL has partitions, and the database is SQLite")
+        async with partitions.patient(engine) as connection:
+            if await partitions.partitioned(connection) is not undo:
+                raise ValueError(f"the ledger has {'no partitions' if undo else 'them already'}")
+            if undo:
+                await partitions.end(connection)
+            else:
+                await partitions.begin(connection, now=time.time())
+            action = "db.unpartition" if undo else "db.partition"
+            await record(connection, Act(actor=command_line_actor(), action=action))
+
+    run_on_engine(settings_of(ctx, config), work)
+    click.echo(
+        "requests and charges are whole tables" if undo else "from the next month on, by months"
+    )
+
+
 def _link(anchor: str | None) -> tuple[int, str] | None:
     if anchor is None:
         return None

