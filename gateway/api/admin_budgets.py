@@ -16,7 +16,9 @@ from gateway.ledger.budget_alerts import list_alerts
 from gateway.ledger.budget_store import (
     BudgetBody,
     check_scope,
+    counter_of,
     list_spending,
+    read_spend,
     remove_budget,
     set_budget,
     shown_budget,
@@ -110,12 +112,15 @@ async def change_budget(
             f"{', '.join(parts.book.names())}.",
             param="downgrade_policy",
         )
+    await parts.ledger.flush()  # a new budget counts what was answered a moment ago, too
     async with acting(pipeline, request, "budgets.set", body.scope) as (act, connection):
         await _check_reach(act, body.scope, connection)
         act.details = msgspec.to_builtins(body)
         budget = await set_budget(connection, body.wanted(), now=parts.clock())
+        counter = counter_of(budget, parts.clock())
+        spend = await read_spend(connection, [counter])
     await parts.budgets.refresh()
-    return shown_budget(budget)
+    return shown_budget(budget, spend.get(counter))
 
 
 async def drop_budget(

@@ -1,11 +1,13 @@
 """Roles of admin keys, restrictions of keys, and the audit log of both."""
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gateway.settings import ServerSettings
+from gateway.price_settings import PriceSettings
+from gateway.settings import BackendSettings, ServerSettings
 from tests.gateway.api.test_auth import KEYED, bearer, make_key
 from tests.gateway.serving import Gateway, decode, gateway, settings
 
@@ -216,3 +218,14 @@ async def test_teams_and_keys_change_at_once(tmp_path: Path) -> None:
         assert (await served.chat(headers=mine)).headers["x-ratelimit-limit-requests"] == "4"
         unknown = await served.client.patch("/admin/teams/nobody", json=limits, headers=ADMIN)
         assert unknown.status_code == 404
+
+
+async def test_a_new_budget_counts_what_was_answered_a_moment_ago(tmp_path: Path) -> None:
+    """The answer is on its way into the database while the budget is set, and counts in it."""
+    price = PriceSettings(input_usd_per_mtok=Decimal(4))
+    priced = BackendSettings(name="small", kind="echo", model="echo", price=price)
+    async with gateway(settings(tmp_path, priced, server=KEYED)) as served:
+        answer = await served.chat(headers=bearer((await make_key(served))["key"]))
+        body = {"scope": "team:search", "limit_usd": "1"}
+        made = decode(await served.client.post("/admin/budgets", json=body, headers=ADMIN))
+        assert made["spent_usd"] == answer.headers["x-headgate-cost-usd"] > "0"
