@@ -42,7 +42,8 @@ from gateway.ledger.records import CandidateRecord
 from gateway.parts import Parts
 from gateway.relay import last_events
 from gateway.repeats import Asked, Repeats
-from gateway.routing.router import candidate_record, sticky_draw, strictest
+from gateway.routing.recorded import candidate_record
+from gateway.routing.router import sticky_draw, strictest
 from gateway.settlement import Settler
 from gateway.shadow import Shadows
 from gateway.spending import Spending, answer_tokens

@@ -18,11 +18,11 @@ def model_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
     @get("/v1/models", guards=guards, summary="Models that may be asked for")
     async def models(request: Request[Any, Any, Any]) -> dict[str, Any]:
         only = caller_of(request).only
-        return {"object": "list", "data": parts.router.models(created, only)}
+        return {"object": "list", "data": parts.router.names.entries(created, only)}
 
     @get("/v1/models/{name:path}", guards=guards, summary="One of them")
     async def model(request: Request[Any, Any, Any]) -> dict[str, Any]:
         name = request.path_params["name"].removeprefix("/")
-        return parts.router.model(name, created, caller_of(request).only)
+        return parts.router.names.entry(name, created, caller_of(request).only)
 
     return [models, model]

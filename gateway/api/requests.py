@@ -112,6 +112,6 @@ def _embeds(fields: dict[str, Any], router: Router) -> bool:
     if isinstance(given, list) and given and not isinstance(given[0], dict):
         return True
     try:
-        return isinstance(model, str) and router.only_embeds(model)
+        return isinstance(model, str) and router.names.only_embeds(model)
     except ModelNotFound:
         return False

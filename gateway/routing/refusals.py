@@ -1,6 +1,7 @@
 """Why nobody may answer: capability (400), context (400), policy (403), or somebody away (503)."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -23,21 +24,28 @@ def refusal_of(
     decision: Decision,
     loaded: LoadedPolicy,
     cards: Mapping[str, BackendCard],
-    retry: Callable[[Facts], bool],
+    decided: Callable[[Facts], Decision],
 ) -> GatewayError:
-    """Why nobody may answer: the one thing without which somebody could."""
+    """Why nobody may answer: the one thing without which somebody could.
+
+    Args:
+        decided: what the policy says of other facts.
+    """
+
+    def answered(**changed: Any) -> bool:
+        return bool(decided(replace(facts, **changed)).candidates)
+
     if decision.denied is not None:
         return PolicyDenied(decision.denied)
-    if facts.barred and retry(replace(facts, barred={})):
+    if facts.barred and answered(barred={}):
         away = "; ".join(f"{name} is {why}" for name, why in facts.barred.items())
         return Unavailable(f"Nobody else may answer: {away}.", retry_after_s=_DRAINED_RETRY_S)
-    fits = replace(facts, prompt_tokens_bound=0, prompt_tokens_exact={}, max_tokens=None)
-    if facts.needs and retry(replace(facts, needs=frozenset())):
+    if facts.needs and answered(needs=frozenset()):
         missing = _missing(facts, cards)
         return InvalidRequest(
             f"No backend that may answer this accepts {missing!r}.", param=missing
         )
-    if retry(fits):
+    if answered(prompt_tokens_bound=0, prompt_tokens_exact={}, max_tokens=None):
         widest = max((cards[name].context_tokens or 0 for name in too_small(decision)), default=0)
         return ContextLengthExceeded(
             f"The prompt (at most {facts.prompt_tokens_bound} tokens) and the answer "

@@ -4,22 +4,20 @@ The policy always runs. A named model narrows the candidates; when none is left 
 whether a capability (400), the context (400) or the policy (403) stands in the way.
 """
 
-import contextlib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import structlog
-from msgspec import Struct
 from msgspec.structs import replace
 
 from backends.errors import BackendError
 from backends.wire import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
-from gateway.errors import Forbidden, GatewayError, InvalidRequest, ModelNotFound, Unavailable
+from gateway.errors import GatewayError, InvalidRequest, ModelNotFound, Unavailable
 from gateway.ledger.access import EVERYTHING, Only
 from gateway.ledger.pricing import CostEstimator
-from gateway.ledger.records import CandidateRecord, DecidedOn, RequestRecord
+from gateway.ledger.records import RequestRecord
 from gateway.overrides.model import NOTHING, Effect
 from gateway.repeats import Asked
 from gateway.routing.classifier import Classifier
@@ -28,10 +26,12 @@ from gateway.routing.explanation import Routed, expectation, explanation
 from gateway.routing.exploring import left_to_chance
 from gateway.routing.features import Request, read
 from gateway.routing.forecasts import Forecasts
-from gateway.routing.health import ONLY_VECTORS, BackendRegistry
+from gateway.routing.health import BackendRegistry
 from gateway.routing.judges import Judges
 from gateway.routing.moved import moved
+from gateway.routing.names import Names, Resolved
 from gateway.routing.policy_book import LoadedPolicy, PolicyBook, UnknownPolicy
+from gateway.routing.recorded import decided_on
 from gateway.routing.refusals import refusal_of, too_small
 from gateway.routing.second_look import Looked, SecondLooks
 from gateway.settings import Settings
@@ -47,20 +47,8 @@ _ENDPOINTS: dict[type, str] = {
     CompletionRequest: "completions",
     EmbeddingRequest: "embeddings",
 }
-_MAX_ALIASES = 8
 HOPELESS = 4
 """A prompt whose estimate is this many contexts long is not counted exactly."""
-
-
-class Resolved(Struct, frozen=True, kw_only=True):
-    """What a requested model stands for."""
-
-    kind: str
-    """auto, policy, tier or backend."""
-    policy: str | None = None
-    """None: the configured policy."""
-    allowed: frozenset[str] | None = None
-    """Backends it names; None: all."""
 
 
 def sticky_draw(sticky_id: str) -> float:
@@ -92,7 +80,7 @@ class Router:
         conversations: Conversations | None = None,
         second: SecondLooks | None = None,
     ) -> None:
-        self._aliases = settings.models
+        self.names = Names(settings.models, registry, book)
         self._classifier = classifier
         self._book = book
         self._registry = registry
@@ -103,6 +91,7 @@ class Router:
         self._conversations = conversations
         self._second = second
         self._decided: set[tuple[str, str]] = set()
+        self._noted: LoadedPolicy | None = None
 
     def facts(
         self,
@@ -145,35 +134,6 @@ class Router:
         """What each backend's answer will probably take."""
         return self.forecasts.estimates(facts, self._registry.cards())
 
-    def resolve(self, model: str) -> Resolved:
-        """What a model's name stands for. Raises ModelNotFound."""
-        name = model
-        for _ in range(_MAX_ALIASES):
-            if name not in self._aliases:
-                break
-            name = self._aliases[name]
-        if name == "auto":
-            return Resolved(kind="auto")
-        if name.startswith("policy:"):
-            return Resolved(kind="policy", policy=name[7:])
-        cards = self._registry.cards()
-        plain = name.removeprefix("backend:")
-        if plain == name:
-            tier = frozenset(card.name for card in cards.values() if card.tier == name)
-            if tier:
-                return Resolved(kind="tier", allowed=tier)
-        if plain in cards:
-            return Resolved(kind="backend", allowed=frozenset({plain}))
-        known = ", ".join(sorted({"auto", *self._aliases, *cards, *_tiers(cards)}))
-        raise ModelNotFound(
-            f"The model {model!r} does not exist here; there are: {known}.", param="model"
-        )
-
-    def only_embeds(self, model: str) -> bool:
-        """Whether a name stands for backends that make vectors only. Raises ModelNotFound."""
-        cards, names = self._registry.cards(), self.resolve(model).allowed
-        return bool(names) and all(cards[name].endpoints == ONLY_VECTORS for name in names or ())
-
     async def decide(
         self,
         facts: Facts,
@@ -203,19 +163,10 @@ class Router:
                 or the policy has never been valid. Everything else is in `refusal`.
             Forbidden: the key may not ask for that model or policy.
         """
-        resolved = self.resolve(facts.model)
-        if only is not EVERYTHING:
-            resolved = self._restricted(resolved, facts.model, policy_name, only)
-        budget = budget or BudgetState()
-        effect = self._effect()
-        loaded = self._policy(resolved, policy_name, effect)
-        if budget.policy is not None:
-            loaded = self._downgraded(budget.policy, loaded)
-        if not dry and (loaded.name, loaded.sha256) not in self._decided:
-            self._decided.add((loaded.name, loaded.sha256))
-            if self._decides is not None:
-                self._decides(loaded)
-        now = now or datetime.now(UTC)
+        budget, now = budget or BudgetState(), now or datetime.now(UTC)
+        resolved, loaded, effect = self._governing(facts.model, policy_name, budget, only)
+        if loaded is not self._noted and not dry:
+            self._note(loaded)
         cards = self._registry.cards()
         if asked is not None and loaded.compiled.uses_warmth and facts.features.turns > 1:
             facts = await self._with_warmth(facts, asked)
@@ -232,20 +183,19 @@ class Router:
             known: Routed | None = asked.recall("routed", inputs)
             if known is not None:
                 return known
-        facts = replace(
-            facts, allowed=resolved.allowed, pinned=effect.backend, barred=effect.drained
-        )
 
         def decided(changed: Facts) -> Decision:
             return decide_policy(loaded.compiled, changed, cards, budget, now, draw)
 
+        facts = replace(
+            facts, allowed=resolved.allowed, pinned=effect.backend, barred=effect.drained
+        )
         decision = decided(facts)
-        unsure = _left_out_by_bound(facts, decision, cards)
-        if asked is not None and unsure:
-            counted = await self._count(unsure, asked.raw)
-            if counted:
-                facts = replace(facts, prompt_tokens_exact=counted)
-                decision = decided(facts)
+        uncounted = too_small(decision)
+        if uncounted:
+            uncounted = _perhaps_fitting(uncounted, facts, cards)
+        if asked is not None and uncounted:
+            facts, decision = await self._counted(facts, decision, decided, uncounted, asked.raw)
         looked, why_not = None, None
         if loaded.compiled.uses_quality and not exploring and decision.rule != PINNED:
             asking = None if dry else asked
@@ -257,14 +207,8 @@ class Router:
                 decision = decided(facts)
         refusal: GatewayError | None = None
         if not decision.candidates:
-            refusal = refusal_of(
-                facts, decision, loaded, cards, lambda f: bool(decided(f).candidates)
-            )
-        if effect.cache is not None:
-            decision = replace(decision, cache=strictest(effect.cache, decision.cache))
-        explored = None
-        if decision.rule != PINNED and decision.candidates:  # a pin leaves nothing to chance
-            decision, explored = left_to_chance(decision, luck, self._explore)
+            refusal = refusal_of(facts, decision, loaded, cards, decided)
+        decision, explored = self._left_open(decision, effect, luck)
         if paced and decision.candidates and not dry:
             expected = facts.estimates[decision.candidates[0]].cost_nano_usd or 0
             self.forecasts.spend(loaded.name, now, expected)
@@ -272,21 +216,47 @@ class Router:
             decision=decision,
             loaded_policy=loaded,
             facts=facts,
-            decided_on=_decided_on(facts, cards, budget, explored, looked),
+            decided_on=decided_on(facts, cards, budget, explored, looked),
             refusal=refusal,
             encoding=None if looked is None else looked.encoding,
-            second_look=_told(looked, why_not)
-            if self._second is not None and loaded.compiled.uses_quality
-            else None,
+            second_look=self._told(loaded, looked, why_not) if self._second else None,
         )
         # a backend that could not count now may later; chance and forecasts change
-        if asked is None or unsure or estimated or explored:
+        if asked is None or uncounted or estimated or explored:
             return routed
-        if looked is None:
-            return asked.remember("routed", inputs, routed)
-        if looked.result == "used":
-            asked.remember("routed", inputs, replace(routed, encoding=None))  # paid for once
-        return routed
+        return _remembered(asked, inputs, routed, looked)
+
+    def _governing(
+        self, model: str, policy_name: str | None, budget: BudgetState, only: Only
+    ) -> tuple[Resolved, LoadedPolicy, Effect]:
+        """What the model stands for, the policy that decides, and what operators changed."""
+        resolved = self.names.resolve(model)
+        if only is not EVERYTHING:
+            resolved = self.names.restricted(resolved, model, policy_name, only)
+        effect = self._effect()
+        loaded = self._policy(resolved, policy_name, effect)
+        if budget.policy is not None:
+            loaded = self._downgraded(budget.policy, loaded)
+        return resolved, loaded, effect
+
+    def _note(self, loaded: LoadedPolicy) -> None:
+        """Tell once of each version that decides."""
+        self._noted = loaded
+        if (loaded.name, loaded.sha256) in self._decided:
+            return
+        self._decided.add((loaded.name, loaded.sha256))
+        if self._decides is not None:
+            self._decides(loaded)
+
+    def _left_open(
+        self, decision: Decision, effect: Effect, luck: float | None
+    ) -> tuple[Decision, str | None]:
+        """With the caches that operators left on; and what chance took instead, if it did."""
+        if effect.cache is not None:
+            decision = replace(decision, cache=strictest(effect.cache, decision.cache))
+        if not self._explore or not decision.candidates or decision.rule == PINNED:
+            return decision, None  # a pin leaves nothing to chance
+        return left_to_chance(decision, luck, self._explore)
 
     async def _look_again(
         self,
@@ -351,52 +321,6 @@ class Router:
             candidate |= expectation(estimates.get(candidate["backend"]))
         return story | {"moved_by": moved(self._classifier, text)}
 
-    def models(self, created: int = 0, only: Only = EVERYTHING) -> list[dict[str, Any]]:
-        """Entries of /v1/models that a key may use: auto, aliases, tiers, backends, policies."""
-        cards = self._registry.cards()
-        entries = {"auto": {"kind": "auto"}}
-        entries |= {alias: {"kind": "alias", "model": to} for alias, to in self._aliases.items()}
-        entries |= {tier: {"kind": "tier", "tier": tier} for tier in _tiers(cards)}
-        for card in cards.values():
-            entries.setdefault(card.name, {"kind": "backend"}).update(
-                tier=card.tier, model=card.model
-            )
-        entries |= {f"policy:{name}": {"kind": "policy"} for name in self._book.names()}
-        return [
-            {
-                "id": name,
-                "object": "model",
-                "created": created,
-                "owned_by": "headgate",
-                "headgate": about,
-            }
-            for name, about in entries.items()
-            if only is EVERYTHING or self._may_ask_for(name, only)
-        ]
-
-    def _may_ask_for(self, name: str, only: Only) -> bool:
-        try:
-            self._restricted(self.resolve(name), name, None, only)
-        except (Forbidden, ModelNotFound):
-            return False
-        return True
-
-    def model(self, name: str, created: int = 0, only: Only = EVERYTHING) -> dict[str, Any]:
-        """One entry of /v1/models. Raises ModelNotFound, Forbidden."""
-        for entry in self.models(created, only):
-            if entry["id"] == name:
-                return entry
-        resolved = self._restricted(self.resolve(name), name, None, only)
-        if resolved.policy is not None:
-            raise ModelNotFound(f"There is no policy {resolved.policy!r}.", param="model")
-        return {
-            "id": name,
-            "object": "model",
-            "created": created,
-            "owned_by": "headgate",
-            "headgate": {"kind": resolved.kind},
-        }
-
     def _policy(self, resolved: Resolved, header: str | None, effect: Effect) -> LoadedPolicy:
         if header and resolved.policy and header != resolved.policy:
             raise InvalidRequest(
@@ -418,36 +342,6 @@ class Router:
             log.warning("policy_invalid", policy=name, problems=str(error))
             raise Unavailable(f"The policy {name!r} is not valid; see /health.") from None
 
-    def _restricted(
-        self, resolved: Resolved, model: str, header: str | None, only: Only
-    ) -> Resolved:
-        """What is left of a model's meaning for a restricted key. Raises Forbidden."""
-        policy = header or resolved.policy
-        if policy is not None and only.policies is not None and policy not in only.policies:
-            raise Forbidden(
-                f"This key may not ask for the policy {policy!r}; "
-                f"it may for: {', '.join(only.policies)}."
-            )
-        if only.models is None or model in only.models:
-            return resolved
-        allowed = self._backends_of(only.models)
-        if resolved.allowed is not None:
-            allowed &= resolved.allowed
-        if not allowed:
-            raise Forbidden(
-                f"This key may not use the model {model!r}; it may use: {', '.join(only.models)}.",
-                param="model",
-            )
-        return replace(resolved, allowed=allowed)
-
-    def _backends_of(self, models: Sequence[str]) -> frozenset[str]:
-        """All backends that the models name."""
-        found: frozenset[str] = frozenset()
-        for name in models:
-            with contextlib.suppress(ModelNotFound):  # it may come back with the next restart
-                found |= self.resolve(name).allowed or frozenset()
-        return found
-
     def _downgraded(self, name: str, otherwise: LoadedPolicy) -> LoadedPolicy:
         """The policy that a budget asks for; one that is gone must not stop requests."""
         try:
@@ -456,8 +350,15 @@ class Router:
             log.error("downgrade_policy_missing", policy=name, error=str(error))
             return otherwise
 
-    async def _count(self, names: Sequence[str], body: Mapping[str, Any]) -> dict[str, int]:
-        """Exact prompt tokens, of the backends that can say."""
+    async def _counted(
+        self,
+        facts: Facts,
+        decision: Decision,
+        decided: Callable[[Facts], Decision],
+        names: Sequence[str],
+        body: Mapping[str, Any],
+    ) -> tuple[Facts, Decision]:
+        """Decided again with exact prompt tokens, of those backends that can say."""
         counted: dict[str, int] = {}
         for name in names:
             try:
@@ -467,29 +368,26 @@ class Router:
                 continue
             if tokens is not None:
                 counted[name] = tokens
-        return counted
+        if not counted:
+            return facts, decision
+        facts = replace(facts, prompt_tokens_exact=counted)
+        return facts, decided(facts)
+
+    def _told(self, loaded: LoadedPolicy, looked: Looked | None, why_not: str | None) -> str | None:
+        """For explanations: what came of a second look, or why there was none."""
+        if not loaded.compiled.uses_quality:
+            return None
+        if looked is not None:
+            return looked.result
+        return why_not or "it would be looked at again; explaining asks nobody"
 
 
-def _left_out_by_bound(
-    facts: Facts, decision: Decision, cards: Mapping[str, BackendCard]
+def _perhaps_fitting(
+    names: Sequence[str], facts: Facts, cards: Mapping[str, BackendCard]
 ) -> list[str]:
-    """Backends that may fit after all, if somebody counts the prompt's tokens."""
-    found: list[str] = []
-    for name in too_small(decision):
-        limit = cards[name].context_tokens
-        if limit is not None and facts.features.prompt_tokens <= HOPELESS * limit:
-            found.append(name)
-    return found
-
-
-def candidate_record(name: str, facts: Facts, estimate: Estimate) -> CandidateRecord:
-    """A backend that may answer, with what is expected of it."""
-    return CandidateRecord(
-        backend=name,
-        cost_nano_usd=estimate.cost_nano_usd,
-        quality=facts.features.quality.get(name),
-        latency_ms=None if estimate.latency_s is None else estimate.latency_s * 1e3,
-    )
+    """Of backends left out by a bound those that may fit after all, if somebody counts."""
+    tokens = facts.features.prompt_tokens
+    return [name for name in names if tokens <= HOPELESS * (cards[name].context_tokens or 0)]
 
 
 def strictest(*rules: CacheRule | None) -> CacheRule:
@@ -498,45 +396,12 @@ def strictest(*rules: CacheRule | None) -> CacheRule:
     return min((rule for rule in rules if rule is not None), key=order.index, default="semantic")
 
 
-def _told(looked: Looked | None, why_not: str | None) -> str:
-    """For explanations: what came of a second look, or why there was none."""
-    if looked is not None:
-        return looked.result
-    return why_not or "it would be looked at again; explaining asks nobody"
-
-
-def _decided_on(
-    facts: Facts,
-    cards: Mapping[str, BackendCard],
-    budget: BudgetState,
-    explored: str | None,
-    looked: Looked | None,
-) -> DecidedOn:
-    """What the policy was told, beside the columns that a request's row has anyway."""
-    return DecidedOn(
-        needs=tuple(facts.needs),
-        wants=tuple(facts.features.wants),
-        max_tokens=facts.max_tokens,
-        prompt_tokens_bound=facts.prompt_tokens_bound,
-        prompt_tokens_exact=facts.prompt_tokens_exact,
-        allowed=_could(facts, cards),
-        budget_left=budget.left,
-        quality=facts.features.quality,
-        loads={card.name: card.load for card in cards.values()},
-        down=tuple(card.name for card in cards.values() if not card.ready),
-        warm=None if facts.warm is None else (facts.warm.backend, facts.warm.tokens),
-        explored=explored,
-        second_look=None if looked is None else looked.result,
-    )
-
-
-def _could(facts: Facts, cards: Mapping[str, BackendCard]) -> tuple[str, ...] | None:
-    """Backends that the model named and no operator had taken out; None: all."""
-    if not facts.barred:
-        return None if facts.allowed is None else tuple(facts.allowed)
-    allowed = cards if facts.allowed is None else facts.allowed
-    return tuple(name for name in allowed if name not in facts.barred)
-
-
-def _tiers(cards: Mapping[str, BackendCard]) -> list[str]:
-    return list(dict.fromkeys(card.tier for card in cards.values()))
+def _remembered(
+    asked: Asked, inputs: tuple[Any, ...], routed: Routed, looked: Looked | None
+) -> Routed:
+    """Kept for the same body asked again; the encoder's vector is paid for once."""
+    if looked is None:
+        return asked.remember("routed", inputs, routed)
+    if looked.result == "used":
+        asked.remember("routed", inputs, replace(routed, encoding=None))
+    return routed

@@ -238,17 +238,17 @@ async def test_explanation_of_a_refusal(rig: Rig) -> None:
 
 def test_models_list_what_can_be_asked_for(rig: Rig) -> None:
     """auto, aliases, tiers, backends and policies, each id once, and each can be looked up."""
-    entries = rig.router.models(created=7)
+    entries = rig.router.names.entries(created=7)
     ids = [entry["id"] for entry in entries]
     assert ids[:5] == ["auto", "gpt-4o", "gpt-4", "fast", "loop"]
     assert {"nano", "nano-1", "small", "base", "big", "minilm", "policy:default"} <= set(ids)
     assert len(ids) == len(set(ids))
     assert all(e["object"] == "model" and e["created"] == 7 for e in entries)
-    assert rig.router.model("small", 7) in entries
-    assert rig.router.model("backend:big")["id"] == "backend:big"
+    assert rig.router.names.entry("small", 7) in entries
+    assert rig.router.names.entry("backend:big")["id"] == "backend:big"
     for name in ("nope", "policy:nope"):
         with pytest.raises(ModelNotFound):
-            rig.router.model(name)
+            rig.router.names.entry(name)
 
 
 def test_sticky_draw_is_stable_and_even() -> None:
