@@ -23,6 +23,7 @@ from gateway.exchange import Exchange
 from gateway.ledger.records import Verdict
 from gateway.limits.fair_queue import QueueError
 from gateway.parts import Parts
+from gateway.routing.answer_checks import checks_of
 from gateway.routing.judges import Judges, Signals, signals_of
 from gateway.settlement import Settler
 from gateway.turns import ClosedError
@@ -75,7 +76,8 @@ class Judging:
             why = f"{judge} cannot say ({error.message})"
             judge = "answer"
         if judge in TOKEN_JUDGES:
-            signals = [signals_of(choice) for choice in choices]
+            question = question_of(x) if judge == "answer" else ""
+            signals = [_read(choice, question) for choice in choices]
         known = [signal for signal in signals if signal is not None]
         if len(known) < len(signals):
             why = f"{why}; no log-probabilities" if why else "no log-probabilities"
@@ -199,6 +201,14 @@ class Judging:
             call.close()
         assert call.completion is not None
         return call.completion
+
+
+def _read(choice: Mapping[str, Any], question: str) -> Signals | None:
+    """What a choice's tokens say, and its words, too, where the question is given."""
+    signals = signals_of(choice)
+    if signals is None or not question:
+        return signals
+    return replace(signals, checks=checks_of(question, text_of(choice)))
 
 
 def text_of(choice: Mapping[str, Any]) -> str:

@@ -31,9 +31,12 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Mean over the tokens of the answer's text; this and the next two: what judges go by."""
     margin: dict[str, float] = {}
     entropy: dict[str, float] = {}
+    answer_text: dict[str, str] = {}
+    """What each said, for judges that read it."""
     prompt_tokens: dict[str, int] = {}
     completion_tokens: dict[str, int] = {}
     machine_ns: dict[str, int] = {}
+    """To ten microseconds: more digits are noise that does not pack."""
     cost_usd: dict[str, float] = {}
     """Filled in by `headgate models eval`, which knows the prices."""
     near_tie: list[str] = []
@@ -66,9 +69,12 @@ def _outcome(suite: str, names: list[str], rows: Sequence[AskedRow]) -> Outcome:
         logprob={n: round(certainty.logprob, 4) for n, certainty in sure.items()},
         margin={n: round(certainty.margin, 4) for n, certainty in sure.items()},
         entropy={n: round(certainty.entropy, 4) for n, certainty in sure.items()},
+        answer_text={n: a.text for n, a in answers.items() if a.text},
         prompt_tokens={n: a.prompt_tokens for n, a in answers.items()},
         completion_tokens={n: a.completion_tokens for n, a in answers.items()},
-        machine_ns={n: a.machine_ns for n, a in answers.items() if a.machine_ns is not None},
+        machine_ns={
+            n: round(a.machine_ns, -4) for n, a in answers.items() if a.machine_ns is not None
+        },
         near_tie=[n for n, a in answers.items() if a.margin is not None and a.margin < NEAR_TIE],
     )
 

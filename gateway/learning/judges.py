@@ -2,8 +2,9 @@
 
 For each backend and judge a logistic regression says how probably the answer is good, and one for
 each dearer backend how probably that one's would be: an answer is worth replacing only where the
-other is likelier to be good. Rows are the outcomes'; the question's promise is the one out of fold,
-and so are the figures.
+other is likelier to be good. Where the outcomes tell the answers' words, the judge `answer` is a
+network that reads them (`readers.py`). Rows are the outcomes'; the question's promise is the one
+out of fold, and so are the figures.
 """
 
 import math
@@ -16,10 +17,12 @@ from numpy.typing import NDArray
 
 from gateway.learning.outcomes import Outcomes
 from gateway.learning.quality import FOLDS
+from gateway.learning.readers import fit_readers
 from gateway.routing.figures import auc, expected_calibration_error
 from gateway.routing.judges import (
     Calibration,
     Judges,
+    Reader,
     Signals,
     Spread,
     features_of,
@@ -81,10 +84,15 @@ def fit_judges(outcomes: Outcomes, quality: Floats, folds: NDArray[np.int64], he
                 found[names[k]][judge] = calibration
             else:
                 above[names[k]].setdefault(judge, {})[names[j]] = calibration
+    readers, read = fit_readers(outcomes, quality, folds)
+    if readers:
+        for table, said in ((p_above, read), (p_good, np.einsum("nkk->nk", read))):
+            table["answer"] = np.where(np.isnan(said), table["answer"], said)
     judges = Judges(
         question=tuple(names),
         backends=found,
         above=above,
+        readers=readers,
         spread=_spreads(found, above, quality, p_above, names),
         head=head,
         data_sha256=outcomes.sha256,
@@ -214,10 +222,14 @@ def _sigmoid(x: Floats, weights: Floats, offset: float) -> Floats:
 
 def judges_card(judges: Judges) -> dict[str, dict[str, dict[str, float | int | None]]]:
     """How good each judge is, by backend."""
-    return {
-        backend: {
-            judge: {"rows": fit.rows, "auc": fit.auc, "ece": fit.ece} for judge, fit in of.items()
-        }
-        for backend, of in judges.backends.items()
-        if of
-    }
+    card = {}
+    for backend, of in judges.backends.items():
+        fits: dict[str, Calibration | Reader] = {**of}
+        if backend in judges.readers:
+            fits["answer"] = judges.readers[backend]
+        if fits:
+            card[backend] = {
+                judge: {"rows": fit.rows, "auc": fit.auc, "ece": fit.ece}
+                for judge, fit in fits.items()
+            }
+    return card

@@ -3,8 +3,9 @@
 One line: `{"id"?, "prompt": "…" | "messages": […], "scores": {"small": 0.0, "base": 1.0},
 "cost_usd"?: {"small": 0.0001}, "split"?: "train" | "test", "suite"?}`. A backend may be missing
 from a line's scores: it was not asked. How sure each backend was of its answer stands there as
-`"logprob": {"small": -0.1}` and likewise `margin`, `entropy` and `completion_tokens`; what other
-judges said of it, 0 to 1, as `"judged": {"consistency": {"small": 0.7}, "backend:base": {…}}`.
+`"logprob": {"small": -0.1}` and likewise `margin`, `entropy` and `completion_tokens`; what it said,
+as `"answer_text": {"small": "62"}`; what other judges said of it, 0 to 1, as
+`"judged": {"consistency": {"small": 0.7}, "backend:base": {…}}`.
 """
 
 import gzip
@@ -45,6 +46,7 @@ class _Line(Struct, kw_only=True):
     margin: dict[str, float] = msgspec.field(default_factory=dict)
     entropy: dict[str, float] = msgspec.field(default_factory=dict)
     completion_tokens: dict[str, float] = msgspec.field(default_factory=dict)
+    answer_text: dict[str, str] = msgspec.field(default_factory=dict)
     judged: dict[str, dict[str, float]] = msgspec.field(default_factory=dict)
 
 
@@ -69,6 +71,8 @@ class Outcomes(Struct, frozen=True, kw_only=True):
     signals: dict[str, Floats] = msgspec.field(default_factory=dict)
     """[N, K] by judge (logprob, margin, entropy, consistency, backend:NAME), and `tokens`; NaN
     where the file says nothing. Only those of which it says something."""
+    answers: list[dict[str, str]] = msgspec.field(default_factory=list)
+    """[N]: what each backend said; empty where the file says nothing."""
 
     @property
     def weak(self) -> int:
@@ -91,6 +95,7 @@ class Outcomes(Struct, frozen=True, kw_only=True):
             practice=self.practice[rows],
             suites=[suite for suite, wanted in zip(self.suites, rows, strict=True) if wanted],
             signals={name: table[rows] for name, table in self.signals.items()},
+            answers=[texts for texts, wanted in zip(self.answers, rows, strict=False) if wanted],
         )
 
 
@@ -125,6 +130,7 @@ def read_outcomes(path: Path, *practice: Path) -> Outcomes:
         suites=[line.suite for line in lines],
         sha256=digest.hexdigest(),
         signals=_signals(lines, [backends[index] for index in order]),
+        answers=[line.answer_text for line in lines],
     )
 
 

@@ -4,20 +4,26 @@
 what the question promised, to P(good): judges.json beside the head. Without one the signals stand
 for themselves, uncalibrated: the tokens' mean probability, the surest margin, the lack of entropy.
 
-Judging happens while a request waits, so this is plain Python over a few numbers.
+Where the outcomes tell what was answered, the judge `answer` is a network that reads the words,
+too. Judging happens while a request waits, so this is plain Python over a few numbers, and two
+small products of matrices for the network.
 """
 
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from gateway.errors import SettingsError
 
+Floats = NDArray[np.float64]
 JUDGES_FILE = "judges.json"
 TOP = 5
 """Likeliest tokens at each place that a backend is asked for."""
@@ -36,6 +42,8 @@ class Signals(Struct, frozen=True, kw_only=True):
     entropy: float
     """Mean over its places, nats; what is beyond the likeliest tokens counts as one more."""
     tokens: int
+    checks: tuple[float, ...] = ()
+    """What its words say, see `checks_of`; empty: not looked at."""
 
 
 class Calibration(Struct, frozen=True, kw_only=True):
@@ -51,6 +59,40 @@ class Calibration(Struct, frozen=True, kw_only=True):
         """P(good) of one answer."""
         total = self.offset + sum(map(float.__mul__, self.weights, features))
         return 1.0 / (1.0 + math.exp(-max(-60.0, min(60.0, total))))
+
+
+class Reader(Struct, frozen=True, kw_only=True, dict=True):
+    """A small network over tokens, words and the question's promise: one hidden layer.
+
+    P(good) = sigmoid(offset + out · max(0, bias + features · hidden)).
+    """
+
+    hidden: tuple[tuple[float, ...], ...]
+    """[F][H]"""
+    bias: tuple[float, ...]
+    """[H]"""
+    out: Mapping[str, tuple[float, ...]]
+    """[H] by backend: the one whose answer is read, and each dearer one."""
+    offset: Mapping[str, float]
+    rows: int = 0
+    auc: float | None = None
+    ece: float | None = None
+
+    def __call__(self, features: Sequence[float], name: str) -> float:
+        """P(that backend's answer is good), given that this one was read."""
+        return float(self.all(np.array([features]), [name])[0, 0])
+
+    def all(self, features: Floats, names: Sequence[str]) -> Floats:
+        """[N, len(names)] from [N, F]."""
+        hidden, bias = self._inner
+        inner = np.maximum(features @ hidden + bias, 0.0)
+        out = np.array([self.out[name] for name in names]).T
+        total = inner @ out + [self.offset[name] for name in names]
+        return np.asarray(1.0 / (1.0 + np.exp(-np.clip(total, -60.0, 60.0))))
+
+    @cached_property
+    def _inner(self) -> tuple[Floats, Floats]:
+        return np.array(self.hidden), np.array(self.bias)
 
 
 class Spread(Struct, frozen=True, kw_only=True):
@@ -77,6 +119,8 @@ class Judges(Struct, frozen=True, kw_only=True):
         default_factory=dict
     )
     """By backend, by judge, by a dearer backend: P(that one's answer would be good)."""
+    readers: Mapping[str, Reader] = msgspec.field(default_factory=dict)
+    """By backend: the judge `answer`, where the answer's words are known."""
     spread: Mapping[str, Mapping[str, Spread]] = msgspec.field(default_factory=dict)
     """By backend, by judge."""
     head: str = ""
@@ -107,10 +151,14 @@ class Judges(Struct, frozen=True, kw_only=True):
             signal: of its tokens, or what another judge said, 0 to 1.
             quality: predicted from the question, by backend.
         """
+        promised = [quality.get(name) for name in self.question]
+        reader = self._reader(backend, judge, signal)
+        if reader is not None:
+            return reader(reader_features(signal, promised), backend)
         known = self.backends.get(backend, {}).get(judge)
         if known is None:
             return uncalibrated(judge, signal)
-        return known(features_of(judge, signal, [quality.get(name) for name in self.question]))
+        return known(features_of(judge, signal, promised))
 
     def gain(
         self,
@@ -121,12 +169,24 @@ class Judges(Struct, frozen=True, kw_only=True):
         others: Sequence[str],
     ) -> float | None:
         """How much likelier the best of the others is to be good; None where nobody knows."""
+        promised = [quality.get(name) for name in self.question]
+        reader = self._reader(backend, judge, signal)
+        if reader is not None and all(name in reader.out for name in others):
+            read = np.array([reader_features(signal, promised)])
+            said = reader.all(read, [backend, *others])[0]
+            return float(said[1:].max() - said[0])
         known = self.backends.get(backend, {}).get(judge)
         fitted = self.above.get(backend, {}).get(judge, {})
         if known is None or any(name not in fitted for name in others):
             return None
-        features = features_of(judge, signal, [quality.get(name) for name in self.question])
+        features = features_of(judge, signal, promised)
         return max(fitted[name](features) for name in others) - known(features)
+
+    def _reader(self, backend: str, judge: str, signal: "Signals | float") -> Reader | None:
+        """Who has been fitted to read this."""
+        if judge != "answer" or not isinstance(signal, Signals) or not signal.checks:
+            return None
+        return self.readers.get(backend)
 
 
 NO_JUDGES = Judges()
@@ -151,6 +211,12 @@ def features_of(
         if judge == "answer":
             found += [math.log(max(signal.tokens, 1)), signal.logprob * signal.tokens]
     return found + [0.0 if p is None else logit(p) for p in quality]
+
+
+def reader_features(signal: "Signals | float", quality: Sequence[float | None]) -> list[float]:
+    """What a reader weighs: as the judge `answer`, then what the words say."""
+    checks = signal.checks if isinstance(signal, Signals) else ()
+    return [*features_of("answer", signal, quality), *checks]
 
 
 def uncalibrated(judge: str, signal: Signals | float) -> float:

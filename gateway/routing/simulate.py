@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from backends.wire import ChatCompletionRequest, Message
 from gateway.cascade_costs import JUDGE_TOKENS, judging_backend
 from gateway.ledger.money import usd_text
+from gateway.routing.answer_checks import checks_of
 from gateway.routing.climbs import SOURCES, Climbed, Told, climb
 from gateway.routing.judges import Signals
 from gateway.routing.policy_book import LoadedPolicy
@@ -39,6 +40,7 @@ class _Line(Struct, kw_only=True):
     margin: dict[str, float] = msgspec.field(default_factory=dict)
     entropy: dict[str, float] = msgspec.field(default_factory=dict)
     completion_tokens: dict[str, float] = msgspec.field(default_factory=dict)
+    answer_text: dict[str, str] = msgspec.field(default_factory=dict)
     judged: dict[str, dict[str, float]] = msgspec.field(default_factory=dict)
 
 
@@ -82,10 +84,11 @@ def _prompt(line: str, place: str) -> Prompt:
         raise PromptsError(f"{place}: neither prompt nor messages")
     messages = found.messages or [Message(role="user", content=found.prompt)]
     request = ChatCompletionRequest(model="auto", messages=messages, max_tokens=found.max_tokens)
-    return Prompt(request, found.scores, _signals(found), found.judged)
+    question = next((m.text() for m in reversed(messages) if m.role == "user" and m.text()), "")
+    return Prompt(request, found.scores, _signals(found, question), found.judged)
 
 
-def _signals(line: _Line) -> dict[str, Signals]:
+def _signals(line: _Line, question: str) -> dict[str, Signals]:
     return {
         name: Signals(
             logprob=logprob,
@@ -93,6 +96,7 @@ def _signals(line: _Line) -> dict[str, Signals]:
             entropy=line.entropy.get(name, 0.0),
             # the token that ends an answer is counted, but not judged
             tokens=max(int(line.completion_tokens.get(name, 2)) - 1, 1),
+            checks=checks_of(question, line.answer_text.get(name, "")),
         )
         for name, logprob in line.logprob.items()
     }
