@@ -37,7 +37,7 @@ def health_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
         for name, about in parts.registry.state().items():
             parts.metrics.backend_ready.labels(name).set(bool(about["ready"]))
         body, kind = parts.metrics.exposition()
-        return Response(body, media_type=kind)
+        return Response(body, media_type=kind.partition("; charset=")[0])  # Litestar adds it
 
     return [live, ready, health, metrics]
 

@@ -102,7 +102,9 @@ async def test_metrics_bear_the_contracts_names(tmp_path: Path) -> None:
         await served.parts.caches.settled()
         await served.chat(temperature=0)
         await served.chat(stream=True)
-        text = (await served.client.get("/metrics")).text
+        scraped = await served.client.get("/metrics")
+        assert scraped.headers["content-type"].count("charset") == 1, "Prometheus 3 refuses two"
+        text = scraped.text
         for name in (
             "headgate_time_to_first_token_seconds_bucket",
             "headgate_time_per_output_token_seconds_bucket",
