@@ -49,10 +49,8 @@ def export(
     as_json: bool,
 ) -> None:
     """Print everything as one JSON document (with or without --json)."""
-    from gateway.privacy import stores
-
     kind, name = _subject(team=team, user=user, key=key)
-    print_json(_run(settings_of(ctx, config), lambda where: stores.export(where, kind, name)))
+    print_json(_run(settings_of(ctx, config), lambda where: _export(where, kind, name)))
 
 
 @data.command()
@@ -89,6 +87,18 @@ def delete(
     for store, count in counts.items():
         click.echo(f"{store:24} {count}")
     click.echo("nothing was deleted" if dry_run else "deleted")
+
+
+async def _export(where: "Places", kind: "SubjectKind", name: str) -> dict[str, Any]:
+    """Export, and leave a row in the audit log; deleting empties it."""
+    from gateway.ledger.audit import Act, command_line_actor, record
+    from gateway.privacy import stores
+
+    found = await stores.export(where, kind, name)
+    act = Act(actor=command_line_actor(), action="data.export", target=f"{kind}:{name}")
+    async with where.engine.begin() as connection:
+        await record(connection, act)
+    return found
 
 
 async def _delete(where: "Places", kind: "SubjectKind", name: str) -> dict[str, int]:

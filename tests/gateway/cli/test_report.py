@@ -231,6 +231,8 @@ def test_data_commands_say_what_is_there(spent: Headgate) -> None:
     assert dry["stores"]["requests and charges"] == 2
     exported = spent.json("data", "export", "--user", "ann")
     assert exported["stores"]["requests and charges"][0]["user"] == "ann"
+    (act,) = spent.json("audit", "--action", "data.export", "--json")
+    assert act["target"] == "user:ann"
     assert spent.run("data", "export").exit_code == 2
     assert spent.run("data", "delete", "--user", "a", "--team", "b").exit_code == 2
     assert "deleted" in spent.run("data", "delete", "--user", "ann").stdout
@@ -239,6 +241,8 @@ def test_data_commands_say_what_is_there(spent: Headgate) -> None:
     assert [(act["target"], act["outcome"]) for act in acts] == [("user", "done")] * len(acts)
     assert len(acts) >= 2
     assert "ann" not in str([act["details"] for act in acts])
+    (act,) = spent.json("audit", "--action", "data.export", "--json")
+    assert act["target"] == "deleted"
 
 
 def test_db_prune_and_check_after_it(spent: Headgate) -> None:
