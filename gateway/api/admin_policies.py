@@ -18,7 +18,8 @@ from gateway.ledger.tables import requests
 from gateway.pipeline import Pipeline
 from gateway.routing.policy_book import LoadedPolicy, UnknownPolicy, check_name, loaded_from
 from gateway.routing.policy_files import file_of, replace
-from policies.checker import PolicyError, check
+from policies.checker import check
+from policies.problems import PolicyError
 
 MOST_BYTES = 256 << 10
 RECENT = 2_000

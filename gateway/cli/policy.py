@@ -99,8 +99,9 @@ def _check(file: Path, targets: set[str]) -> dict[str, Any]:
 
     from msgspec.structs import asdict
 
-    from policies.checker import PolicyError, Problem, parse
     from policies.checker import check as check_text
+    from policies.checker import parse
+    from policies.problems import PolicyError, Problem
 
     data = file.read_bytes()
     rules: int | None = None

@@ -9,7 +9,7 @@ from gateway.dashboard.visitor import Visit
 from gateway.errors import NotFound
 from gateway.ledger.tables import policy_versions
 from gateway.routing.policy_book import LoadedPolicy, UnknownPolicy
-from policies.checker import PolicyError
+from policies.problems import PolicyError
 
 VERSIONS = 20
 

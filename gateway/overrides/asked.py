@@ -19,7 +19,7 @@ from gateway.overrides.model import (
 )
 from gateway.routing.policy_book import PolicyBook, UnknownPolicy
 from gateway.routing.policy_history import UnknownVersion, version_text
-from policies.checker import PolicyError
+from policies.problems import PolicyError
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine

@@ -13,8 +13,8 @@ import structlog
 from msgspec import Struct
 
 from gateway.routing.policy_book import LoadedPolicy, loaded_from
-from policies.checker import PolicyError
 from policies.model import CacheRule
+from policies.problems import PolicyError
 
 log = structlog.get_logger(__name__)
 

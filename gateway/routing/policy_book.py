@@ -18,9 +18,10 @@ from msgspec import Struct, structs
 import policies
 from gateway.errors import SettingsError
 from gateway.settings import RoutingSettings
-from policies.checker import PolicyError, Problem, check, parse
+from policies.checker import check, parse
 from policies.evaluator import CompiledPolicy
 from policies.model import Policy
+from policies.problems import PolicyError, Problem
 
 log = structlog.get_logger(__name__)
 

@@ -35,10 +35,10 @@ from gateway.routing.recorded import decided_on
 from gateway.routing.refusals import refusal_of, too_small
 from gateway.routing.second_look import Looked, SecondLooks
 from gateway.settings import Settings
-from policies.checker import PolicyError
 from policies.evaluator import PINNED
 from policies.evaluator import decide as decide_policy
 from policies.model import BackendCard, BudgetState, CacheRule, Decision, Estimate, Facts
+from policies.problems import PolicyError
 
 log = structlog.get_logger(__name__)
 

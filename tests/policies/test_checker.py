@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from jsonschema.validators import validator_for
 from msgspec.structs import replace
 
-from policies.checker import PolicyError, check, parse, schema
+from policies.checker import check, parse, schema
 from policies.conditions import Situation, compile_when
 from policies.model import BackendCard, BudgetState, Facts, Policy, When
+from policies.problems import PolicyError
 from policies.reachability import covers
 from tests.policies import strategies as any_
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from msgspec import Struct
 
-from policies.checker import PolicyError, check, parse, schema
+from policies.checker import check, parse, schema
 from policies.model import (
     Accept,
     BackendRange,
@@ -20,6 +20,7 @@ from policies.model import (
     Sticky,
     When,
 )
+from policies.problems import PolicyError
 
 TABLES: dict[str, type[Struct]] = {
     "": Policy,

@@ -8,7 +8,7 @@ import pytest
 from gateway.errors import SettingsError
 from gateway.routing.policy_book import PolicyBook, UnknownPolicy
 from gateway.settings import RoutingSettings
-from policies.checker import PolicyError
+from policies.problems import PolicyError
 
 
 def text(route: str) -> str:
