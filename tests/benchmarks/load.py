@@ -10,7 +10,7 @@ from typing import cast
 import msgspec
 import uvloop
 
-_WORDS = (
+WORDS = (
     "time person year way day thing man world life hand part child eye woman place work week case "
     "point government company number group problem fact be have do say get make go know take see "
     "come think look want give use find tell ask seem feel try leave call good new first last long "
@@ -157,7 +157,7 @@ def chat_requests(
     draw = random.Random(seed)
     made = []
     for number in range(count):
-        words = draw.choices(_WORDS, k=round(draw.randint(50, 500) / 1.3))
+        words = draw.choices(WORDS, k=round(draw.randint(50, 500) / 1.3))
         body: dict[str, object] = {
             "model": model,
             "messages": [{"role": "user", "content": f"{seed}-{number}: {' '.join(words)}?"}],
