@@ -56,7 +56,7 @@ _SIGNATURES = {
     "quant_linear_f32": "ppppp iiii",
     "quant_linear_packed_f32": "pppppp iiii",
     "quant_linear_scratch_bytes": "ii",
-    "int4_linear_f32": "ppppp iiiii",
+    "int4_linear_f32": "ppppp iiiiii",
     "expert_mlp_f32": "pppppp l iiiii i",
     "lora_add_f32": "ppppp ii ll i",
     "measure_tiles": "",

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from backends.errors import ModelLoadError
-from backends.gguf.blocks import dequantise, groups, is_plain, plain
-from backends.gguf.config import ROPE_FACTORS, paired_heads
+from backends.gguf.blocks import Groups, dequantise, groups, is_plain, plain
+from backends.gguf.config import FOUR_BITS, ROPE_FACTORS, paired_heads
 from backends.gguf.file import GgufFile
 from backends.gguf.file import Tensor as Stored
 from backends.gguf.names import place_of
@@ -19,6 +19,10 @@ from backends.quantization.codes import Codes, Int4Codes, stack
 from backends.quantization.int4 import pack_nibbles
 
 log = logging.getLogger(__name__)
+
+_NO_NUMBERS = "{!r} holds what are no numbers; the file is damaged: fetch it again"
+_FORGOTTEN = 2**24
+"""A code that is so much less than its group's offset adds nothing to it in fp32."""
 
 
 class GgufCheckpoint:
@@ -57,22 +61,20 @@ class GgufCheckpoint:
             values = dequantise(raw, stored.kind, dtype)
             if values.isfinite().all():
                 return values.reshape(shape)
-        raise ModelLoadError(
-            f"{str(self.folder)!r}: {stored.name!r} holds what are no numbers; it is damaged: "
-            "fetch it again"
-        )
+        raise ModelLoadError(f"{str(self.folder)!r}: {_NO_NUMBERS.format(stored.name)}")
 
     def codes(self, names: Sequence[str], rows: Sequence[int], columns: int) -> Codes | None:
         """Read layers that share an input as codes; None where no quantised layer is as exact."""
-        kinds = {self._find(f"{name}.weight").kind.name for name in names}
-        if kinds != {"Q4_0"}:
+        if not all(self._find(f"{name}.weight").kind.name in FOUR_BITS for name in names):
             return None
-        return stack(
-            [
-                _as_int4(*self._read(f"{name}.weight", (count, columns)))
-                for name, count in zip(names, rows, strict=True)
-            ]
-        )
+        parts = []
+        for name, count in zip(names, rows, strict=True):
+            stored, raw = self._read(f"{name}.weight", (count, columns))
+            codes = _as_int4(groups(raw, stored.kind), count)
+            if not (codes.scales.isfinite().all() and _are_finite(codes.zeros)):
+                raise ModelLoadError(f"{str(self.folder)!r}: {_NO_NUMBERS.format(stored.name)}")
+            parts.append(codes)
+        return stack(parts)
 
     def ignore(self, name: str) -> None:
         """Let a tensor stand unread."""
@@ -132,9 +134,23 @@ class GgufCheckpoint:
         return self._pairs[1] if ".attn_k." in name else None
 
 
-def _as_int4(stored: Stored, raw: Tensor) -> Int4Codes:
-    """Q4_0 as it is: 32 codes around 8 and their scale."""
-    found = groups(raw, stored.kind)
-    rows = raw.shape[0]
-    codes = (found.codes + 8).to(torch.uint8).view(rows, -1)
-    return Int4Codes(pack_nibbles(codes), found.scales.view(rows, -1), None)
+def _as_int4(found: Groups, rows: int) -> Int4Codes:
+    """The same weights as an int4 layer has them: (code - zero) * scale.
+
+    Where offsets are taken away instead, zero points are floats; products and differences are the
+    format's but for the last bit of fp32.
+    """
+    codes, scales, offsets = found
+    zeros = None
+    if offsets is None:
+        codes = (codes + 8).to(torch.uint8)
+    else:
+        alone = scales.abs() * _FORGOTTEN <= offsets.abs()
+        codes = codes.masked_fill(alone.unsqueeze(-1), 0)
+        scales = torch.where(alone, torch.where(offsets == 0, 1.0, offsets.abs()), scales)
+        zeros = (offsets / scales).view(rows, -1)
+    return Int4Codes(pack_nibbles(codes.view(rows, -1)), scales.view(rows, -1), zeros)
+
+
+def _are_finite(values: Tensor | None) -> bool:
+    return values is None or bool(values.isfinite().all())

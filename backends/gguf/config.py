@@ -17,6 +17,8 @@ from typing import Any, Final
 from backends.errors import ModelLoadError
 from backends.gguf.file import GgufFile
 
+FOUR_BITS: Final = ("Q4_0", "Q4_1", "Q4_K")
+"""Types whose layers stay codes: groups of 32."""
 ROPE_FACTORS: Final = "rope_freqs.weight"
 """What each pair's angle is divided by."""
 _ARCHITECTURES: Final = {

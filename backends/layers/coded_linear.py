@@ -47,7 +47,8 @@ class Int4Linear:
             return None
         channels, inputs = self.codes.shape[0], 2 * self.codes.shape[1]
         group = inputs // self.scales.shape[1]
-        return PackedWeight(self.packed, None, self.bias, channels, inputs, group)
+        floats = self.zeros is not None and self.zeros.is_floating_point()
+        return PackedWeight(self.packed, None, self.bias, channels, inputs, group, floats)
 
 
 class ScaledLinear:

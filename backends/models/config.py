@@ -9,8 +9,8 @@ from typing import Any, Final, Literal, cast
 import msgspec
 
 from backends.errors import ModelLoadError
-from backends.gguf.config import config_json
-from backends.gguf.file import is_gguf, open_gguf
+from backends.gguf.config import FOUR_BITS, config_json, main_type
+from backends.gguf.file import GgufFile, is_gguf, open_gguf
 from backends.models.families import Family, read_family
 from backends.models.quantization_config import read_quantization
 from backends.quantization.schemes import StoredQuantization
@@ -77,11 +77,19 @@ def read_model_config(folder: Path) -> ModelConfig:
             serve; names the file, the key, the value and what is allowed.
     """
     if is_gguf(folder):
-        return _config(config_json(open_gguf(folder)), {}, str(folder))
+        return _gguf_config(open_gguf(folder))
     generation_file = folder / "generation_config.json"
     generation = _read_json(generation_file) if generation_file.is_file() else {}
     file = folder / "config.json"
     return _config(_read_json(file), generation, str(file))
+
+
+def _gguf_config(file: GgufFile) -> ModelConfig:
+    config = _config(config_json(file), {}, str(file.path))
+    if main_type(file) not in FOUR_BITS:
+        return config
+    stored = StoredQuantization(scheme="int4", layout="gguf", group_size=32)
+    return msgspec.structs.replace(config, quantization=stored)
 
 
 def _config(raw: dict[str, Any], generation: dict[str, Any], where: str) -> ModelConfig:

@@ -26,7 +26,7 @@ class Int4Codes(NamedTuple):
     scales: Tensor
     """[N, G] fp32."""
     zeros: Tensor | None
-    """[N, G] uint8; None: 8 everywhere."""
+    """[N, G] uint8 or fp32; None: 8 everywhere."""
 
 
 class Fp8Codes(NamedTuple):
@@ -51,8 +51,11 @@ def stack(parts: Sequence[Codes]) -> Codes:
     if not isinstance(first, Int4Codes):
         return first._replace(codes=codes, scales=scales)
     zeros = [part.zeros for part in parts if isinstance(part, Int4Codes)]
-    known = [zero for zero in zeros if zero is not None]
-    return Int4Codes(codes, scales, torch.cat(known) if len(known) == len(zeros) else None)
+    if not any(zero is not None for zero in zeros):
+        return Int4Codes(codes, scales, None)
+    eights = (torch.full_like(part.scales, 8, dtype=torch.uint8) for part in parts)
+    filled = [eight if zero is None else zero for zero, eight in zip(zeros, eights, strict=True)]
+    return Int4Codes(codes, scales, torch.cat(filled))
 
 
 def dequantise(weight: Codes) -> Tensor:

@@ -9,9 +9,10 @@ QuantizeAtLoad = Literal["int8", "int4", "fp8"]
 AT_LOAD: Final[tuple[str, ...]] = get_args(QuantizeAtLoad)
 Scheme = Literal["int8", "w8a8", "int4", "fp8"]
 """w8a8: int8 weights whose makers mean activations to be rounded to 8 bits too."""
-Layout = Literal["compressed-tensors", "gptq", "awq"]
+Layout = Literal["compressed-tensors", "gptq", "awq", "gguf"]
 
 _MARKS: Final = {"compressed-tensors": "weight_scale", "gptq": "qweight", "awq": "qweight"}
+"""A .gguf file says of each tensor how it is written."""
 
 
 class StoredQuantization(msgspec.Struct, frozen=True, kw_only=True):

@@ -32,6 +32,8 @@ class PackedWeight(NamedTuple):
     inputs: int
     group: int | None = None
     """Inputs of a group of an int4 weight."""
+    float_zeros: bool = False
+    """Whether an int4 weight's zero points are floats."""
 
 
 class LayerWeights(NamedTuple):

@@ -15,6 +15,7 @@ struct Weight {
     int channels, inputs;
     int group;  // inputs of a group of an int4 weight; 0: it is none
     int kind;   // of CacheKind, where it is a float
+    int float_zeros;  // of an int4 weight
 
     bool coded() const { return scale || group; }
     int groups() const { return group ? inputs / group : 0; }
@@ -120,7 +121,7 @@ struct Scratch {
         const Codes rows = Codes::in(codes, tokens, w.inputs);
         if (w.group) {
             const Int4Weight weight{static_cast<const uint8_t*>(w.packed), w.bias, w.channels,
-                                    w.inputs, w.group};
+                                    w.inputs, w.group, w.float_zeros != 0};
             multiply(team, rows, row_sums, tokens, weight, out);
         } else if (w.scale) {
             const Int8Weight weight{static_cast<const int8_t*>(w.packed), w.scale, w.bias,

@@ -29,6 +29,7 @@ class _Weight(Structure):
         ("inputs", c_int),
         ("group", c_int),
         ("kind", c_int),
+        ("float_zeros", c_int),
     )
 
 
@@ -286,6 +287,7 @@ def _weight(weight: PackedWeight) -> _Weight:
         inputs=weight.inputs,
         group=weight.group or 0,
         kind=CACHE_KINDS.get(weight.packed.dtype, 0),
+        float_zeros=weight.float_zeros,
     )
 
 

@@ -33,7 +33,8 @@ def int4_linear(
         weight_int4: [N, K // 2] uint8, contiguous. The code of input 2j lies in the low four bits
             of byte j, that of 2j + 1 in the high ones; 0..15.
         scale: [N, G] bf16 | fp16 | fp32. The weight is (code - zero) * scale of its group.
-        zero: [N, G] uint8; None: 8 everywhere.
+        zero: [N, G] uint8 or fp32; None: 8 everywhere. Codes less an fp32 zero point are rounded
+            to bf16 or fp16 where tensor cores multiply them.
         bias: [N] bf16 | fp16 | fp32, added in fp32.
         packed: [ceil(N / 32), bytes] uint8, the same weight as `pack` lays it out for C++. With it,
             rows are rounded to 16-bit integers, as in `quant_linear`.
@@ -51,13 +52,13 @@ def int4_linear(
     require_dtype(weight_int4, "weight_int4", torch.uint8)
     require_float(scale, "scale")
     if zero is not None:
-        require_dtype(zero, "zero", torch.uint8)
+        require_dtype(zero, "zero", torch.uint8, torch.float32)
     if bias is not None:
         require_float(bias, "bias")
     require_one_device(x, weight_int4, scale, zero, bias, packed)
     _check_shapes(x, weight_int4, scale, zero, bias)
     if packed is not None:
-        _check_packed(weight_int4, scale, packed)
+        _check_packed(weight_int4, scale, zero, packed)
     result: Tensor = choose("int4_linear", x.device.type)(
         x, weight_int4, scale, zero, bias, packed=packed
     )
@@ -69,7 +70,7 @@ def pack(weight_int4: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tens
 
     Each block of 32 channels holds for each group: codes [group / 8, 32, 4], inputs 8i to 8i + 3 in
     the low four bits and 8i + 4 to 8i + 7 in the high ones; 32 scales, fp32; 32 int32: the sum of
-    the codes times 256, plus the zero point.
+    the codes times 256, plus the zero point; and, where those are fp32, 32 zero points.
     """
     channels, groups = scale.shape
     group = 2 * weight_int4.shape[1] // groups
@@ -84,15 +85,17 @@ def pack(weight_int4: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tens
     shape = (blocks, CHANNELS_OF_BLOCK, groups)
     eights = codes.view(*shape, group // 8, 2, 4).permute(0, 2, 3, 1, 4, 5)
     nibbles = (eights[..., 0, :] | eights[..., 1, :] << 4).reshape(blocks, groups, -1)
-    sums = codes.sum(dim=-1, dtype=torch.int32) * 256 + zero.int()
-    tails = [t.view(shape).transpose(1, 2).contiguous().view(torch.uint8) for t in (scale, sums)]
+    sums = codes.sum(dim=-1, dtype=torch.int32) * 256
+    own = (scale, sums, zero) if zero.is_floating_point() else (scale, sums + zero.int())
+    tails = [t.view(shape).transpose(1, 2).contiguous().view(torch.uint8) for t in own]
     return torch.cat((nibbles, *tails), dim=-1).flatten(1)
 
 
-def _check_packed(weight_int4: Tensor, scale: Tensor, packed: Tensor) -> None:
+def _check_packed(weight_int4: Tensor, scale: Tensor, zero: Tensor | None, packed: Tensor) -> None:
     require_dtype(packed, "packed", torch.uint8)
     (channels, groups), half = scale.shape, weight_int4.shape[1]
-    wanted = [-(-channels // CHANNELS_OF_BLOCK), CHANNELS_OF_BLOCK * (half + 8 * groups)]
+    tail = 12 if zero is not None and zero.is_floating_point() else 8
+    wanted = [-(-channels // CHANNELS_OF_BLOCK), CHANNELS_OF_BLOCK * (half + tail * groups)]
     if list(packed.shape) != wanted or not packed.is_contiguous():
         raise ShapeError(f"packed is {list(packed.shape)}; need {wanted}, contiguous")
 

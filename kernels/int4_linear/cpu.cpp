@@ -5,14 +5,17 @@ namespace {
 
 // A weight as `int4_linear.pack` lays it out: for each block of 32 channels and each group the codes
 // [group / 8, 32, 4] (inputs 8i..8i+3 in the low four bits, 8i+4..8i+7 in the high ones), 32 scales,
-// and 32 integers: 256 times the sum of the codes, plus the zero point.
+// and 32 integers: 256 times the sum of the codes, plus the zero point. Zero points that are no
+// integers come after them, as 32 floats.
 struct Int4Weight {
     const uint8_t* packed;
     const float* bias;  // or null
     int channels, inputs, group;
+    bool float_zeros;
 
+    int tail_bytes() const { return PACKED_CHANNELS * (float_zeros ? 12 : 8); }
     int blocks() const { return (channels + PACKED_CHANNELS - 1) / PACKED_CHANNELS; }
-    int64_t group_bytes() const { return PACKED_CHANNELS * (group / 2 + 8); }
+    int64_t group_bytes() const { return PACKED_CHANNELS * (group / 2) + tail_bytes(); }
     const uint8_t* block(int index) const {
         return packed + index * (inputs / group) * group_bytes();
     }
@@ -36,11 +39,13 @@ struct Int4Group {
     Vector scale, zero;
     Ints weight_sums;
 
-    explicit Int4Group(const uint8_t* tail, int v) {
+    Int4Group(const uint8_t* tail, int v, bool float_zeros) {
         std::memcpy(&scale, tail + v * LANES * 4, sizeof scale);
         const Ints sum_and_zero = load_ints(tail + (PACKED_CHANNELS + v * LANES) * 4);
         zero = __builtin_convertvector(sum_and_zero & 255, Vector);
         weight_sums = sum_and_zero >> 8;
+        if (float_zeros)
+            std::memcpy(&zero, tail + (2 * PACKED_CHANNELS + v * LANES) * 4, sizeof zero);
     }
     // Exact sums of both planes' products, as numbers. High bytes are 128 too large.
     Vector add_to(Vector total, Ints high, Ints low, float row_sum) const {
@@ -92,12 +97,12 @@ void multiply_nibbles(const Codes& codes, const float* row_sums, int row, const 
             }
         }
         for (int v = 0; v < PACKED_VECTORS; ++v) {
-            const Int4Group own(weight, v);
+            const Int4Group own(weight, v, w.float_zeros);
             for (int r = 0; r < ROWS; ++r)
                 totals[r][v] = own.add_to(totals[r][v], high[r][v], low[r][v],
                                           row_sums[(row + r) * groups + group]);
         }
-        weight += 8 * PACKED_CHANNELS;
+        weight += w.tail_bytes();
     }
     for (int r = 0; r < ROWS; ++r)
         finish_int4_row(totals[r], w, block, codes.steps[row + r],
@@ -109,7 +114,7 @@ void multiply_nibbles(const Codes& codes, const float* row_sums, int row, const 
 // One block's codes as bytes, in the order of int8 weights: [inputs / 4, 32, 4].
 void widen_nibbles(const Int4Weight& w, int block, int8_t* to) {
     const uint8_t* from = w.block(block);
-    for (int group = 0; group < w.inputs / w.group; ++group, from += 8 * PACKED_CHANNELS) {
+    for (int group = 0; group < w.inputs / w.group; ++group, from += w.tail_bytes()) {
         for (int k = 0; k < w.group; k += 8) {
             for (int i = 0; i < 4 * PACKED_CHANNELS; ++i) {
                 to[i] = static_cast<int8_t>(from[i] & 15);
@@ -149,10 +154,9 @@ void multiply_int4_tiles(const Codes& codes, const float* row_sums, int row, int
         _tile_stored(1, sums[1], 64);
         _tile_stored(2, sums[2], 64);
         _tile_stored(3, sums[3], 64);
-        const uint8_t* tail =
-            w.block(block) + (group + 1) * w.group_bytes() - 8 * PACKED_CHANNELS;
+        const uint8_t* tail = w.block(block) + (group + 1) * w.group_bytes() - w.tail_bytes();
         for (int v = 0; v < PACKED_VECTORS; ++v) {
-            const Int4Group own(tail, v);
+            const Int4Group own(tail, v, w.float_zeros);
             for (int r = 0; row + r < end; ++r)
                 totals[r][v] = own.add_to(totals[r][v], load_ints(sums[v][r]),
                                           load_ints(sums[2 + v][r]),
@@ -206,8 +210,8 @@ void multiply(Team& team, const Codes& codes, const float* row_sums, int rows, c
 
 extern "C" int int4_linear_f32(const float* x, const uint8_t* packed, const float* bias, float* out,
                                uint8_t* scratch, int rows, int channels, int inputs, int group,
-                               int threads) {
-    const Int4Weight weight{packed, bias, channels, inputs, group};
+                               int float_zeros, int threads) {
+    const Int4Weight weight{packed, bias, channels, inputs, group, float_zeros != 0};
     const Codes codes = Codes::in(scratch, rows, inputs);
     const int groups = inputs / group;
     float* row_sums = reinterpret_cast<float*>(scratch + Codes::bytes(rows, inputs));

@@ -36,6 +36,7 @@ def int4_linear(
         channels,
         inputs,
         inputs // groups,
+        zero is not None and zero.is_floating_point(),
         threads_for(rows * channels * inputs),
     )
     return out.to(dtype)

@@ -186,9 +186,13 @@ class Model:
             codes = (weight / scale.repeat_interleave(GROUP, 1)).round().to(torch.uint8) + 8
             halves = (codes[:, ::2] & 15) | codes[:, 1::2] << 4
             zero = torch.randint(6, 10, scale.shape, dtype=torch.uint8)
+            if "floats" in self._kind:
+                zero = zero.float() + 0.3
             packed = pack_int4(halves, scale, zero)
             self._codes[id(packed)] = (halves, scale, zero)
-            return PackedWeight(packed, None, bias, channels, inputs, GROUP)
+            return PackedWeight(
+                packed, None, bias, channels, inputs, GROUP, zero.is_floating_point()
+            )
         scale = weight.abs().amax(dim=1) / 127
         codes = (weight / scale[:, None]).round().to(torch.int8)
         coded = copies(codes, scale, torch.float32).packed
@@ -201,7 +205,7 @@ class Model:
         return random(*shape, seed=self._seed)
 
 
-@pytest.fixture(params=["int8", "fp32", "int4 and int8 biased", "int8 and more"])
+@pytest.fixture(params=["int8", "fp32", "int4 and int8 biased", "int4, floats", "int8 and more"])
 def model(request: pytest.FixtureRequest) -> Model:
     return Model(request.param)
 

@@ -37,6 +37,20 @@ def test_int4_linear_equals_the_reference(
     assert_close(runner("int4_linear", *arguments), reference("int4_linear", *arguments))
 
 
+@pytest.mark.parametrize("rows", [1, 20])
+@pytest.mark.parametrize(("inputs", "group"), [(96, 32), (128, 64)])
+def test_int4_linear_takes_zero_points_between_the_codes(
+    runner: Runner, rows: int, inputs: int, group: int
+) -> None:
+    """In fp32, also beside all codes; with the packed weight and without."""
+    codes, scale, zero = _weight(33, inputs, group)
+    arguments = (random(rows, inputs), codes, scale, zero.float() * 1.37 - 2.6, random(33))
+    assert_close(runner("int4_linear", *arguments), reference("int4_linear", *arguments))
+    packed = pack(*arguments[1:4])
+    actual = runner("int4_linear", *arguments, packed=packed)
+    assert_close(actual, reference("int4_linear", *arguments, packed=packed))
+
+
 @pytest.mark.parametrize("rows", [1, 40])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_int4_linear_keeps_dtype_and_adds_the_bias(
@@ -108,3 +122,6 @@ def test_int4_linear_refuses_a_packed_weight_of_another_shape() -> None:
     codes, scale, _ = _weight(40, 32, 16)
     with pytest.raises(KernelError, match="packed is"):
         int4_linear(random(1, 32), codes, scale, packed=torch.zeros(1, 8, dtype=torch.uint8))
+    floats = torch.zeros_like(scale)
+    with pytest.raises(KernelError, match="packed is"):
+        int4_linear(random(1, 32), codes, scale, floats, packed=pack(codes, scale))

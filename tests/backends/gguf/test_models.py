@@ -15,6 +15,11 @@ from torch import Tensor
 from backends.contract import SamplingParams
 from backends.engine.kv_cache import allocate
 from backends.errors import ModelLoadError
+from backends.gguf.blocks import groups
+from backends.gguf.checkpoint import GgufCheckpoint
+from backends.gguf.file import GgufFile
+from backends.gguf.file import Tensor as Stored
+from backends.gguf.types import TYPES, TensorType
 from backends.layers.attention import ForwardBatch
 from backends.layers.coded_linear import Int4Linear
 from backends.layers.rope import inverse_frequencies
@@ -23,6 +28,7 @@ from backends.models.folder import model_folder, revision
 from backends.models.generation import default_sampling
 from backends.models.inspect import inspect_model
 from backends.models.registry import load_model
+from backends.quantization.codes import Int4Codes, dequantise
 from backends.quantize import quantize_folder
 from tests.backends.gguf.writer import write_gguf
 
@@ -159,16 +165,67 @@ def test_widening_to_16_bits_costs_little_beside_the_blocks(
     assert (ours - exact).std() < (exact - _logits(folder)).std() / 10
 
 
-def test_q4_0_stays_four_bits(make_checkpoint: Write, tmp_path: Path) -> None:
-    """Its codes and scales become those of an int4 layer: nothing is rounded again."""
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1"])
+def test_four_bits_stay_four(kind: str, make_checkpoint: Write, tmp_path: Path) -> None:
+    """Their codes and scales become those of an int4 layer: nothing is rounded again."""
     folder = make_checkpoint(intermediate_size=128)
-    file = write_gguf(folder, tmp_path / "m.gguf", "Q4_0")
+    file = write_gguf(folder, tmp_path / "m.gguf", kind)
     model = load_model(file, device=torch.device("cpu"), dtype=torch.float32)
     assert model.quantization == "int4"
     assert isinstance(model.layers[0].qkv, Int4Linear)
-    exact = _logits(_rounded_copy(folder, tmp_path / "exact", "Q4_0", torch.float32))
+    exact = _logits(_rounded_copy(folder, tmp_path / "exact", kind, torch.float32))
     # Rows are rounded to 16-bit integers, as in any int4 layer on a CPU.
     assert (_logits(file) - exact).abs().max() < 2e-3 * exact.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q4_K"])
+def test_int4_codes_are_the_blocks_numbers(kind: str) -> None:
+    """Any scales and offsets, also none and such as drown the codes: fp32's last bits apart."""
+    number, tensor_type = next((n, t) for n, t in TYPES.items() if t.name == kind)
+    random = np.random.default_rng(number)
+    raw = random.integers(0, 256, (64, 6 * tensor_type.nbytes), dtype=np.uint8)
+    blocks = raw.reshape(-1, tensor_type.nbytes)
+    halves = random.normal(0, 0.01, (len(blocks), 2)).astype(np.float16)
+    halves[:3], halves[3:6, 0], halves[6:9, 1] = 0, 0, 0
+    halves[9:12] = [6e-8, 1e4]
+    blocks[:, :4] = halves.view(np.uint8).reshape(-1, 4)
+    file = _file_of("blk.0.ffn_down.weight", (64, 6 * tensor_type.elements), tensor_type, raw)
+    codes = GgufCheckpoint(file).codes(
+        ["model.layers.0.mlp.down_proj"], [64], 6 * tensor_type.elements
+    )
+    assert isinstance(codes, Int4Codes)
+    exact = torch.from_numpy(gguf.dequantize(raw, GGMLQuantizationType(number)))
+    found = groups(torch.from_numpy(raw), tensor_type)
+    largest = 15 * found.scales.abs()
+    largest += 0 if found.offsets is None else found.offsets.abs()
+    error = (dequantise(codes) - exact).view(-1, 32).abs().amax(-1)
+    assert (error <= 4 * 2.0**-24 * largest.flatten()).all()
+    assert (error > 0).any() == (kind != "Q4_0")
+
+
+def _file_of(
+    name: str, shape: tuple[int, ...], kind: TensorType, raw: np.ndarray[Any, Any]
+) -> GgufFile:
+    return GgufFile(
+        Path("m.gguf"),
+        (),
+        {"general.architecture": "qwen2"},
+        {name: Stored(name, shape, kind, raw)},
+    )
+
+
+def test_scales_that_are_no_numbers_are_refused() -> None:
+    """A damaged file must not answer with NaN; the tensor is named."""
+    layer = "model.layers.0.mlp.down_proj"
+    reads: dict[str, Callable[[GgufCheckpoint], Any]] = {
+        "Q4_K": lambda checkpoint: checkpoint.codes([layer], [2], 256),
+        "Q6_K": lambda checkpoint: checkpoint.take(f"{layer}.weight", (2, 256)),
+    }
+    for kind in (kind for kind in TYPES.values() if kind.name in reads):
+        raw = np.full((2, kind.nbytes), 0x7E, dtype=np.uint8)
+        checkpoint = GgufCheckpoint(_file_of("blk.0.ffn_down.weight", (2, 256), kind, raw))
+        with pytest.raises(ModelLoadError, match=r"'blk\.0\.ffn_down\.weight' holds what are no"):
+            reads[kind.name](checkpoint)
 
 
 def _blocks(name: str, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
