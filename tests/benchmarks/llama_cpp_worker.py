@@ -88,6 +88,14 @@ class Runner:
                 answer.append(int(self.logits(row).argmax()))
         return {"seconds": time.perf_counter() - began, "answers": answers}
 
+    def tokenize(self, text: str) -> dict[str, list[int]]:
+        """Token ids of a text, which names no special tokens."""
+        vocabulary = llama_cpp.llama_model_get_vocab(self.model)
+        data = text.encode()
+        room = (llama_cpp.llama_token * (len(data) + 8))()
+        count = llama_cpp.llama_tokenize(vocabulary, data, len(data), room, len(room), False, False)
+        return {"tokens": list(room[:count])}
+
     def logprobs(self, tokens: list[int]) -> dict[str, Any]:
         """The log-probability of every token after the first, given those before it."""
         self.clear()
