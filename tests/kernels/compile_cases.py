@@ -193,7 +193,8 @@ def _int4_linear() -> Iterator[Compilation]:
         pointer = POINTERS[dtype]
         tensors = {
             **_types(pointer, "x", "scale", "bias", "out"),
-            **_types("*u8", "weight", "zero"),
+            **_types("*u8", "weight"),
+            **_types("*fp32" if group == 64 else "*u8", "zero"),
         }
         flags = {"HAS_ZERO": group != 16, "HAS_BIAS": True, "SPLIT": False}
         name = f"{_short(dtype)}-group{group}"
