@@ -69,6 +69,7 @@ class Pipeline:
         self.in_flight = 0
         self._ids: set[str] = set()
         self._repeats = Repeats()
+        self._capabilities = parts.settings.capabilities()
         self._spending = Spending(parts)
         self._settler = Settler(parts, self._spending)
         self.attempts = Attempts(parts, self._spending, self._settler)
@@ -166,7 +167,8 @@ class Pipeline:
         if known is not None:
             return known
         drop = self.parts.settings.server.unknown_fields == "drop"
-        asked = Asked(*decode_body(endpoint, body, drop_unknown=drop))
+        decoded = decode_body(endpoint, body, drop_unknown=drop, capabilities=self._capabilities)
+        asked = Asked(*decoded)
         check_request(asked.request)
         if not isinstance(asked.request, EmbeddingRequest):
             sampling_params(asked.request)
@@ -227,7 +229,12 @@ class Pipeline:
         if found is not None:
             return found
         facts = self.parts.router.facts(
-            asked.request, team=caller.team, key=caller.key_id, user=caller.user, tags=tags
+            asked.request,
+            team=caller.team,
+            key=caller.key_id,
+            user=caller.user,
+            tags=tags,
+            needs=asked.needs,
         )
         return asked.remember("facts", inputs, facts)
 
@@ -240,6 +247,9 @@ class Pipeline:
         if caches is None or rule == "off" or isinstance(x.request, EmbeddingRequest):
             return
         assert x.request is not None
+        assert x.asked is not None
+        if x.asked.needs:  # fields that we do not know may mean anything
+            return
         cards = self.parts.registry.cards()
         backend, revision = cached_as(decision, cards)
         x.lookup = await caches.lookup(

@@ -20,14 +20,22 @@ MAX_BODY_BYTES = 8_192
 class Asked:
     """A decoded body, and what pure functions last made of it."""
 
-    __slots__ = ("_last", "dropped", "raw", "request")
+    __slots__ = ("_last", "dropped", "needs", "raw", "request")
 
-    def __init__(self, request: WireRequest, raw: dict[str, Any], dropped: list[str]) -> None:
+    def __init__(
+        self,
+        request: WireRequest,
+        raw: dict[str, Any],
+        dropped: list[str],
+        needs: frozenset[str] = frozenset(),
+    ) -> None:
         self.request = request
         self.raw = raw
         """The body as the client sent it; read only."""
         self.dropped = dropped
         """Unknown fields that were taken out."""
+        self.needs = needs
+        """Fields that mean nothing to us, and something to backends that accept them."""
         self._last: dict[str, tuple[tuple[Any, ...], Any]] = {}
 
     def recall(self, what: str, inputs: tuple[Any, ...]) -> Any:

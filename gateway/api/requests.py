@@ -8,6 +8,7 @@ from litestar import Request, get, post
 from litestar.handlers import HTTPRouteHandler
 
 from backends.contract import Endpoint
+from gateway.api.auth import require
 from gateway.api.bodies import body_of
 from gateway.api.chat import RESPONSES
 from gateway.api.database import answering
@@ -21,6 +22,7 @@ from gateway.responses.question import chat_body
 from gateway.responses.wire import ResponsesRequest
 from gateway.routing.features import read
 from gateway.routing.router import Router, sticky_draw
+from gateway.settings import Settings
 
 
 def request_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
@@ -30,7 +32,7 @@ def request_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
 
     @get(
         "/requests/{request_id:path}",
-        guards=guards,
+        guards=[guard(pipeline)],
         summary="One request: decision, attempts, charges",
     )
     async def find(request: Request[Any, Any, Any]) -> dict[str, Any]:
@@ -38,7 +40,10 @@ def request_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
         with answering():
             found = await parts.ledger.find(request_id)
         caller = caller_of(request)
-        if found is None or not (caller.may("reports") or found.request.team == caller.team):
+        reports = caller.may("reports")
+        if not reports:
+            require(caller, "inference")
+        if found is None or not (reports or found.request.team == caller.team):
             raise NotFound(f"There is no request {request_id!r}.")
         shown: dict[str, Any] = msgspec.to_builtins(found)
         return shown
@@ -50,8 +55,7 @@ def request_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
         summary="What would be decided; nothing is generated or spent",
     )
     async def explain(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        drop = parts.settings.server.unknown_fields == "drop"
-        asked = _asked(await body_of(request), parts.router, drop_unknown=drop)
+        asked = _asked(await body_of(request), parts.router, parts.settings)
         wanted = asked.request
         check_request(wanted)
         options = read_options(request.headers)
@@ -63,6 +67,7 @@ def request_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
             key=caller.key_id,
             user=caller.user if caller.owned else wanted.user,
             tags=tags,
+            needs=asked.needs,
         )
         return await parts.router.explain(
             facts,
@@ -78,14 +83,16 @@ def request_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
     return [find, explain]
 
 
-def _asked(body: bytes, router: Router, *, drop_unknown: bool) -> Asked:
+def _asked(body: bytes, router: Router, settings: Settings) -> Asked:
     """The request that a body of any of the paths is. Raises WireError, InvalidRequest."""
     path = _path_of(body, router)
+    drop = settings.server.unknown_fields == "drop"
     if path != RESPONSES:
-        return Asked(*decode_body(path, body, drop_unknown=drop_unknown))
-    response, _, dropped = decode_strictly(ResponsesRequest, body, drop_unknown=drop_unknown)
+        known = settings.capabilities()
+        return Asked(*decode_body(path, body, drop_unknown=drop, capabilities=known))
+    response, _, dropped, _ = decode_strictly(ResponsesRequest, body, drop_unknown=drop)
     chat = msgspec.json.encode(chat_body(response))
-    request, raw, _ = decode_body("chat/completions", chat, drop_unknown=False)
+    request, raw, *_ = decode_body("chat/completions", chat, drop_unknown=False)
     return Asked(request, raw, dropped)
 
 

@@ -53,22 +53,38 @@ _TOOL_FIELDS = frozenset({"tool_choice", "parallel_tool_calls", "function_call"}
 
 _T = TypeVar("_T", bound=Wire)
 
-Decoded = tuple[WireRequest, dict[str, Any], list[str]]
-"""The request as a struct, as the dict that is passed on, and the fields dropped; read only."""
+Decoded = tuple[WireRequest, dict[str, Any], list[str], frozenset[str]]
+"""The request as a struct, as the dict that is passed on, the fields dropped, and those that only
+backends know which say so; read only."""
 
 
-def decode_body(endpoint: Endpoint, body: bytes, *, drop_unknown: bool) -> Decoded:
-    """The request as a struct, as the dict that is passed on, and the fields that were dropped.
+def decode_body(
+    endpoint: Endpoint,
+    body: bytes,
+    *,
+    drop_unknown: bool,
+    capabilities: frozenset[str] = frozenset(),
+) -> Decoded:
+    """The request, see `Decoded`.
+
+    Args:
+        capabilities: fields that some backend accepts; those that are none of ours are passed on.
 
     Raises:
         WireError: naming the field.
     """
-    return decode_strictly(KINDS[endpoint], body, drop_unknown=drop_unknown)
+    return decode_strictly(
+        KINDS[endpoint], body, drop_unknown=drop_unknown, capabilities=capabilities
+    )
 
 
 def decode_strictly(
-    kind: type[_T], body: bytes, *, drop_unknown: bool
-) -> tuple[_T, dict[str, Any], list[str]]:
+    kind: type[_T],
+    body: bytes,
+    *,
+    drop_unknown: bool,
+    capabilities: frozenset[str] = frozenset(),
+) -> tuple[_T, dict[str, Any], list[str], frozenset[str]]:
     """The same of any kind of body.
 
     Raises:
@@ -76,20 +92,26 @@ def decode_strictly(
     """
     dropped: list[str] = []
     try:
-        return decode(kind, body), msgspec.json.decode(body), dropped
+        return decode(kind, body), msgspec.json.decode(body), dropped, frozenset()
     except WireError as error:
-        if not drop_unknown or not error.message.startswith("Unknown field"):
+        may_go_on = drop_unknown or capabilities
+        if not may_go_on or not error.message.startswith("Unknown field"):
             raise
     raw: Any = msgspec.json.decode(body)
+    unheard = capabilities.difference(kind.__struct_fields__)
+    foreign = {name: raw.pop(name) for name in unheard & raw.keys()}
     while True:
         try:
-            return decode(kind, msgspec.json.encode(raw)), raw, dropped
+            request = decode(kind, msgspec.json.encode(raw))
         except WireError as error:
-            unknown = error.message.startswith("Unknown field")
+            unknown = drop_unknown and error.message.startswith("Unknown field")
             if not unknown or len(dropped) >= _MAX_DROPPED or error.param is None:
                 raise
             dropped.append(error.param)
             _remove(raw, error.param)
+        else:
+            asked = frozenset(name for name, value in foreign.items() if value is not None)
+            return request, {**raw, **foreign}, dropped, asked
 
 
 def _remove(tree: Any, path: str) -> None:

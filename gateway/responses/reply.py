@@ -31,7 +31,7 @@ class ResponsesReply(Reply):
             WireError, InvalidRequest: naming the field.
         """
         body = await super().read(max_bytes, encoding)
-        asked, _, self._dropped = decode_strictly(
+        asked, _, self._dropped, _ = decode_strictly(
             ResponsesRequest, body, drop_unknown=self._drop_unknown
         )
         self._asked = asked

@@ -101,8 +101,13 @@ class Router:
         key: str = "anonymous",
         user: str | None = None,
         tags: Mapping[str, str] | None = None,
+        needs: frozenset[str] = frozenset(),
     ) -> Facts:
-        """All that policies may ask about a request. Raises WireError for mixed prompts."""
+        """All that policies may ask about a request. Raises WireError for mixed prompts.
+
+        Args:
+            needs: fields that whoever answers must know, beside those of ours.
+        """
         content = read(request)
         features = self._classifier.classify(content)
         max_tokens: int | None = getattr(request, "max_completion_tokens", None)
@@ -116,7 +121,7 @@ class Router:
             user=user if user is not None else request.user,
             tags=dict(tags or {}),
             max_tokens=max_tokens,
-            needs=content.needs,
+            needs=content.needs | needs if needs else content.needs,
             prompt_tokens_bound=content.prompt_tokens_bound,
             endpoint=_ENDPOINTS[type(request)],
         )

@@ -210,7 +210,8 @@ class BackendSettings(_Table, frozen=True, kw_only=True):
     api_key_file: str | None = None
     context_tokens: Positive | None = None
     accepts: list[str] = field(default_factory=list)
-    """Capability fields it honours: tools, response_format, …"""
+    """Capability fields it honours: tools, response_format, …; also fields of its own, which are
+    passed on to it as they are: chat_template_kwargs, guided_json, …"""
     timeout_s: Seconds = 600.0
     max_concurrency: Positive = 256
     max_queue: Positive = 1024
@@ -267,6 +268,10 @@ class Settings(_Table, frozen=True, kw_only=True):
     def targets(self) -> set[str]:
         """What policies can name: backends and their tiers."""
         return {name for b in self.backends for name in (b.name, b.tier) if name is not None}
+
+    def capabilities(self) -> frozenset[str]:
+        """Fields of requests that some backend accepts."""
+        return frozenset(name for backend in self.backends for name in backend.accepts)
 
     def backend(self, name: str) -> BackendSettings:
         """The backend called `name`; KeyError if there is none."""

@@ -78,7 +78,7 @@ async def test_scopes_say_which_paths(tmp_path: Path) -> None:
 
 
 async def test_requests_of_other_teams_stay_hidden(tmp_path: Path) -> None:
-    """GET /requests/{id} shows a key its own team's requests only."""
+    """GET /requests/{id} shows a key its own team's requests only, one for reports everybody's."""
     async with gateway(settings(tmp_path, server=KEYED)) as served:
         mine = bearer((await make_key(served, team="mine"))["key"])
         theirs = bearer((await make_key(served, team="theirs"))["key"])
@@ -86,6 +86,8 @@ async def test_requests_of_other_teams_stay_hidden(tmp_path: Path) -> None:
         path = f"/requests/{answer.headers['x-headgate-request-id']}"
         assert (await served.client.get(path, headers=mine)).status_code == 200
         assert (await served.client.get(path, headers=theirs)).status_code == 404
+        reports = bearer((await make_key(served, team="theirs", scopes=["reports"]))["key"])
+        assert (await served.client.get(path, headers=reports)).status_code == 200
 
 
 async def test_teams_do_not_share_cached_answers(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from backends.echo import EchoBackend
-from gateway.settings import ServerSettings
+from gateway.settings import BackendSettings, ServerSettings
 from tests.gateway.serving import decode, gateway, settings
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -201,3 +201,36 @@ async def test_other_errors_have_openais_shape(
         error = decode(answer)["error"]
         assert error["code"] == code
         assert error.keys() == {"message", "type", "param", "code"}
+
+
+async def test_fields_of_a_backends_own_go_to_whoever_accepts_them(tmp_path: Path) -> None:
+    """They narrow the candidates and are passed on as they are; no cache answers, since they may
+    mean anything; what no backend accepts, or none that this request may have, is refused by name.
+    """
+    fields: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": False}}
+    chosen = settings(
+        tmp_path,
+        BackendSettings(name="small", kind="echo", model="m", tier="small"),
+        BackendSettings(
+            name="base", kind="echo", model="m", tier="base", accepts=["chat_template_kwargs"]
+        ),
+        server=ServerSettings(unknown_fields="refuse"),
+    )
+    backends = {name: EchoBackend(name) for name in ("small", "base")}
+    async with gateway(chosen, backends) as served:
+        for _ in range(2):
+            answer = await served.chat(**fields, temperature=0)
+            found = [answer.headers[f"x-headgate-{name}"] for name in ("backend", "cache")]
+            assert found == ["base", "off"]
+        sent = [one.body["chat_template_kwargs"] for one in backends["base"].requests]
+        assert sent == [{"enable_thinking": False}] * 2
+        none = await served.chat(chat_template_kwargs=None)
+        assert none.headers["x-headgate-backend"] == "small"
+        plan = await served.client.post(
+            "/route/explain", json={"model": "auto", "messages": MESSAGES, **fields}
+        )
+        assert decode(plan)["winner"] == "base"
+        for wrong in ({"model": "small", **fields}, {"guided_json": {}, **fields}):
+            refused = await served.chat(**wrong)
+            param = "guided_json" if "guided_json" in wrong else "chat_template_kwargs"
+            assert (refused.status_code, decode(refused)["error"]["param"]) == (400, param)
