@@ -5,6 +5,7 @@ through them. The database's clock says which window it is.
 """
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -61,7 +62,7 @@ class BudgetBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A budget as the API takes it."""
 
     scope: str
-    limit_usd: str | float
+    limit_usd: Decimal
     window: str = "day"
     soft: bool = False
     tz: str = "UTC"
