@@ -25,7 +25,7 @@ from gateway.learning.near_duplicates import balanced_groups
 from gateway.learning.opinions import fit_opinions, read_opinions
 from gateway.learning.outcomes import Outcomes, OutcomesError, read_outcomes
 from gateway.learning.plots import write_curves
-from gateway.learning.quality import FOLDS, Fitted, fit_quality, outputs_of
+from gateway.learning.quality import FOLDS, Fitted, fit_quality, served
 from gateway.learning.second_stage import (
     Embedder,
     EncoderError,
@@ -52,14 +52,13 @@ def fit_head(
     part, part_groups = (outcomes.only(measured), fitted.only(measured)), groups[measured]
     card = card_of(*part, part_groups) | {"near_duplicate_threshold": threshold}
     card |= {"quality_from": "outcomes", "practice_rows": int(outcomes.practice.sum())}
-    card |= {"alphas": fitted.alphas.tolist()}
-    outputs = outputs_of(fitted, outcomes.backends)
     judged = fit_judges(outcomes, fitted.quality, fitted.folds, "")
     card["judges"] = judges_card(judged.judges)
     card["cascade"] = cascade_card(*part, judged.only(measured), part_groups)
     second = None if embedder is None else _fit_second(*part, part_groups, embedder)
     card["second_stage"] = None if second is None else second.summary
-    card = write_head(base, base_folder, outputs, card, out)
+    network = served(fitted), fitted.calibration.groups
+    card = write_head(base, base_folder, card, out, fitted=network)
     remove_second(out) if second is None else second.write(card["version"], out)
     write_judges(replace(judged.judges, head=card["version"]), out)
     write_predictions(*part, out / "predictions.jsonl")

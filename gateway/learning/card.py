@@ -101,7 +101,6 @@ def _routing(
     gain = (outcomes.scores[:, -1] - outcomes.scores[:, 0])[rows]
     ranked = {
         "router": ranking(gain_of(fitted)[rows], gain, groups[rows]),
-        "direct": ranking(fitted.gains[rows, -1], gain, groups[rows]),
         "weak_failure": ranking(-fitted.quality[rows, 0], gain, groups[rows]),
         "length": ranking(lengths_of(outcomes)[rows], gain, groups[rows]),
         "oracle": ranking(gain, gain, groups[rows]),
@@ -117,7 +116,7 @@ def _routing(
         "apgr_above_length": asdict(
             Figure.of(np.subtract(ranked["router"].apgr, ranked["length"].apgr))
         ),
-        "gain_apgr": {name: figures[name]["apgr"] for name in ("direct", "weak_failure")},
+        "gain_apgr": {name: figures[name]["apgr"] for name in ("router", "weak_failure")},
         "above_control": _above(curves),
         "cost_share_at_95": {
             name: asdict(Figure.of(curves.share_for(name, 0.95)))

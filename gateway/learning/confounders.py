@@ -6,6 +6,7 @@ dearest backend by a sentence.
 
 import random
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +55,9 @@ MADE_UP = 2 / 3
 """Of the disguises that heads are fitted with: words by chance, as nobody can list all phrases."""
 MOST_WORDS = 16
 COMMON_WORDS = 3000
-"""Of which phrases are made up."""
+"""Of which phrases are made up, a word's weight falling with its rank: what people put around
+questions is full of pronouns, and so are questions that are easy."""
+_RANKED = list(accumulate(1 / rank for rank in range(10, 10 + COMMON_WORDS)))
 JOINTS = (" ", " ", "\n", "\n\n")
 ENDS = (".", ":", "!", "...", "?", ",", "", " -")
 MARKS = ("\n", "   ", "\t", "---\n", "....", "~~~~", " _ _ _ ", "\n####\n", "- - - ", "!!!!")
@@ -109,7 +112,7 @@ def _surrounded(prompt: str, words: Sequence[str], rng: random.Random) -> str:
 
 def _phrase(words: Sequence[str], rng: random.Random) -> str:
     """Words in any order, with the marks, numbers and capitals that people strew in."""
-    found = rng.choices(words, k=rng.randint(1, MOST_WORDS))
+    found = rng.choices(words, cum_weights=_RANKED, k=rng.randint(1, MOST_WORDS))
     if rng.random() < 0.4:
         found[rng.randrange(len(found))] += rng.choice((",", ";", ":", " -"))
     if rng.random() < 0.15:

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.routing.classifier import Head
-from gateway.routing.vectorise import Vectoriser, WordVectors, counts, scaled, tokens_of
+from gateway.routing.forms import BITS, RARITY, form_rows
+from gateway.routing.vectorise import Rows, Vectoriser, WordVectors, counts, scaled, tokens_of
 
 DENSE_SCALE = 0.3
 """Keeps the counts and the words' mean from outweighing the n-grams under one ridge."""
@@ -16,7 +17,7 @@ Matrix = Any
 
 
 class Design:
-    """Makes the matrix [N, R + D] of a head: R hashed n-grams, then D dense columns."""
+    """Makes the matrix [N, R + F + D] of a head: R hashed n-grams, F forms, D dense columns."""
 
     def __init__(self, head: Head) -> None:
         card = head.card
@@ -25,11 +26,20 @@ class Design:
             card["bits"], trigrams=card["trigrams"], chars=tuple(card["chars"])
         )
         self.rows: int = 1 << int(card["bits"])
+        self.sparse: int = self.rows + (1 << BITS)
+        """R + F."""
 
     def matrix(self, prompts: Sequence[str]) -> Matrix:
-        """[len(prompts), R + D] float32."""
-        head = self._head
-        return matrix_of(prompts, self._vectoriser, head.idf, head.words, rows=self.rows)
+        """[len(prompts), R + F + D] float32."""
+        import scipy.sparse as sp  # type: ignore[import-untyped]
+
+        head, vectoriser = self._head, self._vectoriser
+        plain = matrix_of(prompts, vectoriser, head.idf, head.words, rows=self.rows)
+        found = [form_rows(tokens, vectoriser.ids(tokens)) for tokens in map(tokens_of, prompts)]
+        values = [scaled(np.full(len(rows), RARITY, dtype=np.float32)) for rows in found]
+        forms = _sparse(found, values, 1 << BITS)
+        whole = sp.hstack([plain[:, : self.rows], forms, plain[:, self.rows :]])
+        return whole.tocsr().astype(np.float32)
 
 
 def matrix_of(
@@ -41,7 +51,7 @@ def matrix_of(
     rows: int,
 ) -> Matrix:
     """[len(prompts), rows + D] float32: n-grams by rarity, [rows] idf; then the dense columns."""
-    import scipy.sparse as sp  # type: ignore[import-untyped]
+    import scipy.sparse as sp
 
     places, values, dense = [], [], []
     for prompt in prompts:
@@ -50,41 +60,14 @@ def matrix_of(
         places.append(found)
         values.append(scaled(idf[found]))
         dense.append(np.concatenate((counts(prompt, tokens), words.mean(tokens))))
-    ends = np.cumsum([0, *map(len, places)])
-    sparse = sp.csr_matrix(
-        (np.concatenate(values), np.concatenate(places), ends), shape=(len(prompts), rows)
-    )
     block = sp.csr_matrix(np.array(dense) * DENSE_SCALE)
-    return sp.hstack([sparse, block]).tocsr().astype(np.float32)
+    return sp.hstack([_sparse(places, values, rows), block]).tocsr().astype(np.float32)
 
 
-class Linear:
-    """One linear output per target: x @ weights + bias."""
+def _sparse(places: Sequence[Rows], values: Sequence[NDArray[np.float32]], columns: int) -> Matrix:
+    import scipy.sparse as sp
 
-    def __init__(self, weights: NDArray[np.float32], bias: NDArray[np.float64]) -> None:
-        self.weights = weights
-        """[R + D, targets]"""
-        self.bias = bias
-        """[targets]"""
-
-    def __call__(self, x: Matrix) -> NDArray[np.float64]:
-        """[N, targets]"""
-        return np.asarray(x @ self.weights, dtype=np.float64) + self.bias
-
-
-def ridge(x: Matrix, targets: NDArray[np.float64], alphas: NDArray[np.float64]) -> Linear:
-    """Least squares with an L2 penalty, one strength per target; rows without a target are NaN."""
-    from sklearn.linear_model import Ridge
-
-    used = np.flatnonzero(np.diff(x.tocsc().indptr))  # most buckets are empty
-    part = x[:, used]
-    weights = np.zeros((x.shape[1], targets.shape[1]), dtype=np.float32)
-    bias = np.zeros(targets.shape[1])
-    known = ~np.isnan(targets)
-    for rows in np.unique(known, axis=1).T:
-        columns = np.flatnonzero((known == rows[:, None]).all(0))
-        model = Ridge(alpha=alphas[columns], solver="sparse_cg", tol=1e-3)
-        model.fit(part[rows], targets[np.ix_(rows, columns)])
-        weights[np.ix_(used, columns)] = np.reshape(model.coef_, (len(columns), -1)).T
-        bias[columns] = model.intercept_
-    return Linear(weights, bias)
+    ends = np.cumsum([0, *map(len, places)])
+    return sp.csr_matrix(
+        (np.concatenate(values), np.concatenate(places), ends), shape=(len(places), columns)
+    )

@@ -1,8 +1,8 @@
 """Qualities out of the ledger's feedback: no text is stored, difficulty stands in for prompts.
 
 P(a backend answers well) is a sigmoid of the logit of P(the head's reference answers well), which
-every row has, with a slope and an offset fitted per backend. Both fold into the reference's column,
-so the new head reads prompts as the old one does.
+every row has, with a slope and an offset fitted per backend. The new head holds both beside what
+the old one reads of prompts.
 """
 
 import hashlib
@@ -14,10 +14,10 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from gateway.learning.design import DENSE_SCALE
-from gateway.learning.head_file import Outputs, write_head
+from gateway.learning.head_file import write_head
 from gateway.learning.outcomes import OutcomesError
-from gateway.learning.quality import FOLDS, sigmoid_fit
+from gateway.learning.quality import FOLDS
+from gateway.learning.ridges import sigmoid_fit
 from gateway.routing.classifier import Head
 from gateway.routing.figures import auc, expected_calibration_error
 
@@ -68,16 +68,15 @@ def read_opinions(path: Path) -> Opinions:
 def fit_opinions(opinions: Opinions, base_folder: Path, out: Path) -> dict[str, Any]:
     """Fit, measure and write; returns the card. Raises SettingsError for the base."""
     base = Head.load(base_folder)
-    column = len(base.card["labels"]) + base.card["backends"].index(base.card["reference"])
-    weights = np.concatenate([base.rows[:, column], base.dense[:, column] / DENSE_SCALE])
-    columns, bias, quality = [], [], {}
+    # rows hold what this head says of the reference, which may already follow an earlier fit
+    before = base.card["follows"].get(base.card["reference"], (1.0, 0.0))
+    follows, quality = {}, {}
     predictions: list[dict[str, Any]] = []
     for name, rows in opinions.by_backend.items():
         x = _logits(np.array([row.difficulty for row in rows]))
         truth = np.array([row.score for row in rows])
         slope, offset = sigmoid_fit(x, truth, steepest=STEEPEST)
-        columns.append(weights * slope)
-        bias.append(float(base.bias[column]) * slope + offset)
+        follows[name] = (slope * before[0], slope * before[1] + offset)
         said, folds = _out_of_fold(x, truth)
         quality[name] = _figures(said, truth)
         predictions += [
@@ -99,12 +98,7 @@ def fit_opinions(opinions: Opinions, base_folder: Path, out: Path) -> dict[str, 
         "cpt80": None,
         "baselines": {},
     }
-    outputs = Outputs(
-        backends=list(opinions.by_backend),
-        weights=np.stack(columns, axis=1).astype(np.float32),
-        bias=np.array(bias, dtype=np.float32),
-    )
-    card = write_head(base, base_folder, outputs, card, out)
+    card = write_head(base, base_folder, card, out, follows=follows)
     text = "".join(msgspec.json.encode(line).decode() + "\n" for line in predictions)
     (out / "predictions.jsonl").write_text(text, encoding="utf-8")
     return card

@@ -1,75 +1,66 @@
-"""Fitting what a prompt says about each backend: P(it answers well), and gains of dearer backends.
+"""Fitting what a prompt says about each backend: P(it answers well), and what a dearer one gains.
 
-A backend's output becomes a probability by a sigmoid with fitted slope and offset (temperature and
-bias); a gain, the dearer backend's score minus the cheapest one's, is predicted directly and shrunk
-to what holds out of fold. The quality of a dearer backend is the mean of both views: its own
-probability, and the cheapest one's plus the gain. Where each row knows who passed, all outputs
-follow a softmax over who passes together, rather than the rows themselves; else each has a ridge of
-its own strength.
+All come out of one distribution over who passes together (`routing/together.py`), so a gain is a
+difference of two of its probabilities and has less noise than two separate fits would leave. It is
+calibrated by one slope and an offset per pattern, out of fold.
 
 Rows are also fitted with prefixes, suffixes and padding around the prompt, under the same scores:
 words that anybody can put around any request must not move it.
 """
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from gateway.learning.adam import fit
 from gateway.learning.confounders import disguised, dressed
-from gateway.learning.design import Design, Linear, Matrix, ridge
-from gateway.learning.head_file import Outputs
+from gateway.learning.design import Design, Matrix
+from gateway.learning.network import Goal, Network, chances, fit_network, goals_of
 from gateway.learning.outcomes import Outcomes
 from gateway.routing.figures import softmax
+from gateway.routing.together import MOST, Group, groups_of
 
 Floats = NDArray[np.float64]
-ALPHAS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 FOLDS = 5
-NEWTON_STEPS = 50
 LEAST_FAIR = 200
 """Rows that are no practice, to calibrate on them alone."""
-TEACHER_C = 3.0
-"""One over the penalty of all rows together."""
-EPOCHS = 6
-MOST_PATTERNS = 16
+EPOCHS = 4
 DRESSES = 2
 """Disguises of each row that a head is fitted with."""
 STEEPEST = 1.5
-"""Times the slope that a least-squares output has by itself: more would be blowing up noise."""
+"""Times the slope that the fit has by itself: more would be blowing up noise."""
+OFFSET_L2 = 0.5
+"""Of the patterns' offsets, beside the loss added over all rows: rare patterns stay possible."""
 
 
 class Calibration(Struct, frozen=True):
-    """From raw outputs to probabilities and gains."""
+    """From raw logits of patterns to those whose probabilities hold."""
 
     slope: Floats
+    """[groups]"""
     offset: Floats
-    """[K + K − 1] each: a sigmoid's for the backends, a straight line's for the gains."""
+    """[P]"""
+    groups: tuple[Group, ...]
 
-    def __call__(self, raw: Floats) -> tuple[Floats, Floats]:
-        """(quality [N, K], direct gains [N, K − 1])."""
-        line = raw * self.slope + self.offset
-        backends = (raw.shape[1] + 1) // 2
-        own = 1 / (1 + np.exp(-line[:, :backends]))
-        gains = np.clip(line[:, backends:], -1, 1)
-        quality = own.copy()
-        quality[:, 1:] = np.clip((own[:, 1:] + own[:, :1] + gains) / 2, 0, 1)
-        return quality, gains
+    def __call__(self, raw: Floats) -> Floats:
+        """Quality [N, K] of logits [N, P]."""
+        return chances(raw * self.slopes + self.offset, self.groups)
+
+    @property
+    def slopes(self) -> Floats:
+        """[P], each group's at all of its patterns."""
+        return np.repeat(self.slope, [group.stop - group.start for group in self.groups])
 
 
 class Fitted(Struct, frozen=True):
     """A head's outputs with how they did out of fold."""
 
-    linear: Linear
+    network: Network
     calibration: Calibration
-    alphas: Floats
-    """Strengths of the ridges; empty where a teacher was followed."""
     quality: Floats
     """[N, K], each row by a head that has not seen its group."""
-    gains: Floats
-    """[N, K − 1], directly predicted, likewise."""
     folds: NDArray[np.int64]
     """[N]; frozen test rows have a fold of their own, the last."""
     disguised: dict[str, Floats]
@@ -80,16 +71,15 @@ class Fitted(Struct, frozen=True):
         return replace(
             self,
             quality=self.quality[rows],
-            gains=self.gains[rows],
             folds=self.folds[rows],
             disguised={kind: quality[rows] for kind, quality in self.disguised.items()},
         )
 
 
-def targets_of(outcomes: Outcomes) -> Floats:
-    """[N, K + K − 1]: scores, then gains over the cheapest."""
-    scores = outcomes.scores
-    return np.concatenate([scores, scores[:, 1:] - scores[:, :1]], axis=1)
+def grouped(backends: Sequence[str]) -> tuple[Group, ...]:
+    """Neighbours by price together, at most `MOST` of them, in groups of about one size."""
+    parts = np.array_split(np.arange(len(backends)), -(-len(backends) // MOST))
+    return groups_of([[backends[place] for place in part] for part in parts])
 
 
 def fold_of(
@@ -119,178 +109,106 @@ def fold_of(
 
 def fit_quality(design: Design, outcomes: Outcomes, groups: NDArray[np.int64]) -> Fitted:
     """Cross-validate, calibrate on what was out of fold, and fit the head on all but test rows."""
-    targets = targets_of(outcomes)
-    folds = fold_of(groups, outcomes.test, targets, FOLDS)
+    scores, together = outcomes.scores, grouped(outcomes.backends)
+    folds = fold_of(groups, outcomes.test, scores, FOLDS)
     x = design.matrix(outcomes.prompts)
     hidden = [design.matrix(dressed(outcomes.prompts, seed=seed)) for seed in range(DRESSES)]
     gate = {kind: design.matrix(t) for kind, t in disguised(outcomes.prompts, gate=True).items()}
-    raw = np.full(targets.shape, np.nan)
+    raw = np.full((len(scores), together[-1].stop), np.nan)
     raw_gate = {kind: raw.copy() for kind in gate}
-    linear: Linear | None = None
-    alphas = np.zeros(0)
+    network: Network | None = None
     for fold in [*range(FOLDS), FOLDS]:
         inside, outside = folds == fold, (folds != fold) & (folds != FOLDS)
         if fold != FOLDS and not inside.any():
             continue
-        linear, alphas = _fit(x, hidden, targets, np.flatnonzero(outside), groups)
+        network = _fit(x, hidden, scores, np.flatnonzero(outside), together)
         if inside.any():
-            raw[inside] = linear(x[inside])
+            raw[inside] = network(x[inside])
             for kind, matrix in gate.items():
-                raw_gate[kind][inside] = linear(matrix[inside])
-    assert linear is not None  # the last one: fitted on all rows that are not frozen
+                raw_gate[kind][inside] = network(matrix[inside])
+    assert network is not None  # the last one: fitted on all rows that are not frozen
     # calibrated on rows like those that will come, where there are enough
     fair = (folds != FOLDS) & ~outcomes.practice
     if fair.sum() < LEAST_FAIR:
         fair = folds != FOLDS
-    calibration = calibrate(raw[fair], targets[fair], len(outcomes.backends))
-    quality, gains = calibrated(raw, targets, folds, fair, len(outcomes.backends))
+    calibration = calibrate(raw[fair], scores[fair], together)
     return Fitted(
-        linear=linear,
+        network=network,
         calibration=calibration,
-        alphas=alphas,
-        quality=quality,
-        gains=gains,
+        quality=calibrated(raw, scores, folds, fair, together),
         folds=folds,
-        disguised={kind: calibration(part)[0] for kind, part in raw_gate.items()},
+        disguised={kind: calibration(part) for kind, part in raw_gate.items()},
     )
 
 
 def _fit(
-    x: Matrix, hidden: list[Matrix], targets: Floats, rows: NDArray[np.int64], groups: Any
-) -> tuple[Linear, Floats]:
-    """A head on rows as they are, and on each again in its disguises; strengths of the ridges."""
+    x: Matrix,
+    hidden: Sequence[Matrix],
+    scores: Floats,
+    rows: NDArray[np.int64],
+    groups: Sequence[Group],
+) -> Network:
+    """A head on rows as they are, and on each again in its disguises."""
     import scipy.sparse as sp  # type: ignore[import-untyped]
 
-    backends = (targets.shape[1] + 1) // 2
     parts = [x[rows], *(matrix[rows] for matrix in hidden)]
-    every, told = sp.vstack(parts).tocsr(), np.tile(targets[rows], (len(parts), 1))
-    soft = softened(every, told[:, :backends])
-    if soft is None:
-        alphas = strengths(x[rows], targets[rows], groups[rows])
-        return ridge(every, told, alphas * len(parts)), alphas
-
-    def link(raw: Floats) -> Floats:
-        return np.hstack([_sigmoid(raw[:, :backends]), raw[:, backends:]])
-
-    head = fit(every, soft, link=link, l2=_l2(len(told)), epochs=EPOCHS)
-    return Linear(head.weights, head.bias.astype(np.float64)), np.zeros(0)
+    told = np.tile(scores[rows], (len(parts), 1))
+    return fit_network(sp.vstack(parts).tocsr(), told, groups, seen=parts[0], epochs=EPOCHS)
 
 
-def softened(x: Matrix, scores: Floats) -> Floats | None:
-    """[N, K + K − 1] targets of the rows as a teacher sees them, in place of passes and failures.
+def calibrate(raw: Floats, scores: Floats, groups: tuple[Group, ...]) -> Calibration:
+    """Slopes and offsets with the least loss; a slope of 0 where the logits say nothing.
 
-    The teacher is one softmax over which backends pass together: it knows that a question which a
-    small model passes is mostly passed by a large one, too, so what it says of their differences
-    has less noise than the rows themselves. None where that cannot be learnt: scores between 0 and
-    1, rows on which not all were asked, one backend or very many.
-
-    Source: Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network", §2.
+    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", §4.2 (vector scaling with
+    one temperature).
     """
-    backends = scores.shape[1]
-    if backends < 2 or not np.isin(scores, (0.0, 1.0)).all():
-        return None
-    pattern = scores.astype(np.int64) @ (1 << np.arange(backends))
-    seen, place = np.unique(pattern, return_inverse=True)
-    if not 1 < len(seen) <= MOST_PATTERNS:
-        return None
-    goal = np.eye(len(seen), dtype=np.float32)[place]
-    teacher = fit(x, goal, link=softmax, l2=_l2(len(goal)), epochs=EPOCHS)
-    passes = (seen[:, None] >> np.arange(backends)) & 1
-    soft = np.asarray(softmax(teacher.logits(x)) @ passes, dtype=np.float64)
-    return np.hstack([soft, soft[:, 1:] - soft[:, :1]])
+    from scipy.optimize import minimize  # type: ignore[import-untyped]
+
+    slopes, offsets = [], []
+    for group, goal in goals_of(scores, groups):
+        part = raw[:, group.start : group.stop]
+
+        patterns = group.stop - group.start
+        bounds = [(0.0, STEEPEST), *[(None, None)] * patterns]
+        start = [1.0, *[0.0] * patterns]
+        found = minimize(_loss, start, args=(part, goal), jac=True, bounds=bounds).x
+        slopes.append(found[0])
+        offsets.append(found[1:])
+    return Calibration(np.array(slopes), np.concatenate(offsets), groups)
 
 
-def _l2(rows: int) -> float:
-    return 1 / (TEACHER_C * rows)
-
-
-def _sigmoid(raw: Floats) -> Floats:
-    return np.asarray(1 / (1 + np.exp(-raw)))
-
-
-def strengths(x: Matrix, targets: Floats, groups: NDArray[np.int64]) -> Floats:
-    """The penalty of each target with the least squared error on a fifth of the groups."""
-    held = fold_of(groups, np.zeros(len(groups), dtype=bool), targets, 5) == 0
-    errors = []
-    for alpha in ALPHAS:
-        said = ridge(x[~held], targets[~held], np.full(targets.shape[1], alpha))(x[held])
-        errors.append(np.nanmean((said - targets[held]) ** 2, axis=0))
-    least = np.argmin(np.nan_to_num(np.array(errors), nan=np.inf), axis=0)
-    return np.asarray(np.array(ALPHAS)[least])
-
-
-def calibrate(raw: Floats, targets: Floats, backends: int) -> Calibration:
-    """Slopes and offsets with the least loss; a gain whose slope is not positive says nothing."""
-    slope, offset = np.zeros(targets.shape[1]), np.zeros(targets.shape[1])
-    for index in range(targets.shape[1]):
-        known = ~np.isnan(targets[:, index]) & ~np.isnan(raw[:, index])
-        said, truth = raw[known, index], targets[known, index]
-        if index < backends:
-            slope[index], offset[index] = sigmoid_fit(said, truth, steepest=STEEPEST)
-        elif len(said) and said.var() > 0:
-            steep = float(np.cov(said, truth)[0, 1] / said.var(ddof=1))
-            slope[index] = min(max(steep, 0.0), STEEPEST)
-            offset[index] = truth.mean() - slope[index] * said.mean()
-    return Calibration(slope, offset)
-
-
-def sigmoid_fit(said: Floats, truth: Floats, *, steepest: float) -> tuple[float, float]:
-    """Slope and offset of the sigmoid with the least log loss, slope within its bounds.
-
-    Args:
-        steepest: times 1 ÷ (p·(1 − p)), the slope at which the sigmoid follows a least-squares
-            output of a target with mean p.
-
-    Source: Platt 1999, "Probabilistic Outputs for Support Vector Machines".
-    """
-    room = 1 / (len(truth) + 2)
-    goal = np.clip(truth, room, 1 - room)
-    mean = float(goal.mean())
-    limit = steepest / (mean * (1 - mean))
-    slope = _newton(said, goal)[0]
-    if 0 < slope < limit:
-        return _newton(said, goal)
-    slope = 0.0 if slope <= 0 else limit
-    return slope, _newton(said, goal, slope=slope)[1]
-
-
-def _newton(said: Floats, goal: Floats, *, slope: float | None = None) -> tuple[float, float]:
-    """Minimise the log loss over (slope, offset), or over the offset alone."""
-    x = np.stack([said, np.ones_like(said)], axis=1)
-    free = np.array([slope is None, True])
-    beta = np.array([slope or 0.0, 0.0])
-    for _ in range(NEWTON_STEPS):
-        p = 1 / (1 + np.exp(-np.clip(x @ beta, -35, 35)))
-        part = x[:, free]
-        hessian = (part * (p * (1 - p))[:, None]).T @ part + 1e-6 * np.eye(part.shape[1])
-        step = np.linalg.solve(hessian, part.T @ (p - goal))
-        beta[free] -= np.clip(step, -5, 5)
-        if np.abs(step).max() < 1e-8:
-            break
-    return float(beta[0]), float(beta[1])
+def _loss(line: Floats, raw: Floats, goal: Goal) -> tuple[float, Floats]:
+    """Of a slope and offsets, [1 + patterns]; and its gradient."""
+    said = softmax(raw * line[0] + line[1:])
+    error = said - goal(said)
+    gradient = np.concatenate(([(error * raw).sum()], error.sum(0) + 2 * OFFSET_L2 * line[1:]))
+    return goal.loss(said) + OFFSET_L2 * float(line[1:] @ line[1:]), gradient
 
 
 def calibrated(
-    raw: Floats, targets: Floats, folds: NDArray[np.int64], fair: NDArray[np.bool_], backends: int
-) -> tuple[Floats, Floats]:
-    """Each fold through a calibration that was made without its targets, on the fair rows."""
-    quality = np.full((len(raw), backends), np.nan)
-    gains = np.full((len(raw), backends - 1), np.nan)
+    raw: Floats,
+    scores: Floats,
+    folds: NDArray[np.int64],
+    fair: NDArray[np.bool_],
+    groups: tuple[Group, ...],
+) -> Floats:
+    """Each fold through a calibration that was made without its scores, on the fair rows."""
+    quality = np.full(scores.shape, np.nan)
     for fold in np.unique(folds):
         inside = folds == fold
         others = fair & ~inside
-        quality[inside], gains[inside] = calibrate(raw[others], targets[others], backends)(
-            raw[inside]
-        )
-    return quality, gains
+        quality[inside] = calibrate(raw[others], scores[others], groups)(raw[inside])
+    return quality
 
 
-def outputs_of(fitted: Fitted, backends: list[str]) -> Outputs:
-    """The head's columns, with the calibration folded in."""
-    bias = fitted.linear.bias * fitted.calibration.slope + fitted.calibration.offset
-    return Outputs(
-        backends=backends,
-        weights=fitted.linear.weights * fitted.calibration.slope.astype(np.float32),
-        bias=bias.astype(np.float32),
-        over=backends[0] if len(backends) > 1 else None,
+def served(fitted: Fitted) -> Network:
+    """The network with the calibration folded in."""
+    network, calibration = fitted.network, fitted.calibration
+    slopes = calibration.slopes
+    scale = np.concatenate([slopes, np.ones(len(network.bias) - len(slopes))])
+    shift = np.concatenate([calibration.offset, np.zeros(len(network.bias) - len(slopes))])
+    return Network(
+        (network.weights * scale).astype(np.float32),
+        (network.bias * scale + shift).astype(np.float32),
+        (network.up * slopes).astype(np.float32),
     )

@@ -1,7 +1,7 @@
 """Fitting the second head: what a text's meaning adds to what the first head says of it.
 
-The first head's log-odds (out of fold) stand beside the encoder's vector; the ridge, its strengths,
-the calibration and the folds are the first head's. Rows count again in a disguise, as there. The
+The first head's log-odds (out of fold) stand beside the encoder's vector under one ridge an output;
+the folds are the first head's. Rows count again in a disguise, as there. The
 card says whether it helps: area and AUC of both on the same rows, and the difference with its
 interval by the same draws.
 """
@@ -23,16 +23,16 @@ from numpy.typing import NDArray
 from gateway.learning.card import complete
 from gateway.learning.confounders import disguised, dressed, sensitivity
 from gateway.learning.curves import Figure, by_merit, cost_curves
-from gateway.learning.design import Linear, ridge
 from gateway.learning.head_file import write_json
 from gateway.learning.judges import logits
 from gateway.learning.outcomes import Outcomes
-from gateway.learning.quality import (
-    FOLDS,
+from gateway.learning.quality import FOLDS, Fitted
+from gateway.learning.ridges import (
     Calibration,
-    Fitted,
+    Linear,
     calibrate,
     calibrated,
+    ridge,
     strengths,
     targets_of,
 )

@@ -28,6 +28,7 @@ from gateway.learning.design import DENSE_SCALE, matrix_of
 from gateway.learning.head_file import quantise, version_of, write_json
 from gateway.routing.classifier import FORMAT, SHIPPED_HEAD, TASKS, WORDS
 from gateway.routing.figures import expected_calibration_error, macro_f1, softmax
+from gateway.routing.forms import BITS as FORM_BITS
 from gateway.routing.vectorise import COUNTS, Vectoriser, WordVectors, load_words, tokens_of
 
 BITS = 16
@@ -168,6 +169,10 @@ def train(
         "rows": table,
         "rows_scale": scale,
         "idf": features.idf.astype(np.float16),
+        # no backend yet: neither logits nor hidden units
+        "forms": np.zeros((1 << FORM_BITS, 0), dtype=np.int8),
+        "forms_scale": np.zeros(0, dtype=np.float32),
+        "up": np.zeros((0, 0), dtype=np.float32),
         "dense": head.weights[1 << BITS :] * DENSE_SCALE,
         "bias": head.bias,
         "word_weights": features.word_weights.astype(np.float16),
@@ -183,7 +188,8 @@ def train(
         "task_of": {label: of[label] for label in labels},
         "temperature": temperature,
         "backends": [],
-        "gains": [],
+        "fits": [],
+        "follows": {},
         "reference": REFERENCE,
         "prompts": {"fit": len(fitting), "own": len(own), "valid": len(valid), "test": len(test)},
         "held_out": evaluate_labels(features, head, labels, of, temperature, test),

@@ -1,8 +1,9 @@
-"""What a request is about and how hard it is: one linear head over hashed n-grams. NumPy only.
+"""What a request is about and how hard it is: one head over hashed n-grams. NumPy only.
 
-`Classifier.load()` reads the head that `headgate policy fit` made. One pass costs a
-regular expression, one gather of at most a few hundred rows and a softmax: tenths of a
-millisecond at any length, since only the first and last tokens are read.
+Tasks are linear; who answers well is so, too, but for a small hidden layer over the same rows.
+`Classifier.load()` reads the head that `headgate policy fit` made. One pass costs a regular
+expression, two gathers of at most a few hundred rows and a softmax: tenths of a millisecond at
+any length, since only the first and last tokens are read.
 """
 
 import hashlib
@@ -17,9 +18,11 @@ from numpy.typing import NDArray
 
 from gateway.errors import SettingsError
 from gateway.routing.features import Content, Request, read
+from gateway.routing.forms import RARITY, form_rows
 from gateway.routing.judges import Judges
 from gateway.routing.language import detect
 from gateway.routing.second_head import SecondHead
+from gateway.routing.together import Together, groups_of
 from gateway.routing.vectorise import (
     CHARS,
     COUNTS,
@@ -33,7 +36,7 @@ from gateway.routing.vectorise import (
 from policies.model import RequestFeatures, Task
 
 SHIPPED_HEAD = Path(__file__).parent / "head"
-FORMAT = 3
+FORMAT = 4
 WORDS = "words.npz"
 TASKS: tuple[Task, ...] = get_args(Task)
 Floats = NDArray[np.float32]
@@ -50,18 +53,22 @@ class Reading(Struct, frozen=True):
 
 
 class Head(Struct, frozen=True, kw_only=True):
-    """The arrays of a head: R rows (buckets), D dense columns (counts, then the words' mean
-    vector), O outputs (labels, then backends, then gains of dearer backends)."""
+    """The arrays of a head: R rows (buckets), F forms, D dense columns (counts, then the words'
+    mean vector); L labels, P logits of patterns and H hidden units, side by side in this order."""
 
     card: dict[str, Any]
     rows: Floats
-    """[R, O]"""
+    """[R, L + P + H]"""
     idf: Floats
     """[R]"""
+    forms: Floats
+    """[F, P + H]"""
     dense: Floats
-    """[D, O]"""
+    """[D, L + P + H]"""
     bias: Floats
-    """[O]"""
+    """[L + P + H]"""
+    up: Floats
+    """[H, P]: what the hidden units add to the logits."""
     words: WordVectors
     to_task: Floats
     """[L, 8], 1 where a label belongs to a task."""
@@ -84,11 +91,12 @@ class Head(Struct, frozen=True, kw_only=True):
             for index, label in enumerate(labels):
                 to_task[index, TASKS.index(card["task_of"][label])] = 1.0
             words, vectors = load_words(folder / WORDS)
-            rows = arrays["rows"].astype(np.float32) * arrays["rows_scale"]
             return cls(
                 card=card,
-                rows=np.ascontiguousarray(rows),
+                rows=arrays["rows"].astype(np.float32) * arrays["rows_scale"],
                 idf=arrays["idf"].astype(np.float32),
+                forms=arrays["forms"].astype(np.float32) * arrays["forms_scale"],
+                up=arrays["up"].astype(np.float32),
                 dense=arrays["dense"].astype(np.float32),
                 bias=arrays["bias"].astype(np.float32),
                 words=WordVectors(words, vectors, arrays["word_weights"].astype(np.float32)),
@@ -115,12 +123,11 @@ class Classifier:
         self._head = head
         card = head.card
         self._labels = len(card["labels"])
-        self._backends: list[str] = card["backends"]
-        self._reference = self._backends.index(card["reference"])
-        place = self._backends.index
-        self._gains = [
-            (place(name), place(gains["over"])) for gains in card["gains"] for name in gains["of"]
-        ]
+        self._logits = self._labels + head.up.shape[1]
+        groups = [group for fit in card["fits"] for group in fit["groups"]]
+        follows = {name: (line[0], line[1]) for name, line in card["follows"].items()}
+        self.together = Together(groups_of(groups), card["reference"], follows)
+        self._reference: str = card["reference"]
         self._temperature = float(card["temperature"])
         self._vectoriser = Vectoriser(
             card["bits"], trigrams=card["trigrams"], chars=tuple(card["chars"])
@@ -169,32 +176,33 @@ class Classifier:
                 self._readings.popitem(last=False)
         return reading
 
-    def outputs(self, text: str) -> tuple[list[str], Floats]:
-        """Tokens and raw outputs [O] of a text: label logits, then one logit per backend."""
-        head = self._head
+    def outputs(self, text: str) -> tuple[list[str], Floats, Floats]:
+        """Tokens, raw outputs [L + P] of a text (label logits, then patterns'), and the hidden
+        units [H]."""
+        head, labels, logits = self._head, self._labels, self._logits
         tokens = tokens_of(text)
         rows = self._vectoriser.rows(tokens)
-        sparse = scaled(head.idf.take(rows)) @ head.rows.take(rows, axis=0)
+        forms = form_rows(tokens, self._vectoriser.ids(tokens))
         dense = np.concatenate((counts(text, tokens), head.words.mean(tokens)))
-        return tokens, sparse + dense @ head.dense + head.bias
+        found = scaled(head.idf.take(rows)) @ head.rows.take(rows, axis=0)
+        found += dense @ head.dense + head.bias
+        rarity = scaled(np.full(len(forms), RARITY, dtype=np.float32))
+        found[labels:] += rarity @ head.forms.take(forms, axis=0)
+        hidden = np.maximum(found[logits:], 0)
+        found[labels:logits] += hidden @ head.up
+        return tokens, found[:logits], hidden
 
     def _read(self, text: str) -> Reading:
-        tokens, outputs = self.outputs(text)
+        tokens, outputs, _ = self.outputs(text)
         logits = outputs[: self._labels] / self._temperature
         labels = np.exp(logits - logits.max())
         tasks = (labels / labels.sum()) @ self._head.to_task
         best = int(tasks.argmax())
-        known = self._labels + len(self._backends)
-        good = (1.0 / (1.0 + np.exp(-outputs[self._labels : known]))).tolist()
-        # what a dearer backend gains is predicted too; its quality is the mean of both views
-        for (index, cheapest), gain in zip(self._gains, outputs[known:].tolist(), strict=True):
-            other = good[cheapest] + min(1.0, max(-1.0, gain))
-            good[index] = min(1.0, max(0.0, (good[index] + other) / 2))
-        quality = dict(zip(self._backends, good, strict=True))
+        quality = self.together.quality(outputs[self._labels :])
         return Reading(
             task=TASKS[best],
             confidence=float(tasks[best]),
-            difficulty=1.0 - good[self._reference],
+            difficulty=1.0 - quality[self._reference],
             language=detect(text, tokens),
             quality=quality,
         )

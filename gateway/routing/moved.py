@@ -1,7 +1,9 @@
-"""Which words moved a reading: the head is linear, so every output is a sum over words.
+"""Which words moved a reading: at one text the head is linear, so outputs are sums over words.
 
-A bucket's share goes to the words that made it: its own word, or half to each word of a pair. The
-mean of word vectors is shared by weight. What is left are the cheap counts and the bias.
+A bucket's share goes to the words that made it: its own word, half to each word of a pair, equally
+to those that a form spans. The mean of word vectors is shared by weight. Hidden units count as they
+stand, on or off; difficulty's log-odds are followed to the logits by their slopes. What is left are
+the cheap counts and the bias.
 """
 
 from collections.abc import Sequence
@@ -11,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.routing.classifier import Classifier
+from gateway.routing.forms import RARITY, form_rows, form_spans
 from gateway.routing.vectorise import COUNTS, counts, scaled, tokens_of
 
 TOP = 8
@@ -28,12 +31,9 @@ def moved(classifier: Classifier, text: str) -> dict[str, Any]:
     if not tokens:
         return {}
     card = head.card
-    labels = len(card["labels"])
-    outputs = classifier.outputs(text)[1]
-    label = int(outputs[:labels].argmax())
-    reference = labels + card["backends"].index(card["reference"])
-    words = _by_word(classifier, tokens, [reference, label])
-    cheap = counts(text, tokens)[:, None] * head.dense[: len(COUNTS)][:, [reference, label]]
+    label, directions = _directions(classifier, text)
+    words = _by_word(classifier, tokens, directions)
+    cheap = counts(text, tokens)[:, None] * (head.dense[: len(COUNTS)] @ directions)
     return {
         "difficulty": {"words": _top(tokens, -words[:, 0]), "counts": _top(COUNTS, -cheap[:, 0])},
         "task": {
@@ -44,8 +44,23 @@ def moved(classifier: Classifier, text: str) -> dict[str, Any]:
     }
 
 
-def _by_word(classifier: Classifier, tokens: list[str], outputs: list[int]) -> Floats:
-    """[tokens, outputs]: what each token adds to each output, in logits."""
+def _directions(classifier: Classifier, text: str) -> tuple[int, Floats]:
+    """The label that won, and [L + P + H, 2]: how the reference's log-odds and the label's logit
+    follow what the rows add up to."""
+    head = classifier.head
+    labels = len(head.card["labels"])
+    _, outputs, hidden = classifier.outputs(text)
+    label = int(outputs[:labels].argmax())
+    directions = np.zeros((len(head.bias), 2))
+    directions[label, 1] = 1.0
+    directions[labels : len(outputs), 0] = classifier.together.slopes(outputs[labels:])
+    on = hidden > 0
+    directions[len(outputs) :, 0] = on * (head.up @ directions[labels : len(outputs), 0])
+    return label, directions
+
+
+def _by_word(classifier: Classifier, tokens: list[str], directions: Floats) -> Floats:
+    """[tokens, 2]: what each token adds in each direction, in logits."""
     head = classifier.head
     singles, pairs = classifier.vectoriser.places(tokens)
     rows = classifier.vectoriser.rows(tokens)
@@ -55,14 +70,31 @@ def _by_word(classifier: Classifier, tokens: list[str], outputs: list[int]) -> F
 
     def worth(places: NDArray[np.int64]) -> Floats:
         share = count[places] / times[places]
-        return np.asarray(share[:, None] * head.rows[places][:, outputs], dtype=np.float64)
+        return np.asarray(share[:, None] * (head.rows[places] @ directions), dtype=np.float64)
 
-    found = worth(singles) + head.words.shares(tokens) @ head.dense[len(COUNTS) :][:, outputs]
+    found = worth(singles) + head.words.shares(tokens) @ (head.dense[len(COUNTS) :] @ directions)
     halves = worth(pairs) / 2  # pair i joins token i − 1 and token i; the ends stand alone
     found += halves[:-1] + halves[1:]
     found[0] += halves[0]
     found[-1] += halves[-1]
-    return np.asarray(found)
+    return np.asarray(found + _by_form(classifier, tokens, directions))
+
+
+def _by_form(classifier: Classifier, tokens: list[str], directions: Floats) -> Floats:
+    """[tokens, 2]: what forms add, each shared by the tokens that it spans."""
+    head = classifier.head
+    ids = classifier.vectoriser.ids(tokens)
+    rows = form_rows(tokens, ids)
+    each = scaled(np.full(len(rows), RARITY, dtype=np.float32))[:1]
+    spans = np.array(form_spans(tokens, ids))
+    buckets, starts, stops = spans.T
+    times = np.bincount(buckets, minlength=len(head.forms))[buckets]
+    worth = head.forms[buckets] @ directions[len(directions) - head.forms.shape[1] :]
+    worth *= (each / times / (stops - starts))[:, None]
+    steps = np.zeros((len(tokens) + 1, 2))
+    np.add.at(steps, starts, worth)
+    np.subtract.at(steps, stops, worth)
+    return np.cumsum(steps, axis=0)[:-1]
 
 
 def _top(names: Sequence[str], values: NDArray[np.floating[Any]]) -> list[list[Any]]:

@@ -73,12 +73,7 @@ class Vectoriser:
 
     def rows(self, tokens: Sequence[str]) -> Rows:
         """The buckets of a text, each once, ascending."""
-        known = self._words
-        if len(known) > MAX_WORDS:
-            known.clear()
-        found = [known.get(token) or self._learn(token) for token in tokens]
-        ends = (_START, *[pair[0] for pair in found], _END)
-        ids = np.frombuffer(b"".join(ends), dtype=np.uint32)
+        ids = self.ids(tokens)
         parts = [ids[1:-1] * _SHIFTS["uni"]]
         pairs = (ids[:-1] * _SHIFTS["left"]) ^ (ids[1:] * _SHIFTS["right"])
         parts.append(pairs * _SHIFTS["uni"])
@@ -86,23 +81,29 @@ class Vectoriser:
             triples = (pairs[:-1] * _SHIFTS["third"]) ^ (ids[2:] * _SHIFTS["right"])
             parts.append(triples * _SHIFTS["uni"])
         if self._chars:
-            inner = np.frombuffer(b"".join([pair[1] for pair in found]), dtype=np.uint32)
+            inner = np.frombuffer(
+                b"".join([pair[1] for pair in self._known(tokens)]), dtype=np.uint32
+            )
             parts.append(inner * _SHIFTS["uni"])
-        hashed = np.concatenate(parts) >> self._shift
-        hashed.sort()
-        keep = np.ones(len(hashed), dtype=bool)
-        np.not_equal(hashed[1:], hashed[:-1], out=keep[1:])
-        return hashed[keep].astype(np.int64)
+        return distinct((np.concatenate(parts) >> self._shift).astype(np.int64))
+
+    def ids(self, tokens: Sequence[str]) -> NDArray[np.uint32]:
+        """[tokens + 2]: a hash of the start, of each token, and of the end."""
+        ends = (_START, *[pair[0] for pair in self._known(tokens)], _END)
+        return np.frombuffer(b"".join(ends), dtype=np.uint32)
 
     def places(self, tokens: Sequence[str]) -> tuple[Rows, Rows]:
         """The buckets of each token, and of each pair of neighbours; the ends count as tokens."""
-        ids = np.frombuffer(
-            b"".join((_START, *[(self._words.get(t) or self._learn(t))[0] for t in tokens], _END)),
-            dtype=np.uint32,
-        )
+        ids = self.ids(tokens)
         pairs = (ids[:-1] * _SHIFTS["left"]) ^ (ids[1:] * _SHIFTS["right"])
         single = (ids[1:-1] * _SHIFTS["uni"]) >> self._shift
         return single.astype(np.int64), (pairs * _SHIFTS["uni"] >> self._shift).astype(np.int64)
+
+    def _known(self, tokens: Sequence[str]) -> list[tuple[bytes, bytes]]:
+        known = self._words
+        if len(known) > MAX_WORDS:
+            known.clear()
+        return [known.get(token) or self._learn(token) for token in tokens]
 
     def _learn(self, token: str) -> tuple[bytes, bytes]:
         word = "0" * min(len(token), 6) if token[0].isdigit() else token[:WORD_CHARS]
@@ -120,6 +121,14 @@ class Vectoriser:
         )
         self._words[token] = pair
         return pair
+
+
+def distinct(rows: Rows) -> Rows:
+    """Each once, ascending; `rows` themselves are sorted. In half of `np.unique`'s time."""
+    rows.sort()
+    keep = np.ones(len(rows), dtype=bool)
+    np.not_equal(rows[1:], rows[:-1], out=keep[1:])
+    return rows[keep]
 
 
 def scaled(rarity: NDArray[np.float32]) -> NDArray[np.float32]:

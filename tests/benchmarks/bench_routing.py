@@ -1,7 +1,8 @@
 """What the question alone is worth, and what looking back costs.
 
-Quality: `policy fit` on a file of outcomes, beside chance, prompt length, singles, the oracle and
-the best offline models that the same folds allow (any size, nothing of it could serve a request).
+Quality: `policy fit` on a file of outcomes, beside chance, prompt length, singles and the oracle;
+on its frozen test rows also beside offline models that are fitted on the same rows as ours (any
+size, nothing of them could serve a request).
 Speed: `decide` with 20 rules, an explanation, and the replay of a ledger, rows per second.
 """
 
@@ -30,6 +31,7 @@ from gateway.learning.quality import FOLDS, Fitted, fit_quality
 from gateway.learning.second_stage import EncoderProcess
 from gateway.routing.classifier import SHIPPED_HEAD, Head
 from gateway.routing.figures import auc
+from gateway.routing.together import passes_of
 from tests.benchmarks.environment import describe, write
 from tests.benchmarks.replayed import measure_replay
 
@@ -39,7 +41,7 @@ COMMON = 800
 
 
 def measure_quality(file: Path, practice: list[Path], *, offline_too: bool) -> dict[str, Any]:
-    """The card's figures, and the offline models' area on the same rows and folds.
+    """The card's figures, ours on the frozen rows alone, and there the offline models'.
 
     All are fitted on the practice rows, too, and measured on the others.
     """
@@ -49,51 +51,55 @@ def measure_quality(file: Path, practice: list[Path], *, offline_too: bool) -> d
     design = Design(Head.load(SHIPPED_HEAD))
     fitted = fit_quality(design, outcomes, groups)
     card = card_of(outcomes.only(measured), fitted.only(measured), groups[measured])
-    shown = {
+    frozen = measured & (fitted.folds == FOLDS)
+    said = {"ours": fitted.quality}
+    seconds: dict[str, float] = {}
+    if offline_too:
+        for name, model in OFFLINE.items():
+            began = time.process_time()
+            said[name] = model(design, outcomes, fitted)
+            seconds[name] = round(time.process_time() - began, 1)
+        said[AVERAGE] = np.mean(list(said.values()), axis=0)
+    said = {name: quality[frozen] for name, quality in said.items()}
+    return {
         "outcomes_sha256": outcomes.sha256,
         "practice_rows": int(outcomes.practice.sum()),
         "backends": outcomes.backends,
         **{key: card[key] for key in KEPT},
+        "frozen": {
+            "rows": int(frozen.sum()),
+            **compared(outcomes.only(frozen), said, groups[frozen]),
+        },
+        "offline_cpu_s": seconds,
     }
-    if not offline_too:
-        return shown
-    said: dict[str, Any] = {}
-    seconds: dict[str, float] = {}
-    for name, model in OFFLINE.items():
-        began = time.process_time()
-        said[name] = model(design, outcomes, fitted)
-        seconds[name] = round(time.process_time() - began, 1)
-    said[AVERAGE] = np.mean([*said.values(), fitted.quality], axis=0)
-    said = {name: quality[measured] for name, quality in said.items()}
-    offline = compared(outcomes.only(measured), fitted.only(measured), said, groups[measured])
-    return {**shown, "offline": offline, "offline_cpu_s": seconds}
 
 
-def compared(outcomes: Outcomes, fitted: Fitted, said: dict[str, Any], groups: Any) -> Any:
-    """Areas of ours and of each offline model on the same rows, folds and draws; ours as a share
-    of the best one's. The best is the best by chance, too: that counts against us."""
+def compared(outcomes: Outcomes, said: dict[str, Any], groups: Any) -> dict[str, Any]:
+    """Areas of ours and of each offline model on the same rows and draws; ours as a share of the
+    best one's. The best is the best by chance, too: that counts against us."""
     rows = complete(outcomes)
     scores, costs = outcomes.scores[rows], outcomes.costs[rows]
     price = costs.mean(0, keepdims=True)
     routers = {
-        name: by_merit(quality[rows], price, scores, costs)
-        for name, quality in {"ours": fitted.quality, **said}.items()
+        name: by_merit(quality[rows], price, scores, costs) for name, quality in said.items()
     }
     curves = cost_curves(
         routers | {"oracle": by_merit(scores, costs, scores, costs)}, scores, costs, groups[rows]
     )
     areas = {name: curves.area(name) for name in routers}
-    best = max(said, key=lambda name: float(areas[name][0]))
+    aucs = {name: _mean_auc(outcomes, quality) for name, quality in said.items()}
+    found = {"area": {name: asdict(Figure.of(draws)) for name, draws in areas.items()}, "auc": aucs}
+    others = [name for name in said if name != "ours"]
+    if not others:
+        return found
+    best = max(others, key=lambda name: float(areas[name][0]))
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.where(areas[best] > 0, areas["ours"] / areas[best], np.nan)
-    aucs = {name: _mean_auc(outcomes, q) for name, q in {"ours": fitted.quality, **said}.items()}
-    return {
-        "area": {name: asdict(Figure.of(draws)) for name, draws in areas.items()},
-        "auc": aucs,
+    return found | {
         "best": best,
         "share_of_best": asdict(Figure.of(share)),
         "behind_best": asdict(Figure.of(areas[best] - areas["ours"])),
-        "auc_share_of_best": round(aucs["ours"] / max(aucs[name] for name in said), 4),
+        "auc_share_of_best": round(aucs["ours"] / max(aucs[name] for name in others), 4),
     }
 
 
@@ -113,25 +119,23 @@ KEPT = (
 )  # fmt: skip
 
 
-def _out_of_fold(outcomes: Outcomes, fitted: Fitted, x: Any, make: Callable[[], Any]) -> Any:
-    """[N, K] of a classifier over the pattern of passes, each row by a fit without its fold."""
-    passed = outcomes.scores >= 0.5
-    pattern = passed @ (1 << np.arange(passed.shape[1]))
-    quality = np.zeros(outcomes.scores.shape)
-    for fold in np.unique(fitted.folds):
-        inside, outside = fitted.folds == fold, (fitted.folds != fold) & (fitted.folds != FOLDS)
-        model = make().fit(x[outside], pattern[outside])
-        chance = model.predict_proba(x[inside])
-        for place in range(passed.shape[1]):
-            quality[inside, place] = chance[:, (model.classes_ >> place) & 1 == 1].sum(1)
+def _frozen(outcomes: Outcomes, fitted: Fitted, x: Any, make: Callable[[], Any]) -> Any:
+    """[N, K] of a classifier over the pattern of passes, fitted on all rows but the frozen ones;
+    only theirs are filled in."""
+    pattern = (outcomes.scores >= 0.5) @ (1 << np.arange(outcomes.scores.shape[1]))
+    quality = np.full(outcomes.scores.shape, np.nan)
+    inside = fitted.folds == FOLDS
+    model = make().fit(x[~inside], pattern[~inside])
+    passes = passes_of(quality.shape[1])[model.classes_]
+    quality[inside] = model.predict_proba(x[inside]) @ passes
     return quality
 
 
 def _dense(design: Design, outcomes: Outcomes) -> Any:
     x = design.matrix(outcomes.prompts)
-    counts = np.asarray((x[:, : design.rows] > 0).sum(0)).ravel()
+    counts = np.asarray((x[:, : design.sparse] > 0).sum(0)).ravel()
     common = np.argsort(-counts, kind="stable")[:COMMON]
-    return np.hstack([x[:, design.rows :].toarray(), x[:, common].toarray()])
+    return np.hstack([x[:, design.sparse :].toarray(), x[:, common].toarray()])
 
 
 def _logistic(design: Design, outcomes: Outcomes, fitted: Fitted) -> Any:
@@ -140,15 +144,13 @@ def _logistic(design: Design, outcomes: Outcomes, fitted: Fitted) -> Any:
 
     words = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=2, sublinear_tf=True)
     x = words.fit_transform(outcomes.prompts)
-    return _out_of_fold(
-        outcomes, fitted, x, lambda: LogisticRegression(C=10, max_iter=200, tol=1e-3)
-    )
+    return _frozen(outcomes, fitted, x, lambda: LogisticRegression(C=10, max_iter=200, tol=1e-3))
 
 
 def _forest(design: Design, outcomes: Outcomes, fitted: Fitted) -> Any:
     from sklearn.ensemble import ExtraTreesClassifier
 
-    return _out_of_fold(
+    return _frozen(
         outcomes, fitted, _dense(design, outcomes),
         lambda: ExtraTreesClassifier(200, min_samples_leaf=2, max_features=0.15, random_state=0),
     )  # fmt: skip
@@ -157,7 +159,7 @@ def _forest(design: Design, outcomes: Outcomes, fitted: Fitted) -> Any:
 def _boosting(design: Design, outcomes: Outcomes, fitted: Fitted) -> Any:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    return _out_of_fold(
+    return _frozen(
         outcomes, fitted, _dense(design, outcomes),
         lambda: HistGradientBoostingClassifier(max_iter=80, max_leaf_nodes=15, random_state=0),
     )  # fmt: skip
@@ -176,7 +178,7 @@ def _minilm(outcomes: Outcomes) -> Any:
 def _neighbours(design: Design, outcomes: Outcomes, fitted: Fitted) -> Any:
     from sklearn.neighbors import KNeighborsClassifier
 
-    return _out_of_fold(
+    return _frozen(
         outcomes, fitted, _minilm(outcomes), lambda: KNeighborsClassifier(40, weights="distance")
     )
 
@@ -185,9 +187,7 @@ def _embeddings(design: Design, outcomes: Outcomes, fitted: Fitted) -> Any:
     from sklearn.linear_model import LogisticRegression
 
     x = np.hstack([_minilm(outcomes) * 10, _dense(design, outcomes)[:, :-COMMON]])
-    return _out_of_fold(
-        outcomes, fitted, x, lambda: LogisticRegression(C=0.3, max_iter=100, tol=1e-3)
-    )
+    return _frozen(outcomes, fitted, x, lambda: LogisticRegression(C=0.3, max_iter=100, tol=1e-3))
 
 
 def _second_stage(design: Design, outcomes: Outcomes, fitted: Fitted) -> Any:
@@ -196,9 +196,7 @@ def _second_stage(design: Design, outcomes: Outcomes, fitted: Fitted) -> Any:
 
     first = np.clip(fitted.quality, 1e-3, 1 - 1e-3)
     x = np.hstack([np.log(first / (1 - first)), _minilm(outcomes) * 3])
-    return _out_of_fold(
-        outcomes, fitted, x, lambda: LogisticRegression(C=0.3, max_iter=100, tol=1e-3)
-    )
+    return _frozen(outcomes, fitted, x, lambda: LogisticRegression(C=0.3, max_iter=100, tol=1e-3))
 
 
 AVERAGE = "all of these, averaged with ours"

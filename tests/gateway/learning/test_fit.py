@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from gateway.cli import cli
 from gateway.learning.__main__ import main
 from gateway.learning.confounders import disguised
-from gateway.learning.quality import FOLDS, fold_of, sigmoid_fit, softened
+from gateway.learning.quality import FOLDS, fold_of
+from gateway.learning.ridges import sigmoid_fit
 from gateway.routing.classifier import Classifier
 from tests.gateway.learning import made_up
 
@@ -199,21 +200,32 @@ def test_the_sigmoid_recovers_what_made_the_data_and_keeps_within_bounds() -> No
     assert sigmoid_fit(x, (x < 0).astype(float), steepest=2)[0] == 0.0
 
 
-def test_teacher_takes_noise_out_of_what_passes_together() -> None:
-    """Its targets are nearer the truth than the rows it saw; without whole rows there is none."""
-    rng = np.random.default_rng(2)
-    x = rng.normal(size=(400, 3))
-    easy = 1 / (1 + np.exp(-2 * x[:, 0]))
-    truth = np.stack([easy * 0.5, easy], axis=1)
-    luck = rng.random((400, 1))  # who fails with luck fails with both
-    scores = (luck < truth).astype(float)
-    soft = softened(x, scores)
-    assert soft is not None
-    assert soft[:, 2] == pytest.approx(soft[:, 1] - soft[:, 0])
-    gain = truth[:, 1] - truth[:, 0]
-    seen = scores[:, 1] - scores[:, 0]
-    assert ((soft[:, 2] - gain) ** 2).mean() < ((seen - gain) ** 2).mean() / 5
-    assert softened(x, np.where(luck < 0.1, np.nan, scores)) is None
-    assert softened(x, scores * 0.5) is None
-    assert softened(x, scores[:, :1]) is None
-    assert softened(x, np.ones_like(scores)) is None
+def test_five_backends_of_a_user_stand_beside_those_of_the_base(tmp_path: Path) -> None:
+    """More than fit into one group, scores in between and gaps: each gets its own calibrated view,
+    and a second fit replaces only what it knows."""
+    names = [f"model-{place}" for place in range(5)]
+    lines = made_up.rows(300)
+    for index, line in enumerate(lines):
+        weak, strong = line["scores"].values()
+        line["scores"] = dict(zip(names, (weak, weak, 0.75 * strong, strong, strong), strict=True))
+        line["cost_usd"] = {name: 0.001 * (1 + place) for place, name in enumerate(names)}
+        if index % 4 == 0:
+            del line["scores"][names[index % 5]]
+    file = made_up.write(tmp_path / "o.jsonl", lines)
+    assert main(["--outcomes", str(file), "--out", str(tmp_path / "one")]) == 0
+    ours = Classifier.load(tmp_path / "one")
+    assert [len(group) for group in ours.card["fits"][-1]["groups"]] == [3, 2]
+    hard = "Tell me the proof of Euclid in Lima"
+    quality = ours.read_text(hard).quality
+    assert set(quality) == {"nano", "small", "base", *names}
+    assert max(quality[names[0]], quality[names[1]]) < 0.45
+    assert quality[names[2]] == pytest.approx(0.72, abs=0.12)
+    assert quality[names[4]] > 0.8
+    again = [{**line, "scores": {names[0]: 1.0, names[1]: 0.0}} for line in lines]
+    file = made_up.write(tmp_path / "p.jsonl", again)
+    command = ["--head", str(tmp_path / "one"), "--outcomes", str(file), "--out"]
+    assert main([*command, str(tmp_path / "two")]) == 0
+    after = Classifier.load(tmp_path / "two").read_text(hard).quality
+    assert (after[names[0]] > 0.9, after[names[1]] < 0.1) == (True, True)
+    kept = {name: quality[name] for name in (*names[2:], "nano", "small", "base")}
+    assert {name: after[name] for name in kept} == pytest.approx(kept, abs=0.02)

@@ -10,9 +10,9 @@ import pytest
 
 from backends.embed import embed
 from gateway.errors import SettingsError
-from gateway.learning.design import Linear
+from gateway.learning.network import Network
 from gateway.learning.outcomes import Outcomes, read_outcomes
-from gateway.learning.quality import FOLDS, Calibration, Fitted
+from gateway.learning.quality import FOLDS, Calibration, Fitted, grouped
 from gateway.learning.second_stage import GATE, EncoderError, EncoderProcess, SecondStage
 from gateway.routing.second_head import SECOND, SecondHead
 from tests.gateway.learning import made_up
@@ -52,11 +52,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     rows = len(outcomes.prompts)
     quality = np.random.default_rng(7).uniform(0.4, 0.6, (rows, 2))
     fitted = Fitted(
-        linear=Linear(np.zeros((1, 3), np.float32), np.zeros(3)),
-        calibration=Calibration(np.ones(3), np.zeros(3)),
-        alphas=np.ones(3),
+        network=Network(*(np.zeros(shape, np.float32) for shape in ((1, 5), 5, (1, 4)))),
+        calibration=Calibration(np.ones(1), np.zeros(4), grouped(outcomes.backends)),
         quality=quality,
-        gains=quality[:, 1:],
         folds=np.arange(rows) % (FOLDS + 1),
         disguised=dict.fromkeys(GATE, quality),
     )

@@ -27,13 +27,16 @@ def classifier() -> Classifier:
     ],
 )
 def test_shares_add_up_to_the_heads_outputs(classifier: Classifier, text: str) -> None:
-    """Words, counts and bias together are the output, to rounding: nothing is left out."""
-    tokens, outputs = classifier.outputs(text)
-    columns = [0, len(outputs) - 1]
-    words = module._by_word(classifier, tokens, columns).sum(0)
+    """Words, counts and bias together are what the directions give, to rounding."""
+    tokens, outputs, _ = classifier.outputs(text)
     head = classifier.head
-    cheap = counts(text, tokens) @ head.dense[: len(COUNTS)][:, columns]
-    assert np.allclose(words + cheap + head.bias[columns], outputs[columns], atol=1e-3)
+    labels = len(head.card["labels"])
+    label, directions = module._directions(classifier, text)
+    words = module._by_word(classifier, tokens, directions).sum(0)
+    cheap = counts(text, tokens) @ head.dense[: len(COUNTS)] @ directions
+    slopes = classifier.together.slopes(outputs[labels:])
+    wanted = [float(slopes @ outputs[labels:]), float(outputs[label])]
+    assert np.allclose(words + cheap + head.bias @ directions, wanted, atol=1e-3)
 
 
 def test_telling_words_come_first(classifier: Classifier) -> None:
