@@ -8,6 +8,7 @@ it had to import ends with it. `python -m gateway.aside` reads one Question and 
 import asyncio
 import importlib
 import os
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -57,24 +58,29 @@ async def ask_aside(
     """
     url = engine.url.render_as_string(hide_password=False)
     question = Question(name=name, about=about, database_url=url, settings=settings)
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "gateway.aside"),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
+    child = _start()
+    try:  # in a thread: a loop that ends while it starts a process of its own may wait for ever
         async with asyncio.timeout(LONGEST_S):
-            out, words = await child.communicate(msgspec.json.encode(question))
+            told = msgspec.json.encode(question)
+            out, words = await asyncio.to_thread(child.communicate, told)
     except TimeoutError:
         raise AsideError(f"{name} took longer than {LONGEST_S:g} s") from None
     finally:
-        if child.returncode is None:
-            child.kill()
+        child.kill()  # where it still runs; the thread reaps it
     if child.returncode:
         said = words.decode(errors="replace").strip().splitlines()
         raise AsideError(f"{name} failed: {said[-1] if said else child.returncode}")
     return msgspec.json.decode(out)
+
+
+def _start() -> "subprocess.Popen[bytes]":
+    """By vfork: a millisecond."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "gateway.aside"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 async def answer(

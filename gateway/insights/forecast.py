@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 from msgspec import Struct
 
-from gateway.insights.season import DAY_H, Hours, at_hours, profile
+from gateway.insights.season import DAY_H, MIDDLE_EFFICIENCY, Hours, at_hours, profile
 
 MIN_HOURS: Final = 2 * DAY_H
 """Less history is no ground for a forecast."""
@@ -29,8 +29,6 @@ _RATIOS: Final = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Variance of a level's daily step over that of a day's noise."""
 _NO_DRIFT: Final = 0.5
 """Belief in the first of them before any day was seen; the others share the rest."""
-_EFFICIENCY: Final = 0.8
-"""Of a mean of the middle half, next to the mean: its variance is so much larger."""
 _UNSEEN: Final = 0.3
 """How far a weekday that was not seen yet may lie from the others, as a share (standard
 deviation): offices rest at weekends, games do not."""
@@ -138,7 +136,7 @@ def _variance(level: _Level, blocks: Hours, days: int) -> float:
     seen = np.bincount(np.arange(days) % 7, minlength=7)
     lean = np.bincount((days + np.arange(len(blocks))) % 7, blocks, 7) - seen / days * total
     if days >= _RHYTHM_DAYS:
-        factors = level.noise / (days / 7 * _EFFICIENCY) * np.ones(7)
+        factors = level.noise / (days / 7 * MIDDLE_EFFICIENCY) * np.ones(7)
     else:
         factors = np.where(seen == 0, (_UNSEEN * level.mean) ** 2, 0.0)
     own = float((blocks**2).sum())

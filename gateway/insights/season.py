@@ -1,11 +1,10 @@
 """The weekly rhythm of an hourly series, and how far it strays from it.
 
 Days differ by weekday and hours by the time of day, so the profile is a product of both, mixed with
-the mean of each of the week's 168 hours as weeks of history grow. Means are of the middle half of
-the values: one bad day does not shape the rhythm. Without two whole weeks weekdays count as equal.
+the mean of each of the week's 168 hours as far as these differ from the product by more than noise
+would make them (empirical Bayes: Efron & Morris, 1973, JASA 68). Means are of the middle half: one
+bad day does not shape the rhythm. Without two whole weeks weekdays count as equal.
 """
-
-from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +13,12 @@ Hours = NDArray[np.float64]
 """One value per hour, the oldest first."""
 
 DAY_H, WEEK_H = 24, 168
+MIDDLE_EFFICIENCY = 0.8
+"""Of a mean of the middle half, next to the mean: its variance is so much larger."""
 _FLOOR = 0.02
 """Of the mean hour: a share below it is noise."""
-_PRIOR_WEEKS = 4
-"""From so many weeks on, an hour of the week counts as much as the product."""
+_ODD = 0.95
+"""Of the hours of the week: those beyond are as this one, where all are asked how they vary."""
 
 
 def profile(hours: Hours, first_hour: int) -> Hours:
@@ -33,7 +34,7 @@ def profile(hours: Hours, first_hour: int) -> Hours:
         return np.ones(WEEK_H)
     first = first_hour + skipped
     table = hours[skipped : skipped + days * DAY_H].reshape(days, DAY_H)
-    by_hour = np.array([middle_mean(column) for column in table.T])
+    by_hour = middle_means(table)
     by_hour = np.maximum(by_hour / max(by_hour.mean(), 1e-300), _FLOOR)
     by_day = _by_day(table.sum(axis=1)) if days >= 14 else np.ones(7)
     slots = (first + np.arange(WEEK_H)) % WEEK_H
@@ -42,13 +43,27 @@ def profile(hours: Hours, first_hour: int) -> Hours:
     weeks = len(hours) // WEEK_H
     if weeks < 2:
         return _scaled(product)
-    recent = hours[len(hours) - weeks * WEEK_H :]
-    own = np.array([middle_mean(column) for column in recent.reshape(weeks, WEEK_H).T])
-    placed = np.empty(WEEK_H)
-    placed[(first_hour + len(hours) - weeks * WEEK_H + np.arange(WEEK_H)) % WEEK_H] = own
-    placed /= max(placed.mean(), 1e-300)
-    mixed = (weeks * placed + _PRIOR_WEEKS * product) / (weeks + _PRIOR_WEEKS)
+    recent = hours[len(hours) - weeks * WEEK_H :].reshape(weeks, WEEK_H)
+    places = (first_hour + len(hours) - weeks * WEEK_H + np.arange(WEEK_H)) % WEEK_H
+    rhythm = _scaled(product)[places]
+    of_mean = recent / np.maximum(recent.mean(axis=1, keepdims=True), 1e-300) / rhythm
+    own = middle_means(of_mean)
+    mixed = np.empty(WEEK_H)
+    mixed[places] = rhythm * (1 + _own_share(of_mean, own) * (own - 1))
     return _scaled(np.maximum(mixed, _FLOOR))
+
+
+def _own_share(of_product: Hours, own: Hours) -> float:
+    """How much of what sets an hour of the week apart from the product is its own, not noise.
+
+    Args:
+        of_product: float64 [weeks, 168], each hour over what the product makes of it.
+        own: float64 [168], their means.
+    """
+    noise = of_product.var(axis=0, ddof=1) / (MIDDLE_EFFICIENCY * len(of_product))
+    apart = (own - 1) ** 2
+    noise, apart = (np.minimum(one, np.quantile(one, _ODD)).mean() for one in (noise, apart))
+    return float(max(1 - noise / max(apart, 1e-300), 0.0))
 
 
 def _scaled(weekly: Hours) -> Hours:
@@ -61,15 +76,14 @@ def _by_day(totals: Hours) -> Hours:
     weeks = len(totals) // 7
     table = totals[len(totals) - weeks * 7 :].reshape(weeks, 7)
     table = table / np.maximum(table.mean(axis=1, keepdims=True), 1e-300)
-    factors = np.array([middle_mean(column) for column in table.T])
-    return np.roll(np.maximum(factors, _FLOOR), len(totals) % 7)
+    return np.roll(np.maximum(middle_means(table), _FLOOR), len(totals) % 7)
 
 
-def middle_mean(values: Iterable[float]) -> float:
-    """Mean of the middle half (of everything below four values)."""
-    ordered = np.sort(np.asarray(list(values), dtype=float))
+def middle_means(table: Hours) -> Hours:
+    """Of each column the mean of its middle half (of everything below four rows)."""
+    ordered = np.sort(table, axis=0)
     cut = len(ordered) // 4
-    return float(ordered[cut : len(ordered) - cut].mean())
+    return np.asarray(ordered[cut : len(ordered) - cut].mean(axis=0))
 
 
 def at_hours(weekly: Hours, first_hour: int, count: int) -> Hours:
