@@ -36,8 +36,8 @@ def paired_heads(file: GgufFile) -> tuple[int, int] | None:
     """Heads of queries and of keys whose rows (i, i + D/2) stand side by side; None: none do."""
     if file.need("general.architecture", str) != "llama":
         return None
-    heads = file.need("llama.attention.head_count", int)
-    return heads, file.find("llama.attention.head_count_kv", int) or heads
+    heads = _same_everywhere(file, "llama.attention.head_count")
+    return heads, _same_everywhere(file, "llama.attention.head_count_kv", heads)
 
 
 def config_json(file: GgufFile) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def config_json(file: GgufFile) -> dict[str, Any]:
         "head_dim": head_dim,
         "max_position_embeddings": file.need(f"{kind}.context_length", int),
         "rms_norm_eps": file.need(f"{kind}.attention.layer_norm_rms_epsilon", _NUMBER),
-        "rope_parameters": _rope(file, kind),
+        "rope_parameters": _rope(file, kind, head_dim),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "attention_bias": "blk.0.attn_q.bias" in file.tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
@@ -122,7 +122,7 @@ def _experts(file: GgufFile, kind: str, sliding: int | None) -> dict[str, Any]:
     }
 
 
-def _rope(file: GgufFile, kind: str) -> Mapping[str, Any]:
+def _rope(file: GgufFile, kind: str, head_dim: int) -> Mapping[str, Any]:
     """How positions turn into angles, in transformers' words."""
     prefix = f"{kind}.rope."
     rope: dict[str, Any] = {
@@ -130,8 +130,9 @@ def _rope(file: GgufFile, kind: str) -> Mapping[str, Any]:
         "rope_type": "default",
     }
     if (tensor := file.tensors.get(ROPE_FACTORS)) is not None:
-        if tensor.kind.name != "F32":
-            raise _refused(file, f"{ROPE_FACTORS!r} is of type {tensor.kind.name}; we read: F32")
+        if tensor.kind.name != "F32" or tensor.shape != (head_dim // 2,):
+            held = f"{list(tensor.shape)} of type {tensor.kind.name}"
+            raise _refused(file, f"{ROPE_FACTORS!r} is {held}; we read: [{head_dim // 2}] of F32")
         rope["divisors"] = tensor.data.reshape(-1).view("<f4").tolist()
     scaling = file.find(f"{prefix}scaling.type", str) or "none"
     factor = file.find(f"{prefix}scaling.factor", _NUMBER)

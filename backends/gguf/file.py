@@ -224,6 +224,8 @@ class _Header:
             self.refuse(f"nests arrays more than {_MOST_NESTING} deep")
         if inner in (_STRING, _ARRAY):
             self.require(8 * count, f"an array of {count}")
+            if inner == _STRING:
+                return self.strings(count)
             return [self.value(inner, depth + 1) for _ in range(count)]
         layout = self.format_of(inner)
         return list(
@@ -240,6 +242,20 @@ class _Header:
     def string(self) -> str:
         """Read a string; tokens of old files may be no UTF-8."""
         return self.take(self.number("<Q")).decode("utf-8", "replace")
+
+    def strings(self, count: int) -> list[str]:
+        """Read many strings, such as a vocabulary's: hundreds of thousands."""
+        data, place, end = self.bytes, self.place, len(self.bytes)
+        found: list[str] = []
+        for _ in range(count):
+            length = int.from_bytes(data[place : place + 8], "little")
+            place += 8
+            if place + length > end:
+                self.require(end, "an array of strings")
+            found.append(data[place : place + length].decode("utf-8", "replace"))
+            place += length
+        self.place = place
+        return found
 
     def number(self, layout: str) -> Any:
         """Read one number."""

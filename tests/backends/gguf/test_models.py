@@ -119,6 +119,9 @@ def test_llama3_frequencies_are_read_from_their_tensor(
     file = write_gguf(folder, tmp_path / "m.gguf", beside=factors)
     assert (_logits(file) - _logits(folder)).abs().max() < 1e-4
     assert not torch.allclose(_logits(plain), _logits(folder), atol=1e-2)
+    short = {"rope_freqs.weight": np.ones(3, dtype=np.float32)}
+    with pytest.raises(ModelLoadError, match=r"is \[3\] of type F32; we read: \[8\]"):
+        read_model_config(write_gguf(folder, tmp_path / "short.gguf", beside=short))
 
 
 def _rounded_copy(folder: Path, target: Path, kind: str, dtype: torch.dtype) -> Path:
