@@ -37,6 +37,7 @@ def data() -> None:
 @_team
 @_user
 @_key
+@click.option("--dry-run", is_flag=True, help="Count what is there; print none of it.")
 @config_option
 @json_option
 @click.pass_context
@@ -45,19 +46,23 @@ def export(
     team: str | None,
     user: str | None,
     key: str | None,
+    dry_run: bool,
     config: str | None,
     as_json: bool,
 ) -> None:
     """Print everything as one JSON document (with or without --json)."""
-    kind, name = _subject(team=team, user=user, key=key)
-    print_json(_run(settings_of(ctx, config), lambda where: _export(where, kind, name)))
+    subject, settings = _subject(team=team, user=user, key=key), settings_of(ctx, config)
+    if dry_run:
+        _show(subject, _counted(settings, subject), as_json=as_json, dry_run=True)
+    else:
+        print_json(_run(settings, lambda where: _export(where, *subject)))
 
 
 @data.command()
 @_team
 @_user
 @_key
-@click.option("--dry-run", is_flag=True, help="Say what is there; delete nothing.")
+@click.option("--dry-run", is_flag=True, help="Count what is there; delete nothing.")
 @config_option
 @json_option
 @click.pass_context
@@ -71,22 +76,34 @@ def delete(
     as_json: bool,
 ) -> None:
     """Remove it from every store. Sums and the audit chain stay; nobody can tell whose they are."""
+    subject, settings = _subject(team=team, user=user, key=key), settings_of(ctx, config)
+    if dry_run:
+        counts = _counted(settings, subject)
+    else:
+        counts = _run(settings, lambda where: _delete(where, *subject))
+        touch(Path(settings.state_dir))
+    _show(subject, counts, as_json=as_json, dry_run=dry_run)
+    if not as_json:
+        click.echo("nothing was deleted" if dry_run else "deleted")
+
+
+def _counted(settings: Settings, subject: "tuple[SubjectKind, str]") -> dict[str, int]:
+    """How many records each store has."""
     from gateway.privacy import stores
 
-    kind, name = _subject(team=team, user=user, key=key)
-    settings = settings_of(ctx, config)
-    if dry_run:
-        found = _run(settings, lambda where: stores.export(where, kind, name))
-        counts = {store: len(records) for store, records in found["stores"].items()}
-    else:
-        counts = _run(settings, lambda where: _delete(where, kind, name))
-        touch(Path(settings.state_dir))
+    found = _run(settings, lambda where: stores.export(where, *subject))
+    return {store: len(records) for store, records in found["stores"].items()}
+
+
+def _show(
+    subject: "tuple[SubjectKind, str]", counts: dict[str, int], *, as_json: bool, dry_run: bool
+) -> None:
     if as_json:
+        kind, name = subject
         print_json({"kind": kind, "name": name, "dry_run": dry_run, "stores": counts})
         return
     for store, count in counts.items():
         click.echo(f"{store:24} {count}")
-    click.echo("nothing was deleted" if dry_run else "deleted")
 
 
 async def _export(where: "Places", kind: "SubjectKind", name: str) -> dict[str, Any]:

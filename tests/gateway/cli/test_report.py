@@ -226,9 +226,11 @@ def test_compared_report_in_all_formats(spent: Headgate) -> None:
 
 
 def test_data_commands_say_what_is_there(spent: Headgate) -> None:
-    """A dry run deletes nothing; exactly one subject; the export names every store."""
+    """A dry run counts, deletes and prints nothing; exactly one subject; the export names every
+    store."""
     dry = spent.json("data", "delete", "--user", "ann", "--dry-run", "--json")
     assert dry["stores"]["requests and charges"] == 2
+    assert spent.json("data", "export", "--user", "ann", "--dry-run", "--json") == dry
     exported = spent.json("data", "export", "--user", "ann")
     assert exported["stores"]["requests and charges"][0]["user"] == "ann"
     (act,) = spent.json("audit", "--action", "data.export", "--json")
