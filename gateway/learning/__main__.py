@@ -54,7 +54,7 @@ def fit_head(
     card |= {"quality_from": "outcomes", "practice_rows": int(outcomes.practice.sum())}
     judged = fit_judges(outcomes, fitted.quality, fitted.folds, "")
     card["judges"] = judges_card(judged.judges)
-    card["cascade"] = cascade_card(*part, judged.only(measured), part_groups)
+    card["cascade"] = cascade_card(outcomes, fitted, judged, groups)
     second = None if embedder is None else _fit_second(*part, part_groups, embedder)
     card["second_stage"] = None if second is None else second.summary
     network = served(fitted), fitted.calibration.groups

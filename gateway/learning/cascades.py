@@ -1,9 +1,9 @@
 """What judging the answer adds to judging the question: cascades on outcomes, row by row.
 
 Every ladder of the backends, with every bar, is climbed on the rows that heads and judges were
-cross-fitted on; the settings on the upper hull of cost and quality there are then climbed on the
-frozen test rows. All rungs that answered are paid for in full: that a rejected answer makes the
-next one cheaper, as a draft, is not counted.
+cross-fitted on, practice too; the settings on the upper hull of cost and quality there are then
+climbed on the frozen test rows. All rungs that answered are paid for in full: that a rejected
+answer makes the next one cheaper, as a draft, is not counted.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from msgspec import Struct
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 from numpy.typing import NDArray
 
 from gateway.learning.curves import (
@@ -54,6 +54,10 @@ BARS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 SKIPS = (0.03, 0.06, 0.1, 0.14, 0.18, 0.22, 0.26, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
 MOST_BACKENDS = 4
 """Of which all ladders are tried; of more, the cheapest, the dearest and two between."""
+
+
+LEAST_COST = 0.05
+"""Of a backend's mean: a straight line must not make an answer free."""
 
 
 class Setting(Struct, frozen=True):
@@ -151,16 +155,22 @@ def cascade_card(
     """Areas of question alone and of question and answers on the frozen test rows; None without
     log-probabilities or without a dearer backend.
 
-    Where no row is frozen, all rows stand for both sides.
+    Where no row is frozen, all rows but practice stand for both sides.
     """
-    complete = ~np.isnan(outcomes.scores).any(axis=1)
-    test = complete & (fitted.folds == FOLDS)
-    train = complete & ~test
-    if not test.any() or not train.any():
-        test = train = complete
     judge = "answer" if "answer" in judged.p_above else next(iter(judged.p_above), None)
-    if judge is None or len(outcomes.backends) < 2 or not complete.any():
+    if judge is None or len(outcomes.backends) < 2:
         return None
+    complete = ~np.isnan(outcomes.scores).any(axis=1)
+    practice = outcomes.practice & ~np.isnan(judged.p_above[judge][:, 0, 0])
+    complete &= ~outcomes.practice | practice
+    test = complete & (fitted.folds == FOLDS) & ~practice
+    train = complete & (fitted.folds != FOLDS)
+    if not test.any() or not train.any():
+        test = train = complete & ~practice
+    if not test.any():
+        return None
+    fair = train & ~practice
+    outcomes = replace(outcomes, costs=costs_at_one_load(outcomes, fair))
     tried = list(settings(len(outcomes.backends)))
     learnt, seen = (
         Climbed.of(tried, outcomes, fitted.quality, judged.p_above[judge], rows)
@@ -169,7 +179,7 @@ def cascade_card(
     best = learnt.best()
     choices = Choices(seen.choices.costs[:, best], seen.choices.scores[:, best])
     scores, costs = outcomes.scores[test], outcomes.costs[test]
-    price = outcomes.costs[train].mean(0, keepdims=True)
+    price = outcomes.costs[fair if fair.any() else train].mean(0, keepdims=True)
     routers = {
         "cascade": choices,
         "question": by_merit(fitted.quality[test], price, scores, costs),
@@ -196,6 +206,24 @@ def cascade_card(
         "as_good_as_the_dearest": _as_good(outcomes, learnt, seen, (train, test), groups[test]),
         "settings": [_shown(outcomes, seen, at, dearest) for at in best],
     }
+
+
+def costs_at_one_load(outcomes: Outcomes, rows: Mask) -> Floats:
+    """[N, K]: practice was asked at another time and load, so what its answers cost is expected
+    from the measured `rows`: by the prompt's characters and the answer's tokens."""
+    costs = outcomes.costs.copy()
+    practice, tokens = outcomes.practice, outcomes.signals.get("tokens")
+    if not practice.any() or not rows.any():
+        return costs
+    size = np.array([len(prompt) for prompt in outcomes.prompts], dtype=np.float64)
+    for k in range(costs.shape[1]):
+        mean = float(costs[rows, k].mean())
+        said = np.ones(len(size)) if tokens is None else tokens[:, k]
+        said = np.where(np.isnan(said), np.nanmean(said[rows]), said)
+        x = np.stack([size, said, np.ones(len(size))], axis=1)
+        found = np.linalg.lstsq(x[rows], costs[rows, k], rcond=None)[0]
+        costs[practice, k] = np.maximum(x[practice] @ found, LEAST_COST * mean)
+    return costs
 
 
 def _shown(outcomes: Outcomes, seen: Climbed, at: int, dearest: float) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What judging the answer adds to judging the question, on a file of outcomes.
 
-Heads and judges are fitted on the rows that are not frozen; the figures are of the frozen ones.
+Heads and judges are fitted, and cascades chosen, on the rows that are not frozen, practice among
+them; the figures are of the frozen ones.
 Two price lists: machine-seconds as measured, and nominal dollars per token. For each, all backends
 together and every pair of a cheaper and a dearer one.
 """
@@ -58,6 +59,7 @@ def figures_of(outcomes: Outcomes, fitted: Fitted, judged: Judged, groups: Any) 
             backends=[outcomes.backends[k] for k in few],
             scores=outcomes.scores[:, few],
             costs=outcomes.costs[:, few],
+            signals={name: table[:, few] for name, table in outcomes.signals.items()},
         )
         said = replace(fitted, quality=fitted.quality[:, few])
         judges = replace(
@@ -82,10 +84,9 @@ def main() -> int:
     groups, _ = balanced_groups(outcomes.prompts, folds=FOLDS)
     fitted = fit_quality(Design(Head.load(SHIPPED_HEAD)), outcomes, groups)
     judged = fit_judges(outcomes, fitted.quality, fitted.folds, "")
-    measured = ~outcomes.practice
-    outcomes, fitted = outcomes.only(measured), fitted.only(measured)
-    judged, groups = judged.only(measured), groups[measured]
-    nominal = replace(outcomes, costs=nominal_costs(chosen.outcomes, outcomes.backends))
+    prices = outcomes.costs.copy()  # practice's are expected from the measured rows'
+    prices[~outcomes.practice] = nominal_costs(chosen.outcomes, outcomes.backends)
+    nominal = replace(outcomes, costs=prices)
     results = {
         "outcomes_sha256": outcomes.sha256,
         "judges": judges_card(judged.judges),
