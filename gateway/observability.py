@@ -233,10 +233,17 @@ class Metrics:
         )
         self.backend_ready = Gauge(
             "headgate_backend_ready",
-            "1 if the last probe found the backend ready.",
+            "1 if a backend would be given requests: its last probe is well, its breaker not open.",
             ("backend",),
             registry=registry,
             multiprocess_mode="min",
+        )
+        self.ejected = Gauge(
+            "headgate_backend_addresses_ejected",
+            "Addresses of a backend with several that are asked last.",
+            ("backend",),
+            registry=registry,
+            multiprocess_mode="max",
         )
 
         self._by_backend: dict[str, BackendMetrics] = {}

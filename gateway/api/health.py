@@ -36,6 +36,8 @@ def health_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
     async def metrics() -> Response[bytes]:
         for name, about in parts.registry.state().items():
             parts.metrics.backend_ready.labels(name).set(bool(about["ready"]))
+            if isinstance(ejected := about.get("addresses_ejected"), int):
+                parts.metrics.ejected.labels(name).set(ejected)
         body, kind = parts.metrics.exposition()
         return Response(body, media_type=kind.partition("; charset=")[0])  # Litestar adds it
 
@@ -54,6 +56,12 @@ async def describe(pipeline: Pipeline) -> dict[str, Any]:
         f"backend {about['name']!r} is not ready: {about['detail']}"
         for about in backends
         if not about["ready"]
+    ]
+    problems += [
+        f"backend {about['name']!r}: {about['addresses_ejected']} of {about['addresses']} "
+        "addresses are ejected"
+        for about in backends
+        if about.get("addresses_ejected")
     ]
     problems += [f"cache: store {caches['store']}"] if caches.get("store") == "unavailable" else []
     problems += [f"ledger: {ledger['database_error']}"] if ledger["database_error"] else []

@@ -1,10 +1,12 @@
 """The paths beside chats: completions, embeddings, models, health, metrics, explain, admin."""
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 from backends.echo import EchoBackend
+from backends.openai_http import OpenAIHTTPBackend
 from gateway.settings import BackendSettings
 from tests.gateway.serving import Gateway, decode, events, gateway, settings
 
@@ -121,6 +123,19 @@ async def test_metrics_bear_the_contracts_names(tmp_path: Path) -> None:
         assert "headgate_cache_queries_total 2.0" in text
         assert "somebody" not in text
         assert "headgate_requests_in_flight 0.0" in text
+
+
+async def test_ejected_address_is_a_problem_and_a_metric(tmp_path: Path) -> None:
+    """What requests can do without is named in /health, and counted for alerts."""
+    one = BackendSettings(name="small", kind="echo", model="m", tier="small")
+    two = OpenAIHTTPBackend("small", ["http://one.test/v1", "http://two.test/v1"])
+    async with gateway(settings(tmp_path, one), {"small": two}) as served:
+        metric = "headgate_backend_addresses_ejected"
+        assert f'{metric}{{backend="small"}} 0.0' in (await served.client.get("/metrics")).text
+        two.breakers["http://two.test/v1"].eject(time.monotonic(), "boom")
+        problems = decode(await served.client.get("/health"))["problems"]
+        assert "backend 'small': 1 of 2 addresses are ejected" in problems
+        assert f'{metric}{{backend="small"}} 1.0' in (await served.client.get("/metrics")).text
 
 
 async def explained(served: Gateway, **body: Any) -> Any:
