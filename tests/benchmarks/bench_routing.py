@@ -122,11 +122,12 @@ KEPT = (
 def _frozen(outcomes: Outcomes, fitted: Fitted, x: Any, make: Callable[[], Any]) -> Any:
     """[N, K] of a classifier over the pattern of passes, fitted on all rows but the frozen ones;
     only theirs are filled in."""
-    pattern = (outcomes.scores >= 0.5) @ (1 << np.arange(outcomes.scores.shape[1]))
+    backends = len(outcomes.backends)
+    pattern = (outcomes.scores >= 0.5) @ (1 << np.arange(backends))
     quality = np.full(outcomes.scores.shape, np.nan)
     inside = fitted.folds == FOLDS
     model = make().fit(x[~inside], pattern[~inside])
-    passes = passes_of(quality.shape[1])[model.classes_]
+    passes = passes_of(backends)[model.classes_]
     quality[inside] = model.predict_proba(x[inside]) @ passes
     return quality
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
+import scipy.sparse as sp  # type: ignore[import-untyped]
 
 from gateway.learning.network import Goal, chances, fit_network
 from gateway.learning.quality import calibrate, grouped

@@ -40,7 +40,7 @@ def test_forms_know_numbers_that_words_do_not() -> None:
 
     def rows(text: str) -> list[int]:
         tokens = tokens_of(text)
-        return form_rows(tokens, vectoriser.ids(tokens)).tolist()
+        return list(map(int, form_rows(tokens, vectoriser.ids(tokens))))
 
     one = rows("What is 12 + 7?")
     assert one == sorted(set(one))
