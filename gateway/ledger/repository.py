@@ -39,9 +39,15 @@ if TYPE_CHECKING:
 
 _replace = msgspec.structs.replace
 _encode = msgspec.json.Encoder().encode
+_AMONG = (
+    "= ANY({0}::varchar[]) AND request_id BETWEEN (SELECT min(id) FROM unnest({0}::varchar[]) id) "
+    "AND (SELECT max(id) FROM unnest({0}::varchar[]) id)"
+)
+"""Between the least and the greatest, so that of partitions only those of now are looked at; by the
+database's own order."""
 _OURS = (
-    "SELECT request_id FROM requests WHERE request_id = ANY($1::varchar[]) "
-    "AND request_id BETWEEN $2 AND $3 AND xmin = pg_current_xact_id()::xid"
+    f"SELECT request_id FROM requests WHERE request_id {_AMONG.format('$1')} "
+    "AND xmin = pg_current_xact_id()::xid"
 )
 """Rows that this very transaction inserted; another may have been quicker with the same id."""
 _KNOWN = """
@@ -50,12 +56,7 @@ UNION ALL SELECT kind, name, id FROM subjects WHERE kind = 'user' AND name {1}
 UNION ALL SELECT 'request', request_id, '' FROM requests WHERE request_id {2}
 UNION ALL SELECT 'closed', '', CAST(value AS TEXT) FROM ledger_state WHERE name = 'closed_until'
 """
-_IN_ARRAY = (
-    "= ANY($1::text[])",
-    "= ANY($2::text[])",
-    "= ANY($3::varchar[]) AND request_id BETWEEN $4 AND $5",
-)
-"""Between the least and the greatest, so that of partitions only those of now are looked at."""
+_IN_ARRAY = ("= ANY($1::text[])", "= ANY($2::text[])", _AMONG.format("$3"))
 _IN_JSON = ("IN (SELECT value FROM json_each(?))",) * 3
 _SLICE = 256
 """Rows that are prepared in one go; the event loop waits meanwhile."""
@@ -154,7 +155,6 @@ class Repository:
         asked.append([one.request.request_id for one in batch])
         if self._postgresql:  # no month is closed while this lasts; the next statement sees it
             await driver.fetch(state.SHARE_CLOSING, ())
-            asked += _ends(asked[-1])
         else:
             asked = [_encode(one).decode() for one in asked]
         known = _Known(ids={}, requests=set())
@@ -181,8 +181,7 @@ class Repository:
         await driver.many(self._insert_request, rows)
         if not self._postgresql:
             return missing  # nobody else writes meanwhile
-        ids = list(missing)
-        return {row[0] for row in await driver.fetch(_OURS, (ids, *_ends(ids)))}
+        return {row[0] for row in await driver.fetch(_OURS, (list(missing),))}
 
     async def _roll_up(self, driver: Direct, totals: dict[Bucket, Sums]) -> dict[Key, int]:
         spans = by_span(totals)
@@ -296,10 +295,6 @@ def _merged(settlements: Iterable[Settlement]) -> tuple[list[Settlement], list[S
         else:
             others.append(one)
     return [merged[name] for name in sorted(merged)], others
-
-
-def _ends(ids: Sequence[str]) -> tuple[str, str]:
-    return (min(ids), max(ids)) if ids else ("", "")
 
 
 def _names(settlements: Iterable[Settlement]) -> set[Subject]:
