@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -26,6 +27,18 @@ config_option: Callable[[Any], Any] = click.option(
 def settings_of(ctx: click.Context, config: str | None = None) -> Settings:
     """The settings that --config (here or before the command) names."""
     return load(config or (ctx.obj or {}).get("config"))
+
+
+def moment_of(text: str, option: str) -> datetime:
+    """An option's date or time; UTC where it names no zone. Raises BadParameter."""
+    try:
+        at = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is no date; give RFC 3339 or YYYY-MM-DD, such as 2026-11-01",
+            param_hint=option,
+        ) from None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def log_to_stderr() -> None:

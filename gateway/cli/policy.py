@@ -2,13 +2,19 @@
 
 import asyncio
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
-from gateway.cli.common import config_option, fail, json_option, print_json, settings_of
+from gateway.cli.common import (
+    config_option,
+    fail,
+    json_option,
+    moment_of,
+    print_json,
+    settings_of,
+)
 from gateway.cli.database import table
 from gateway.cli.policy_files import find_policy, offline_router
 from gateway.cli.policy_fit import fit
@@ -149,7 +155,7 @@ async def _explain(settings: Settings, prompt: str, options: dict[str, Any]) -> 
         return await router.explain(
             facts,
             budget=BudgetState(left=options["budget_left"]),
-            now=_time(options["at"]),
+            now=None if options["at"] is None else moment_of(options["at"], "--at"),
             text=prompt,
         )
     except GatewayError as error:
@@ -161,15 +167,6 @@ def _tags(pairs: tuple[str, ...]) -> dict[str, str]:
     if not all(tags.values()):
         raise click.BadParameter("each tag is NAME=VALUE", param_hint="--tag")
     return tags
-
-
-def _time(text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--at") from None
 
 
 def _print_story(story: dict[str, Any]) -> None:

@@ -1,7 +1,6 @@
 """`headgate policy simulate|replay`: prompts, or past traffic, through policies."""
 
 import time
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from gateway.cli.common import (
     fail,
     json_option,
     log_to_stderr,
+    moment_of,
     print_json,
     settings_of,
 )
@@ -192,13 +192,7 @@ def load(settings: Settings, name: str) -> "LoadedPolicy":
 def _us(text: str | None, option: str) -> int:
     if text is None:
         return round(time.time() * 1e6)
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint=option) from None
-    from datetime import UTC
-
-    return round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1e6)
+    return round(moment_of(text, option).timestamp() * 1e6)
 
 
 def _shares(shares: dict[str, float]) -> str:

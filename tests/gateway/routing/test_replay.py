@@ -236,7 +236,8 @@ def test_bad_usage_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "bad.jsonl").write_text('{"nothing": 1}\n')
     for arguments, words in (
         (["replay", "--since", "2020-01-01", "--policy", "nobody"], "no policy 'nobody'"),
-        (["replay", "--since", "noonish", "--policy", "default"], "--since"),
+        (["replay", "--since", "noonish", "--policy", "default"], "'noonish' is no date"),
+        (["explain", "hi", "--at", "noonish"], "'noonish' is no date"),
         (["simulate", "bad.jsonl", "--policy", "default"], "bad.jsonl:1: neither prompt"),
         (["simulate", "gone.jsonl", "--policy", "default"], "gone.jsonl"),
     ):
