@@ -30,6 +30,7 @@ _ARCHITECTURES: Final = {
 _ENCODERS: Final = ("bert", "t5encoder", "clip", "wavtokenizer")
 _TRAINED: Final = {"F32": "float32", "BF16": "bfloat16"}
 _NUMBER: Final = (int, float)
+_MOST_POSITIONS: Final = 2**24
 
 
 def paired_heads(file: GgufFile) -> tuple[int, int] | None:
@@ -67,11 +68,11 @@ def config_json(file: GgufFile) -> dict[str, Any]:
         "vocab_size": embedding.shape[0],
         "hidden_size": hidden,
         "intermediate_size": _same_everywhere(file, f"{kind}.feed_forward_length"),
-        "num_hidden_layers": file.need(f"{kind}.block_count", int),
+        "num_hidden_layers": _at_most(file, f"{kind}.block_count", len(file.tensors)),
         "num_attention_heads": heads,
         "num_key_value_heads": _same_everywhere(file, f"{kind}.attention.head_count_kv", heads),
         "head_dim": head_dim,
-        "max_position_embeddings": file.need(f"{kind}.context_length", int),
+        "max_position_embeddings": _at_most(file, f"{kind}.context_length", _MOST_POSITIONS),
         "rms_norm_eps": file.need(f"{kind}.attention.layer_norm_rms_epsilon", _NUMBER),
         "rope_parameters": _rope(file, kind, head_dim),
         "tie_word_embeddings": "output.weight" not in file.tensors,
@@ -150,6 +151,14 @@ def _rope(file: GgufFile, kind: str, head_dim: int) -> Mapping[str, Any]:
             told[ours] = file.find(f"{prefix}scaling.{theirs}", _NUMBER)
         rope |= {key: value for key, value in told.items() if value is not None}
     return rope
+
+
+def _at_most(file: GgufFile, key: str, most: int) -> int:
+    """A number that memory is taken by: a damaged one must not take all of it."""
+    value = file.need(key, int)
+    if value > most:
+        raise _refused(file, f"says that {key!r} is {value}; at most {most} can be; fetch it again")
+    return int(value)
 
 
 def _same_everywhere(file: GgufFile, key: str, default: int | None = None) -> int:

@@ -273,6 +273,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "layers": ({"llama.feed_forward_length": [112, 64]}, "differs between layers"),
     "eps": ({"llama.attention.layer_norm_rms_epsilon": "small"}, "'small'"),
     "no_layers": ({"llama.block_count": 0}, "num_hidden_layers is 0"),
+    "countless_layers": ({"llama.block_count": 2**31}, "at most 21 can be"),
+    "countless_tokens": ({"llama.context_length": 2**32 - 1}, "at most 16777216 can be"),
     "more_layers": ({"llama.block_count": 3}, "has no tensor 'blk.2.attn_norm.weight'"),
     "fewer_layers": ({"llama.block_count": 1}, "does not use"),
     "shape": ({"llama.embedding_length": 32}, "but its metadata ask for"),
