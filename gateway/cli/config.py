@@ -3,7 +3,7 @@
 import click
 import msgspec
 
-from gateway.cli.common import config_option, json_option, print_json, settings_of
+from gateway.cli.common import config_option, json_option, log_to_stderr, print_json, settings_of
 from gateway.errors import SettingsError
 
 
@@ -17,9 +17,13 @@ def config() -> None:
 @json_option
 @click.pass_context
 def check(ctx: click.Context, config: str | None, as_json: bool) -> None:
-    """Read the configuration; exit 2 and say what is wrong if anything is."""
+    """Read the configuration and its policy; exit 2 and say what is wrong if anything is."""
+    from gateway.routing.policy_book import PolicyBook
+
+    log_to_stderr()
     try:
         settings = settings_of(ctx, config)
+        PolicyBook(settings.routing, settings.targets())
     except SettingsError as error:
         if not as_json:
             raise

@@ -126,6 +126,11 @@ def test_config_check_says_what_is_wrong(
     result = CliRunner().invoke(cli, ["config", "check", "--json"])
     assert result.exit_code == 2
     assert "server.port" in json.loads(result.output)["error"]
+    (alone / "headgate.toml").write_text('[routing]\npolicy = "nobody"\n')
+    result = CliRunner().invoke(cli, ["config", "check", "--json"])
+    assert "routing.policy: no policy 'nobody'" in json.loads(result.stdout)["error"]
+    (alone / "headgate.toml").write_text("")
+    assert json.loads(CliRunner().invoke(cli, ["config", "check", "--json"]).stdout)["ok"]
 
 
 def test_config_commands_print_json(alone: Path) -> None:
