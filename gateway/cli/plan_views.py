@@ -11,6 +11,20 @@ if TYPE_CHECKING:
 
 def show_capacity(answer: Mapping[str, Any]) -> None:
     """The plans, what techniques save, and what another load would cost."""
+    _show_plans(answer)
+    _show_replicas(answer["plans"])
+    _show_techniques(answer["techniques"])
+    show(
+        "If it is not as said",
+        ("if", "$/h", "machines"),
+        [
+            (row["if"], row.get("usd_per_hour", "-"), row.get("machines", row.get("problem")))
+            for row in answer["sensitivity"]
+        ],
+    )
+
+
+def _show_plans(answer: Mapping[str, Any]) -> None:
     work = answer["workload"]
     show(
         f"{answer['model']} ({answer['params'] / 1e9:.3g}B weights) at "
@@ -44,6 +58,9 @@ def show_capacity(answer: Mapping[str, Any]) -> None:
             for p in answer["plans"]
         ],
     )
+
+
+def _show_replicas(plans: Sequence[Mapping[str, Any]]) -> None:
     show(
         "One replica of each: room, roofline at the planned batch, and the queue before its seats",
         (
@@ -71,9 +88,12 @@ def show_capacity(answer: Mapping[str, Any]) -> None:
                 else f"{p['queueing']['wait_p99_s']:.2g} s",
                 f"{p['all_reduce_ms_per_step']:.3g} ms/step",
             )
-            for p in answer["plans"]
+            for p in plans
         ],
     )
+
+
+def _show_techniques(rows: Sequence[Mapping[str, Any]]) -> None:
     show(
         "What each technique changes on the first, in steady state",
         ("technique", "$/1M tokens", "saves", "batch", "TPOT"),
@@ -85,15 +105,7 @@ def show_capacity(answer: Mapping[str, Any]) -> None:
                 row.get("batch", "-"),
                 f"{row['tpot_ms']} ms" if "tpot_ms" in row else "-",
             )
-            for row in answer["techniques"]
-        ],
-    )
-    show(
-        "If it is not as said",
-        ("if", "$/h", "machines"),
-        [
-            (row["if"], row.get("usd_per_hour", "-"), row.get("machines", row.get("problem")))
-            for row in answer["sensitivity"]
+            for row in rows
         ],
     )
 

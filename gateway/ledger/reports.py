@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from gateway.ledger.machine_costs import CATEGORIES, MachineCost, allocate, machine_costs
@@ -92,6 +93,53 @@ async def costs_report(
         now=now or datetime.now(UTC),
     )
     price = settings.outside_price(against)
+    read = await _read(engine, query)
+    query, shown = read.query, read.shown
+    machines = await asyncio.to_thread(  # a long period is seconds of work
+        machine_costs, settings, read.measured, query.since_us, query.until_us
+    )
+    share_unserved(machines, read.lines, read.total, query.idle_by)
+    shown.idle = sum(line.idle for line in read.lines.values())
+    return {
+        "since": None if query.since is None else _rfc3339(query.since),
+        "until": _rfc3339(query.until),
+        "tz": query.tz,
+        "group_by": list(query.group_by),
+        "rows": [
+            {**dict(zip(query.group_by, group, strict=True)), **_shown(line)}
+            for group, line in _sorted(read.named, query)
+        ],
+        "totals": _shown(shown),
+        **_of_machines(machines, read.charged, read.overrun),
+        "savings": {
+            **savings(settings, query, machines, read.total.saved, read.booked),
+            "against_price": against_price(price, _served(shown)),
+            "against_largest": against_largest(settings, read.booked, _served(shown)),
+        },
+    }
+
+
+class _Read(Struct, frozen=True, kw_only=True):
+    """What one snapshot of the database says."""
+
+    query: ReportQuery
+    """With the ids of its names."""
+    lines: Mapping[Group, Line]
+    named: Sequence[tuple[Group, Line]]
+    """The same lines, by names instead of ids."""
+    total: Line
+    """Of everybody."""
+    shown: Line
+    """Of what the filters leave."""
+    measured: Mapping[str, Sequence[Interval]]
+    booked: Sequence[Booked]
+    charged: Mapping[str, int]
+    """By machine, nano-dollars."""
+    overrun: int
+    """Nano-dollars."""
+
+
+async def _read(engine: "AsyncEngine", query: ReportQuery) -> _Read:
     async with snapshot(engine) as connection:
         query = await with_ids(connection, query)
         known = KeySums()
@@ -110,26 +158,22 @@ async def costs_report(
         if query.filters:
             shown = (await lines_of(connection, replace(query, group_by=()), known=known))[()]
         named = await with_names(connection, lines, query)
-    machines = await asyncio.to_thread(  # a long period is seconds of work
-        machine_costs, settings, measured, query.since_us, query.until_us
-    )
-    share_unserved(machines, lines, total, query.idle_by)
-    shown.idle = sum(line.idle for line in lines.values())
+    return _Read(
+        query=query, lines=lines, named=named, total=total, shown=shown, measured=measured,
+        booked=_booked(booked), charged=charged, overrun=overrun,
+    )  # fmt: skip
+
+
+def _of_machines(
+    machines: Sequence[MachineCost], charged: Mapping[str, int], overrun: int
+) -> dict[str, Any]:
+    """What the machines cost, what of it served nobody, and what is unexplained."""
     breakdown = {
         name: sum(machine.by_category[name] for machine in machines) for name in CATEGORIES
     }
     cost = sum(machine.cost for machine in machines)
     unserved = sum(breakdown.values())
     return {
-        "since": None if query.since is None else _rfc3339(query.since),
-        "until": _rfc3339(query.until),
-        "tz": query.tz,
-        "group_by": list(query.group_by),
-        "rows": [
-            {**dict(zip(query.group_by, group, strict=True)), **_shown(line)}
-            for group, line in _sorted(named, query)
-        ],
-        "totals": _shown(shown),
         "machine_cost_usd": usd_text(cost),
         "idle_cost_usd": usd_text(unserved),
         "idle_breakdown": {
@@ -138,11 +182,6 @@ async def costs_report(
         },
         "unattributed_cost_usd": usd_text(cost - unserved - sum(charged.values())),
         "machines": [machine.shown(charged.get(machine.machine.name, 0)) for machine in machines],
-        "savings": {
-            **savings(settings, query, machines, total.saved, _booked(booked)),
-            "against_price": against_price(price, _served(shown)),
-            "against_largest": against_largest(settings, _booked(booked), _served(shown)),
-        },
     }
 
 
