@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.routing.classifier import Head
-from gateway.routing.forms import BITS, RARITY, form_rows
+from gateway.routing.forms import BITS, form_rows, form_weight
 from gateway.routing.vectorise import Rows, Vectoriser, WordVectors, counts, scaled, tokens_of
 
 DENSE_SCALE = 0.3
@@ -36,7 +36,7 @@ class Design:
         head, vectoriser = self._head, self._vectoriser
         plain = matrix_of(prompts, vectoriser, head.idf, head.words, rows=self.rows)
         found = [form_rows(tokens, vectoriser.ids(tokens)) for tokens in map(tokens_of, prompts)]
-        values = [scaled(np.full(len(rows), RARITY, dtype=np.float32)) for rows in found]
+        values = [np.full(len(rows), form_weight(len(rows)), np.float32) for rows in found]
         forms = _sparse(found, values, 1 << BITS)
         whole = sp.hstack([plain[:, : self.rows], forms, plain[:, self.rows :]])
         return whole.tocsr().astype(np.float32)

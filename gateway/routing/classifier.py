@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from gateway.errors import SettingsError
 from gateway.routing.features import Content, Request, read
-from gateway.routing.forms import RARITY, form_rows
+from gateway.routing.forms import form_rows, form_weight
 from gateway.routing.judges import Judges
 from gateway.routing.language import detect
 from gateway.routing.second_head import SecondHead
@@ -186,8 +186,7 @@ class Classifier:
         dense = np.concatenate((counts(text, tokens), head.words.mean(tokens)))
         found = scaled(head.idf.take(rows)) @ head.rows.take(rows, axis=0)
         found += dense @ head.dense + head.bias
-        rarity = scaled(np.full(len(forms), RARITY, dtype=np.float32))
-        found[labels:] += rarity @ head.forms.take(forms, axis=0)
+        found[labels:] += form_weight(len(forms)) * head.forms.take(forms, axis=0).sum(0)
         hidden = np.maximum(found[logits:], 0)
         found[labels:logits] += hidden @ head.up
         return tokens, found[:logits], hidden

@@ -8,17 +8,18 @@ Only the outputs about quality read forms; tasks do not. The same code trains th
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from math import sqrt
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.routing.vectorise import WORD_CHARS, Rows, distinct
+from gateway.routing.vectorise import LONG, NORM, WORD_CHARS, Rows, distinct
 
 BITS = 15
 """Of the number of buckets."""
 RARITY = 5.0
-"""What a form counts, as `vectorise.scaled` takes it."""
+"""Of each form, beside that of words and pairs."""
 NUMBERS = 8
 """As many of a text are looked at."""
 PAIRED = 4
@@ -52,6 +53,11 @@ def form_spans(tokens: Sequence[str], ids: NDArray[np.uint32]) -> list[tuple[int
     for form, start, stop in _others(tokens, ids):
         found.append((int(_buckets(np.array([crc32(form)], dtype=np.uint32))[0]), start, stop))
     return found
+
+
+def form_weight(count: int) -> float:
+    """What each of a text's forms counts: as `vectorise.scaled` has it, of equal rarities."""
+    return RARITY / NORM / max(1.0, RARITY * sqrt(count) / LONG)
 
 
 def _buckets(hashes: NDArray[np.uint32]) -> Rows:

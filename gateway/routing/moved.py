@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.routing.classifier import Classifier
-from gateway.routing.forms import RARITY, form_rows, form_spans
+from gateway.routing.forms import form_rows, form_spans, form_weight
 from gateway.routing.vectorise import COUNTS, counts, scaled, tokens_of
 
 TOP = 8
@@ -84,8 +84,7 @@ def _by_form(classifier: Classifier, tokens: list[str], directions: Floats) -> F
     """[tokens, 2]: what forms add, each shared by the tokens that it spans."""
     head = classifier.head
     ids = classifier.vectoriser.ids(tokens)
-    rows = form_rows(tokens, ids)
-    each = scaled(np.full(len(rows), RARITY, dtype=np.float32))[:1]
+    each = form_weight(len(form_rows(tokens, ids)))
     spans = np.array(form_spans(tokens, ids))
     buckets, starts, stops = spans.T
     times = np.bincount(buckets, minlength=len(head.forms))[buckets]
