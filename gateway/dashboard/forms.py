@@ -20,6 +20,7 @@ from gateway.errors import InvalidRequest
 from gateway.ledger.access import Permission
 from gateway.ledger.budget_store import BudgetBody
 from gateway.ledger.key_store import KeyBody
+from gateway.ledger.money import parse_usd
 from gateway.overrides.model import Wanted
 
 Done = str | dict[str, Any]
@@ -66,6 +67,15 @@ def _number(form: FormMultiDict, name: str) -> float | None:
         return None if value is None else float(value)
     except ValueError:
         raise InvalidRequest(f"{name.replace('_', ' ')} {value!r} is no number.") from None
+
+
+def _dollars(form: FormMultiDict, name: str) -> str:
+    value = text(form, name)
+    try:
+        parse_usd(value)
+    except ValueError as error:
+        raise InvalidRequest(f"{error}.") from None
+    return value
 
 
 def _body(kind: type[Any], fields: Mapping[str, Any]) -> Any:
@@ -125,7 +135,7 @@ async def set_budget(visit: Visit, form: FormMultiDict) -> Done:
     percent = _number(form, "downgrade_percent")
     fields = {
         "scope": text(form, "scope"),
-        "limit_usd": text(form, "limit_usd"),
+        "limit_usd": _dollars(form, "limit_usd"),
         "window": _some(form, "window"),
         "tz": _some(form, "tz"),
         "soft": form.get("soft") == "yes",
