@@ -19,6 +19,18 @@ def test_doubled_spending_is_found_within_three_hours() -> None:
         assert any(alarm is not None and alarm.score > 0 for alarm in alarms), seed
 
 
+def test_doubling_is_found_in_noise_and_at_night() -> None:
+    """Of twenty noisier teams at any hour, at least sixteen (nine in ten, of many)."""
+    found = 0
+    for seed in range(20):
+        hours = team_hours(seed, weeks=7, noise=0.15, requests_per_hour=1000.0)
+        at = BEGIN + 7 * seed
+        hours[at:] *= 2
+        alarms = [find(hours[: at + seen], 0) for seen in (1, 2, 3)]
+        found += any(alarm is not None and alarm.score > 0 for alarm in alarms)
+    assert found >= 16
+
+
 def test_quiet_weeks_are_left_in_peace() -> None:
     """Two teams' whole week without an event raises at most one alarm."""
     alarms = 0

@@ -52,6 +52,28 @@ def test_forecast_covers_the_truth_about_as_often_as_it_says() -> None:
     assert float(np.median(widths)) < 0.3
 
 
+def test_forecast_of_a_level_that_stays_is_narrow() -> None:
+    """Where nothing drifts, the few unlikely drifts do not widen the interval: ten teams."""
+    month, widths = 30 * 24, []
+    for seed in range(10):
+        hours = team_hours(seed, weeks=9, drift=0.0)
+        begin, now = 4 * WEEK_H, 4 * WEEK_H + 12 * 24
+        found = forecast_sum(hours[:now], 0, left=month - 12 * 24, spent=0.0)
+        assert found is not None
+        widths.append((found.high - found.low) / hours[begin : begin + month].sum())
+    assert 0.02 < float(np.median(widths)) < 0.075
+
+
+def test_forecast_knows_that_unseen_weekdays_may_differ() -> None:
+    """Three equal days say nothing of a weekend: the interval leaves room for one."""
+    days = 3 * 24
+    found = forecast_sum(np.full(days, 10.0), 0, left=4 * 24, spent=0.0)
+    later = forecast_sum(np.full(7 * 24, 10.0), 0, left=4 * 24, spent=0.0)
+    assert found is not None
+    assert later is not None
+    assert found.high - found.low > 0.2 * found.expected > 10 * (later.high - later.low)
+
+
 def test_forecast_never_falls_below_what_is_spent() -> None:
     """A wild series has a wide interval, but spent money does not come back."""
     wild = np.abs(np.random.default_rng(1).normal(0, 100, 5 * 24)) ** 3
