@@ -1,83 +1,41 @@
-"""Fitting one linear head over sparse rows, by Adam, in NumPy."""
+"""Adam in NumPy, for the small networks that are fitted here.
 
-from collections.abc import Callable, Iterator
+Source: Kingma, Ba 2015, "Adam: A Method for Stochastic Optimization".
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from msgspec import Struct
 from numpy.typing import NDArray
 
-STEP = 0.05
-BATCH = 512
-LEAST_STEPS = 200
-"""As many on few rows as on many."""
-Matrix = Any
-"""A scipy CSR matrix or an array, [rows, R + D]."""
-Link = Callable[[NDArray[Any]], NDArray[Any]]
-"""From outputs to what the targets are compared with."""
+Floats = NDArray[Any]
+MEAN, SQUARE = 0.9, 0.999
+"""What is kept of a gradient's mean, and of its square's, at each step."""
+LEAST = 1e-8
 
 
-class Weights(Struct):
-    """One linear head: logits = X @ weights + bias."""
-
-    weights: NDArray[np.float32]
-    """[R + D, outputs]"""
-    bias: NDArray[np.float32]
-    """[outputs]"""
-
-    def logits(self, x: Matrix) -> NDArray[np.float64]:
-        """[rows, outputs]"""
-        return np.asarray(x @ self.weights + self.bias, dtype=np.float64)
-
-
-def fit(
-    x: Matrix,
-    targets: NDArray[np.floating[Any]],
-    *,
-    link: Link,
-    l2: float,
-    epochs: int,
-    weights: NDArray[np.float32] | None = None,
-    seed: int = 0,
-) -> Weights:
-    """A linear head by Adam with a falling step.
+class Adam:
+    """Parameters in float32, changed in place.
 
     Args:
-        x: [rows, R + D].
-        targets: [rows, outputs], what `link` should give.
-        link: the one whose loss has the gradient said - target: softmax, sigmoid, the line itself.
-        weights: [rows], how much each row counts; None: all alike.
+        paces: by parameter, times the step; a number or an array that fits its shape.
     """
-    rng = np.random.default_rng(seed)
-    used = np.flatnonzero(np.asarray(abs(x).sum(0)).ravel())  # most buckets are empty
-    part, count = x[:, used], x.shape[0]
-    head = Weights(
-        np.zeros((len(used), targets.shape[1]), np.float32), np.zeros(targets.shape[1], np.float32)
-    )
-    parameters = (head.weights, head.bias)
-    moments = [(np.zeros_like(p), np.zeros_like(p)) for p in parameters]
-    a_pass = -(-count // BATCH)
-    epochs = max(epochs, -(-LEAST_STEPS // a_pass))
-    for step, rows in enumerate(_batches(count, epochs, rng), start=1):
-        some = part[rows]
-        share = (1.0 if weights is None else weights[rows, None]) / len(rows)
-        error = (link(some @ head.weights + head.bias) - targets[rows]) * share
-        error = error.astype(np.float32)
-        gradients = (np.asarray(some.T @ error) + l2 * head.weights, error.sum(0))
-        rate = STEP * (1 - step / (epochs * a_pass)) * np.sqrt(1 - 0.999**step) / (1 - 0.9**step)
-        for value, (mean, square), gradient in zip(parameters, moments, gradients, strict=True):
-            mean *= 0.9
-            mean += 0.1 * gradient
-            square *= 0.999
-            square += 0.001 * gradient * gradient
-            value -= np.float32(rate) * mean / (np.sqrt(square) + 1e-8)
-    whole = np.zeros((x.shape[1], targets.shape[1]), np.float32)
-    whole[used] = head.weights
-    return Weights(whole, head.bias)
 
+    def __init__(self, values: Sequence[Floats], paces: Sequence[Any] | None = None) -> None:
+        self.values = [value.astype(np.float32) for value in values]
+        self._moments = [(np.zeros_like(v), np.zeros_like(v)) for v in self.values]
+        self._paces = [np.float32(pace) for pace in paces or [1.0] * len(values)]
+        self._count = 0
 
-def _batches(count: int, epochs: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    for _ in range(epochs):
-        order = rng.permutation(count)
-        for start in range(0, count, BATCH):
-            yield order[start : start + BATCH]
+    def step(self, gradients: Sequence[Floats], rate: float) -> None:
+        """One step against the gradients."""
+        self._count += 1
+        rate *= float(np.sqrt(1 - SQUARE**self._count) / (1 - MEAN**self._count))
+        for value, (mean, square), gradient, pace in zip(
+            self.values, self._moments, gradients, self._paces, strict=True
+        ):
+            slope = gradient.astype(np.float32, copy=False)
+            mean += np.float32(1 - MEAN) * (slope - mean)
+            square += np.float32(1 - SQUARE) * (slope * slope - square)
+            value -= np.float32(rate) * pace * mean / (np.sqrt(square) + np.float32(LEAST))

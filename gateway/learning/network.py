@@ -4,8 +4,7 @@ The loss is the cross-entropy of the pattern of passes in each group. Where a ro
 every backend, its goal is what the model itself says of the unknown part, given the known one: the
 gradient of the marginal likelihood. Scores between 0 and 1 count as that share of passes.
 
-Source: Kingma, Ba 2015, "Adam: A Method for Stochastic Optimization"; Dempster, Laird, Rubin 1977,
-"Maximum Likelihood from Incomplete Data via the EM Algorithm".
+Source: Dempster, Laird, Rubin 1977, "Maximum Likelihood from Incomplete Data via the EM Algorithm".
 """
 
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from gateway.learning.adam import Adam
 from gateway.learning.design import Matrix
 from gateway.routing.figures import softmax
 from gateway.routing.together import Group, passes_of
@@ -114,10 +114,8 @@ def fit_network(
     weights = rng.standard_normal((len(used), logits + hidden)) * START
     weights[:, :logits] = 0
     up = rng.standard_normal((hidden, logits)) / np.sqrt(hidden)
-    adam = _Adam(
-        [weights, np.zeros(logits + hidden), up],
-        np.where(np.arange(logits + hidden) < logits, STEEPER, 1.0),
-    )
+    paces = np.where(np.arange(logits + hidden) < logits, STEEPER, 1.0)
+    adam = Adam([weights, np.zeros(logits + hidden), up], [paces, paces, 1.0])
     first, bias, up = adam.values
     l2 = np.float32(L2 / seen.shape[0])
     epochs = max(epochs, -(-LEAST_STEPS // -(-count // BATCH)))
@@ -161,28 +159,3 @@ def chances(logits: Floats, groups: Sequence[Group]) -> NDArray[np.float64]:
             for group in groups
         ]
     )
-
-
-class _Adam:
-    """Parameters in float32, changed in place.
-
-    Args:
-        pace: [columns] of the first two parameters, times the step.
-    """
-
-    def __init__(self, values: Sequence[Floats], pace: Floats) -> None:
-        self.values = [value.astype(np.float32) for value in values]
-        self._moments = [(np.zeros_like(v), np.zeros_like(v)) for v in self.values]
-        self._pace = [pace.astype(np.float32)] * 2 + [np.ones(1, np.float32)]
-        self._count = 0
-
-    def step(self, gradients: Sequence[Floats], rate: float) -> None:
-        """One step against the gradients."""
-        self._count += 1
-        rate *= float(np.sqrt(1 - 0.999**self._count) / (1 - 0.9**self._count))
-        for value, (mean, square), gradient, pace in zip(
-            self.values, self._moments, gradients, self._pace, strict=True
-        ):
-            mean += np.float32(0.1) * (gradient.astype(np.float32) - mean)
-            square += np.float32(0.001) * (gradient.astype(np.float32) ** 2 - square)
-            value -= np.float32(rate) * pace * mean / (np.sqrt(square) + np.float32(1e-8))

@@ -15,6 +15,7 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from gateway.learning.adam import Adam
 from gateway.learning.outcomes import Outcomes
 from gateway.learning.quality import FOLDS
 from gateway.routing.answer_checks import checks_of
@@ -111,20 +112,21 @@ def _fit(x: Floats, truth: Floats, names: list[str]) -> Reader:
 def _network(z: Any, truth: Any, rng: np.random.Generator) -> tuple[Floats, Floats, Floats, Floats]:
     """(hidden [F, H], bias [H], out [H, K], offset [K]) by Adam with a falling step."""
     sizes = (z.shape[1], HIDDEN, truth.shape[1])
-    layers = [
-        value.astype(np.float32)
-        for before, after in pairwise(sizes)
-        for value in (
-            rng.normal(0, math.sqrt(2 / (before + after)), (before, after)),
-            np.zeros(after),
-        )
-    ]
-    moments = [(np.zeros_like(layer), np.zeros_like(layer)) for layer in layers]
+    adam = Adam(
+        [
+            value
+            for before, after in pairwise(sizes)
+            for value in (
+                rng.normal(0, math.sqrt(2 / (before + after)), (before, after)),
+                np.zeros(after),
+            )
+        ]
+    )
+    w, b, v, c = adam.values
     steps = EPOCHS * -(-len(z) // BATCH)
     orders = (rng.permutation(len(z)) for _ in range(EPOCHS))
     batches = (order[at : at + BATCH] for order in orders for at in range(0, len(z), BATCH))
     for step, rows in enumerate(batches, start=1):
-        w, b, v, c = layers
         inner = np.maximum(z[rows] @ w + b, 0)
         said = 1 / (1 + np.exp(-np.clip(inner @ v + c, -30, 30)))
         error = (said - truth[rows]) / len(rows)
@@ -132,12 +134,8 @@ def _network(z: Any, truth: Any, rng: np.random.Generator) -> tuple[Floats, Floa
         slopes = (
             z[rows].T @ back + L2 * w, back.sum(0), inner.T @ error + L2 * v, error.sum(0),
         )  # fmt: skip
-        rate = RATE * (1 - step / (steps + 1)) * math.sqrt(1 - 0.999**step) / (1 - 0.9**step)
-        for layer, (first, square), slope in zip(layers, moments, slopes, strict=True):
-            first += 0.1 * (slope - first)
-            square += 0.001 * (slope * slope - square)
-            layer -= rate * first / (np.sqrt(square) + 1e-8)
-    done = [layer.astype(np.float64) for layer in layers]
+        adam.step(slopes, RATE * (1 - step / (steps + 1)))
+    done = [layer.astype(np.float64) for layer in adam.values]
     return done[0], done[1], done[2], done[3]
 
 

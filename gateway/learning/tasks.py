@@ -22,10 +22,10 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from backends.evaluation.frozen import is_router_test
-from gateway.learning.adam import Weights, fit
 from gateway.learning.augment import PER_TASK, own_prompts
 from gateway.learning.design import DENSE_SCALE, matrix_of
 from gateway.learning.head_file import quantise, version_of, write_json
+from gateway.learning.linear import Weights, fit
 from gateway.routing.classifier import FORMAT, SHIPPED_HEAD, TASKS, WORDS
 from gateway.routing.figures import expected_calibration_error, macro_f1, softmax
 from gateway.routing.forms import BITS as FORM_BITS

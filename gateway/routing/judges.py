@@ -9,7 +9,6 @@ too. Judging happens while a request waits, so this is plain Python over a few n
 small products of matrices for the network.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -291,6 +290,5 @@ def _summed(places: list[_Place]) -> Signals | None:
 
 
 def write_judges(judges: Judges, folder: Path) -> None:
-    """judges.json, indented."""
-    text = json.dumps(msgspec.to_builtins(judges), indent=1, ensure_ascii=False)
-    (folder / JUDGES_FILE).write_text(text + "\n", encoding="utf-8")
+    """judges.json, on one line: readers are tens of thousands of numbers."""
+    (folder / JUDGES_FILE).write_bytes(msgspec.json.encode(judges) + b"\n")
