@@ -44,14 +44,17 @@ def moment_of(text: str, option: str) -> datetime:
 def log_to_stderr() -> None:
     """Warnings only, until the command ends: standard output is for what was asked.
 
+    Outside of a command (a benchmark) it stays so.
+
     Called where a command begins to use the gateway's own rooms; the others need no structlog.
     """
     import logging
 
     import structlog
 
-    before = structlog.get_config()
-    click.get_current_context().call_on_close(lambda: structlog.configure(**before))
+    before, command = structlog.get_config(), click.get_current_context(silent=True)
+    if command is not None:
+        command.call_on_close(lambda: structlog.configure(**before))
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
