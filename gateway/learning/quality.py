@@ -27,7 +27,7 @@ FOLDS = 5
 LEAST_FAIR = 200
 """Rows that are no practice, to calibrate on them alone."""
 EPOCHS = 4
-DRESSES = 2
+DRESSES = 4
 """Disguises of each row that a head is fitted with."""
 STEEPEST = 1.5
 """Times the slope that the fit has by itself: more would be blowing up noise."""
