@@ -181,12 +181,12 @@ class Classifier:
         units [H]."""
         head, labels, logits = self._head, self._labels, self._logits
         tokens = tokens_of(text)
-        rows = self._vectoriser.rows(tokens)
-        forms = form_rows(tokens, self._vectoriser.ids(tokens))
+        ids = self._vectoriser.ids(tokens)
+        rows, forms = self._vectoriser.rows(tokens, ids), form_rows(tokens, ids)
         dense = np.concatenate((counts(text, tokens), head.words.mean(tokens)))
         found = scaled(head.idf.take(rows)) @ head.rows.take(rows, axis=0)
         found += dense @ head.dense + head.bias
-        found[labels:] += form_weight(len(forms)) * head.forms.take(forms, axis=0).sum(0)
+        found[labels:] += form_weight(len(forms)) * np.add.reduce(head.forms.take(forms, axis=0))
         hidden = np.maximum(found[logits:], 0)
         found[labels:logits] += hidden @ head.up
         return tokens, found[:logits], hidden

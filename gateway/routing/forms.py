@@ -72,11 +72,12 @@ def _triples(ids: NDArray[np.uint32]) -> NDArray[np.uint32]:
 def _others(tokens: Sequence[str], ids: NDArray[np.uint32]) -> Iterator[tuple[bytes, int, int]]:
     """(form, first token, one beyond the last)."""
     count = len(tokens)
-    plain = ids[1:-1].astype("<u4")
+    first, last = ids[1 : 1 + max(OPENINGS)], ids[max(1, len(ids) - 1 - max(ENDINGS)) : -1]
+    start, end = first.astype("<u4").tobytes(), last.astype("<u4").tobytes()
     for size in OPENINGS:
-        yield b"open" + plain[:size].tobytes(), 0, min(size, count)
+        yield b"open" + start[: 4 * size], 0, min(size, count)
     for size in ENDINGS:
-        yield b"end" + plain[-size:].tobytes(), max(0, count - size), count
+        yield b"end" + end[-4 * size :], max(0, count - size), count
     numbers = [place for place, token in enumerate(tokens) if token[0].isdecimal()]
     lengths = "|".join(str(len(tokens[place])) for place in numbers[:PAIRED])
     yield f"lengths {lengths} of {min(len(numbers), 9)}".encode(), 0, count

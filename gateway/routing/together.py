@@ -6,6 +6,7 @@ of one distribution: a question that a small model passes is mostly passed by a 
 """
 
 from collections.abc import Mapping, Sequence
+from math import exp
 from typing import Any
 
 import numpy as np
@@ -61,18 +62,25 @@ class Together:
         follows: Mapping[str, tuple[float, float]],
     ) -> None:
         self._groups = [(group, passes_of(len(group.backends))) for group in groups]
+        self._passed = [
+            (group, [np.flatnonzero(column).tolist() for column in passes.T])
+            for group, passes in self._groups
+        ]
+        """Of each backend, the patterns that it passes."""
         self._reference = reference
         self._follows = dict(follows)
 
     def quality(self, logits: Floats) -> dict[str, float]:
         """P(answers well) by backend, of logits [all patterns]."""
         found: dict[str, float] = {}
-        for group, passes in self._groups:
-            chance = np.exp(
-                logits[group.start : group.stop] - logits[group.start : group.stop].max()
-            )
-            good = (chance @ passes / chance.sum()).tolist()
-            found.update(zip(group.backends, good, strict=True))
+        values = logits.tolist()  # so few that plain numbers are faster
+        for group, columns in self._passed:
+            part = values[group.start : group.stop]
+            most = max(part)
+            chance = [exp(value - most) for value in part]
+            total = sum(chance)
+            for name, passed in zip(group.backends, columns, strict=True):
+                found[name] = sum([chance[pattern] for pattern in passed]) / total
         if self._follows:
             seen = log_odds(found[self._reference])
             for name, (slope, offset) in self._follows.items():
