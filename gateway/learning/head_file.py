@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gateway.learning.design import DENSE_SCALE
 from gateway.learning.network import Network
-from gateway.routing.classifier import WORDS, Head
+from gateway.routing.classifier import WORDS, Head, Table
 from gateway.routing.forms import BITS
 from gateway.routing.together import Group
 
@@ -99,13 +99,13 @@ def _kept(base: Head, anew: Sequence[str]) -> tuple[list[dict[str, Any]], list[_
         every = labels + columns
         up = base.up[np.ix_(units, patterns)]
         fits.append(fit)
-        parts.append(_Fit(base.rows[:, every], base.forms[:, columns], base.dense[:, every],
-                          base.bias[every], up))  # fmt: skip
+        parts.append(_Fit(base.rows.whole()[:, every], base.forms.whole()[:, columns],
+                          base.dense[:, every], base.bias[every], up))  # fmt: skip
     return fits, parts
 
 
 def _of_network(network: Network, base: Head) -> _Fit:
-    rows = len(base.rows)
+    rows = len(base.rows.codes)
     forms = rows + (1 << BITS)
     weights = network.weights
     dense = weights[forms:] * DENSE_SCALE
@@ -121,10 +121,12 @@ def _arrays(base: Head, fits: Sequence[_Fit]) -> dict[str, Any]:
         columns = [getattr(part, name) for part in fits]
         front = [column[..., :at] for column, at in zip(columns, logits, strict=True)]
         back = [column[..., at:] for column, at in zip(columns, logits, strict=True)]
-        none = np.zeros((*getattr(base, name).shape[:-1], 0), np.float32)
+        held = getattr(base, name)
+        shape = (held.codes if isinstance(held, Table) else held).shape
+        none = np.zeros((*shape[:-1], 0), np.float32)
         return np.concatenate([none, *front, *back], axis=-1, dtype=np.float32)
 
-    tasks, tasks_scale = quantise(base.rows[:, :labels])
+    tasks, tasks_scale = quantise(base.rows.whole()[:, :labels])
     quality, quality_scale = quantise(beside("rows"), levels=LEVELS)
     forms, forms_scale = quantise(beside("forms"), levels=LEVELS)
     up = np.zeros((sum(len(part.up) for part in fits), sum(logits)), np.float32)

@@ -52,16 +52,42 @@ class Reading(Struct, frozen=True):
     quality: dict[str, float]
 
 
+class Table(Struct, frozen=True):
+    """Weights of buckets as they are stored, in int8: a text gathers a few hundred rows of them."""
+
+    codes: NDArray[np.int8]
+    """[buckets, N]"""
+    scale: Floats
+    """[N]"""
+
+    def take(self, rows: NDArray[np.int64]) -> Floats:
+        """[rows, N]"""
+        return self.codes.take(rows, axis=0) * self.scale
+
+    def dot(self, weights: Floats, rows: NDArray[np.int64]) -> Floats:
+        """[N]: the rows' sum, each times its weight [rows]."""
+        return (weights @ self.codes.take(rows, axis=0).astype(np.float32)) * self.scale
+
+    def sum(self, rows: NDArray[np.int64]) -> Floats:
+        """[N]"""
+        total: Floats = np.add.reduce(self.codes.take(rows, axis=0), dtype=np.float32)
+        return total * self.scale
+
+    def whole(self) -> Floats:
+        """[buckets, N]"""
+        return self.codes * self.scale
+
+
 class Head(Struct, frozen=True, kw_only=True):
     """The arrays of a head: R rows (buckets), F forms, D dense columns (counts, then the words'
     mean vector); L labels, P logits of patterns and H hidden units, side by side in this order."""
 
     card: dict[str, Any]
-    rows: Floats
+    rows: Table
     """[R, L + P + H]"""
     idf: Floats
     """[R]"""
-    forms: Floats
+    forms: Table
     """[F, P + H]"""
     dense: Floats
     """[D, L + P + H]"""
@@ -93,9 +119,9 @@ class Head(Struct, frozen=True, kw_only=True):
             words, vectors = load_words(folder / WORDS)
             return cls(
                 card=card,
-                rows=arrays["rows"].astype(np.float32) * arrays["rows_scale"],
+                rows=Table(arrays["rows"], arrays["rows_scale"]),
                 idf=arrays["idf"].astype(np.float32),
-                forms=arrays["forms"].astype(np.float32) * arrays["forms_scale"],
+                forms=Table(arrays["forms"], arrays["forms_scale"]),
                 up=arrays["up"].astype(np.float32),
                 dense=arrays["dense"].astype(np.float32),
                 bias=arrays["bias"].astype(np.float32),
@@ -184,9 +210,9 @@ class Classifier:
         ids = self._vectoriser.ids(tokens)
         rows, forms = self._vectoriser.rows(tokens, ids), form_rows(tokens, ids)
         dense = np.concatenate((counts(text, tokens), head.words.mean(tokens)))
-        found = scaled(head.idf.take(rows)) @ head.rows.take(rows, axis=0)
+        found = head.rows.dot(scaled(head.idf.take(rows)), rows)
         found += dense @ head.dense + head.bias
-        found[labels:] += form_weight(len(forms)) * np.add.reduce(head.forms.take(forms, axis=0))
+        found[labels:] += form_weight(len(forms)) * head.forms.sum(forms)
         hidden = np.maximum(found[logits:], 0)
         found[labels:logits] += hidden @ head.up
         return tokens, found[:logits], hidden

@@ -70,7 +70,7 @@ def _by_word(classifier: Classifier, tokens: list[str], directions: Floats) -> F
 
     def worth(places: NDArray[np.int64]) -> Floats:
         share = count[places] / times[places]
-        return np.asarray(share[:, None] * (head.rows[places] @ directions), dtype=np.float64)
+        return np.asarray(share[:, None] * (head.rows.take(places) @ directions), dtype=np.float64)
 
     found = worth(singles) + head.words.shares(tokens) @ (head.dense[len(COUNTS) :] @ directions)
     halves = worth(pairs) / 2  # pair i joins token i − 1 and token i; the ends stand alone
@@ -87,8 +87,8 @@ def _by_form(classifier: Classifier, tokens: list[str], directions: Floats) -> F
     each = form_weight(len(form_rows(tokens, ids)))
     spans = np.array(form_spans(tokens, ids))
     buckets, starts, stops = spans.T
-    times = np.bincount(buckets, minlength=len(head.forms))[buckets]
-    worth = head.forms[buckets] @ directions[len(directions) - head.forms.shape[1] :]
+    times = np.bincount(buckets, minlength=len(head.forms.codes))[buckets]
+    worth = head.forms.take(buckets) @ directions[len(directions) - len(head.forms.scale) :]
     worth *= (each / times / (stops - starts))[:, None]
     steps = np.zeros((len(tokens) + 1, 2))
     np.add.at(steps, starts, worth)

@@ -81,11 +81,13 @@ def test_int8_products_have_the_same_bits_at_every_level() -> None:
 
 
 @pytest.mark.parametrize("level", [level for level in _levels() if level != "native"])
-def test_ops_are_right_at_every_level(level: str) -> None:
+def test_ops_are_right_at_every_level(level: str, tmp_path: Path) -> None:
     """The ops' own tests pass on what is compiled for less than this CPU."""
     tests = [f"tests/kernels/{test}" for test in TESTS]
     chosen = "native or decoder or 16_bits"
-    done = _run(level, "-m", "pytest", "-q", "-x", "-n0", "-k", chosen, *tests)
+    done = _run(
+        level, "-m", "pytest", "-q", "-x", "-n0", f"--basetemp={tmp_path}/own", "-k", chosen, *tests
+    )
     assert done.returncode == 0, done.stdout[-3000:]
     assert " passed" in done.stdout
 

@@ -141,7 +141,8 @@ def test_int4_checkpoints_of_every_layout_stand_for_their_numbers(layout: str, c
         weight = torch.cat(parts)
         restored = dequantise(Int4Codes(qkv.codes, qkv.scales, qkv.zeros))
         torch.testing.assert_close(restored, weight, rtol=0, atol=1e-6)
-        x = torch.randn(3, weight.shape[1])
+        # always the same: about one number in 100,000 lies so near a tie that it rounds either way
+        x = torch.randn(3, weight.shape[1], generator=torch.Generator().manual_seed(index))
         rows = x if qkv.packed is None else round_rows(x)
         torch.testing.assert_close(qkv(x), rows @ weight.T, rtol=1e-5, atol=2e-5)
 
