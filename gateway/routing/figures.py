@@ -1,5 +1,6 @@
-"""How good a head is: calibration, F1, area under the curve. NumPy only."""
+"""Probabilities, and how good a head is: calibration, F1, area under the curve. NumPy only."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,12 @@ def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """Over the last axis."""
     shifted = np.exp(logits - logits.max(-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(-1, keepdims=True))
+
+
+def log_odds(p: float, *, edge: float = 1e-6) -> float:
+    """Of a probability, which is kept so far off 0 and 1."""
+    p = min(max(p, edge), 1.0 - edge)
+    return math.log(p / (1.0 - p))
 
 
 def expected_calibration_error(

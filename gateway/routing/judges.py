@@ -21,12 +21,14 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from gateway.errors import SettingsError
+from gateway.routing.figures import log_odds
 
 Floats = NDArray[np.float64]
 JUDGES_FILE = "judges.json"
 TOP = 5
 """Likeliest tokens at each place that a backend is asked for."""
-_SLIGHT = 1e-3
+EDGE = 1e-3
+"""How near probabilities come to 0 and 1, and logarithms to that of 0."""
 _CERTAIN = 12.0
 """Nats from which a margin says nothing more."""
 
@@ -198,18 +200,18 @@ def features_of(
     """What a calibration weighs: the judge's signals, then the question's promise as logits."""
     found: list[float] = []
     if not isinstance(signal, Signals):
-        found += [signal, logit(signal)]
+        found += [signal, log_odds(signal, edge=EDGE)]
     else:
         if judge in ("answer", "logprob"):
-            found += [signal.logprob, math.log(_SLIGHT - signal.logprob)]
+            found += [signal.logprob, math.log(EDGE - signal.logprob)]
         if judge in ("answer", "margin"):
             margin = min(max(signal.margin, 0.0), _CERTAIN)
-            found += [margin, math.log(_SLIGHT + margin)]
+            found += [margin, math.log(EDGE + margin)]
         if judge in ("answer", "entropy"):
-            found += [signal.entropy, math.log(_SLIGHT + signal.entropy)]
+            found += [signal.entropy, math.log(EDGE + signal.entropy)]
         if judge == "answer":
             found += [math.log(max(signal.tokens, 1)), signal.logprob * signal.tokens]
-    return found + [0.0 if p is None else logit(p) for p in quality]
+    return found + [0.0 if p is None else log_odds(p, edge=EDGE) for p in quality]
 
 
 def reader_features(signal: "Signals | float", quality: Sequence[float | None]) -> list[float]:
@@ -227,12 +229,6 @@ def uncalibrated(judge: str, signal: Signals | float) -> float:
     if judge == "entropy":
         return math.exp(-max(signal.entropy, 0.0))
     return math.exp(min(signal.logprob, 0.0))
-
-
-def logit(p: float) -> float:
-    """The log-odds, finite also for 0 and 1."""
-    p = min(max(p, _SLIGHT), 1.0 - _SLIGHT)
-    return math.log(p / (1.0 - p))
 
 
 def signals_of(choice: Mapping[str, Any]) -> Signals | None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.routing.classifier import Classifier
-from gateway.routing.forms import form_rows, form_spans, form_weight
+from gateway.routing.forms import form_spans, form_weight
 from gateway.routing.vectorise import COUNTS, counts, scaled, tokens_of
 
 TOP = 8
@@ -84,12 +84,10 @@ def _by_form(classifier: Classifier, tokens: list[str], directions: Floats) -> F
     """[tokens, 2]: what forms add, each shared by the tokens that it spans."""
     head = classifier.head
     ids = classifier.vectoriser.ids(tokens)
-    each = form_weight(len(form_rows(tokens, ids)))
-    spans = np.array(form_spans(tokens, ids))
-    buckets, starts, stops = spans.T
-    times = np.bincount(buckets, minlength=len(head.forms.codes))[buckets]
+    buckets, starts, stops = np.array(form_spans(tokens, ids)).T
+    rows, place, times = np.unique(buckets, return_inverse=True, return_counts=True)
     worth = head.forms.take(buckets) @ directions[len(directions) - len(head.forms.scale) :]
-    worth *= (each / times / (stops - starts))[:, None]
+    worth *= (form_weight(len(rows)) / times[place] / (stops - starts))[:, None]
     steps = np.zeros((len(tokens) + 1, 2))
     np.add.at(steps, starts, worth)
     np.subtract.at(steps, stops, worth)

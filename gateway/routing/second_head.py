@@ -16,7 +16,8 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from gateway.errors import SettingsError
-from gateway.routing.judges import logit
+from gateway.routing.figures import log_odds
+from gateway.routing.judges import EDGE
 
 SECOND = "second.npz"
 SECOND_CARD = "second.json"
@@ -87,7 +88,9 @@ class SecondHead(Struct, frozen=True, kw_only=True):
         Raises:
             ValueError: the vector is of another encoder.
         """
-        seen = np.array([logit(first[name]) for name in self.backends], dtype=np.float32)
+        seen = np.array(
+            [log_odds(first[name], edge=EDGE) for name in self.backends], dtype=np.float32
+        )
         told = np.concatenate((seen, VECTOR_SCALE * vector))
         outputs = (told @ self.weights + self.bias).tolist()
         count = len(self.backends)

@@ -13,7 +13,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from gateway.routing.figures import softmax
+from gateway.routing.figures import log_odds, softmax
 
 MOST = 4
 """Backends of one group: 16 patterns."""
@@ -61,12 +61,14 @@ class Together:
         reference: str,
         follows: Mapping[str, tuple[float, float]],
     ) -> None:
-        self._groups = [(group, passes_of(len(group.backends))) for group in groups]
-        self._passed = [
-            (group, [np.flatnonzero(column).tolist() for column in passes.T])
-            for group, passes in self._groups
+        self._groups = [
+            (
+                group,
+                [np.flatnonzero(passed).tolist() for passed in passes_of(len(group.backends)).T],
+            )
+            for group in groups
         ]
-        """Of each backend, the patterns that it passes."""
+        """Each with the patterns that each of its backends passes."""
         self._reference = reference
         self._follows = dict(follows)
 
@@ -74,12 +76,12 @@ class Together:
         """P(answers well) by backend, of logits [all patterns]."""
         found: dict[str, float] = {}
         values = logits.tolist()  # so few that plain numbers are faster
-        for group, columns in self._passed:
+        for group, passes in self._groups:
             part = values[group.start : group.stop]
             most = max(part)
             chance = [exp(value - most) for value in part]
             total = sum(chance)
-            for name, passed in zip(group.backends, columns, strict=True):
+            for name, passed in zip(group.backends, passes, strict=True):
                 found[name] = sum([chance[pattern] for pattern in passed]) / total
         if self._follows:
             seen = log_odds(found[self._reference])
@@ -92,18 +94,10 @@ class Together:
         found = np.zeros(len(logits))
         for group, passes in self._groups:
             if self._reference in group.backends:
-                passed = passes[:, group.backends.index(self._reference)] == 1
                 part = logits[group.start : group.stop].astype(np.float64)
+                passed = np.zeros(len(part), dtype=bool)
+                passed[passes[group.backends.index(self._reference)]] = True
                 found[:] = 0.0  # the last fit that names it
-                found[group.start : group.stop][passed] = softmax(part[None, passed])[0]
-                found[group.start : group.stop][~passed] = -softmax(part[None, ~passed])[0]
+                found[group.start : group.stop][passed] = softmax(part[passed])
+                found[group.start : group.stop][~passed] = -softmax(part[~passed])
         return found * self._follows.get(self._reference, (1.0, 0.0))[0]
-
-
-EDGE = 1e-6
-
-
-def log_odds(chance: float) -> float:
-    """Of a probability, which is kept off 0 and 1."""
-    chance = min(1 - EDGE, max(EDGE, chance))
-    return float(np.log(chance / (1 - chance)))

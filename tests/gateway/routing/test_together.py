@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from gateway.routing.figures import log_odds
 from gateway.routing.forms import BITS, form_rows, form_spans
-from gateway.routing.together import Together, groups_of, log_odds
+from gateway.routing.together import Together, groups_of
 from gateway.routing.vectorise import Vectoriser, tokens_of
 
 GROUPS = groups_of([["a", "b"], ["c"], ["b"]])
