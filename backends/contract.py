@@ -14,6 +14,33 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "abort"
 Endpoint = Literal["chat/completions", "completions", "embeddings"]
 
 
+class StructuredOutputsParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The form that an answer must have, exactly one; names and meanings are vLLM's."""
+
+    json: dict[str, Any] | str | None = None
+    """A JSON Schema, or its text."""
+    json_object: bool | None = None
+    """Any JSON object."""
+    regex: str | None = None
+    """What the whole answer matches: no look-around, no back-references."""
+    choice: list[str] | None = None
+    """One of these, word for word."""
+    grammar: str | None = None
+    """Context-free: Lark's notation or llama.cpp's GBNF."""
+    strict: bool = True
+    """False: keywords of a schema that cannot be enforced are passed over instead of refused."""
+
+    def problem(self) -> str | None:
+        """What is wrong with it; None: nothing."""
+        given = [name for name in _FORMS if getattr(self, name) not in (None, False)]
+        if len(given) != 1:
+            return f"names {' and '.join(given) or 'nothing'}; allowed: exactly one of {_FORMS}"
+        return "choice is empty; name at least one" if self.choice == [] else None
+
+
+_FORMS = ("json", "json_object", "regex", "choice", "grammar")
+
+
 class SamplingParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to choose tokens; field names and meanings are vLLM's.
 
@@ -50,6 +77,8 @@ class SamplingParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """None: none. k ≥ 0: the sampled token's log-probability and the k likeliest."""
     ignore_eos: bool = False
     """Generate on past end-of-sequence: for benchmarks."""
+    structured_outputs: StructuredOutputsParams | None = None
+    """The answer has this form, whatever it says; a `max_tokens` that is too small cuts it."""
 
     def validate(self) -> None:
         """Check every range. Raises ValueError naming field, value and what is allowed."""
@@ -73,6 +102,11 @@ class SamplingParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         for name, holds, allowed in rules:
             if not holds:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {allowed}")
+        if self.structured_outputs is not None:
+            if problem := self.structured_outputs.problem():
+                raise ValueError(f"structured_outputs {problem}")
+            if self.ignore_eos:
+                raise ValueError("ignore_eos is True; not with structured_outputs, which end")
 
     def _plainly_valid(self) -> bool:
         """The usual case, decided without building the table; False means: look closer."""
@@ -90,6 +124,7 @@ class SamplingParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             and self.logprobs is None
             and not self.stop
             and not self.logit_bias
+            and self.structured_outputs is None
         )
 
 
@@ -176,7 +211,7 @@ class GenerateRequest(Struct, kw_only=True, frozen=True):
     body: Mapping[str, Any]
     """An OpenAI request body whose `model` is the backend's own name for it."""
     headers: Mapping[str, str] = field(default_factory=dict)
-    """Passed on: x-request-id, traceparent."""
+    """Passed on: x-request-id, traceparent, tracestate."""
     timeout_s: float = 600.0
     """To the whole answer, or between two chunks of a stream."""
     beside: str | None = None

@@ -43,7 +43,7 @@ def request_of(parts: Parts, x: Exchange, name: str, *, beside: bool = False) ->
         request_id=x.request_id + _SUFFIX if beside else x.request_id,
         endpoint=x.endpoint,
         body=body | x.extra[name] if name in x.extra else body,
-        headers={"traceparent": x.options.traceparent} if x.options.traceparent else {},
+        headers=x.options.passed_on(),
         timeout_s=settings.timeout_s,
         beside=x.request_id if beside else None,
     )

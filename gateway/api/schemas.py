@@ -24,6 +24,8 @@ _REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
 _IDS = r"(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 _TRACEPARENT = re.compile(rf"00-{_IDS}|(?!00|ff)[0-9a-f]{{2}}-{_IDS}(-.*)?")
 """W3C Trace Context: later versions may say more."""
+_TRACESTATE = re.compile(r"[\x20-\x7e\t]{1,2048}")
+"""Its members are whose they are; what is no header's value, or very long, is left out."""
 _NAME = re.compile(r"^[\w.@-]{1,128}$")
 
 
@@ -38,8 +40,18 @@ class Options(Struct, frozen=True, kw_only=True):
     request_id: str | None = None
     """The client's own id of the request."""
     traceparent: str | None = None
+    tracestate: str | None = None
+    """What tracing systems add; None without a traceparent."""
     accept_restart: bool = False
     """The client understands a stream that begins again."""
+
+    def passed_on(self) -> dict[str, str]:
+        """Headers that backends get as they came."""
+        if self.traceparent is None:
+            return {}
+        if self.tracestate is None:
+            return {"traceparent": self.traceparent}
+        return {"traceparent": self.traceparent, "tracestate": self.tracestate}
 
 
 _NONE = Options()
@@ -72,7 +84,8 @@ def read_options(headers: Mapping[str, str]) -> Options:
         deadline_s=_deadline(headers.get("x-headgate-deadline-ms")),
         tags=_tags(headers.get("x-headgate-tags")),
         request_id=_request_id(headers.get("x-request-id")),
-        traceparent=_traceparent(headers.get("traceparent")),
+        traceparent=(traceparent := _traceparent(headers.get("traceparent"))),
+        tracestate=_tracestate(headers.get("tracestate")) if traceparent else None,
         accept_restart=_flag(headers, "x-headgate-accept-restart"),
     )
 
@@ -129,6 +142,10 @@ def _request_id(value: str | None) -> str | None:
 def _traceparent(value: str | None) -> str | None:
     """What is malformed begins a new trace, as W3C asks: tracing must break no request."""
     return value if value is not None and _TRACEPARENT.fullmatch(value) else None
+
+
+def _tracestate(value: str | None) -> str | None:
+    return value if value is not None and _TRACESTATE.fullmatch(value) else None
 
 
 def _tags(value: str | None) -> dict[str, str]:

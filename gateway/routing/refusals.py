@@ -1,4 +1,8 @@
-"""Why nobody may answer: capability (400), context (400), policy (403), or somebody away (503)."""
+"""Why nobody may answer.
+
+The kind of model, a capability or the context stands in the way (400), the policy (403), or
+somebody is away (503).
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +21,7 @@ from policies.candidates import NO_FIT
 from policies.model import BackendCard, Decision, Facts
 
 _DRAINED_RETRY_S = 30
+_VERBS = {"chat/completions": "chat", "completions": "complete text", "embeddings": "embed"}
 
 
 def refusal_of(
@@ -37,6 +42,8 @@ def refusal_of(
 
     if decision.denied is not None:
         return PolicyDenied(decision.denied)
+    if (wrong_kind := _wrong_kind(facts, cards)) is not None:
+        return wrong_kind
     if facts.barred and answered(barred={}):
         away = "; ".join(f"{name} is {why}" for name, why in facts.barred.items())
         return Unavailable(f"Nobody else may answer: {away}.", retry_after_s=_DRAINED_RETRY_S)
@@ -58,6 +65,17 @@ def refusal_of(
         f"Policy {loaded.ref}, rule {decision.rule!r}, leaves no backend for model "
         f"{facts.model!r}" + (f": {why}." if why else ".")
     )
+
+
+def _wrong_kind(facts: Facts, cards: Mapping[str, BackendCard]) -> InvalidRequest | None:
+    """Of a chat to an encoder, or vectors of what makes none: who could."""
+    names = cards if facts.allowed is None else facts.allowed
+    if any(facts.endpoint in cards[name].endpoints for name in names if name in cards):
+        return None
+    able = [name for name, card in cards.items() if facts.endpoint in card.endpoints]
+    there_are = f"these can: {', '.join(able)}" if able else "no backend here can"
+    what = _VERBS.get(facts.endpoint, f"answer {facts.endpoint}")
+    return InvalidRequest(f"The model {facts.model!r} cannot {what}; {there_are}.", param="model")
 
 
 def too_small(decision: Decision) -> list[str]:

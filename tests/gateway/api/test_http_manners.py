@@ -169,3 +169,22 @@ async def test_every_path_with_a_body_takes_gzip(tmp_path: Path) -> None:
 def test_malformed_traceparent_breaks_nothing(sent: str, passed_on: bool) -> None:
     """It is left out, so that a new trace begins; what is right goes on as it came."""
     assert read_options({"traceparent": sent}).traceparent == (sent if passed_on else None)
+
+
+@pytest.mark.parametrize(
+    ("parent", "state", "passed_on"),
+    [
+        (True, "congo=t61rcWkgMzE,rojo=00f067aa0ba902b7", True),
+        (False, "congo=t61rcWkgMzE", False),
+        (True, "congo=\r\nx-other: 1", False),
+        (True, "c=" + "x" * 4096, False),
+    ],
+)
+def test_tracestate_goes_on_beside_its_traceparent_only(
+    parent: bool, state: str, passed_on: bool
+) -> None:
+    """Vendors' words reach the backend with their trace; alone they mean nothing."""
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    sent = {"traceparent": trace if parent else "rubbish", "tracestate": state}
+    expected = {"traceparent": trace} if parent else {}
+    assert read_options(sent).passed_on() == expected | ({"tracestate": state} if passed_on else {})

@@ -51,7 +51,9 @@ async def test_embeddings_go_to_the_encoder_by_name_and_by_auto(tmp_path: Path) 
             assert answer.headers["x-headgate-backend"] == "minilm"
             assert (await served.settled(answer)).charges[0].prompt_tokens == 3
         refused = await served.chat(model="minilm")
-        assert refused.status_code in (400, 403, 404)
+        error = decode(refused)["error"]
+        assert (refused.status_code, error["param"]) == (400, "model")
+        assert error["message"] == "The model 'minilm' cannot chat; these can: small."
 
 
 async def test_models_can_be_sent_back_as_model(tmp_path: Path) -> None:

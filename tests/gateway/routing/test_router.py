@@ -202,7 +202,9 @@ async def test_embeddings_go_to_the_encoder(rig: Rig) -> None:
     facts = rig.router.facts(EmbeddingRequest(model="auto", input="hello"))
     assert (await rig.router.decide(facts)).decision.candidates == ("minilm",)
     facts = rig.router.facts(EmbeddingRequest(model="small", input="hello"))
-    assert isinstance((await rig.router.decide(facts)).refusal, PolicyDenied)
+    refusal = (await rig.router.decide(facts)).refusal
+    assert isinstance(refusal, InvalidRequest)
+    assert refusal.message == "The model 'small' cannot embed; these can: minilm."
 
 
 async def test_explanation_holds_the_whole_decision(rig: Rig) -> None:
