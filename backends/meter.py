@@ -67,6 +67,8 @@ class MeterReading(Struct, frozen=True, kw_only=True):
     idle_ns: int
     """Processes were there, and none had a request."""
     slots: dict[str, SlotReading]
+    running: bool = True
+    """Whether any process is there."""
 
 
 class Meter:
@@ -194,6 +196,7 @@ class Meter:
                     )
                     for name, slot in zip(self.names, self._slots, strict=True)
                 },
+                running=any(words[slot + _STATE] != ABSENT for slot in self._slots),
             )
 
     @contextlib.contextmanager

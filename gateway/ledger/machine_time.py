@@ -27,6 +27,7 @@ MachineKind = Literal["run", "idle", "startup", "loading", "busy", "lost"]
 MACHINE = ""
 """In place of a backend: the machine as a whole."""
 _HOUR_NS = 3_600_000_000_000
+_MOMENT_NS = 1_000_000
 _OF_SLOT: dict[MachineKind, str] = {
     "startup": "startup_ns",
     "loading": "loading_ns",
@@ -111,13 +112,20 @@ class MachineClock:
         """Append what the machine's meter counted since the last reading that was written.
 
         The first one counts from the start of the machine's first process. What the database does
-        not take, the next reading carries.
+        not take, the next reading carries. Of a machine that stopped, its rows end with its last
+        process, not with the look: a report cuts what lies past its last run.
         """
+        runs = [run for (of, _), run in self._runs.items() if of == machine]
         written = self._written.get(machine)
         if written is None:
-            starts = [run.started_ns for (of, _), run in self._runs.items() if of == machine]
-            began_ns = min(starts, default=now_unix_ns)
+            began_ns = min((run.started_ns for run in runs), default=now_unix_ns)
             written = self._written[machine] = _Written(began_ns, began_ns, {})
+        if not reading.running:
+            if _totals(reading) == written.totals:
+                return
+            ended_ns = max((run.seen_ns for run in runs), default=now_unix_ns)
+            # What the look before could not know yet (work that died) needs a moment of its own.
+            now_unix_ns = max(ended_ns, written.at_ns + _MOMENT_NS)
         self._late[machine] = (reading, now_unix_ns)
         if _due(written.began_ns, written.at_ns, now_unix_ns):
             await self._finish_meter(machine)
@@ -127,10 +135,7 @@ class MachineClock:
         written = self._written[machine]
         if now_ns <= written.at_ns:
             return
-        totals: dict[tuple[str, MachineKind], int] = {(MACHINE, "idle"): reading.idle_ns}
-        for backend, slot in reading.slots.items():
-            for kind, name in _OF_SLOT.items():
-                totals[backend, kind] = getattr(slot, name)
+        totals = _totals(reading)
         rows = [
             _row(machine, backend, kind, written.at_ns, now_ns, ns)
             for (backend, kind), total in totals.items()
@@ -153,6 +158,14 @@ class MachineClock:
             await self._finish_meter(machine)
         if self._owned:
             await self._engine.dispose()
+
+
+def _totals(reading: MeterReading) -> dict[tuple[str, MachineKind], int]:
+    totals: dict[tuple[str, MachineKind], int] = {(MACHINE, "idle"): reading.idle_ns}
+    for backend, slot in reading.slots.items():
+        for kind, name in _OF_SLOT.items():
+            totals[backend, kind] = getattr(slot, name)
+    return totals
 
 
 def _due(began_ns: int, written_ns: int, now_ns: int) -> bool:
