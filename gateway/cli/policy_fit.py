@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     "--outcomes",
     type=click.Path(dir_okay=False),
     metavar="FILE",
-    help="JSON Lines: prompt or messages, and scores by backend.",
+    help="JSON Lines, or .csv with columns prompt and one of scores per backend.",
 )
 @click.option(
     "--practice",

@@ -1,11 +1,12 @@
-"""Files of outcomes: which backend answered which prompt how well. JSON Lines, read strictly.
+"""Files of outcomes: which backend answered which prompt how well. Read strictly.
 
-One line: `{"id"?, "prompt": "…" | "messages": […], "scores": {"small": 0.0, "base": 1.0},
+A line of JSON: `{"id"?, "prompt": "…" | "messages": […], "scores": {"small": 0.0, "base": 1.0},
 "cost_usd"?: {"small": 0.0001}, "split"?: "train" | "test", "suite"?}`. A backend may be missing
 from a line's scores: it was not asked. How sure each backend was of its answer stands there as
 `"logprob": {"small": -0.1}` and likewise `margin`, `entropy` and `completion_tokens`; what it said,
 as `"answer_text": {"small": "62"}`; what other judges said of it, 0 to 1, as
-`"judged": {"consistency": {"small": 0.7}, "backend:base": {…}}`.
+`"judged": {"consistency": {"small": 0.7}, "backend:base": {…}}`. A file called .csv or .tsv is read
+as `spreadsheets.py` says; any may be compressed, .gz.
 """
 
 import gzip
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from backends.evaluation.frozen import is_router_test
 from backends.wire import Message
+from gateway.learning.spreadsheets import ENDINGS, outcome_rows
 
 Floats = NDArray[np.float64]
 MIN_ROWS = 20
@@ -142,12 +144,32 @@ def _lines(path: Path, digest: "hashlib._Hash") -> list[_Line]:
     except (OSError, EOFError, zlib.error) as error:
         raise OutcomesError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     digest.update(data)
+    if Path(path.name.removesuffix(".gz")).suffix.lower() in ENDINGS:
+        return _spreadsheet(path, text)
     decoder = msgspec.json.Decoder(_Line)
     return [
         _decode(decoder, line, f"{path}:{number}")
         for number, line in enumerate(text.splitlines(), start=1)
         if line.strip()
     ]
+
+
+def _spreadsheet(path: Path, data: bytes) -> list[_Line]:
+    try:
+        rows = list(outcome_rows(data.decode("utf-8-sig")))
+    except UnicodeDecodeError as error:
+        raise OutcomesError(f"{path}: not UTF-8: {error}; save it as CSV UTF-8") from None
+    except ValueError as error:
+        raise OutcomesError(f"{path}: {error}") from None
+    found = []
+    for number, row in rows:
+        place = f"{path}: row {number}"
+        try:
+            line = msgspec.convert(row, _Line)
+        except msgspec.ValidationError as error:
+            raise OutcomesError(f"{place}: {error}") from None
+        found.append(_checked(line, place))
+    return found
 
 
 def _signals(lines: list[_Line], names: list[str]) -> dict[str, Floats]:
@@ -167,6 +189,10 @@ def _decode(decoder: "msgspec.json.Decoder[_Line]", line: bytes, place: str) -> 
         row = decoder.decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise OutcomesError(f"{place}: {error}") from None
+    return _checked(row, place)
+
+
+def _checked(row: _Line, place: str) -> _Line:
     if row.prompt is None and not row.messages:
         raise OutcomesError(f"{place}: neither prompt nor messages")
     for name, score in row.scores.items():
