@@ -8,10 +8,10 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from backends.contract import SamplingParams
+    from backends.contract import SamplingParams, StructuredOutputsParams
     from backends.llm import LLM
 
-__all__ = ["LLM", "SamplingParams"]
+__all__ = ["LLM", "SamplingParams", "StructuredOutputsParams"]
 
 if "torch" not in sys.modules:
     # OpenMP reads this once, when torch loads. By default its threads spin while they wait, and on
@@ -25,8 +25,8 @@ def __getattr__(name: str) -> Any:
         from backends.llm import LLM
 
         return LLM
-    if name == "SamplingParams":
-        from backends.contract import SamplingParams
+    if name in ("SamplingParams", "StructuredOutputsParams"):
+        from backends import contract
 
-        return SamplingParams
+        return getattr(contract, name)
     raise AttributeError(f"module 'backends' has no attribute {name!r}")

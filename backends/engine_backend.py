@@ -4,6 +4,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from backends.contract import (
     Completion,
     GenerateRequest,
     SamplingParams,
+    StructuredOutputsParams,
     TokenEvent,
     Usage,
 )
@@ -26,9 +28,11 @@ from backends.errors import (
     InvalidRequestError,
 )
 from backends.openai_responses import ResponseWriter, total_usage
+from backends.sampling.grammar import Grammar, GrammarCompiler
 from backends.tokenizer import Tokenizer
 from backends.wire import (
     CAPABILITY_FIELDS,
+    ENGINE_CAPABILITIES,
     ChatCompletionRequest,
     CompletionRequest,
     WireError,
@@ -44,7 +48,6 @@ _COMPLETION_MAX_TOKENS = 16
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "function_call": ("none",),
     "tools": ([],),
@@ -53,6 +56,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "echo": (False,),
 }
 """Values of capability fields that ask for nothing."""
+_COMPILE_TIMEOUT_S = 10.0
+"""For a form's turn to be compiled, and its compilation."""
 
 
 class EngineBackend:
@@ -89,6 +94,8 @@ class EngineBackend:
         self._max_waiting = max_waiting
         self._defaults = defaults or SamplingParams()
         self._adapters = frozenset(adapters)
+        self._grammars = GrammarCompiler(tokenizer)
+        self._compiling = ThreadPoolExecutor(1, thread_name_prefix="grammar")
 
     async def generate(self, request: GenerateRequest) -> Completion:
         """Answer whole."""
@@ -154,6 +161,7 @@ class EngineBackend:
 
     async def aclose(self) -> None:
         """Stop the engine."""
+        self._compiling.shutdown(wait=False, cancel_futures=True)
         await self._engine.aclose()
 
     async def encode_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
@@ -206,6 +214,24 @@ class EngineBackend:
             return self._engine_ids(f"{request_id}~{uuid.uuid4().hex[:8]}", count)
         return ids
 
+    async def _grammar(self, form: StructuredOutputsParams, wire: Any) -> Grammar:
+        """Compile the form that an answer must have, beside everything else, unless it is kept."""
+        grammar = self._grammars.kept(form)
+        if grammar is not None:
+            return grammar
+        loop = asyncio.get_running_loop()
+        compiling = loop.run_in_executor(self._compiling, self._grammars.compile, form)
+        try:
+            return await asyncio.wait_for(compiling, _COMPILE_TIMEOUT_S)
+        except TimeoutError:
+            raise BackendOverloadedError(
+                f"The answer's form was not compiled within {_COMPILE_TIMEOUT_S:g} s; try again."
+            ) from None
+        except InvalidRequestError as error:
+            own = wire.structured_outputs is not None
+            error.param = "structured_outputs" if own else "response_format"
+            raise
+
     async def _start(self, request: GenerateRequest) -> "_Job":
         """Check, tokenise and queue a request."""
         if self._engine.stats().waiting >= self._max_waiting:
@@ -223,6 +249,8 @@ class EngineBackend:
         except WireError as error:
             raise InvalidRequestError(error.message, param=error.param) from None
         _refuse_capabilities(request.body, params.n)
+        form = params.structured_outputs
+        grammar = None if form is None else await self._grammar(form, wire)
         prediction = None
         if chat:
             prompts = [await self.encode_chat(request.body["messages"])]
@@ -243,6 +271,7 @@ class EngineBackend:
                     prediction_text=prediction,
                     tells_usage=bool(options and options.continuous_usage_stats),
                     adapter=wire.model if wire.model in self._adapters else None,
+                    grammar=grammar,
                 )
                 for request_id, prompt in zip(ids, prompts, strict=True)
             ]
@@ -323,7 +352,7 @@ def _part_id(request_id: str, place: int) -> str:
 def _refuse_capabilities(body: Mapping[str, Any], n: int) -> None:
     for name in CAPABILITY_FIELDS:
         value = body.get(name)
-        if value is None or value in _NEUTRAL.get(name, ()):
+        if value is None or name in ENGINE_CAPABILITIES or value in _NEUTRAL.get(name, ()):
             continue
         if name == "best_of" and value == n:
             continue

@@ -16,6 +16,7 @@ from backends.engine.factory import build_engine
 from backends.engine.options import read_options
 from backends.models.folder import model_folder
 from backends.models.generation import default_sampling
+from backends.sampling.grammar import GrammarCompiler
 from backends.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
@@ -85,6 +86,7 @@ class LLM:
         self._defaults = default_sampling(model_folder(asked.model), asked.generation_config)
         assert isinstance(self.engine.tokenizer, Tokenizer)
         self.tokenizer = self.engine.tokenizer
+        self._grammars = GrammarCompiler(self.tokenizer)
         self._ids = count()
 
     def generate(
@@ -152,7 +154,9 @@ class LLM:
         try:
             for (text, ids), own in zip(prompts, params, strict=True):
                 request_id = str(next(self._ids))
-                self.engine.add_request(request_id, ids, own)
+                form = own.structured_outputs
+                grammar = self._grammars.compile(form) if form else None
+                self.engine.add_request(request_id, ids, own, grammar=grammar)
                 outputs[request_id] = _empty_output(request_id, text, ids, own)
             while self.engine.has_unfinished:
                 for event in self.engine.step():

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, field
 
-from backends.contract import EngineUsage, SamplingParams, Usage
+from backends.contract import EngineUsage, SamplingParams, StructuredOutputsParams, Usage
 
 
 class WireError(ValueError):
@@ -107,6 +107,8 @@ class _Sampled(Sampling, kw_only=True):
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
     n: int | None = None
+    # vLLM's: the form of the answer; a capability, as response_format is
+    structured_outputs: StructuredOutputsParams | None = None
 
 
 class ChatCompletionRequest(_Sampled, kw_only=True):
@@ -156,6 +158,7 @@ CAPABILITY_FIELDS = (
     "tool_choice",
     "parallel_tool_calls",
     "response_format",
+    "structured_outputs",
     "reasoning_effort",
     "modalities",
     "audio",
@@ -168,6 +171,9 @@ CAPABILITY_FIELDS = (
     "best_of",
 )
 """Fields of kind (c): only backends whose `accepts` names them may answer."""
+
+ENGINE_CAPABILITIES = frozenset({"response_format", "structured_outputs"})
+"""Those of them that our own engine honours."""
 
 WITHOUT_EFFECT_FIELDS = (
     "user",
@@ -211,9 +217,9 @@ def decode(kind: type[_T], body: bytes) -> _T:
         raise WireError(f"The request body is not valid JSON: {error}") from None
 
 
-def _wire_error(text: str) -> WireError:
+def _wire_error(text: str, within: str = "") -> WireError:
     found = _PATH.search(text)
-    path = found.group(1) if found else ""
+    path = ".".join(part for part in (within, found.group(1) if found else "") if part)
     reason = _PATH.sub("", text)
     for pattern, words in ((_UNKNOWN, "Unknown field"), (_MISSING, "Missing required field")):
         named = pattern.search(reason)
@@ -279,6 +285,7 @@ def sampling_params(
         logit_bias=_logit_bias(request.logit_bias),
         logprobs=logprobs,
         ignore_eos=bool(request.ignore_eos),
+        structured_outputs=_form(request),
     )
     try:
         params.validate()
@@ -287,6 +294,43 @@ def sampling_params(
         name = _wire_name(request, param)
         raise WireError(f"Invalid value: {name} {problem}.", name) from None
     return params
+
+
+class _JsonSchema(Struct, forbid_unknown_fields=True):
+    schema: dict[str, Any]
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class _ResponseFormat(Struct, forbid_unknown_fields=True):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: _JsonSchema | None = None
+    schema: dict[str, Any] | None = None
+    """llama.cpp's way: beside json_object."""
+
+
+def _form(request: ChatCompletionRequest | CompletionRequest) -> StructuredOutputsParams | None:
+    """What form the answer must have: vLLM's field, or OpenAI's."""
+    own = request.structured_outputs
+    if not isinstance(request, ChatCompletionRequest) or request.response_format is None:
+        return own
+    try:
+        wanted = msgspec.convert(request.response_format, _ResponseFormat)
+    except msgspec.ValidationError as error:
+        raise _wire_error(str(error), "response_format") from None
+    if wanted.type == "text":
+        return own
+    if own is not None:
+        raise WireError("Send response_format or structured_outputs, not both.", "response_format")
+    if wanted.type == "json_schema":
+        if wanted.json_schema is None:
+            raise WireError("json_schema is missing.", "response_format.json_schema")
+        given = wanted.json_schema
+        return StructuredOutputsParams(json=given.schema, strict=given.strict is not False)
+    if wanted.schema is not None:
+        return StructuredOutputsParams(json=wanted.schema)
+    return StructuredOutputsParams(json_object=True)
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -24,6 +24,7 @@ from backends.errors import (
     BackendUnavailableError,
     InvalidRequestError,
 )
+from backends.sampling.grammar import Grammar, GrammarError
 
 _USAGE_KEPT_S: Final = 60.0
 _MOST_FAILURES: Final = 3
@@ -45,6 +46,8 @@ class EngineRequest(Struct, kw_only=True, frozen=True):
     cache_salt: str = ""
     tells_usage: bool = False
     adapter: str | None = None
+    grammar: Grammar | None = None
+    """What `params.structured_outputs` was compiled to."""
 
 
 class EventStream:
@@ -265,6 +268,9 @@ class AsyncEngine:
         began_s = self._now_s()
         try:
             events = self._engine.step()
+        except GrammarError as error:
+            self._fail_one(error.request_id, error)  # The others' step is made again.
+            return
         except Exception as error:
             self._step_failed(error)
             return
@@ -284,9 +290,12 @@ class AsyncEngine:
             raise error
         message = f"The engine failed in a step: {type(error).__name__}: {error}"
         for request_id in failed:
-            usage = self._engine.abort(request_id)
-            self._arrivals.pop(request_id, None)
-            self._tell(self._fail, request_id, message, usage)
+            self._fail_one(request_id, BackendResponseError(message, status=500))
+
+    def _fail_one(self, request_id: str, error: BackendError) -> None:
+        usage = self._engine.abort(request_id)
+        self._arrivals.pop(request_id, None)
+        self._tell(self._fail, request_id, error, usage)
 
     def _add(self, engine: Engine, requests: Sequence[EngineRequest]) -> None:
         added = []
@@ -301,6 +310,7 @@ class AsyncEngine:
                     cache_salt=request.cache_salt,
                     tells_usage=request.tells_usage,
                     adapter=request.adapter,
+                    grammar=request.grammar,
                 )
                 added.append(request.request_id)
                 self._arrivals[request.request_id] = self._now_s()
@@ -343,12 +353,12 @@ class AsyncEngine:
         for seconds in waited:
             self._on_queue_time(seconds)
 
-    def _fail(self, request_id: str, message: str, usage: Usage | None) -> None:
+    def _fail(self, request_id: str, error: BackendError, usage: Usage | None) -> None:
         stream = self._streams.pop(request_id, None)
         if usage is not None:
             self._keep(request_id, usage)
         if stream is not None:
-            stream.fail(BackendResponseError(message, status=500))
+            stream.fail(error)
 
     def _ended(self, request_id: str, usage: Usage | None) -> None:
         if usage is not None:

@@ -23,6 +23,7 @@ from backends.engine.scheduler import Scheduler, check_fits
 from backends.engine.step_costs import StepCoefficients, StepCosts
 from backends.errors import InvalidRequestError
 from backends.meter import MeterSlot
+from backends.sampling.grammar import Grammar
 from backends.speculation.speculator import Speculator
 
 _SEED_MASK: Final = 2**63 - 1
@@ -153,6 +154,7 @@ class Engine:
         cache_salt: str = "",
         tells_usage: bool = False,
         adapter: str | None = None,
+        grammar: Grammar | None = None,
     ) -> None:
         """Queue a request: one sequence for each of its `params.n` choices.
 
@@ -163,6 +165,7 @@ class Engine:
             cache_salt: requests of different salts share no KV.
             tells_usage: its events say now and then what it has used so far.
             adapter: the LoRA adapter to run with, by name.
+            grammar: what `params.structured_outputs` was compiled to.
 
         Raises:
             InvalidRequestError: a parameter out of range, an unknown token id, a request id in use.
@@ -170,6 +173,7 @@ class Engine:
         """
         prompt = list(prompt_token_ids)
         self._check(request_id, prompt, params)
+        assert (grammar is None) == (params.structured_outputs is None), "compile the form first"
         chosen = self._adapter(adapter)
         if adapter is not None:
             cache_salt = f"{cache_salt}\0{adapter}"  # Its keys and values are no one else's.
@@ -195,6 +199,7 @@ class Engine:
                 prediction_token_ids=list(prediction_token_ids) if prediction_token_ids else None,
                 cache_salt=cache_salt,
                 adapter=chosen,
+                matcher=grammar.matcher(request_id) if grammar else None,
                 leader=choices[0] if choices and shares_prompt else None,
             )
             choices.append(choice)
@@ -402,6 +407,7 @@ class Engine:
         return usage
 
     def _forget(self, choice: Request) -> None:
+        choice.matcher = None
         if self._texts.pop(choice, None) is not None:
             self._totals.cached_tokens += choice.cached_tokens
             if self._speculator is not None:

@@ -18,6 +18,7 @@ prompts             of any length; they fill the device by themselves
 logprobs            a softmax and a top-k over the vocabulary, and up to 20 numbers a row back
 logit_bias          any number of tokens of each row
 min_tokens          as `logit_bias`, for the ends of an answer; only until so many are out
+a grammar           its tokens decide on the host which may come next
 an adapter          products of every projection with weights that differ row by row
 penalised guesses   each row's counts would depend on the guesses before it
 ==================  ========================================================================
@@ -100,8 +101,8 @@ class GraphModelRunner(ModelRunner):
         """Whether a graph computes it: its newest token and guesses, drawn on the device."""
         if sequence.num_tokens != 1 + sequence.num_drafts or not sequence.samples:
             return False
-        if sequence.request.adapter >= 0:
-            return False  # What is recorded knows no adapters.
+        if sequence.request.adapter >= 0 or sequence.request.matcher is not None:
+            return False  # What is recorded knows no adapters and no grammars.
         state = self._state_of(sequence.request)
         if state.params.logprobs is not None or state.params.logit_bias:
             return False

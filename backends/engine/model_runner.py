@@ -88,7 +88,8 @@ class ModelRunner:
     def _rows_of(self, sequence: ScheduledSequence) -> SequenceRows:
         request = sequence.request
         drafts = request.draft_token_ids[: sequence.num_drafts] if sequence.num_drafts else ()
-        return SequenceRows(self._state_of(request), request.output_token_ids, drafts)
+        state = self._state_of(request)
+        return SequenceRows(state, request.output_token_ids, drafts, request.matcher)
 
     def _state_of(self, request: Request) -> SamplingState:
         state = self._states.get(request)

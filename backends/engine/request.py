@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from backends.contract import FinishReason, SamplingParams
+from backends.sampling.grammar import Matcher
 
 
 class RequestStatus(Enum):
@@ -65,6 +66,8 @@ class Request:
     """Sequences of different salts never share KV blocks."""
     adapter: int = -1
     """Which of the model's LoRA adapters it runs with; -1: none."""
+    matcher: Matcher | None = None
+    """Follows the answer through the grammar of its form; None: it may say anything."""
     leader: "Request | None" = None
     """The first choice of the same prompt: the others wait for its KV and share it."""
 
@@ -138,7 +141,8 @@ class Request:
         for count, token in enumerate(tokens, start=1):
             outputs.append(token)
             self.token_ids.append(token)
-            if token in self.stop_ids and len(outputs) > self.params.min_tokens:
+            # Under a grammar an end comes before `min_tokens` only where nothing else may.
+            if token in self.stop_ids and (self.matcher or len(outputs) > self.params.min_tokens):
                 self.finish_reason = "stop"
                 plain_eos = token in self.eos_token_ids and not self.params.ignore_eos
                 self.stop_reason = None if plain_eos else token

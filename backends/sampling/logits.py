@@ -1,6 +1,7 @@
-"""Edits of the logits that requests ask for, before temperature: bans, biases, penalties.
+"""Edits of the logits that requests ask for, before temperature: bans, biases, penalties, grammars.
 
-All are sparse: cost grows with the tokens a request names or holds, not with the vocabulary.
+All are sparse: cost grows with the tokens a request names or holds, not with the vocabulary; and a
+grammar's mask, one bit a token, touches the rows of its own answer alone.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from backends.sampling.masks import GrammarMasks
 from backends.sampling.state import SequenceRows
 
 _Ids = npt.NDArray[np.int64]
@@ -18,7 +20,9 @@ _Values = npt.NDArray[np.float32]
 
 
 def edit_logits(logits: Tensor, sequences: Sequence[SequenceRows]) -> None:
-    """Apply min_tokens, logit_bias and the penalties in place, in vLLM's order.
+    """Apply min_tokens, logit_bias, the penalties and grammars in place, in vLLM's order.
+
+    A grammar has the last word: where it only lets an answer end, `min_tokens` does not hold it.
 
     Args:
         logits: [R, V] fp32; the rows of each sequence follow each other.
@@ -28,12 +32,15 @@ def edit_logits(logits: Tensor, sequences: Sequence[SequenceRows]) -> None:
     bans: list[tuple[int, _Ids]] = []
     biases: list[tuple[int, _Ids, _Values]] = []
     penalties: list[tuple[int, _Ids, _Values, tuple[float, float, float]]] = []
+    masks = GrammarMasks(sequences) if any(s.matcher for s in sequences) else None
     for sequence in sequences:
         state = sequence.state
         rows = len(sequence.drafts) + 1
         if state.edits_logits:
             for i in range(rows):
-                if len(sequence.outputs) + i < state.min_tokens:
+                if len(sequence.outputs) + i < state.min_tokens and not (
+                    masks and sequence.matcher and masks.only_allows(first + i, state.end_ids)
+                ):
                     bans.append((first + i, state.end_ids))
                 if len(state.bias_ids):
                     biases.append((first + i, state.bias_ids, state.bias_values))
@@ -48,6 +55,8 @@ def edit_logits(logits: Tensor, sequences: Sequence[SequenceRows]) -> None:
         logits.index_put_((rows_, ids), _tensor(values, logits), accumulate=True)
     if penalties:
         _penalise(logits, penalties)
+    if masks is not None:
+        masks.apply(logits)
 
 
 def _penalties(

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from backends.contract import SamplingParams
+from backends.sampling.grammar import Matcher
 from backends.sampling.random import stream_key
 
 GREEDY_BELOW: Final = 1e-5
@@ -95,7 +96,12 @@ class SamplingState:
         self.names_tokens = bool(params.logit_bias) or self.min_tokens > 0
         """Whether some logits are changed by name."""
         self.edits_logits = self.penalised or self.names_tokens
-        self.plain_greedy = self.greedy and not self.edits_logits and params.logprobs is None
+        self.plain_greedy = (
+            self.greedy
+            and not self.edits_logits
+            and params.logprobs is None
+            and params.structured_outputs is None
+        )
 
 
 class SequenceRows(NamedTuple):
@@ -106,3 +112,5 @@ class SequenceRows(NamedTuple):
     """Tokens generated so far, drafts not among them."""
     drafts: Sequence[int] = ()
     """Tokens proposed to come next; row i is sampled as if drafts[:i] were accepted."""
+    matcher: Matcher | None = None
+    """Says which tokens keep to the answer's form; None: it has none."""

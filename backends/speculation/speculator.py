@@ -109,6 +109,8 @@ class Speculator:
         took = self._now_ns() - began
         guessed = 0
         for request, draft in zip(asked, drafts, strict=True):
+            if draft and request.matcher is not None:
+                del draft[request.matcher.allowed(request.output_token_ids, draft) :]
             if draft:
                 request.draft_token_ids = draft
                 request.draft_source = proposer.name

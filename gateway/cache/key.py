@@ -45,6 +45,8 @@ _DEFAULTS: dict[str, Any] = {
     "logprobs": False,
     "tool_choice": None,
 }
+_ORDERED = frozenset(("response_format", "structured_outputs"))
+"""Objects whose order counts: answers have their properties in the order of the schema."""
 _PREFIX = "headgate:1"
 _encode = msgspec.json.Encoder(order="sorted").encode
 _MAX_SEMANTIC_CHARS = 1_000
@@ -60,6 +62,8 @@ def output_fields(request: WireRequest) -> dict[str, Any]:
             continue
         if name == "stop" and isinstance(value, str):
             value = [value]
+        elif name in _ORDERED:
+            value = msgspec.json.encode(value)
         fields[name] = value
     return fields
 

@@ -127,7 +127,9 @@ def _part_needs(parts: list[dict[str, Any]]) -> set[str]:
 
 def _chat_wants(request: ChatCompletionRequest) -> frozenset[str]:
     wants = set()
-    if _format(request) in ("json_object", "json_schema"):
+    form = request.structured_outputs
+    own = form is not None and (form.json is not None or form.json_object)
+    if own or _format(request) in ("json_object", "json_schema"):
         wants.add("json")
     if request.tools or request.functions:
         wants.add("tools")
@@ -153,6 +155,8 @@ def _chat_needs(request: ChatCompletionRequest) -> set[str]:
         needs.add("tool_choice")
     if _format(request) != "text":
         needs.add("response_format")
+    if request.structured_outputs is not None:
+        needs.add("structured_outputs")
     if request.functions:
         needs.add("functions")
     if request.function_call not in (None, "none", "auto"):
@@ -171,6 +175,8 @@ def _completion_needs(request: CompletionRequest) -> frozenset[str]:
         needs.add("suffix")
     if request.echo:
         needs.add("echo")
+    if request.structured_outputs is not None:
+        needs.add("structured_outputs")
     if request.best_of is not None and request.best_of > (request.n or 1):
         needs.add("best_of")
     return frozenset(needs)

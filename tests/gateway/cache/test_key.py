@@ -46,6 +46,7 @@ def test_exact_key_ignores_what_does_not_affect_the_output(fields: dict[str, Any
         {"logprobs": True},
         {"tools": [{"type": "function", "function": {"name": "f"}}]},
         {"response_format": {"type": "json_object"}},
+        {"structured_outputs": {"choice": ["yes", "no"]}},
         {
             "messages": [
                 {"role": "system", "content": "Be brief"},
@@ -58,6 +59,18 @@ def test_exact_key_ignores_what_does_not_affect_the_output(fields: dict[str, Any
 def test_exact_key_changes_with_what_affects_the_output(fields: dict[str, Any]) -> None:
     """Each sampling field, capability and message is part of the key."""
     assert exact(chat(**fields)) != exact(chat())
+
+
+def test_exact_key_changes_with_the_order_of_a_schema() -> None:
+    """An answer has its properties in the schema's order, which may change what it says."""
+
+    def key(*names: str) -> str:
+        schema = {"type": "object", "properties": {name: {"type": "string"} for name in names}}
+        form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+        return exact(chat(response_format=form))
+
+    assert key("why", "answer") == key("why", "answer")
+    assert key("why", "answer") != key("answer", "why")
 
 
 @pytest.mark.parametrize(

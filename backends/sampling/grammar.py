@@ -1,0 +1,261 @@
+"""Grammars of answers: which tokens may come next, so that JSON, a pattern or a choice comes out.
+
+`llguidance` compiles a JSON Schema, a regular expression or a context-free grammar and says for
+each place of an answer which tokens keep it possible. It is imported when a request first asks for
+a form. Once compiled, a grammar is kept; every answer follows a copy of its own.
+"""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from backends.contract import StructuredOutputsParams
+from backends.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+MAX_GRAMMAR_BYTES: Final = 256 * 1024
+"""Of a schema or grammar as it was sent."""
+_KEPT: Final = 128
+"""Compiled grammars, the least recently used of which is forgotten."""
+_MAX_LEXER_STATES: Final = 50_000
+"""One to two kB each; patterns that need more end their request."""
+_WHITESPACE: Final = r"[\x20\x0A\x0D\x09]{1,32}"
+"""Between JSON's tokens: enough for any indentation, too little to go on for ever."""
+_WORD: Final = 32
+_NAMES: Final = {
+    "json": "The JSON Schema",
+    "json_object": "The JSON object",
+    "regex": "The regular expression",
+    "choice": "The choice",
+    "grammar": "The grammar",
+}
+
+Bits = npt.NDArray[np.int32]
+"""[R, ceil(V / 32)]: bit i of word w allows token 32 w + i."""
+
+
+class GrammarTokenizer(Protocol):
+    """What a grammar needs of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def eos_token_ids(self) -> Sequence[int]: ...
+    @property
+    def bos_token_id(self) -> int | None: ...
+    @property
+    def special_token_ids(self) -> frozenset[int]: ...
+    def token_bytes(self, token_id: int, /) -> bytes:
+        """The bytes one token stands for in an answer."""
+        ...
+
+    def encode(self, text: str, /) -> list[int]:
+        """Token ids of plain text."""
+        ...
+
+
+class Matcher:
+    """How far one answer has come in its grammar. It follows the answer's tokens by itself."""
+
+    def __init__(
+        self, matcher: "LLMatcher", end_ids: frozenset[int], words: int, request_id: str
+    ) -> None:
+        self._matcher = matcher
+        self._words = words
+        self._end_ids = end_ids
+        self._request_id = request_id
+        self._taken = 0
+
+    def masks(self, outputs: Sequence[int], drafts: Sequence[int] = ()) -> Bits:
+        """Say which tokens may come after `outputs`, and after each of the guesses that follow.
+
+        Returns:
+            [len(drafts) + 1, words]; all ones behind a guess that cannot be: no one will look.
+
+        Raises:
+            GrammarError: this answer's grammar has become too complex to go on with.
+        """
+        rows = np.full((len(drafts) + 1, self._words), -1, dtype=np.int32)
+        matcher, guessed = self._matcher, 0
+        self._follow(outputs)
+        for row in rows:
+            matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+            if guessed == len(drafts) or not self._guess(drafts[guessed]):
+                break
+            guessed += 1
+        if matcher.is_error():
+            raise GrammarError(self._request_id, matcher.get_error())
+        if guessed:
+            matcher.rollback(guessed)
+        return rows
+
+    def allowed(self, outputs: Sequence[int], drafts: Sequence[int]) -> int:
+        """Count the guesses that may stand."""
+        self._follow(outputs)
+        return int(self._matcher.validate_tokens(list(drafts)))
+
+    def _guess(self, token: int) -> bool:
+        """Go on with a token as if it had been sampled; False: it may not, or ends the answer."""
+        return token not in self._end_ids and self._matcher.try_consume_tokens([token]) == 1
+
+    def _follow(self, outputs: Sequence[int]) -> None:
+        if self._taken < len(outputs):
+            self._matcher.consume_tokens(list(outputs[self._taken :]))
+            self._taken = len(outputs)
+
+
+class GrammarError(InvalidRequestError):
+    """An answer cannot go on under its grammar; `request_id` says whose."""
+
+    def __init__(self, request_id: str, reason: str) -> None:
+        super().__init__(
+            f"The answer's form became too complex to follow: {_one_line(reason)}; simplify it."
+        )
+        self.request_id = request_id
+
+
+class Grammar:
+    """A compiled grammar, of which every answer gets its own copy to follow."""
+
+    def __init__(self, compiled: "LLMatcher", end_ids: frozenset[int], words: int) -> None:
+        self._compiled = compiled
+        self._words = words
+        self._end_ids = end_ids
+
+    def matcher(self, request_id: str) -> Matcher:
+        """One for an answer that has not begun."""
+        return Matcher(self._compiled.deep_copy(), self._end_ids, self._words, request_id)
+
+
+class GrammarCompiler:
+    """One tokenizer's grammars. Any thread may compile; a grammar that is kept costs a look-up."""
+
+    def __init__(self, tokenizer: GrammarTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._compiling = threading.Lock()
+        self._table = threading.Lock()
+        self._kept: OrderedDict[bytes, Grammar] = OrderedDict()
+        self._reader: LLTokenizer | None = None
+
+    def kept(self, wanted: StructuredOutputsParams) -> Grammar | None:
+        """The grammar, if it was compiled before."""
+        key = _key(wanted)
+        with self._table:
+            grammar = self._kept.get(key)
+            if grammar is not None:
+                self._kept.move_to_end(key)
+        return grammar
+
+    def compile(self, wanted: StructuredOutputsParams) -> Grammar:
+        """Compile, one at a time; may take a second. Leaves Python to others meanwhile.
+
+        Raises:
+            InvalidRequestError: the form is malformed, too large, or asks for what cannot be
+                enforced; or `llguidance` is not installed.
+        """
+        with self._compiling:
+            found = self.kept(wanted)
+            if found is not None:
+                return found
+            grammar = self._compile(wanted)
+            with self._table:
+                self._kept[_key(wanted)] = grammar
+                if len(self._kept) > _KEPT:
+                    self._kept.popitem(last=False)
+        return grammar
+
+    def _compile(self, wanted: StructuredOutputsParams) -> Grammar:
+        try:
+            from llguidance import LLMatcher, LLParserLimits
+        except ImportError:
+            raise InvalidRequestError(
+                "Structured outputs need llguidance, which is not installed here: "
+                "pip install 'headgate[structured]'."
+            ) from None
+        limits = LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
+        matcher = LLMatcher(self._read_tokenizer(), _source(wanted), log_level=0, limits=limits)
+        if matcher.is_error():
+            raise _refusal(wanted, matcher.get_error())
+        words = -(-self._tokenizer.vocab_size // _WORD)
+        return Grammar(matcher, frozenset(self._tokenizer.eos_token_ids), words)
+
+    def _read_tokenizer(self) -> "LLTokenizer":
+        """The vocabulary as `llguidance` reads it; a second of work for large ones, done once."""
+        from llguidance import LLTokenizer, TokenizerWrapper
+
+        if self._reader is None:
+            ends = list(self._tokenizer.eos_token_ids)
+            if not ends:
+                raise InvalidRequestError(
+                    "This model has no end-of-answer token, which structured outputs need."
+                )
+            wrapper = TokenizerWrapper(_Vocabulary(self._tokenizer))
+            size = self._tokenizer.vocab_size
+            self._reader = LLTokenizer(wrapper, n_vocab=size, eos_token=ends)
+        return self._reader
+
+
+class _Vocabulary:
+    """A tokenizer by the names that `llguidance` looks for; bytes are those that answers show."""
+
+    def __init__(self, tokenizer: GrammarTokenizer) -> None:
+        self.eos_token_id = tokenizer.eos_token_ids[0]
+        self.bos_token_id = tokenizer.bos_token_id
+        self.tokens = [tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)]
+        self.special_token_ids = sorted(tokenizer.special_token_ids)
+        self._encode: Callable[[str], list[int]] = tokenizer.encode
+
+    def __call__(self, text: str) -> list[int]:
+        return self._encode(text if isinstance(text, str) else str(text, "utf-8", "replace"))
+
+
+def _source(wanted: StructuredOutputsParams) -> str:
+    """The form in `llguidance`'s own words.
+
+    Raises:
+        InvalidRequestError: it is no form, or too large.
+    """
+    from llguidance import LLMatcher, grammar_from
+
+    if len(_encoded(wanted)) > MAX_GRAMMAR_BYTES:
+        raise _refusal(wanted, f"it is larger than {MAX_GRAMMAR_BYTES:,} bytes")
+    try:
+        if wanted.regex is not None:
+            return LLMatcher.grammar_from_regex(wanted.regex)
+        if wanted.grammar is not None:
+            return grammar_from("grammar", wanted.grammar)
+        if wanted.choice is not None:
+            return grammar_from("choice", msgspec.json.encode(wanted.choice).decode())
+        schema: Any = {"type": "object"} if wanted.json_object else wanted.json
+        options: Any = {"whitespace_pattern": _WHITESPACE}
+        if not wanted.strict:
+            options |= {"lenient": True, "coerce_one_of": True}
+        return LLMatcher.grammar_from_json_schema(schema, defaults=options)
+    except ValueError as error:
+        raise _refusal(wanted, str(error)) from None
+
+
+def _refusal(wanted: StructuredOutputsParams, reason: str) -> InvalidRequestError:
+    kind = next(name for name in _NAMES if getattr(wanted, name) not in (None, False))
+    return InvalidRequestError(f"{_NAMES[kind]} cannot be enforced: {_one_line(reason)}.")
+
+
+def _one_line(reason: str) -> str:
+    lines = [line.strip() for line in reason.strip().splitlines()]
+    return " ".join(line for line in lines if line)[:400].rstrip(".") or "unknown reason"
+
+
+def _encoded(wanted: StructuredOutputsParams) -> bytes:
+    return msgspec.json.encode(wanted)
+
+
+def _key(wanted: StructuredOutputsParams) -> bytes:
+    return hashlib.sha256(_encoded(wanted)).digest()
