@@ -32,6 +32,7 @@ async def running(parts: Parts) -> AsyncIterator[None]:
         stack.push_async_callback(_stop, learning)
         await parts.budgets.start()
         stack.push_async_callback(parts.budgets.aclose)
+        stack.push_async_callback(parts.ledger.flush, 2.0)  # budgets may still have to count it
         stack.callback(parts.reservations.close)
         listening = asyncio.create_task(listen(parts.foreign, parts.backends), name="foreign")
         stack.callback(listening.cancel)

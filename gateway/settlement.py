@@ -175,7 +175,7 @@ class Settler:
         self._charge_encoding(x)
         settlement = x.settlement(now=now)
         try:
-            self._parts.ledger.settle(settlement)
+            self._parts.ledger.settle(settlement, heeded=self._spending.heeded(x))
         except Exception:
             log.exception("settlement_failed", request_id=x.request_id)
         self._spending.settle(x)

@@ -16,6 +16,7 @@ from backends.contract import EngineUsage, Usage
 from gateway.cascade_costs import climbing, judge_backend, judge_cost
 from gateway.errors import BudgetUnavailable, GatewayError
 from gateway.exchange import Exchange
+from gateway.ledger.heeded import Heeded
 from gateway.ledger.late_spending import by_backend
 from gateway.ledger.pricing import price_usage
 from gateway.ledger.reservation_log import Held
@@ -142,6 +143,10 @@ class Spending:
         if not x.stream or x.reservation is None or x.decision.rungs:
             return None  # all of a cascade is held from the beginning
         return Meter(self._parts, self, x, x.reservation, backend)
+
+    def heeded(self, x: Exchange) -> Heeded | None:
+        """The budgets that `settle` will count the request in, or that it was held against."""
+        return self._parts.budgets.heeded if x.reservation is None else x.reservation.heeded
 
     def settle(self, x: Exchange) -> None:
         """Book what the request cost, and let go of the rest."""

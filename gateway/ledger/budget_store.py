@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, or_, select, update
 
-from gateway.ledger import subjects
+from gateway.ledger import state, subjects
 from gateway.ledger.database import insert_once
 from gateway.ledger.money import MAX_NANO_USD, parse_usd, usd_text
 from gateway.ledger.records import FIRST_CORRECTION
@@ -39,6 +39,11 @@ NOT_CHARGED = ("shadow", "audit")
 """The operator's own experiments: no customer's budget pays for them."""
 
 
+BudgetId = tuple[str, str, int]
+"""Scope, window, and when it was made, unix microseconds: one that was removed and made again, or
+that counts in another time zone, is another one."""
+
+
 class Budget(Struct, frozen=True, kw_only=True):
     """A limit."""
 
@@ -56,6 +61,13 @@ class Budget(Struct, frozen=True, kw_only=True):
     downgrade_percent: int | None = None
     """From here on `downgrade_policy` decides in place of any other."""
     downgrade_policy: str | None = None
+    created_us: int = 0
+    """When it was made, by the database."""
+
+    @property
+    def id(self) -> BudgetId:
+        """Names this very budget."""
+        return self.scope, self.window, self.created_us
 
 
 class BudgetBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -114,7 +126,7 @@ def shown_budget(budget: Budget, spend: Spend | None = None) -> dict[str, Any]:
     """As commands and the API print it."""
     used = spend or Spend()
     shown: dict[str, Any] = msgspec.to_builtins(budget)
-    del shown["limit_nano_usd"]
+    del shown["limit_nano_usd"], shown["created_us"]
     return {
         **shown,
         "limit_usd": usd_text(budget.limit_nano_usd),
@@ -202,13 +214,13 @@ async def set_budget(connection: "AsyncConnection", budget: Budget, *, now: floa
         "downgrade_policy": budget.downgrade_policy,
     }
     old_tz = (await connection.execute(select(budgets.c.tz).where(here))).scalar_one_or_none()
+    if old_tz != budget.tz:
+        values["created_us"] = round(now * 1e6)
     if old_tz is not None:
         await connection.execute(update(budgets).where(here).values(**values))
     else:
         await connection.execute(
-            insert(budgets).values(
-                scope=budget.scope, window=budget.window, created_us=round(now * 1e6), **values
-            )
+            insert(budgets).values(scope=budget.scope, window=budget.window, **values)
         )
     if old_tz != budget.tz:
         await _count_anew(connection, counter_of(budget, now))
@@ -219,13 +231,17 @@ async def _count_anew(connection: "AsyncConnection", counter: Counter) -> None:
     """Bring the window's counters to what the ledger says: an earlier budget's stood still."""
     bucket_us = bucket_us_of(counter.window)
     first = first_start_us(counter.window, counter.start_us)
-    for start_us in range(first, counter.start_us + 1, bucket_us or 1) if bucket_us else (first,):
-        one = Counter(counter.scope, counter.window, start_us)
-        until_us = start_us + bucket_us if bucket_us and start_us < counter.start_us else None
-        spent = booked(one, until_us=until_us)
+    starts = range(first, counter.start_us + 1, bucket_us) if bucket_us else (first,)
+    found = [Counter(counter.scope, counter.window, start_us) for start_us in starts]
+    for one in found:
         await connection.execute(
             insert_once(connection.dialect.name, budget_spend).values(**_names(one))
         )
+        await lock(connection, one)
+    await state.hold_writers(connection)  # each row is in the sum, or its batch sees the budget
+    for one in found:
+        last = one.start_us == counter.start_us
+        spent = booked(one, until_us=None if last or not bucket_us else one.start_us + bucket_us)
         await connection.execute(
             update(budget_spend)
             .where(is_counter(one))
@@ -253,6 +269,7 @@ async def list_budgets(connection: "AsyncConnection") -> list[Budget]:
             limit_nano_usd=row.limit_nano_usd,
             soft=row.soft,
             tz=row.tz,
+            created_us=row.created_us,
             alert_percents=DEFAULT_ALERT_PERCENTS
             if row.alert_percents is None
             else tuple(row.alert_percents),
@@ -310,6 +327,15 @@ async def ensure_counter(connection: "AsyncConnection", counter: Counter) -> Non
         insert_once(connection.dialect.name, budget_spend).values(
             **_names(counter), spent_nano_usd=booked(counter)
         )
+    )
+
+
+async def lock(connection: "AsyncConnection", counter: Counter) -> None:
+    """A write that changes nothing: both databases let only one transaction past it."""
+    await connection.execute(
+        update(budget_spend)
+        .where(is_counter(counter))
+        .values(spent_nano_usd=budget_spend.c.spent_nano_usd)
     )
 
 

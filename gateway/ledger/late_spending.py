@@ -12,7 +12,7 @@ from sqlalchemy import select, update
 
 from gateway.ledger import budget_store as store
 from gateway.ledger.budget_store import Budget, Counter
-from gateway.ledger.lease_store import lock, lock_anchor, window_spend
+from gateway.ledger.lease_store import lock_anchor, window_spend
 from gateway.ledger.records import ChargeRecord, RequestRecord
 from gateway.ledger.tables import budget_spend
 from gateway.ledger.windows import rolls
@@ -64,7 +64,7 @@ class Correction:
         for counter, budget, _ in found:
             if counter == store.counter_of(budget, now):
                 await store.ensure_counter(connection, counter)
-            await lock(connection, counter)
+            await store.lock(connection, counter)
             if rolls(budget.window):
                 await lock_anchor(connection, counter)
         return cls(found)

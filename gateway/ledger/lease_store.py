@@ -24,6 +24,7 @@ from gateway.ledger.budget_store import (
     booked,
     in_window,
     is_counter,
+    lock,
 )
 from gateway.ledger.database import insert_once, now_us
 from gateway.ledger.tables import budget_spend, budgets, leases
@@ -327,15 +328,6 @@ async def lock_anchor(connection: "AsyncConnection", counter: Counter) -> None:
         )
     )
     await lock(connection, anchor)
-
-
-async def lock(connection: "AsyncConnection", counter: Counter) -> None:
-    """A write that changes nothing: both databases let only one transaction past it."""
-    await connection.execute(
-        update(budget_spend)
-        .where(is_counter(counter))
-        .values(spent_nano_usd=budget_spend.c.spent_nano_usd)
-    )
 
 
 def _leased(counter: Counter) -> ColumnElement[bool]:

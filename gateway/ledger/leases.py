@@ -201,7 +201,8 @@ class Leases:
 
     async def return_all(self, tasks: "Sequence[asyncio.Task[None]]") -> None:
         """End these tasks without cutting a transaction; book what was spent, give all back."""
-        await asyncio.gather(*self.background, return_exceptions=True)
+        while self.background:  # what they begin in their turn, too
+            await asyncio.gather(*self.background, return_exceptions=True)
         async with self.sql:
             for task in tasks:
                 task.cancel()

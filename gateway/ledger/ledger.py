@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence, Set
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,8 @@ import structlog
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from gateway.ledger import journal as journals
+from gateway.ledger.budget_store import BudgetId
+from gateway.ledger.heeded import Heeded, made_since_us
 from gateway.ledger.journal import Journal, Segment
 from gateway.ledger.records import Settlement
 from gateway.ledger.report_query import ReportError
@@ -41,6 +43,9 @@ TAKE_OVER_INTERVAL_S = 10.0
 PRUNE_INTERVAL_S = 3_600.0
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.1, 5.0
 
+TooLate = Callable[[Settlement, Set[BudgetId]], None]
+"""Told of a row that was written after budgets were made that it was not held against."""
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Settlement).decode
 
@@ -53,6 +58,7 @@ class Ledger:
         engine: of the ledger's database; not closed here.
         worker: names this process in its rows; the same as the budgets' owner.
         max_pending: bound of the rows in memory.
+        too_late: counts in budgets what they could not see in the ledger.
     """
 
     def __init__(
@@ -62,6 +68,7 @@ class Ledger:
         *,
         worker: str | None = None,
         max_pending: int = MAX_PENDING,
+        too_late: TooLate | None = None,
         take_over_interval_s: float = TAKE_OVER_INTERVAL_S,
     ) -> None:
         self._database = settings.database
@@ -72,9 +79,10 @@ class Ledger:
         self._journal = Journal(self._folder)
         self._max_pending = max_pending
         self._take_over_interval_s = take_over_interval_s
-        self._queue: deque[tuple[Settlement, Segment | None]] = deque()
+        self._too_late = too_late
+        self._queue: deque[tuple[Settlement, Segment | None, Heeded | None]] = deque()
         self._pending: dict[str, Settlement] = {}
-        self._settled: list[tuple[Settlement, bytes]] = []
+        self._settled: list[tuple[Settlement, bytes, Heeded | None]] = []
         """Not in the journal yet: rows of this turn of the event loop."""
         self._waiters: list[asyncio.Future[None]] = []
         self._wake = asyncio.Event()
@@ -110,10 +118,13 @@ class Ledger:
             return "Neither the ledger's database nor its journal takes what a request costs."
         return None
 
-    def settle(self, settlement: Settlement) -> None:
+    def settle(self, settlement: Settlement, *, heeded: Heeded | None = None) -> None:
         """Book a finished request; `journalled` waits until the row survives kill -9.
 
         Nothing that happens to the caller afterwards, a cancellation say, can lose the row.
+
+        Args:
+            heeded: the budgets that its charges are counted in; None: in all.
         """
         request = settlement.request
         if not request.worker:  # else it is a dead process's, settled here
@@ -127,7 +138,7 @@ class Ledger:
         self._pending[request.request_id] = settlement
         if not self._settled:
             asyncio.get_running_loop().call_soon(self._write_journal)
-        self._settled.append((settlement, payload))
+        self._settled.append((settlement, payload, heeded))
         self._accepted += 1
 
     async def journalled(self, *, alone: bool = False) -> None:
@@ -149,11 +160,11 @@ class Ledger:
             return
         settled, self._settled = self._settled, []
         waiters, self._waiters = self._waiters, []
-        segment = self._journal.append(*(payload for _, payload in settled))
+        segment = self._journal.append(*(payload for _, payload, _ in settled))
         slept = not self._queue
-        for settlement, _ in settled:
+        for settlement, _, heeded in settled:
             if len(self._queue) < self._max_pending:
-                self._queue.append((settlement, segment))
+                self._queue.append((settlement, segment, heeded))
                 continue
             del self._pending[settlement.request.request_id]
             if segment is not None:
@@ -324,20 +335,35 @@ class Ledger:
         for start in range(0, waiting, self._database.batch_size):
             size = min(waiting - start, self._database.batch_size)
             batch = list(islice(self._queue, size))
-            self._written += await self._write([settlement for settlement, _ in batch])
+            since_us = made_since_us(heeded for *_, heeded in batch)
+            made: set[BudgetId] = set()
+            self._written += await self._write([one for one, *_ in batch], since_us, made)
             by_segment: dict[Segment, int] = {}
-            for settlement, segment in batch:
+            for settlement, segment, heeded in batch:
                 self._queue.popleft()
                 self._pending.pop(settlement.request.request_id, None)
                 if segment is not None:
                     by_segment[segment] = by_segment.get(segment, 0) + 1
+                if made and heeded is not None and self._too_late is not None:
+                    self._too_late(settlement, made - heeded.ids)
             for segment, rows in by_segment.items():
                 self._journal.committed(segment, rows)
 
-    async def _write(self, settlements: Sequence[Settlement]) -> int:
-        """Insert a batch; a row that SQL can never take is kept aside, the others go in."""
+    async def _write(
+        self,
+        settlements: Sequence[Settlement],
+        since_us: int | None = None,
+        made: set[BudgetId] | None = None,
+    ) -> int:
+        """Insert a batch; a row that SQL can never take is kept aside, the others go in.
+
+        Args:
+            since_us, made: budgets made since then are added to these.
+        """
         try:
-            await self._repository.write(settlements)
+            found = await self._repository.write(settlements, budgets_since_us=since_us)
+            if made is not None:
+                made |= found
             return len(settlements)
         except (SQLAlchemyError, OverflowError, ValueError) as error:
             if not _is_the_rows_fault(error):
@@ -346,7 +372,8 @@ class Ledger:
                 self._keep_aside(settlements[0], error)
                 return 0
         half = len(settlements) // 2
-        return await self._write(settlements[:half]) + await self._write(settlements[half:])
+        first = await self._write(settlements[:half], since_us, made)
+        return first + await self._write(settlements[half:], since_us, made)
 
     def _keep_aside(self, settlement: Settlement, error: Exception) -> None:
         self._kept_aside += 1

@@ -17,6 +17,7 @@ from msgspec import Struct
 from sqlalchemy import select
 
 from gateway.ledger import chain, state, subjects
+from gateway.ledger.budget_store import BudgetId
 from gateway.ledger.database import insert_once, upsert_adding, writing
 from gateway.ledger.direct import Direct, direct
 from gateway.ledger.records import Settlement
@@ -55,20 +56,32 @@ SELECT kind, name, id FROM subjects WHERE kind = 'team' AND name {0}
 UNION ALL SELECT kind, name, id FROM subjects WHERE kind = 'user' AND name {1}
 UNION ALL SELECT 'request', request_id, '' FROM requests WHERE request_id {2}
 UNION ALL SELECT 'closed', '', CAST(value AS TEXT) FROM ledger_state WHERE name = 'closed_until'
+UNION ALL SELECT 'budget', "window" || ' ' || scope, CAST(created_us AS TEXT) FROM budgets
+WHERE created_us >= {3}
 """
-_IN_ARRAY = ("= ANY($1::text[])", "= ANY($2::text[])", _AMONG.format("$3"))
-_IN_JSON = ("IN (SELECT value FROM json_each(?))",) * 3
+_IN_ARRAY = ("= ANY($1::text[])", "= ANY($2::text[])", _AMONG.format("$3"), "$4")
+_IN_JSON = (*("IN (SELECT value FROM json_each(?))",) * 3, "?")
+_NEVER_US = 2**62
 _SLICE = 256
 """Rows that are prepared in one go; the event loop waits meanwhile."""
 _MOST_KEYS = 100_000
 
 
-class _Known(Struct):
+class _Known(Struct, kw_only=True):
     """What the database has of a batch."""
 
     ids: dict[Subject, str]
     requests: set[str]
     closed_until_us: int = 0
+    budgets: set[BudgetId]
+
+
+class _Written(Struct):
+    """What a transaction has done, should it be committed."""
+
+    keys: dict[Key, int]
+    """The roll-ups' new keys, which the database has then."""
+    budgets: set[BudgetId]
 
 
 class Repository:
@@ -90,29 +103,36 @@ class Repository:
         self._keys: dict[Key, int] = {}
         """Roll-ups' keys that are in the database for certain, with their ids."""
 
-    async def write(self, settlements: Sequence[Settlement]) -> None:
+    async def write(
+        self, settlements: Sequence[Settlement], *, budgets_since_us: int | None = None
+    ) -> set[BudgetId]:
         """Write all in one transaction; rows that are already there stay as they are.
+
+        Returns:
+            The budgets made since then (None: does not matter) that these rows came too late for.
 
         Raises:
             SQLAlchemyError: nothing was written.
         """
         async with writing(self._engine) as connection:
-            keys = await self.write_on(connection, settlements)
+            done = await self.write_on(connection, settlements, budgets_since_us=budgets_since_us)
         if len(self._keys) > _MOST_KEYS:
             self._keys.clear()
-        self._keys.update(keys)
+        self._keys.update(done.keys)
+        return done.budgets
 
     async def write_on(
-        self, connection: "AsyncConnection", settlements: Sequence[Settlement]
-    ) -> dict[Key, int]:
-        """The same inside the caller's transaction, begun by `writing`.
-
-        Returns:
-            The roll-ups' new keys, which the database has once that is committed.
-        """
+        self,
+        connection: "AsyncConnection",
+        settlements: Sequence[Settlement],
+        *,
+        budgets_since_us: int | None = None,
+    ) -> _Written:
+        """The same inside the caller's transaction, begun by `writing`."""
         driver = await direct(connection)
         merged, others = _merged(without_nul(one) if _has_nul(one) else one for one in settlements)
-        known = await self._look_up(driver, connection, merged)
+        since_us = _NEVER_US if budgets_since_us is None else budgets_since_us
+        known = await self._look_up(driver, connection, merged, since_us)
         totals: dict[Bucket, Sums] = {}
         mine: set[str] = set()
         written: list[Settlement] = []
@@ -143,26 +163,33 @@ class Repository:
         if self._chained and written:
             await chain.extend(connection, written, requests=mine)
         if others:
-            keys |= await self.write_on(connection, others)
-        return keys
+            keys |= (await self.write_on(connection, others)).keys
+        return _Written(keys, known.budgets)
 
     async def _look_up(
-        self, driver: Direct, connection: "AsyncConnection", batch: Sequence[Settlement]
+        self,
+        driver: Direct,
+        connection: "AsyncConnection",
+        batch: Sequence[Settlement],
+        since_us: int,
     ) -> _Known:
         """All that the batch needs to know, in one question; new teams and users get ids."""
         names = _names(batch)
         asked: list[Any] = [[name for kind, name in names if kind == k] for k in ("team", "user")]
         asked.append([one.request.request_id for one in batch])
-        if self._postgresql:  # no month is closed while this lasts; the next statement sees it
+        if self._postgresql:  # no month is closed, no budget made; the next statement sees it
             await driver.fetch(state.SHARE_CLOSING, ())
         else:
             asked = [_encode(one).decode() for one in asked]
-        known = _Known(ids={}, requests=set())
-        for what, name, value in await driver.fetch(self._known, tuple(asked)):
+        known = _Known(ids={}, requests=set(), budgets=set())
+        for what, name, value in await driver.fetch(self._known, (*asked, since_us)):
             if what == "request":
                 known.requests.add(name)
             elif what == "closed":
                 known.closed_until_us = int(value)
+            elif what == "budget":
+                window, _, scope = name.partition(" ")
+                known.budgets.add((scope, window, int(value)))
             else:
                 known.ids[what, name] = value
         new = names - known.ids.keys()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from gateway.ledger.budget_store import Budget, Counter
+from gateway.ledger.heeded import Heeded
 from gateway.ledger.lease_store import LeaseState
 
 
@@ -73,14 +74,21 @@ class Slice:
 class Reservation:
     """Money held for one request. End it once; ending it again changes nothing."""
 
-    __slots__ = ("_slices", "limits", "models", "nano_usd")
+    __slots__ = ("_slices", "heeded", "limits", "models", "nano_usd")
 
     def __init__(
-        self, nano_usd: int, slices: Sequence[Slice], limits: Sequence[tuple[Counter, Budget]] = ()
+        self,
+        nano_usd: int,
+        slices: Sequence[Slice],
+        limits: Sequence[tuple[Counter, Budget]] = (),
+        *,
+        heeded: Heeded | None = None,
     ) -> None:
         self.nano_usd = nano_usd
         self.limits = limits
         """Of the slices, in their order: the windows in which it began."""
+        self.heeded = heeded
+        """The budgets that were known then; None: another reservation's part."""
         self.models: dict[str, Reservation] = {}
         """What is held of the budgets of single backends, by backend."""
         self._slices: Sequence[Slice] | None = slices

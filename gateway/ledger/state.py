@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 Mark = Literal["rollups_from", "pruned_until", "closed_until"]
 _CLOSING_LOCK = 4_867_165_322
 SHARE_CLOSING = f"SELECT pg_advisory_xact_lock_shared({_CLOSING_LOCK})"
-"""Run by a writer on PostgreSQL: no month is closed while its transaction lasts."""
+"""Run by a writer on PostgreSQL: no month is closed, and no budget
+made, while its transaction lasts."""
 
 
 async def read(connection: "AsyncConnection", mark: Mark) -> int:

@@ -4,6 +4,7 @@ import sys
 
 import gateway.assembly
 from gateway import worker
+from gateway.ledger.heeded import Heeded
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.records import Settlement
 
@@ -11,7 +12,7 @@ from gateway.ledger.records import Settlement
 class NoLedger(Ledger):
     """Forgets what it is told."""
 
-    def settle(self, settlement: Settlement) -> None:
+    def settle(self, settlement: Settlement, *, heeded: Heeded | None = None) -> None:
         """Nothing."""
 
     async def journalled(self, *, alone: bool = False) -> None:

@@ -1,0 +1,116 @@
+"""A budget that is made while other processes answer counts each of their requests once."""
+
+import itertools
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.ledger import budget_store as store
+from gateway.ledger.budget_store import Budget, Spend
+from gateway.ledger.budgets import Budgets
+from gateway.ledger.late_spending import by_backend
+from gateway.ledger.ledger import Ledger
+from gateway.settings import Settings
+from tests.gateway.ledger.budget_samples import TEAM, set_limit, spend_of, still
+from tests.gateway.ledger.samples import NOW, settlement
+
+ORDERS = [
+    order
+    for order in itertools.permutations(("settle", "write", "set", "hear"))
+    if order.index("settle") < order.index("write") and order.index("set") < order.index("hear")
+]
+
+
+class Process:
+    """A gateway's budgets and ledger; nothing is written or heard of unless it is told to."""
+
+    def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
+        self.budgets: Budgets = still(engine, "other")
+        self.ledger = Ledger(settings, engine, worker="other", too_late=self.budgets.too_late)
+
+    async def settle(self, name: str) -> None:
+        """Answer a request that no budget had held."""
+        row = settlement(name)
+        self.ledger.settle(row, heeded=self.budgets.heeded)
+        self.budgets.add(TEAM, {}, by_backend(row.charges), at=NOW)
+
+    async def write(self) -> None:
+        """Bring the rows to SQL."""
+        await self.ledger.journalled(alone=True)
+        await self.ledger._write_queue()
+
+
+@pytest.fixture
+async def process(engine: AsyncEngine, settings: Settings) -> AsyncIterator[Process]:
+    """Another process than the one that makes the budget."""
+    process = Process(engine, settings)
+    await process.budgets.refresh()
+    yield process
+    await process.ledger.aclose()
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=" ".join)
+async def test_new_budget_counts_what_others_answer_once(
+    engine: AsyncEngine, process: Process, order: tuple[str, ...]
+) -> None:
+    """Settled, written, made and heard of in any order: neither missed nor counted twice."""
+    for step in order:
+        if step == "set":
+            budget = await set_limit(engine, 10_000)
+        elif step == "hear":
+            await process.budgets.refresh()
+        elif step == "settle":
+            await process.settle("r1")
+        else:
+            await process.write()
+    await process.budgets.aclose()
+    assert await spend_of(engine, budget) == Spend(spent=1_000)
+
+
+async def test_request_held_by_one_budget_counts_in_one_made_meanwhile(
+    engine: AsyncEngine, process: Process
+) -> None:
+    """What it holds does not hide from the new budget that it costs something."""
+    old = await set_limit(engine, 10_000)
+    await process.budgets.refresh()
+    held = await process.budgets.reserve(TEAM, 1_500)
+    new = await set_limit(engine, 10_000, "key:key_1")
+    await process.budgets.refresh()
+    process.ledger.settle(settlement("r1"), heeded=held.heeded)
+    held.settle(1_000)
+    await process.write()
+    await process.budgets.aclose()
+    assert await spend_of(engine, old) == await spend_of(engine, new) == Spend(spent=1_000)
+
+
+async def test_row_that_came_too_late_leaves_no_room_beyond_the_limit(
+    engine: AsyncEngine, process: Process
+) -> None:
+    """It takes the new budget's room like a late charge; what has none is overrun."""
+    await process.settle("r1")
+    budget = await set_limit(engine, 600)
+    await process.write()
+    await process.budgets.aclose()
+    assert await spend_of(engine, budget) == Spend(overrun=1_000)
+
+
+async def test_budget_in_another_time_zone_is_another_one(
+    engine: AsyncEngine, process: Process
+) -> None:
+    """A day that begins elsewhere counts anew, also what was not written yet; a limit does not."""
+    async with engine.begin() as connection:
+        wanted = Budget(scope="team:search", window="day", limit_nano_usd=10_000)
+        first = await store.set_budget(connection, wanted, now=NOW - 60)
+    raised = await set_limit(engine, 20_000)
+    await process.budgets.refresh()
+    before = process.budgets.heeded.ids
+    assert {(first.scope, first.window, round((NOW - 60) * 1e6))} == before
+    async with engine.begin() as connection:
+        moved = msgspec.structs.replace(raised, tz="Pacific/Auckland")
+        await store.set_budget(connection, moved, now=NOW)
+    await process.settle("r1")
+    await process.write()
+    await process.budgets.aclose()
+    assert await spend_of(engine, moved) == Spend(spent=1_000)
