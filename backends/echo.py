@@ -24,7 +24,7 @@ from backends.contract import (
     Usage,
 )
 from backends.errors import (
-    BackendOverloadedError,
+    BackendRateLimitedError,
     BackendResponseError,
     BackendStreamError,
     BackendTimeoutError,
@@ -183,7 +183,7 @@ class EchoBackend:
                 f"backend {self.name!r} refuses connections; is it running?", backend=self.name
             )
         if fault == "overload":
-            raise BackendOverloadedError(
+            raise BackendRateLimitedError(
                 f"backend {self.name!r} is overloaded (429)",
                 backend=self.name,
                 retry_after_s=self._retry_after_s,

@@ -4,7 +4,8 @@ BackendError
 ├── InvalidRequestError        the request itself is wrong (400)
 │   └── ContextLengthError     prompt and answer cannot fit the context (400)
 ├── BackendUnavailableError    not reachable, not ready, refused the connection (503)
-│   └── BackendOverloadedError its queue is full, it said 429 or 503 (503, retry_after_s)
+│   └── BackendOverloadedError its queue is full, it said 503 (503, retry_after_s)
+│       └── BackendRateLimitedError it said 429: well, and asked too much (503, retry_after_s)
 ├── BackendTimeoutError        no answer in time (504)
 ├── BackendStreamError         it broke off in the middle of an answer (502)
 ├── BackendResponseError       it answered something that is no OpenAI response, or a 5xx (502)
@@ -40,6 +41,10 @@ class BackendOverloadedError(BackendUnavailableError):
     def __init__(self, message: str, *, backend: str = "", retry_after_s: float = 1.0) -> None:
         super().__init__(message, backend=backend)
         self.retry_after_s = retry_after_s
+
+
+class BackendRateLimitedError(BackendOverloadedError):
+    """The backend is well, and wants no more requests for `retry_after_s`."""
 
 
 class BackendTimeoutError(BackendError):

@@ -45,6 +45,8 @@ class Replica:
         self.ready = True
         """By its last probe."""
         self.skip_until = 0.0
+        self.cool_until = 0.0
+        """It said 429, and when to come back."""
         self.no_metrics = False
         """It has no /metrics, or they say nothing of its load."""
         context = (

@@ -151,6 +151,10 @@ class Addresses:
                     found.append(body.decode("utf-8", "replace"))
         return "\n".join(found)
 
+    def cooled_s(self) -> float:
+        """For how long no address wants requests: each has said 429."""
+        return self._set.cooled_s()
+
     @property
     def breakers(self) -> dict[str, Breaker]:
         """Of each address, where there are several."""

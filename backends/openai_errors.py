@@ -11,6 +11,7 @@ import msgspec
 from backends.errors import (
     BackendError,
     BackendOverloadedError,
+    BackendRateLimitedError,
     BackendResponseError,
     BackendStreamError,
     BackendTimeoutError,
@@ -48,8 +49,15 @@ def error_from_response(
             backend=backend,
             status=status,
         )
+    if status == 429 and "insufficient_quota" in code:
+        return BackendResponseError(
+            f"backend {backend!r} has no money left on our account ({text}); waiting will not help",
+            backend=backend,
+            status=status,
+        )
     if status in (429, 503, 529):
-        return BackendOverloadedError(
+        refused = BackendOverloadedError if status == 503 else BackendRateLimitedError
+        return refused(
             f"backend {backend!r} is overloaded ({status}: {text})",
             backend=backend,
             retry_after_s=retry_after_s(headers),

@@ -2,7 +2,8 @@
 
 An address that fails several times in a row, or far more often than another one, is ejected: its
 breaker opens, and it is asked last until a request or a probe finds it well. It is never left out
-altogether, so a backend whose addresses all fail still gives each a try.
+altogether, so a backend whose addresses all fail still gives each a try. One that says 429 is well:
+it is asked after the others for as long as it wants.
 """
 
 import time
@@ -12,6 +13,7 @@ from backends.contract import GenerateRequest
 from backends.errors import (
     BackendError,
     BackendOverloadedError,
+    BackendRateLimitedError,
     BackendResponseError,
     BackendStreamError,
     BackendTimeoutError,
@@ -62,7 +64,9 @@ class Place:
 
     def failed(self, error: BaseException) -> None:
         """It did not; whether that is its fault, the error says."""
-        if isinstance(error, _ITS_FAULT) and not isinstance(error, BackendOverloadedError):
+        if isinstance(error, BackendRateLimitedError):
+            self._set.cool(self.replica, error.retry_after_s)
+        elif isinstance(error, _ITS_FAULT) and not isinstance(error, BackendOverloadedError):
             self._set.note(self.replica, error)
 
 
@@ -137,6 +141,15 @@ class ReplicaSet:
         if changed:
             self._tell(replica)
 
+    def cool(self, replica: Replica, asked_s: float) -> None:
+        """It wants no more requests for a while."""
+        cool_s = min(asked_s, replica.breaker.settings.open_max_s)
+        replica.cool_until = max(replica.cool_until, self._clock() + cool_s)
+
+    def cooled_s(self) -> float:
+        """For how long no replica wants requests."""
+        return max(min(one.cool_until for one in self.replicas) - self._clock(), 0.0)
+
     def probed(self, number: int, ready: bool) -> None:
         """What a probe found; an address that is back starts anew, with nothing warm."""
         replica = self.replicas[number]
@@ -155,11 +168,11 @@ class ReplicaSet:
 
     @staticmethod
     def _rank(replica: Replica, now: float) -> int:
-        """0: well; 1: just refused a connection; 2: not ready, or ejected."""
+        """0: well; 1: just refused a connection, or said 429; 2: not ready, or ejected."""
         half_open_is_taken = replica.breaker.trial
         if not replica.ready or replica.breaker.state(now) == "open" or half_open_is_taken:
             return 2
-        return int(replica.skip_until > now)
+        return int(max(replica.skip_until, replica.cool_until) > now)
 
     def _tell(self, replica: Replica) -> None:
         if self.on_breaker is not None:

@@ -7,6 +7,7 @@ one answer, or one error. `gateway/turns.py` says who is next.
 import asyncio
 import random
 import time
+from collections.abc import Sequence
 
 import structlog
 
@@ -14,6 +15,7 @@ from backends.errors import BackendError, InvalidRequestError
 from gateway.accruing import held_as_it_goes
 from gateway.api.reply import Reply
 from gateway.calls import request_of, shown
+from gateway.deadlines import limit_of
 from gateway.exchange import Exchange
 from gateway.hedging import Hedging
 from gateway.ledger.records import AttemptRecord, ChargeKind
@@ -22,7 +24,7 @@ from gateway.parts import Parts
 from gateway.relay import relay, restart_event
 from gateway.settlement import Settler
 from gateway.spending import Spending, hedge_of
-from gateway.turns import HELPS_ELSEWHERE, ClosedError, RetryBudget, Turns
+from gateway.turns import HELPS_ELSEWHERE, ClosedError, RetryBudget, TooSlowError, Turns
 
 log = structlog.get_logger(__name__)
 
@@ -38,8 +40,11 @@ class Attempts:
         self._draw = random.Random().random
         self.hedging = Hedging(parts, spending, settler, self._budget)
 
-    async def ask(self, x: Exchange, reply: Reply) -> str:
+    async def ask(self, x: Exchange, reply: Reply, above: Sequence[str] = ()) -> str:
         """Call `x.affordable` until one answers; the name of the one that did.
+
+        Args:
+            above: who else may be asked when none of them has; a deadline leaves them time.
 
         Raises:
             BackendError: what the last call failed of; nobody is left, or the client has seen some.
@@ -49,7 +54,7 @@ class Attempts:
         while True:
             name, charges, x.usage = turns.backend, len(x.charges), None
             try:
-                await self._turn(x, reply, turns)
+                await self._turn(x, reply, turns, above)
             except BackendError as error:
                 self._note_failure(x, name, error)
                 pause_s = turns.after(error, started=reply.started)
@@ -89,7 +94,7 @@ class Attempts:
         if pause_s:
             await asyncio.sleep(pause_s)
 
-    async def _turn(self, x: Exchange, reply: Reply, turns: Turns) -> None:
+    async def _turn(self, x: Exchange, reply: Reply, turns: Turns, above: Sequence[str]) -> None:
         """One backend's turn: past its breaker, through its queue, to its answer."""
         registry, name = self._parts.registry, turns.backend
         if not registry.admits(name):
@@ -100,12 +105,14 @@ class Attempts:
             x.attempts.append(AttemptRecord(backend=name, ms=0.0, error=shown(error)))
             raise error
         assert x.caller is not None
+        x.limit = limit_of(self._parts, x, name, (*turns.after_it, *above)) if x.ends_at else None
         queue = self._parts.queues.of(name)
         try:
             if x.in_batch:
                 await queue.enter_behind()
             else:
-                await queue.enter(x.caller.team, x.caller.weight)
+                within_s = None if x.limit is None else x.limit.left_s
+                await queue.enter(x.caller.team, x.caller.weight, within_s)
             try:
                 hedge = hedge_of(x)
                 if hedge is None:
@@ -121,11 +128,11 @@ class Attempts:
 
     def _note_failure(self, x: Exchange, name: str, error: BackendError) -> None:
         parts = self._parts
-        if isinstance(error, ClosedError | QueueError | InvalidRequestError):
+        hurried = isinstance(error, TooSlowError) and x.limit is not None and not x.limit.ample
+        if hurried or isinstance(error, ClosedError | QueueError | InvalidRequestError):
             parts.registry.release(name)
         elif isinstance(error, HELPS_ELSEWHERE):
-            retry_after_s = getattr(error, "retry_after_s", 0.0)
-            parts.registry.mark_failure(name, error.message, retry_after_s)
+            parts.registry.mark_error(name, error)
         parts.metrics.count_failed_attempt(name, type(error).__name__)
         log.warning("attempt_failed", request_id=x.request_id, backend=name, error=error.message)
 
@@ -145,10 +152,13 @@ class Attempts:
                 async with held_as_it_goes(parts, x, name):
                     if x.streams:
                         meter = self._spending.meter(x, name)
-                        chunks = parts.foreign.timed(x, name, backend.stream(request))
-                        await relay(x, reply, chunks, name, meter)
+                        chunks = backend.stream(request)
+                        chunks = chunks if x.limit is None else x.limit.first(chunks)
+                        timed = parts.foreign.timed(x, name, chunks)
+                        await relay(x, reply, timed, name, meter)
                     else:
-                        completion = await backend.generate(request)
+                        answering = backend.generate(request)
+                        completion = await (x.limit.whole(answering) if x.limit else answering)
                         x.usage, x.answer = completion.usage, completion.body
                 if x.stopped is not None:
                     await self._settler.learn_usage(x, name)

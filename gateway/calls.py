@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from backends.contract import Chunk, Completion, GenerateRequest, Usage
 from gateway.api.sse import Assembler
 from gateway.api.translate import backend_body
+from gateway.deadlines import Limit
 from gateway.exchange import Exchange
 from gateway.ledger.foreign_machine import Unwatched
 from gateway.parts import Parts
@@ -64,6 +65,7 @@ class Call:
         backend: str,
         request: GenerateRequest,
         at_end: Callable[[], None] | None = None,
+        limit: Limit | None = None,
     ) -> None:
         self.backend = backend
         self.request = request
@@ -72,6 +74,7 @@ class Call:
         self.completion: Completion | None = None
         self.began = time.perf_counter()
         self._server = parts.backends[backend]
+        self._limit = limit
         self._chunks: AsyncGenerator[Chunk, None] | None = None
         self._seen: list[Chunk] = []
         self._counted = contextlib.ExitStack()
@@ -110,7 +113,8 @@ class Call:
         self._counted.close()
 
     async def _open(self) -> None:
-        self._chunks = self._server.stream(self.request)
+        chunks = self._server.stream(self.request)
+        self._chunks = chunks if self._limit is None else self._limit.first(chunks)
         async for chunk in self._chunks:
             self._seen.append(chunk)
             self.usage = chunk.usage or self.usage
@@ -120,7 +124,8 @@ class Call:
                 return
 
     async def _whole(self) -> None:
-        self.completion = await self._server.generate(self.request)
+        answering = self._server.generate(self.request)
+        self.completion = await (self._limit.whole(answering) if self._limit else answering)
         self.usage = self.completion.usage
 
 

@@ -107,7 +107,7 @@ class Cascades:
         first = len(x.charges)
         try:
             async with _before_deadline(x, best):
-                await self._attempts.ask(x, reply)
+                await self._attempts.ask(x, reply, above)
                 self._book_as_rung(x, first)
                 self._learn(x, name, best)
                 verdict = await self._judging.judge(x, name, accept, above)
@@ -273,9 +273,9 @@ def _before_deadline(
     x: Exchange, best: _Answer | None
 ) -> contextlib.AbstractAsyncContextManager[Any]:
     """Once there is an answer to give, TimeoutError comes before the request's deadline does."""
-    if best is None or x.options.deadline_s is None:
+    if best is None or x.ends_at is None:
         return contextlib.nullcontext()
-    left_s = x.options.deadline_s - (time.perf_counter() - x.began)
+    left_s = x.ends_at - time.perf_counter()
     return asyncio.timeout(max(left_s - _IN_HAND_S, 0.0))
 
 

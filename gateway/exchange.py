@@ -1,6 +1,6 @@
 """What is known of one request while it is answered; in the end, its headers and its ledger row."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backends.contract import Endpoint, Usage
 from gateway.api.schemas import Options, WireRequest
@@ -26,6 +26,9 @@ from gateway.repeats import Asked
 from gateway.routing.explanation import Routed
 from policies.model import BackendCard, Decision, Facts
 
+if TYPE_CHECKING:
+    from gateway.deadlines import Limit
+
 RawHeaders = list[tuple[bytes, bytes]]
 
 
@@ -50,6 +53,7 @@ class Exchange:
         "charges",
         "drafted",
         "endpoint",
+        "ends_at",
         "error",
         "extra",
         "facts",
@@ -59,6 +63,7 @@ class Exchange:
         "hit",
         "in_backend_s",
         "in_batch",
+        "limit",
         "lookup",
         "options",
         "out_of_money",
@@ -99,6 +104,10 @@ class Exchange:
         """Candidates within the request's own cap, in the order to try."""
         self.asked_as: dict[int, str] = {}
         """By number of charge, the id at the backend of a call whose usage it has not told yet."""
+        self.ends_at: float | None = None
+        """Its deadline, of the performance counter."""
+        self.limit: Limit | None = None
+        """The end of the turn of the backend that is asked, where others may be asked after it."""
         self.asked_at: float | None = None
         """When the backend that answered was called."""
         self.extra: dict[str, dict[str, Any]] = {}

@@ -19,7 +19,7 @@ from gateway.parts import Parts
 from gateway.relay import relay
 from gateway.settlement import Settler
 from gateway.spending import Spending
-from gateway.turns import RetryBudget
+from gateway.turns import RetryBudget, TooSlowError
 from policies.model import Hedge
 
 SAMPLES = 256
@@ -78,7 +78,7 @@ class Hedging:
         Raises:
             BackendError: no call was answered, or the answer broke off.
         """
-        winner = Call(self._parts, x, name, request_of(self._parts, x, name))
+        winner = Call(self._parts, x, name, request_of(self._parts, x, name), limit=x.limit)
         x.asked_at, x.tokens_seen = winner.began, 0
         calls, losing = [winner], list[asyncio.Task[None]]()
         try:
@@ -157,8 +157,8 @@ class Hedging:
         self._end(x, call, shown(error) if error else f"{winner.backend} answered first")
         if error is None or isinstance(error, BackendTimeoutError | BackendStreamError):
             await self._settler.charge_beside(x, call)
-        if isinstance(error, BackendError):
-            self._parts.registry.mark_failure(call.backend, error.message)
+        if isinstance(error, BackendError) and not isinstance(error, TooSlowError):
+            self._parts.registry.mark_error(call.backend, error)
         call.close()
 
     @staticmethod

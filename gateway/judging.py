@@ -177,7 +177,7 @@ class Judging:
             if isinstance(error, QueueError):
                 parts.registry.release(name)
             else:
-                parts.registry.mark_failure(name, error.message)
+                parts.registry.mark_error(name, error)
             raise
         except BaseException:
             parts.registry.release(name)

@@ -102,7 +102,7 @@ class Pipeline:
         parts.metrics.in_flight.inc()
         try:
             await self._receive(x, headers, reply, client, path, caller)
-            async with _deadline(x.options.deadline_s):
+            async with _deadline(x):
                 await self._route(x)
                 if x.caller is not None and x.caller.limited:
                     self._begin_admission(x)
@@ -421,9 +421,13 @@ class Pipeline:
             await reply.whole(200, headers, _encode(x.answer), b"application/json")
 
 
-def _deadline(deadline_s: float | None) -> contextlib.AbstractAsyncContextManager[Any]:
-    """Raises TimeoutError inside after that long; most requests have no deadline."""
-    return _NO_DEADLINE if deadline_s is None else asyncio.timeout(deadline_s)
+def _deadline(x: Exchange) -> contextlib.AbstractAsyncContextManager[Any]:
+    """Raises TimeoutError inside at the request's deadline; most have none."""
+    deadline_s = x.options.deadline_s
+    if deadline_s is None:
+        return _NO_DEADLINE
+    x.ends_at = time.perf_counter() + deadline_s
+    return asyncio.timeout(deadline_s)
 
 
 def _draw(asked: Asked, team: str) -> float:

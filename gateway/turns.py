@@ -33,6 +33,10 @@ class ClosedError(BackendOverloadedError):
     """A backend was not asked: its breaker is open."""
 
 
+class TooSlowError(BackendTimeoutError):
+    """A backend did not answer in its part of the time to the request's deadline."""
+
+
 class RetryBudget:
     """Second calls as a share of first ones, so that an outage does not become a flood.
 
@@ -96,6 +100,11 @@ class Turns:
     def following(self) -> str | None:
         """The next backend of the chain."""
         return self._left[0] if self._left else None
+
+    @property
+    def after_it(self) -> Sequence[str]:
+        """The rest of the chain."""
+        return self._left
 
     def after(self, error: BackendError, *, started: bool) -> float | None:
         """Seconds to wait before the next turn, which is then `backend`'s; None: there is none.

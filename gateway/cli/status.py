@@ -18,6 +18,7 @@ from gateway.cli.database import moment, table
 _DAY_S = 86_400
 _MOST = 8
 """Lines about what changed; the others are counted."""
+_BREAKERS = {"half_open": "half open: the next request tries"}
 
 
 @click.command()
@@ -43,7 +44,7 @@ def status(ctx: click.Context, config: str | None, url: str | None, as_json: boo
     found = {
         "url": base,
         "health": health,
-        "failing_over": [one["name"] for one in health["backends"] if _fails(one)],
+        "failing_over": [one["name"] for one in health["backends"] if not one["ready"]],
         "today": None if costs is None else costs["totals"],
         "changes": None if audit is None else [act for act in audit["acts"] if _changed(act)],
         "alerts": None if alerts is None else [a for a in alerts["alerts"] if not a["resolved_at"]],
@@ -58,11 +59,6 @@ def status(ctx: click.Context, config: str | None, url: str | None, as_json: boo
         click.echo(line)
 
 
-def _fails(backend: dict[str, Any]) -> bool:
-    """Whether its requests go to the next of their chains."""
-    return not backend["ready"] or backend["breaker"] != "closed"
-
-
 def _changed(act: dict[str, Any]) -> bool:
     return bool(act["outcome"] == "done")
 
@@ -70,7 +66,7 @@ def _changed(act: dict[str, Any]) -> bool:
 def _row(backend: dict[str, Any]) -> list[str]:
     ready = "yes" if backend["ready"] else f"no: {backend['detail']}"
     load, machine = f"{backend['load']:.0%}", backend["machine"] or "-"
-    breaker = backend["breaker"]
+    breaker = _BREAKERS.get(backend["breaker"], backend["breaker"])
     if backend.get("addresses_ejected"):
         breaker += f", {backend['addresses_ejected']} of {backend['addresses']} addresses ejected"
     return [backend["name"], backend["tier"], ready, load, breaker, machine]

@@ -82,8 +82,11 @@ class FairQueue:
         expected_s = self._pause_s * (self.waiting + 1)
         return min(max(expected_s, 1.0), _RETRY_AFTER_MAX_S)
 
-    async def enter(self, team: str, weight: int) -> None:
+    async def enter(self, team: str, weight: int, within_s: float | None = None) -> None:
         """Take a place, now or when it is the team's turn; `leave` gives it back.
+
+        Args:
+            within_s: the request can wait no longer than that.
 
         Raises:
             QueueTimeoutError: no place came free in time.
@@ -100,7 +103,8 @@ class FairQueue:
         heapq.heappush(self._waiting, (tag, next(self._numbers), turn, team))
         self._by_team[team] += 1
         try:
-            await self._wait(turn, self._timeout_s)
+            longest_s = self._timeout_s if within_s is None else min(self._timeout_s, within_s)
+            await self._wait(turn, longest_s)
         finally:
             self._by_team[team] -= 1
             if not self._by_team[team]:
@@ -125,7 +129,7 @@ class FairQueue:
                 await turn
         except TimeoutError:
             raise QueueTimeoutError(
-                f"backend {self.name!r} is full: no place within {timeout_s:g} s",
+                f"backend {self.name!r} is full: no place within {timeout_s:.3g} s",
                 backend=self.name,
                 retry_after_s=self.retry_after_s(),
             ) from None

@@ -186,6 +186,15 @@ class Forecasts:
         stretch = (1 + card.load) / (1 + speed.load.mean)
         return stretch * (speed.ttft_s.mean + tokens * speed.tpot_s.mean)
 
+    def first_token_s(self, card: BackendCard) -> float | None:
+        """Seconds that nearly all answers need to their first token at the load of now; None
+        before the first stream."""
+        speed = self._speeds.get(card.name)
+        if speed is None or not speed.ttft_s.count:
+            return None
+        stretch = (1 + card.load) / (1 + speed.load.mean)
+        return stretch * (speed.ttft_s.mean + NINE_OF_TEN * math.sqrt(speed.ttft_s.variance))
+
     def latency_ms(self, facts: Facts, card: BackendCard, most_tokens: int) -> float | None:
         """Milliseconds to the last token of an answer of the usual length, within the bound; None
         before the first answer."""

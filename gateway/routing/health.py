@@ -5,7 +5,8 @@ is open, so that one that starts or comes back is used at once). A request that 
 backend; many in a row open its breaker (`backends/breaker.py`), which other gateways on the same
 Redis learn of
 (`gateway/routing/shared_breakers.py`). An open one lets nobody pass until its pause is over or a
-probe finds the backend back.
+probe finds the backend back. A backend that says 429 is well, so its breaker stays as it is: it is
+left alone for as long as it asked.
 """
 
 import asyncio
@@ -19,6 +20,8 @@ from msgspec import Struct
 
 from backends.breaker import Breaker
 from backends.contract import Backend, BackendHealth
+from backends.errors import BackendError, BackendRateLimitedError
+from backends.wire import ENGINE_CAPABILITIES
 from gateway.settings import BackendSettings, Settings
 from policies.model import BackendCard
 
@@ -42,6 +45,9 @@ class _State(Struct, kw_only=True, eq=False):
     """By the registry's clock."""
     look: asyncio.Event
     """Set when a probe should not wait for its time: the breaker has opened."""
+    cool_until: float = 0.0
+    """It said 429, and when to come back; 0: it did not."""
+    cool_why: str = ""
     card: BackendCard | None = None
     """None: stale."""
 
@@ -120,7 +126,7 @@ class BackendRegistry:
             now = self._clock()
             cards = {name: self._card(name, state, now) for name, state in self._states.items()}
             if any(state.card is None for state in self._states.values()):
-                return cards  # a breaker is open: the cards change with the clock
+                return cards  # a breaker is open, or one cools: the cards change with the clock
             self._cards = cards
         return self._cards
 
@@ -161,6 +167,8 @@ class BackendRegistry:
         """Whether a request may go there now: not while the breaker is open. Half-open, one at a
         time may; it ends with `mark_*` or `release`."""
         state = self._states[name]
+        if state.cool_until and self._cools(state, self._clock()):
+            return False
         if not state.breaker.opened:
             return True
         admitted = state.breaker.admits(self._clock())
@@ -176,8 +184,10 @@ class BackendRegistry:
 
     def closed_to(self, name: str) -> tuple[str, float]:
         """Why `admits` says no, and for how many seconds, as far as is known."""
-        state = self._states[name]
-        left_s = max(state.breaker.open_until - self._clock(), 0.0)
+        state, now = self._states[name], self._clock()
+        if self._cools(state, now):
+            return f"it asked to be left alone ({state.cool_why})", state.cool_until - now
+        left_s = max(state.breaker.open_until - now, 0.0)
         return f"its breaker is open ({state.breaker.error or 'it failed'})", left_s
 
     def mark_success(self, name: str) -> None:
@@ -185,6 +195,13 @@ class BackendRegistry:
         state = self._states[name]
         if state.breaker.failures:
             self._close(name, state)
+
+    def mark_error(self, name: str, error: BackendError) -> None:
+        """A request failed of something that another backend might not have."""
+        if isinstance(error, BackendRateLimitedError):
+            self._cool(name, error)
+        else:
+            self.mark_failure(name, error.message, getattr(error, "retry_after_s", 0.0))
 
     def mark_failure(self, name: str, error: str = "", retry_after_s: float = 0.0) -> None:
         """A request failed through the backend's fault; many in a row open its breaker, for at
@@ -196,6 +213,27 @@ class BackendRegistry:
             state.look.set()
             self._told(name)
         self._changed(state)
+
+    def _cool(self, name: str, error: BackendRateLimitedError) -> None:
+        """Leave it alone for as long as it asked, within bounds; of several addresses, for as long
+        as each did."""
+        state, now = self._states[name], self._clock()
+        state.breaker.release()
+        cool_s = min(error.retry_after_s, state.breaker.settings.open_max_s)
+        if hasattr(state.backend, "cooled_s"):
+            cool_s = min(cool_s, state.backend.cooled_s())
+        if not self._cools(state, now):
+            log.info("backend_cools", backend=name, pause_s=round(cool_s, 3), why=error.message)
+        if cool_s > 0:
+            state.cool_until = max(state.cool_until, now + cool_s)
+            state.cool_why = error.message
+        self._changed(state)
+
+    @staticmethod
+    def _cools(state: _State, now: float) -> bool:
+        if state.cool_until and now >= state.cool_until:
+            state.cool_until, state.cool_why = 0.0, ""
+        return bool(state.cool_until)
 
     def breakers(self) -> list[str]:
         """Of backends, NAME, and of replicas, NAME@ADDRESS."""
@@ -239,7 +277,7 @@ class BackendRegistry:
     async def _watch(self, name: str) -> None:
         state = self._states[name]
         while True:
-            well = state.health.ready and not state.breaker.opened
+            well = state.health.ready and state.breaker.state(self._clock()) != "open"
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(
                     self._interval_s if well else self._not_ready_interval_s
@@ -274,13 +312,13 @@ class BackendRegistry:
             return state.card
         card = self._make_card(name, state, now)
         # while a breaker is open the card depends on the clock
-        state.card = None if state.breaker.opened else card
+        state.card = None if state.breaker.opened or state.cool_until else card
         return card
 
     def _make_card(self, name: str, state: _State, now: float) -> BackendCard:
         settings, health = state.settings, state.health
         trusted = state.breaker.state(now) != "open" and not state.breaker.trial
-        ready = health.ready and trusted
+        ready = health.ready and trusted and not self._cools(state, now)
         if settings is None:
             return BackendCard(
                 name=name,
@@ -297,7 +335,7 @@ class BackendRegistry:
             tier=settings.tier or name,
             model=settings.model,
             machine=settings.machine or "local",
-            accepts=frozenset(settings.accepts),
+            accepts=_accepts(settings),
             endpoints=_endpoints(settings),
             context_tokens=_context(settings, health),
             ready=ready,
@@ -331,7 +369,7 @@ class BackendRegistry:
             "context_tokens": card.context_tokens,
             "breaker": state.breaker.state(now),
             **self._addresses(state, now),
-            "detail": state.breaker.error or state.health.detail,
+            "detail": state.cool_why or state.breaker.error or state.health.detail,
         }
 
     def _addresses(self, state: _State, now: float) -> dict[str, int]:
@@ -341,6 +379,12 @@ class BackendRegistry:
             return {}
         ejected = sum(breaker.state(now) != "closed" for breaker in breakers.values())
         return {"addresses": len(breakers), "addresses_ejected": ejected}
+
+
+def _accepts(settings: BackendSettings) -> frozenset[str]:
+    """Capability fields: those that its operator names, and those that our engine honours."""
+    named = frozenset(settings.accepts)
+    return named | ENGINE_CAPABILITIES if settings.kind == "engine" else named
 
 
 def _endpoints(settings: BackendSettings) -> frozenset[str]:

@@ -17,6 +17,7 @@ from backends.contract import GenerateRequest
 from backends.errors import (
     BackendError,
     BackendOverloadedError,
+    BackendRateLimitedError,
     BackendResponseError,
     BackendStreamError,
     BackendTimeoutError,
@@ -151,7 +152,7 @@ async def test_stream_asks_for_usage() -> None:
         ),
         ("401 Unauthorized", {"error": "who?"}, BackendResponseError, "API key"),
         ("404 Not Found", {"error": {"message": "what?"}}, BackendResponseError, "base_urls"),
-        ("429 Too Many", {"error": {"message": "slow"}}, BackendOverloadedError, "slow"),
+        ("429 Too Many", {"error": {"message": "slow"}}, BackendRateLimitedError, "slow"),
         ("503 Unavailable", {}, BackendOverloadedError, "503"),
         ("504 Gateway Timeout", {}, BackendTimeoutError, "timed out"),
         ("500 Oops", {"error": {"message": "boom"}}, BackendResponseError, "boom"),

@@ -295,7 +295,7 @@ async def test_break_in_mid_stream_is_an_event_and_is_charged(tmp_path: Path) ->
 
 async def test_deadline_ends_the_request(tmp_path: Path) -> None:
     """x-headgate-deadline-ms gives 504 in time, and the request is settled."""
-    made = {"small": EchoBackend("small", delay_s=5.0), "base": EchoBackend("base")}
+    made = {name: EchoBackend(name, delay_s=5.0) for name in ("small", "base")}
     async with gateway(priced(tmp_path), made) as served:
         answer = await served.chat(headers={"x-headgate-deadline-ms": "80"})
         assert answer.status_code == 504

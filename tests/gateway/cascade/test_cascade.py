@@ -142,10 +142,7 @@ async def test_rung_that_fails_is_passed_over(tmp_path: Path, fault: str) -> Non
     backends["low"].fault = fault  # type: ignore[assignment]
     chosen = ladder(tmp_path)
     async with gateway(chosen, backends) as served:
-        answer = await served.chat(headers={"x-headgate-deadline-ms": "400"})
-        if fault == "hang":  # nobody answered in time
-            assert answer.status_code == 504
-            return
+        answer = await served.chat(headers={"x-headgate-deadline-ms": "1200"})
         assert content(answer) == "it is four"
         assert answer.headers["x-headgate-rungs"] == "low=failed, high=unjudged"
 

@@ -10,7 +10,7 @@ import structlog
 from click.testing import CliRunner
 
 from gateway.cli import _COMMANDS, cli, main
-from gateway.cli.status import _fails, _lines, _row
+from gateway.cli.status import _lines, _row
 
 
 @pytest.fixture
@@ -87,14 +87,13 @@ def test_trouble_with_files_is_one_line(alone: Path, capsys: pytest.CaptureFixtu
 
 
 def test_status_names_who_fails_over_and_what_changed() -> None:
-    """A backend whose breaker is open is one that others stand in for; old news are counted."""
+    """Nobody stands in for a half-open breaker, which the next request tries; old news are counted."""
     healthy = {"name": "a", "ready": True, "breaker": "closed"}
-    assert [_fails(healthy), _fails({**healthy, "breaker": "open"})] == [False, True]
-    assert _fails({**healthy, "ready": False})
     shown = {**healthy, "tier": "t", "load": 0.5, "machine": None}
     assert _row(shown) == ["a", "t", "yes", "50%", "closed", "-"]
     row = _row({**shown, "addresses": 3, "addresses_ejected": 1})
     assert row[4] == "closed, 1 of 3 addresses ejected"
+    assert _row({**shown, "breaker": "half_open"})[4] == "half open: the next request tries"
     act = {"at": 0.0, "action": "keys.create", "target": "search", "actor": "cli:me"}
     totals = {"requests": 1, "cost_usd": "0.1", "saved_usd": "0", "errors": 0}
     found = {

@@ -36,6 +36,8 @@ POLICIES = {
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 TIMEOUT_S = 0.4
 USUAL_S = 0.03
+COOL_S = 0.02
+"""A backend that said 429 is left alone for so long at most: each row shall ask it."""
 PRICE = PriceSettings(input_usd_per_mtok=Decimal(1000), output_usd_per_mtok=Decimal(2000))
 NANO_PER_TOKEN = {"prompt": 1_000_000, "completion": 2_000_000}
 
@@ -76,7 +78,9 @@ async def served(
             )
             for name, up in (("a", a), ("b", b))
         ]
-        failure = FailureSettings(failures_to_open=10_000, backoff_s=0.01, retry_budget=1.0)
+        failure = FailureSettings(
+            failures_to_open=10_000, backoff_s=0.01, retry_budget=1.0, open_max_s=COOL_S
+        )
         made = settings(folder, *listed, failure=failure)
         (folder / "policies" / "fault.toml").write_text(f"[default]\n{POLICIES[policy]}\n")
         routing = RoutingSettings(policy="fault", policy_dirs=[str(folder / "policies")])
@@ -105,6 +109,8 @@ async def table(folder: Path, policy: str, timeout_s: float = TIMEOUT_S) -> list
                 began = time.perf_counter()
                 answer = await running.chat("hi", max_tokens=8, stream=stream, headers=headers)
                 asked.append((fault or "none", stream, answer, time.perf_counter() - began))
+                if not running.parts.registry.state()["a"]["ready"]:
+                    await asyncio.sleep(COOL_S)
         assert await running.parts.ledger.flush()
         return [
             await _row(running, policy, fault, stream, answer, seconds)

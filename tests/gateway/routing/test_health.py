@@ -70,7 +70,8 @@ async def test_cards_say_what_settings_and_probe_know() -> None:
     cards = registry.cards()
     assert (cards["a"].tier, cards["a"].revision, cards["a"].load) == ("t", "r1", 0.75)
     assert cards["a"].context_tokens == 80, "the smaller of both"
-    assert cards["a"].accepts == {"tools"}
+    assert cards["a"].accepts == {"tools", "response_format", "structured_outputs"}
+    assert cards["b"].accepts == set(), "what only our own engine does unasked"
     assert (cards["b"].tier, cards["b"].usd_per_mtok) == ("b", 2.0)
     assert cards["e"].endpoints == cards["minilm"].endpoints == {"embeddings"}
     assert cards["minilm"].model == "bundled:minilm"
