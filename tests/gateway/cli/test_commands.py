@@ -87,7 +87,7 @@ def test_trouble_with_files_is_one_line(alone: Path, capsys: pytest.CaptureFixtu
 
 
 def test_status_names_who_fails_over_and_what_changed() -> None:
-    """Nobody stands in for a half-open breaker, which the next request tries; old news are counted."""
+    """Nobody stands in for a half-open breaker: the next request tries; old news are counted."""
     healthy = {"name": "a", "ready": True, "breaker": "closed"}
     shown = {**healthy, "tier": "t", "load": 0.5, "machine": None}
     assert _row(shown) == ["a", "t", "yes", "50%", "closed", "-"]
