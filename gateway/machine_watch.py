@@ -140,7 +140,8 @@ class MachineWatch:
         clock = self._clock
         if clock is None:
             return
-        now_ns = time.time_ns()
+        # First: writing takes time, and a row must not hold more of it than it is long.
+        now_ns, readings = time.time_ns(), {m: one.read() for m, one in self._meters.items()}
         try:
             for child in helpers:
                 machine = self._machines.get(child.spec.name)
@@ -151,8 +152,8 @@ class MachineWatch:
                 started_ns = int(gateway.started_at * 1e9)
                 for machine in self._foreign:
                     await clock.record_run(machine, gateway.spec.name, started_ns, now_ns)
-            for machine, meter in self._meters.items():
-                await clock.record_meter(machine, meter.read(), now_ns)
+            for machine, reading in readings.items():
+                await clock.record_meter(machine, reading, now_ns)
         except Exception as error:
             log.error("machine_time_lost", error=str(error))
 
