@@ -7,8 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.routing.classifier import Head
+from gateway.routing.counts import counts
 from gateway.routing.forms import BITS, form_rows, form_weight
-from gateway.routing.vectorise import Rows, Vectoriser, WordVectors, counts, scaled, tokens_of
+from gateway.routing.vectorise import Rows, WordVectors, gram_rows, scaled
+from gateway.routing.words import VECTOR, Words
 
 DENSE_SCALE = 0.3
 """Keeps the counts and the words' mean from outweighing the n-grams under one ridge."""
@@ -20,12 +22,9 @@ class Design:
     """Makes the matrix [N, R + F + D] of a head: R hashed n-grams, F forms, D dense columns."""
 
     def __init__(self, head: Head) -> None:
-        card = head.card
         self._head = head
-        self._vectoriser = Vectoriser(
-            card["bits"], trigrams=card["trigrams"], chars=tuple(card["chars"])
-        )
-        self.rows: int = 1 << int(card["bits"])
+        self._bits = int(head.card["bits"])
+        self.rows: int = 1 << self._bits
         self.sparse: int = self.rows + (1 << BITS)
         """R + F."""
 
@@ -33,9 +32,9 @@ class Design:
         """[len(prompts), R + F + D] float32."""
         import scipy.sparse as sp  # type: ignore[import-untyped]
 
-        head, vectoriser = self._head, self._vectoriser
-        plain = matrix_of(prompts, vectoriser, head.idf, head.words, rows=self.rows)
-        found = [form_rows(tokens, vectoriser.ids(tokens)) for tokens in map(tokens_of, prompts)]
+        head = self._head
+        plain = matrix_of(prompts, self._bits, head.idf, head.words)
+        found = list(map(form_rows, map(Words().read, prompts)))
         values = [np.full(len(rows), form_weight(len(rows)), np.float32) for rows in found]
         forms = _sparse(found, values, 1 << BITS)
         whole = sp.hstack([plain[:, : self.rows], forms, plain[:, self.rows :]])
@@ -43,25 +42,19 @@ class Design:
 
 
 def matrix_of(
-    prompts: Sequence[str],
-    vectoriser: Vectoriser,
-    idf: NDArray[np.float32],
-    words: WordVectors,
-    *,
-    rows: int,
+    prompts: Sequence[str], bits: int, idf: NDArray[np.float32], words: WordVectors
 ) -> Matrix:
-    """[len(prompts), rows + D] float32: n-grams by rarity, [rows] idf; then the dense columns."""
+    """[len(prompts), R + D] float32: n-grams by rarity, [R] idf; then the dense columns."""
     import scipy.sparse as sp
 
     places, values, dense = [], [], []
-    for prompt in prompts:
-        tokens = tokens_of(prompt)
-        found = vectoriser.rows(tokens)
+    for text in map(Words(words.places).read, prompts):
+        found = gram_rows(text.ids, bits)
         places.append(found)
         values.append(scaled(idf[found]))
-        dense.append(np.concatenate((counts(prompt, tokens), words.mean(tokens))))
+        dense.append(np.concatenate((counts(text), words.mean(text.known[1:-1, VECTOR]))))
     block = sp.csr_matrix(np.array(dense) * DENSE_SCALE)
-    return sp.hstack([_sparse(places, values, rows), block]).tocsr().astype(np.float32)
+    return sp.hstack([_sparse(places, values, 1 << bits), block]).tocsr().astype(np.float32)
 
 
 def _sparse(places: Sequence[Rows], values: Sequence[NDArray[np.float32]], columns: int) -> Matrix:

@@ -69,8 +69,8 @@ def write_head(
 
 
 _FROM_BASE = (
-    "format", "bits", "trigrams", "chars", "counts", "labels", "task_of", "temperature",
-    "reference", "prompts", "held_out",
+    "format", "bits", "counts", "labels", "task_of", "temperature", "reference", "prompts",
+    "held_out",
 )  # fmt: skip
 
 

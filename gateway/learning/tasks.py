@@ -13,7 +13,6 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,13 @@ from gateway.learning.design import DENSE_SCALE, matrix_of
 from gateway.learning.head_file import quantise, version_of, write_json
 from gateway.learning.linear import Weights, fit
 from gateway.routing.classifier import FORMAT, SHIPPED_HEAD, TASKS, WORDS
+from gateway.routing.counts import COUNTS
 from gateway.routing.figures import expected_calibration_error, macro_f1, softmax
 from gateway.routing.forms import BITS as FORM_BITS
-from gateway.routing.vectorise import COUNTS, Vectoriser, WordVectors, load_words, tokens_of
+from gateway.routing.vectorise import Rows, WordVectors, gram_rows, load_words
+from gateway.routing.words import Words
 
 BITS = 16
-TRIGRAMS = False
-CHARS: tuple[int, ...] = ()
 L2 = 1e-5
 OWN_WEIGHT = 3.0
 LOOSE = frozenset(
@@ -78,21 +77,21 @@ class Features:
     """What a head reads of a prompt, weighed by how rare it is among these prompts."""
 
     def __init__(self, prompts: Sequence[str], words_file: Path) -> None:
-        self._vectoriser = Vectoriser(BITS, trigrams=TRIGRAMS, chars=CHARS)
-        tokens = [tokens_of(prompt) for prompt in prompts]
-        frequency = np.bincount(
-            np.concatenate([self._vectoriser.rows(part) for part in tokens]), minlength=1 << BITS
-        )
+        rows: list[Rows] = []
+        seen: Counter[str] = Counter()
+        for text in map(Words().read, prompts):
+            rows.append(gram_rows(text.ids, BITS))
+            seen.update(set(text.tokens))
+        frequency = np.bincount(np.concatenate(rows), minlength=1 << BITS)
         self.idf = (np.log((1 + len(prompts)) / (1 + frequency)) + 1).astype(np.float32)
         words, vectors = load_words(words_file)
-        seen = Counter(chain.from_iterable(map(set, tokens)))
         share = np.array([seen[word] for word in words]) / len(prompts)
         self.word_weights = (1 / (1 + 100 * share)).astype(np.float32)
         self._words = WordVectors(words, vectors, self.word_weights)
 
     def matrix(self, prompts: Sequence[str]) -> Any:
         """[len(prompts), R + D] float32."""
-        return matrix_of(prompts, self._vectoriser, self.idf, self._words, rows=1 << BITS)
+        return matrix_of(prompts, BITS, self.idf, self._words)
 
 
 def fit_labels(x: Any, y: Sequence[str], *, epochs: int) -> tuple[list[str], Weights]:
@@ -181,8 +180,6 @@ def train(
         "format": FORMAT,
         "version": version_of(arrays),
         "bits": BITS,
-        "trigrams": TRIGRAMS,
-        "chars": list(CHARS),
         "counts": list(COUNTS),
         "labels": labels,
         "task_of": {label: of[label] for label in labels},

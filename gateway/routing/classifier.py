@@ -17,22 +17,15 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from gateway.errors import SettingsError
+from gateway.routing.counts import COUNTS, counts
 from gateway.routing.features import Content, Request, read
 from gateway.routing.forms import form_rows, form_weight
 from gateway.routing.judges import Judges
-from gateway.routing.language import detect
+from gateway.routing.language import TOLD, detect
 from gateway.routing.second_head import SecondHead
 from gateway.routing.together import Together, groups_of
-from gateway.routing.vectorise import (
-    CHARS,
-    COUNTS,
-    Vectoriser,
-    WordVectors,
-    counts,
-    load_words,
-    scaled,
-    tokens_of,
-)
+from gateway.routing.vectorise import WordVectors, gram_rows, load_words, scaled
+from gateway.routing.words import CHARS, VECTOR, Text, Words
 from policies.model import RequestFeatures, Task
 
 SHIPPED_HEAD = Path(__file__).parent / "head"
@@ -155,13 +148,11 @@ class Classifier:
         self.together = Together(groups_of(groups), card["reference"], follows)
         self._reference: str = card["reference"]
         self._temperature = float(card["temperature"])
-        self._vectoriser = Vectoriser(
-            card["bits"], trigrams=card["trigrams"], chars=tuple(card["chars"])
-        )
+        self._bits: int = card["bits"]
         self._memory = memory
         self._readings: OrderedDict[bytes, Reading] = OrderedDict()
         self.head = head
-        self.vectoriser = self._vectoriser
+        self.words = Words(head.words.places)
         self.version: str = card["version"]
         self.card: dict[str, Any] = card
 
@@ -202,23 +193,21 @@ class Classifier:
                 self._readings.popitem(last=False)
         return reading
 
-    def outputs(self, text: str) -> tuple[list[str], Floats, Floats]:
-        """Tokens, raw outputs [L + P] of a text (label logits, then patterns'), and the hidden
-        units [H]."""
+    def outputs(self, text: Text) -> tuple[Floats, Floats]:
+        """Raw outputs [L + P] of a text (label logits, then patterns'), and hidden units [H]."""
         head, labels, logits = self._head, self._labels, self._logits
-        tokens = tokens_of(text)
-        ids = self._vectoriser.ids(tokens)
-        rows, forms = self._vectoriser.rows(tokens, ids), form_rows(tokens, ids)
-        dense = np.concatenate((counts(text, tokens), head.words.mean(tokens)))
+        rows, forms = gram_rows(text.ids, self._bits), form_rows(text)
+        dense = np.concatenate((counts(text), head.words.mean(text.known[1:-1, VECTOR])))
         found = head.rows.dot(scaled(head.idf.take(rows)), rows)
         found += dense @ head.dense + head.bias
         found[labels:] += form_weight(len(forms)) * head.forms.sum(forms)
         hidden = np.maximum(found[logits:], 0)
         found[labels:logits] += hidden @ head.up
-        return tokens, found[:logits], hidden
+        return found[:logits], hidden
 
     def _read(self, text: str) -> Reading:
-        tokens, outputs, _ = self.outputs(text)
+        read = self.words.read(text)
+        outputs, _ = self.outputs(read)
         logits = outputs[: self._labels] / self._temperature
         labels = np.exp(logits - logits.max())
         tasks = (labels / labels.sum()) @ self._head.to_task
@@ -228,6 +217,6 @@ class Classifier:
             task=TASKS[best],
             confidence=float(tasks[best]),
             difficulty=1.0 - quality[self._reference],
-            language=detect(text, tokens),
+            language=detect(text, read.cut(0, TOLD)),
             quality=quality,
         )

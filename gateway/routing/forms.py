@@ -6,7 +6,6 @@ its first and last digits, its neighbours, and which lengths stand before and af
 Only the outputs about quality read forms; tasks do not. The same code trains the head and runs it.
 """
 
-from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import sqrt
 from zlib import crc32
@@ -14,7 +13,8 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.routing.vectorise import LONG, NORM, WORD_CHARS, Rows, distinct
+from gateway.routing.vectorise import LONG, NORM, Rows, buckets, distinct
+from gateway.routing.words import NUMBER, WORD_CHARS, Text
 
 BITS = 15
 """Of the number of buckets."""
@@ -30,29 +30,27 @@ NEAR = 4
 OPENINGS, ENDINGS = (4, 6), (4,)
 """Tokens at the start and at the end that make one form."""
 _FIRST, _SECOND, _THIRD = np.uint32(0x85EBCA77), np.uint32(0xC2B2AE3D), np.uint32(0x27D4EB2F)
-_MIX = np.uint32(0x9E3779B1)
+_Span = tuple[int, int]
+"""First token, one beyond the last."""
 
 
-def form_rows(tokens: Sequence[str], ids: NDArray[np.uint32]) -> Rows:
-    """The buckets of a text's forms, each once, ascending.
-
-    Args:
-        ids: of the tokens and the two ends, as `Vectoriser.ids` gives them.
-    """
-    others = np.array([crc32(form) for form, *_ in _others(tokens, ids)], dtype=np.uint32)
-    return distinct(_buckets(np.concatenate((_triples(ids), others))))
+def form_rows(text: Text) -> Rows:
+    """The buckets of a text's forms, each once, ascending."""
+    forms, _ = _others(text)
+    others = np.array(list(map(crc32, forms)), dtype=np.uint32)
+    return distinct(buckets(np.concatenate((_triples(text.ids), others)), BITS))
 
 
-def form_spans(tokens: Sequence[str], ids: NDArray[np.uint32]) -> list[tuple[int, int, int]]:
+def form_spans(text: Text) -> list[tuple[int, int, int]]:
     """(bucket, first token, one beyond the last) of each form: what `moved.py` shares out."""
-    last = len(tokens)
+    last = len(text.places)
     found = [
         (bucket, max(0, start - 1), min(last, start + 2))
-        for start, bucket in enumerate(_buckets(_triples(ids)).tolist())
+        for start, bucket in enumerate(buckets(_triples(text.ids), BITS).tolist())
     ]
-    for form, start, stop in _others(tokens, ids):
-        found.append((int(_buckets(np.array([crc32(form)], dtype=np.uint32))[0]), start, stop))
-    return found
+    forms, spans = _others(text)
+    others = buckets(np.array(list(map(crc32, forms)), dtype=np.uint32), BITS).tolist()
+    return found + [(bucket, *span) for bucket, span in zip(others, spans, strict=True)]
 
 
 def form_weight(count: int) -> float:
@@ -60,60 +58,60 @@ def form_weight(count: int) -> float:
     return RARITY / NORM / max(1.0, RARITY * sqrt(count) / LONG)
 
 
-def _buckets(hashes: NDArray[np.uint32]) -> Rows:
-    return (hashes * _MIX >> np.uint32(32 - BITS)).astype(np.int64)
-
-
 def _triples(ids: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """[tokens] of each token with its neighbours."""
+    """[T] of each token with its neighbours."""
     return np.asarray((ids[:-2] * _FIRST) ^ (ids[1:-1] * _SECOND) ^ (ids[2:] * _THIRD))
 
 
-def _others(tokens: Sequence[str], ids: NDArray[np.uint32]) -> Iterator[tuple[bytes, int, int]]:
-    """(form, first token, one beyond the last)."""
-    count = len(tokens)
-    first, last = ids[1 : 1 + max(OPENINGS)], ids[max(1, len(ids) - 1 - max(ENDINGS)) : -1]
-    start, end = first.astype("<u4").tobytes(), last.astype("<u4").tobytes()
-    for size in OPENINGS:
-        yield b"open" + start[: 4 * size], 0, min(size, count)
-    for size in ENDINGS:
-        yield b"end" + end[-4 * size :], max(0, count - size), count
-    numbers = [place for place, token in enumerate(tokens) if token[0].isdecimal()]
-    lengths = "|".join(str(len(tokens[place])) for place in numbers[:PAIRED])
-    yield f"lengths {lengths} of {min(len(numbers), 9)}".encode(), 0, count
-    for place in numbers[:NUMBERS]:
-        yield from _of_number(tokens, place)
-    for pair in pairwise(numbers[:PAIRED]):
-        yield from _of_pair(tokens, *pair)
+def _others(text: Text) -> tuple[list[bytes], list[_Span]]:
+    """Forms, and the tokens that each spans."""
+    ids, count = text.ids, len(text.places)
+    start = ids[1 : 1 + max(OPENINGS)].astype("<u4").tobytes()
+    end = ids[max(1, count + 1 - max(ENDINGS)) : -1].astype("<u4").tobytes()
+    forms = [b"open" + start[: 4 * size] for size in OPENINGS]
+    spans = [(0, min(size, count)) for size in OPENINGS]
+    forms += [b"end" + end[-4 * size :] for size in ENDINGS]
+    spans += [(max(0, count - size), count) for size in ENDINGS]
+    numbers = (text.known[1:-1, NUMBER].nonzero()[0]).tolist()
+    values = [text.cut(place, place + 1)[0] for place in numbers[:NUMBERS]]
+    lengths = "|".join([str(len(value)) for value in values[:PAIRED]])
+    forms.append(f"lengths {lengths} of {min(len(numbers), 9)}".encode())
+    spans.append((0, count))
+    for place, value in zip(numbers, values, strict=False):
+        of = _of_number(text, place, value)
+        forms += of
+        spans += [(place, place + 1)] * len(of)
+    for one, two in pairwise(numbers[:PAIRED]):
+        of = _of_pair(text, one, two)
+        forms += of
+        spans += [(one, two + 1)] * len(of)
+    return forms, spans
 
 
-def _of_number(tokens: Sequence[str], place: int) -> Iterator[tuple[bytes, int, int]]:
-    number, here = tokens[place], (place, place + 1)
+def _of_number(text: Text, place: int, number: str) -> list[bytes]:
     size = len(number)
-    yield f"first {size} {number[0]}".encode(), *here
-    yield f"last {size} {number[-1]}".encode(), *here
+    forms = [f"first {size} {number[0]}", f"last {size} {number[-1]}"]
     if size <= VALUED:
-        yield f"value {number}".encode(), *here
+        forms.append(f"value {number}")
     if size < VALUED:
-        before = _plain(tokens[place - 1]) if place else ""
-        after = _plain(tokens[place + 1]) if place + 1 < len(tokens) else ""
-        yield f"after {before} {number}".encode("utf-8", "surrogatepass"), *here
-        yield f"before {number} {after}".encode("utf-8", "surrogatepass"), *here
+        before = _plain(text.cut(place - 1, place)) if place else ""
+        after = _plain(text.cut(place + 1, place + 2))
+        forms += (f"after {before} {number}", f"before {number} {after}")
+    return [form.encode("utf-8", "surrogatepass") for form in forms]
 
 
-def _of_pair(tokens: Sequence[str], one: int, two: int) -> Iterator[tuple[bytes, int, int]]:
-    a, b, span = tokens[one], tokens[two], (one, two + 1)
-    between = ".."
-    if two - one <= NEAR:
-        between = " ".join(map(_plain, tokens[one + 1 : two]))
-    for joint in (between, ""):
-        sizes = f"sizes {len(a)} {joint} {len(b)}"
-        yield sizes.encode("utf-8", "surrogatepass"), *span
-        yield f"{sizes} {a[0]} {b[0]}".encode("utf-8", "surrogatepass"), *span
+def _of_pair(text: Text, one: int, two: int) -> list[bytes]:
+    a, *between, b = text.cut(one, two + 1)
+    joint = _plain(between) if two - one <= NEAR else ".."
+    sizes = f"sizes {len(a)} {joint} {len(b)}"
+    any_joint = f"sizes {len(a)}  {len(b)}"
+    ends = f" {a[0]} {b[0]}"
+    forms = [sizes, sizes + ends, any_joint, any_joint + ends]
     if max(len(a), len(b)) < VALUED:
-        yield f"both {a} {between} {b}".encode("utf-8", "surrogatepass"), *span
+        forms.append(f"both {a} {joint} {b}")
+    return [form.encode("utf-8", "surrogatepass") for form in forms]
 
 
-def _plain(token: str) -> str:
+def _plain(tokens: list[str]) -> str:
     """As words are told apart: numbers by their length."""
-    return "0" * min(len(token), 6) if token[0].isdecimal() else token[:WORD_CHARS]
+    return " ".join(["0" * min(len(t), 6) if t[0].isdecimal() else t[:WORD_CHARS] for t in tokens])

@@ -56,6 +56,8 @@ _MARKS = {
 }  # fmt: skip
 LANGUAGES = tuple(sorted({*_COMMON, *(code for code, _ in _SCRIPTS), "uk"}))
 """Every code that `detect` can return."""
+TOLD = 64
+"""Tokens that have a vote."""
 _SAMPLE = 400
 
 
@@ -73,7 +75,7 @@ def detect(text: str, tokens: Sequence[str], default: str = "en") -> str:
         for mark, code in _MARKS.items():
             if mark in sample:
                 votes[code] = votes.get(code, 0.0) + 1.0
-    for token in tokens[:64]:
+    for token in tokens[:TOLD]:
         codes = _WORDS.get(token)
         if codes:
             for code in codes:

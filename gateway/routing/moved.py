@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.routing.classifier import Classifier
+from gateway.routing.classifier import Classifier, Head
+from gateway.routing.counts import COUNTS, counts
 from gateway.routing.forms import form_spans, form_weight
-from gateway.routing.vectorise import COUNTS, counts, scaled, tokens_of
+from gateway.routing.vectorise import gram_places, gram_rows, scaled
+from gateway.routing.words import VECTOR, Text
 
 TOP = 8
 Floats = NDArray[np.float64]
@@ -27,13 +29,14 @@ def moved(classifier: Classifier, text: str) -> dict[str, Any]:
         {"difficulty": {"words": [[word, logits], …], "counts": [[name, logits], …]}, "task": {…}};
         positive raises difficulty, or speaks for the label that won. Empty without words.
     """
-    head, tokens = classifier.head, tokens_of(text)
+    head, read = classifier.head, classifier.words.read(text)
+    tokens = read.tokens
     if not tokens:
         return {}
     card = head.card
-    label, directions = _directions(classifier, text)
-    words = _by_word(classifier, tokens, directions)
-    cheap = counts(text, tokens)[:, None] * (head.dense[: len(COUNTS)] @ directions)
+    label, directions = _directions(classifier, read)
+    words = _by_word(head, read, directions)
+    cheap = counts(read)[:, None] * (head.dense[: len(COUNTS)] @ directions)
     return {
         "difficulty": {"words": _top(tokens, -words[:, 0]), "counts": _top(COUNTS, -cheap[:, 0])},
         "task": {
@@ -44,12 +47,12 @@ def moved(classifier: Classifier, text: str) -> dict[str, Any]:
     }
 
 
-def _directions(classifier: Classifier, text: str) -> tuple[int, Floats]:
+def _directions(classifier: Classifier, text: Text) -> tuple[int, Floats]:
     """The label that won, and [L + P + H, 2]: how the reference's log-odds and the label's logit
     follow what the rows add up to."""
     head = classifier.head
     labels = len(head.card["labels"])
-    _, outputs, hidden = classifier.outputs(text)
+    outputs, hidden = classifier.outputs(text)
     label = int(outputs[:labels].argmax())
     directions = np.zeros((len(head.bias), 2))
     directions[label, 1] = 1.0
@@ -59,11 +62,11 @@ def _directions(classifier: Classifier, text: str) -> tuple[int, Floats]:
     return label, directions
 
 
-def _by_word(classifier: Classifier, tokens: list[str], directions: Floats) -> Floats:
+def _by_word(head: Head, text: Text, directions: Floats) -> Floats:
     """[tokens, 2]: what each token adds in each direction, in logits."""
-    head = classifier.head
-    singles, pairs = classifier.vectoriser.places(tokens)
-    rows = classifier.vectoriser.rows(tokens)
+    bits = head.card["bits"]
+    singles, pairs = gram_places(text.ids, bits)
+    rows = gram_rows(text.ids, bits)
     count = np.zeros(len(head.idf), dtype=np.float32)
     count[rows] = scaled(head.idf[rows])
     times = np.bincount(np.concatenate([singles, pairs]), minlength=len(head.idf))
@@ -72,23 +75,22 @@ def _by_word(classifier: Classifier, tokens: list[str], directions: Floats) -> F
         share = count[places] / times[places]
         return np.asarray(share[:, None] * (head.rows.take(places) @ directions), dtype=np.float64)
 
-    found = worth(singles) + head.words.shares(tokens) @ (head.dense[len(COUNTS) :] @ directions)
+    shares = head.words.shares(text.known[1:-1, VECTOR])
+    found = worth(singles) + shares @ (head.dense[len(COUNTS) :] @ directions)
     halves = worth(pairs) / 2  # pair i joins token i − 1 and token i; the ends stand alone
     found += halves[:-1] + halves[1:]
     found[0] += halves[0]
     found[-1] += halves[-1]
-    return np.asarray(found + _by_form(classifier, tokens, directions))
+    return np.asarray(found + _by_form(head, text, directions))
 
 
-def _by_form(classifier: Classifier, tokens: list[str], directions: Floats) -> Floats:
+def _by_form(head: Head, text: Text, directions: Floats) -> Floats:
     """[tokens, 2]: what forms add, each shared by the tokens that it spans."""
-    head = classifier.head
-    ids = classifier.vectoriser.ids(tokens)
-    buckets, starts, stops = np.array(form_spans(tokens, ids)).T
+    buckets, starts, stops = np.array(form_spans(text)).T
     rows, place, times = np.unique(buckets, return_inverse=True, return_counts=True)
     worth = head.forms.take(buckets) @ directions[len(directions) - len(head.forms.scale) :]
     worth *= (form_weight(len(rows)) / times[place] / (stops - starts))[:, None]
-    steps = np.zeros((len(tokens) + 1, 2))
+    steps = np.zeros((len(text.places) + 1, 2))
     np.add.at(steps, starts, worth)
     np.subtract.at(steps, stops, worth)
     return np.cumsum(steps, axis=0)[:-1]

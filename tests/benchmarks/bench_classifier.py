@@ -45,7 +45,8 @@ def measure_held_out(classifier: Classifier, test: Sequence[Row]) -> dict[str, A
     of = load_map()
     labels: list[str] = classifier.card["labels"]
     corpus = [i for i, label in enumerate(labels) if not label.startswith("own:")]
-    logits = np.array([classifier.outputs(row.prompt)[1][: len(labels)] for row in test])
+    read = classifier.words.read
+    logits = np.array([classifier.outputs(read(row.prompt))[0][: len(labels)] for row in test])
     said = [labels[corpus[i]] for i in logits[:, corpus].argmax(1)]
     tasks = task_probabilities(
         logits.astype(np.float64), labels, of, classifier.card["temperature"]

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from backends.wire import ChatCompletionRequest, Message
 from gateway.errors import SettingsError
 from gateway.routing.classifier import SHIPPED_HEAD, TASKS, Classifier, Head
+from gateway.routing.counts import COUNTS, counts
 from gateway.routing.figures import auc, expected_calibration_error, macro_f1
-from gateway.routing.vectorise import COUNTS, WINDOW, Vectoriser, counts, tokens_of
+from gateway.routing.vectorise import gram_rows
+from gateway.routing.words import WINDOW, Words, tokens_of
 
 HANDWRITTEN = [
     json.loads(line)
@@ -118,7 +120,7 @@ def test_reading_is_quick_at_any_length(classifier: Classifier) -> None:
 def test_counts_are_bounded_and_of_the_named_length() -> None:
     """One value per name, finite, for any text."""
     for text in ("", " ", "\n\n", "A" * 5000, "1+1=2?", "日本語", "{};" * 900):
-        values = counts(text, tokens_of(text))
+        values = counts(Words().read(text))
         assert values.shape == (len(COUNTS),)
         assert np.isfinite(values).all()
         assert (values >= 0).all()
@@ -127,14 +129,17 @@ def test_counts_are_bounded_and_of_the_named_length() -> None:
 
 def test_rows_are_distinct_and_in_range() -> None:
     """Buckets of a text stand once each, in order; word order matters."""
-    vectoriser = Vectoriser(12, chars=(3,))
-    rows = vectoriser.rows(tokens_of("the dog bites the man 42 times"))
-    assert (np.diff(rows) > 0).all()
-    assert rows.min() >= 0
-    assert rows.max() < 1 << 12
-    assert set(rows) != set(vectoriser.rows(tokens_of("the man bites the dog 42 times")))
-    assert list(rows) == list(vectoriser.rows(tokens_of("The DOG bites the man 17 times")))
-    assert len(Vectoriser(12).rows([])) == 1, "even nothing has a start and an end"
+    words = Words()
+
+    def rows_of(text: str) -> list[int]:
+        return list(map(int, gram_rows(words.read(text).ids, 12)))
+
+    rows = rows_of("the dog bites the man 42 times")
+    assert rows == sorted(set(rows))
+    assert 0 <= rows[0] < rows[-1] < 1 << 12
+    assert set(rows) != set(rows_of("the man bites the dog 42 times"))
+    assert rows == rows_of("The DOG bites the man 17 times")
+    assert len(rows_of("")) == 1, "even nothing has a start and an end"
 
 
 def test_shipped_head_is_small_and_has_its_card() -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.routing.language import LANGUAGES, detect
-from gateway.routing.vectorise import tokens_of
+from gateway.routing.words import tokens_of
 
 
 def language(text: str) -> str:

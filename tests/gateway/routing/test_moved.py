@@ -7,8 +7,9 @@ import pytest
 
 from gateway.routing import moved as module
 from gateway.routing.classifier import Classifier
+from gateway.routing.counts import COUNTS, counts
 from gateway.routing.moved import moved
-from gateway.routing.vectorise import COUNTS, counts, tokens_of
+from gateway.routing.words import tokens_of
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +29,12 @@ def classifier() -> Classifier:
 )
 def test_shares_add_up_to_the_heads_outputs(classifier: Classifier, text: str) -> None:
     """Words, counts and bias together are what the directions give, to rounding."""
-    tokens, outputs, _ = classifier.outputs(text)
-    head = classifier.head
+    read, head = classifier.words.read(text), classifier.head
+    outputs, _ = classifier.outputs(read)
     labels = len(head.card["labels"])
-    label, directions = module._directions(classifier, text)
-    words = module._by_word(classifier, tokens, directions).sum(0)
-    cheap = counts(text, tokens) @ head.dense[: len(COUNTS)] @ directions
+    label, directions = module._directions(classifier, read)
+    words = module._by_word(head, read, directions).sum(0)
+    cheap = counts(read) @ head.dense[: len(COUNTS)] @ directions
     slopes = classifier.together.slopes(outputs[labels:])
     wanted = [float(slopes @ outputs[labels:]), float(outputs[label])]
     assert np.allclose(words + cheap + head.bias @ directions, wanted, atol=1e-3)

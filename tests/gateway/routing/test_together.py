@@ -6,7 +6,7 @@ import pytest
 from gateway.routing.figures import log_odds
 from gateway.routing.forms import BITS, form_rows, form_spans
 from gateway.routing.together import Together, groups_of
-from gateway.routing.vectorise import Vectoriser, tokens_of
+from gateway.routing.words import Words
 
 GROUPS = groups_of([["a", "b"], ["c"], ["b"]])
 
@@ -37,11 +37,10 @@ def test_slopes_are_how_log_odds_follow_logits(reference: str) -> None:
 
 def test_forms_know_numbers_that_words_do_not() -> None:
     """Buckets once each, ascending, within their table; values, first digits and signs count."""
-    vectoriser = Vectoriser(12)
+    words = Words()
 
     def rows(text: str) -> list[int]:
-        tokens = tokens_of(text)
-        return list(map(int, form_rows(tokens, vectoriser.ids(tokens))))
+        return list(map(int, form_rows(words.read(text))))
 
     one = rows("What is 12 + 7?")
     assert one == sorted(set(one))
@@ -55,8 +54,7 @@ def test_forms_know_numbers_that_words_do_not() -> None:
 @pytest.mark.parametrize("text", ["", "7", "a b", "3 + 4 = ?", "one two 55 three 6 four", "九 九"])
 def test_spans_name_the_same_buckets_as_rows(text: str) -> None:
     """Each form stands with the tokens that made it, at least one of them."""
-    tokens = tokens_of(text)
-    ids = Vectoriser(12).ids(tokens)
-    spans = form_spans(tokens, ids)
-    assert {bucket for bucket, *_ in spans} == set(form_rows(tokens, ids).tolist())
-    assert all(0 <= start < stop <= len(tokens) for _, start, stop in spans) or not tokens
+    read = Words().read(text)
+    spans, count = form_spans(read), len(read.places)
+    assert {bucket for bucket, *_ in spans} == set(form_rows(read).tolist())
+    assert all(0 <= start < stop <= count for _, start, stop in spans) or not count

@@ -1,0 +1,82 @@
+"""Cheap counts of a text: its size, marks, numbers, how it begins and ends."""
+
+import re
+from array import array
+from math import log1p
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.routing.words import CODE, FIRST, NUMBER, ONE, ORDER, QUESTION, SECOND, WORD, Text
+
+COUNTS = (
+    "log_chars", "log_tokens", "mean_word", "digit_share", "upper_share", "mark_share",
+    "newlines", "questions", "question_end", "starts_question", "starts_order", "code_marks",
+    "code_words", "brackets", "quotes", "commas", "colons", "operators", "numbers", "urls",
+    "first_person", "second_person", "non_ascii", "list_lines", "repeats",
+    "capitals", "starts_capital", "ends_stop", "ends_word",
+)  # fmt: skip
+"""Names of the cheap counts, in the order of `counts()`."""
+
+_CODE_MARKS = ("==", "!=", "->", "=>", "()", "</", "/>", "::", "++", "&&", "||", "#include", "):")
+_LINE_MARK = re.compile(r"(?m)^\s*(?:[-*•]|\d+[.)])\s")
+
+
+def _kinds() -> bytes:
+    """Bytes to what they are counted as: one of a kind stands for all of it."""
+    table = bytearray(range(256))
+    for kind in (b"0123456789", b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", b"\"'", b";}`$", b"([", b"=+*/<>^%"):
+        for byte in kind:
+            table[byte] = kind[0]
+    table[128:] = b"\xff" * 128
+    return bytes(table)
+
+
+_KINDS = _kinds()
+
+
+def counts(text: Text) -> NDArray[np.float32]:
+    """The cheap counts of a text, [len(COUNTS)] float32, roughly in 0..4."""
+    sample = text.sample
+    data = sample.encode("utf-8", "surrogatepass").translate(_KINDS)
+    of = data.count
+    size, total = max(1, len(data)), max(1, len(text.places))
+    sums = np.add.reduce(text.known[:, WORD : NUMBER + 1], dtype=np.int32)
+    words, letters, numbers = sums.tolist()
+    first = text.known[text.known[:, WORD].argmax()].tolist()  # of the start, where no word is
+    distinct, code_words, firsts, seconds = text.bag[[ONE, CODE, FIRST, SECOND]].tolist()
+    upper, braces, lines = of(b"A"), of(b"{"), of(b"\n")
+    last = sample.rstrip()[-1:]
+    values = (
+        log1p(text.chars) / 2,
+        log1p(total) / 2,
+        min(4.0, letters / max(1, words) / 4),
+        4 * of(b"0") / size,
+        4 * upper / size,
+        4 * (total - words - numbers) / total,
+        min(4, lines / 2),
+        min(3, of(b"?")),
+        last == "?",
+        first[QUESTION],
+        first[ORDER],
+        min(4.0, (braces + of(b";") + sum(map(sample.count, _CODE_MARKS))) / 2),
+        min(4.0, code_words / 2),
+        min(4.0, (braces + of(b"(")) / 2),
+        min(4.0, of(b'"') / 2),
+        min(4.0, of(b",") / 3),
+        min(4.0, of(b":") / 2),
+        min(4.0, of(b"=") / 2),
+        min(4.0, numbers / 2),
+        min(2, sample.count("://")),
+        min(2, firsts),
+        min(2, seconds),
+        4 * of(b"\xff") / size,
+        min(4.0, len(_LINE_MARK.findall(sample)) / 2) if lines else 0.0,
+        2 * (1 - distinct / total),
+        min(4.0, upper / 2),
+        sample[:1].isupper(),
+        last == ".",
+        last.isalnum(),
+    )
+    # of mixed kinds: a third of np.array
+    return np.frombuffer(array("f", values), dtype=np.float32)
