@@ -42,33 +42,44 @@ Check = Callable[["AsyncEngine", Settings, datetime], Awaitable[list[Finding]]]
 async def budget_thresholds(
     engine: "AsyncEngine", _settings: Settings, now: datetime
 ) -> list[Finding]:
-    """Thresholds passed in windows that still last."""
+    """Thresholds passed in windows that still last; of a limit raised since, those of the new one
+    that are passed, too."""
     async with engine.connect() as connection:
         limits = {(b.scope, b.window): b for b in await budgets.list_budgets(connection)}
+        counters = {at: budgets.counter_of(b, now.timestamp()) for at, b in limits.items()}
+        spend = await budgets.read_spend(connection, list(counters.values()))
         passed = (await connection.execute(select(budget_alerts))).all()
     found = []
     for row in passed:
         budget = limits.get((row.scope, row.window))
-        if budget is None:
+        if budget is None or row.percent not in budget.alert_percents:
             continue
-        counter = budgets.counter_of(budget, now.timestamp())
-        if row.window_start_us >= first_start_us(budget.window, counter.start_us):
-            found.append(_threshold(row, budget))
+        counter, spent = counters[row.scope, row.window], row.spent_nano_usd
+        if row.window_start_us < first_start_us(budget.window, counter.start_us):
+            continue
+        if row.limit_nano_usd < budget.limit_nano_usd:
+            spent = spend[counter].used if counter in spend else 0
+            if spent * 100 < budget.limit_nano_usd * row.percent:
+                continue
+        found.append(_threshold(row, budget, spent))
     return found
 
 
-def _threshold(row: Any, budget: budgets.Budget) -> Finding:
-    spent, limit = usd_text(row.spent_nano_usd), usd_text(row.limit_nano_usd)
+def _threshold(row: Any, budget: budgets.Budget, spent_nano_usd: int) -> Finding:
+    spent = usd_text(spent_nano_usd)
+    limit = usd_text(max(row.limit_nano_usd, budget.limit_nano_usd))
     refuses = row.percent >= 100 and not budget.soft
-    follows = "Further requests get 429 budget_exceeded." if refuses else ""
+    text = [f"${spent} of ${limit}."]
     if budget.downgrade_percent is not None and row.percent >= budget.downgrade_percent:
-        follows = f"Policy {budget.downgrade_policy!r} decides until the window ends."
+        text.append(f"Policy {budget.downgrade_policy!r} decides until the window ends.")
+    if refuses:
+        text.append("Requests that may cost more than what is left get 429 insufficient_quota.")
     return Finding(
         key=f"budget:{row.scope}:{row.window}:{row.window_start_us}:{row.percent}",
         kind="budget",
         severity="critical" if refuses else "warning",
         title=f"Budget of {row.scope} per {row.window}: {row.percent} % spent",
-        text=f"${spent} of ${limit}. {follows}".strip(),
+        text=" ".join(text),
         facts={"scope": row.scope, "window": row.window, "spent_usd": spent, "limit_usd": limit},
     )
 

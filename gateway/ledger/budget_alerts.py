@@ -4,7 +4,7 @@ The row in `budget_alerts` is the event: it is there from the moment a process s
 and nobody writes it twice. Whoever delivers alerts reads it there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING
 
 import structlog
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 log = structlog.get_logger(__name__)
+
+_NEARLY_PERCENT = 95
+"""From here on a hard limit that had no room for a request counts as spent: what is left of it is
+smaller than requests are, so nobody would ever hear of the last percent."""
 
 
 class Alert(Struct, frozen=True, kw_only=True):
@@ -44,13 +48,22 @@ class Thresholds:
         self._passed: set[tuple[Counter, int]] = set()
         """At the last look: no need to ask SQL again."""
 
-    async def tell(self, budgets: Mapping[Counter, Budget], spend: Mapping[Counter, Spend]) -> None:
-        """Write down what was passed since the last look. Raises SQLAlchemyError."""
+    async def tell(
+        self,
+        budgets: Mapping[Counter, Budget],
+        spend: Mapping[Counter, Spend],
+        refused: Set[Counter] = frozenset(),
+    ) -> None:
+        """Write down what was passed since the last look. Raises SQLAlchemyError.
+
+        Args:
+            refused: those that had no room for a request, whatever the others hold.
+        """
         passed = {
             (counter, percent)
             for counter, budget in budgets.items()
             for percent in budget.alert_percents
-            if counter in spend and spend[counter].used * 100 >= budget.limit_nano_usd * percent
+            if counter in spend and _passed(budget, spend[counter], percent, counter in refused)
         }
         new = passed - self._passed
         for counter, percent in sorted(new, key=lambda one: (*order(one[0]), one[1])):
@@ -80,6 +93,12 @@ class Thresholds:
                 limit_usd=usd_text(budget.limit_nano_usd),
                 spent_usd=usd_text(used),
             )
+
+
+def _passed(budget: Budget, spend: Spend, percent: int, refused: bool) -> bool:
+    if refused and not budget.soft and percent <= 100:
+        percent = min(percent, _NEARLY_PERCENT)
+    return spend.used * 100 >= budget.limit_nano_usd * percent
 
 
 async def list_alerts(connection: "AsyncConnection", *, limit: int = 100) -> list[Alert]:

@@ -342,7 +342,8 @@ class Budgets:
         self.heeded = Heeded(frozenset(budget.id for budget in found), round(now * 1e6))
         self._known_limits.clear()
         self._tagged = any(scope.startswith("tag:") for scope in by_scope)
-        await self._thresholds.tell(counters, spend)
+        self._leases.refused &= counters.keys()
+        await self._thresholds.tell(counters, spend, self._leases.refused)
 
     async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:

@@ -58,6 +58,8 @@ class Leases:
         self.spend: dict[Counter, Spend] = {}
         """What all processes have spent and reserved, as last read."""
         self.slices: dict[Counter, Slice] = {}
+        self.refused: set[Counter] = set()
+        """Those that had no room for a request, whatever the others hold."""
         self.sql = asyncio.Lock()
         """Held during each transaction that moves money."""
         self.background: set[asyncio.Task[None]] = set()
@@ -100,7 +102,7 @@ class Leases:
         for counter, budget in limits:  # spending never shrinks: no need to ask SQL again
             known = self.spend.get(counter, Spend())
             if not budget.soft and known.spent + known.overrun + nano_usd > budget.limit_nano_usd:
-                raise _refusal(budget, budget.limit_nano_usd, known, nano_usd)
+                raise self._refusal(counter, budget, budget.limit_nano_usd, known, nano_usd)
         failures = 0
         while failures < _TRIES:
             # A client that goes away must not cut a transaction whose end we would not know.
@@ -115,6 +117,14 @@ class Leases:
             if all(part.free >= nano_usd for part in slices):
                 return slices  # else others took it between
         raise BudgetUnavailable("Budgets cannot be checked right now; try again shortly.")
+
+    def _refusal(
+        self, counter: Counter, budget: Budget, limit: int, spend: Spend, nano_usd: int
+    ) -> GatewayError:
+        error = _refusal(budget, limit, spend, nano_usd)
+        if isinstance(error, BudgetSpent):
+            self.refused.add(counter)
+        return error
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """Work that goes on when nobody waits for it any more; `return_all` does."""
@@ -149,7 +159,7 @@ class Leases:
                         connection, counter, self._owner, more, limit_nano_usd=limit
                     ):
                         assert limit is not None, "only a limit refuses"
-                        raise _refusal(budget, limit, spend, nano_usd)
+                        raise self._refusal(counter, budget, limit, spend, nano_usd)
                     written.append((part, asked, stands, more))
                     spends[counter] = spend
             for part, asked, stands, more in written:

@@ -115,6 +115,24 @@ async def test_soft_budget_warns_and_refuses_nothing(engine: AsyncEngine, budget
     assert budgets.state(TEAM).left == 0.0
 
 
+@pytest.mark.parametrize(("spent", "told"), [(94, [80]), (95, [80, 100])])
+async def test_hard_limit_without_room_for_a_request_counts_as_spent(
+    engine: AsyncEngine, budgets: Budgets, spent: int, told: list[int]
+) -> None:
+    """The last percents of a limit are less than a request takes: who waits for the alert of 100 %
+    hears it with the first refusal. A large request's refusal earlier on says nothing."""
+    await set_limit(engine, 100)
+    await budgets.refresh()
+    (await budgets.reserve(TEAM, spent)).settle(spent)
+    await budgets.sync()
+    with pytest.raises(BudgetSpent):
+        await budgets.reserve(TEAM, 10)
+    with structlog.testing.capture_logs() as logs:
+        await budgets.refresh()
+        await budgets.refresh()
+    assert [entry["percent"] for entry in logs] == told
+
+
 async def test_new_budget_counts_what_its_window_spent(
     engine: AsyncEngine, budgets: Budgets
 ) -> None:
