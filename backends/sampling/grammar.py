@@ -8,7 +8,9 @@ a form. Once compiled, a grammar is kept; every answer follows a copy of its own
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
@@ -27,8 +29,9 @@ _KEPT: Final = 128
 """Compiled grammars, the least recently used of which is forgotten."""
 _MAX_LEXER_STATES: Final = 50_000
 """One to two kB each; patterns that need more end their request."""
-_WHITESPACE: Final = r"[\x20\x0A\x0D\x09]{1,32}"
-"""Between JSON's tokens: enough for any indentation, too little to go on for ever."""
+_WHITESPACE: Final = r"\x20|\x0A[\x20\x09]{0,20}"
+"""Between JSON's tokens: what one line or an indented document needs. Models that are at a loss
+would write blanks until they are cut off."""
 _WORD: Final = 32
 _NAMES: Final = {
     "json": "The JSON Schema",
@@ -66,10 +69,10 @@ class Matcher:
     """How far one answer has come in its grammar. It follows the answer's tokens by itself."""
 
     def __init__(
-        self, matcher: "LLMatcher", end_ids: frozenset[int], words: int, request_id: str
+        self, matcher: "LLMatcher", end_ids: frozenset[int], vocab_size: int, request_id: str
     ) -> None:
         self._matcher = matcher
-        self._words = words
+        self._vocab_size = vocab_size
         self._end_ids = end_ids
         self._request_id = request_id
         self._taken = 0
@@ -83,7 +86,8 @@ class Matcher:
         Raises:
             GrammarError: this answer's grammar has become too complex to go on with.
         """
-        rows = np.full((len(drafts) + 1, self._words), -1, dtype=np.int32)
+        words = -(-self._vocab_size // _WORD)
+        rows = np.full((len(drafts) + 1, words), -1, dtype=np.int32)
         matcher, guessed = self._matcher, 0
         self._follow(outputs)
         for row in rows:
@@ -100,11 +104,18 @@ class Matcher:
     def allowed(self, outputs: Sequence[int], drafts: Sequence[int]) -> int:
         """Count the guesses that may stand."""
         self._follow(outputs)
-        return int(self._matcher.validate_tokens(list(drafts)))
+        known = list(takewhile(self._is_token, drafts))
+        return int(self._matcher.validate_tokens(known))
 
     def _guess(self, token: int) -> bool:
         """Go on with a token as if it had been sampled; False: it may not, or ends the answer."""
-        return token not in self._end_ids and self._matcher.try_consume_tokens([token]) == 1
+        if token in self._end_ids or not self._is_token(token):
+            return False
+        return int(self._matcher.try_consume_tokens([token])) == 1
+
+    def _is_token(self, token: int) -> bool:
+        """Models may guess what only pads their vocabulary."""
+        return token < self._vocab_size
 
     def _follow(self, outputs: Sequence[int]) -> None:
         if self._taken < len(outputs):
@@ -125,14 +136,14 @@ class GrammarError(InvalidRequestError):
 class Grammar:
     """A compiled grammar, of which every answer gets its own copy to follow."""
 
-    def __init__(self, compiled: "LLMatcher", end_ids: frozenset[int], words: int) -> None:
+    def __init__(self, compiled: "LLMatcher", end_ids: frozenset[int], vocab_size: int) -> None:
         self._compiled = compiled
-        self._words = words
+        self._vocab_size = vocab_size
         self._end_ids = end_ids
 
     def matcher(self, request_id: str) -> Matcher:
         """One for an answer that has not begun."""
-        return Matcher(self._compiled.deep_copy(), self._end_ids, self._words, request_id)
+        return Matcher(self._compiled.deep_copy(), self._end_ids, self._vocab_size, request_id)
 
 
 class GrammarCompiler:
@@ -184,8 +195,8 @@ class GrammarCompiler:
         matcher = LLMatcher(self._read_tokenizer(), _source(wanted), log_level=0, limits=limits)
         if matcher.is_error():
             raise _refusal(wanted, matcher.get_error())
-        words = -(-self._tokenizer.vocab_size // _WORD)
-        return Grammar(matcher, frozenset(self._tokenizer.eos_token_ids), words)
+        ends = frozenset(self._tokenizer.eos_token_ids)
+        return Grammar(matcher, ends, self._tokenizer.vocab_size)
 
     def _read_tokenizer(self) -> "LLTokenizer":
         """The vocabulary as `llguidance` reads it; a second of work for large ones, done once."""
@@ -211,10 +222,46 @@ class _Vocabulary:
         self.bos_token_id = tokenizer.bos_token_id
         self.tokens = [tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)]
         self.special_token_ids = sorted(tokenizer.special_token_ids)
-        self._encode: Callable[[str], list[int]] = tokenizer.encode
+        self._encode = tokenizer.encode
+        self._specials = tokenizer.special_token_ids
+        plain = self._bytes(tokenizer.encode("a")) == b"a"
+        # Tokenizers that put a blank before a text put it before this character, then.
+        self._lead = "" if plain else "\x02"
+        self._lead_tokens = len(tokenizer.encode(self._lead))
 
     def __call__(self, text: str) -> list[int]:
-        return self._encode(text if isinstance(text, str) else str(text, "utf-8", "replace"))
+        """Tokens of what must come next, as the model was trained to see it where that is right."""
+        ids = self._encode(self._lead + text)[self._lead_tokens :]
+        data = text.encode()
+        if self._bytes(ids) == data and self._specials.isdisjoint(ids):
+            return ids
+        return self._longest_first(data)
+
+    def _bytes(self, ids: Sequence[int]) -> bytes:
+        return b"".join([self.tokens[token] for token in ids])
+
+    def _longest_first(self, data: bytes) -> list[int]:
+        """Whatever the tokenizer would make of it, tokens of exactly these bytes."""
+        ids: list[int] = []
+        while data:
+            size = next((n for n in range(self._longest, 0, -1) if data[:n] in self._ids), 0)
+            if not size:
+                break  # None begins so: nothing can be said of the rest.
+            ids.append(self._ids[data[:size]])
+            data = data[size:]
+        return ids
+
+    @cached_property
+    def _ids(self) -> dict[bytes, int]:
+        return {
+            data: token
+            for token, data in enumerate(self.tokens)
+            if data and token not in self._specials
+        }
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self._ids))
 
 
 def _source(wanted: StructuredOutputsParams) -> str:
@@ -249,8 +296,11 @@ def _refusal(wanted: StructuredOutputsParams, reason: str) -> InvalidRequestErro
 
 
 def _one_line(reason: str) -> str:
-    lines = [line.strip() for line in reason.strip().splitlines()]
-    return " ".join(line for line in lines if line)[:400].rstrip(".") or "unknown reason"
+    """What a message of several lines, which point into the source, comes to."""
+    lines = [line.strip() for line in reason.replace("<non-verbose/>", "").splitlines()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    said = errors[0].removeprefix("error: ") if errors else " ".join(filter(None, lines))
+    return said[:400].strip().rstrip(".") or "no reason is given"
 
 
 def _encoded(wanted: StructuredOutputsParams) -> bytes:

@@ -11,6 +11,7 @@ from backends.engine.config import EngineConfig, SpeculationConfig
 from backends.engine.engine import Engine
 from backends.engine.runner import SampleResult, SchedulerOutput
 from backends.errors import BackendResponseError, BackendUnavailableError, InvalidRequestError
+from backends.sampling.grammar import GrammarError
 from tests.backends.engine.toy_engine import LetterTokenizer, ToyRunner, greedy, plain_answer
 
 PROMPT = [3, 1, 4, 1, 5]
@@ -24,8 +25,12 @@ class FaultyRunner(ToyRunner):
     """Takes its time, and raises in the steps that `fails` names (by number, from 1)."""
 
     fails: Callable[[int], bool] = staticmethod(lambda step: False)
+    too_complex: str | None = None
+    """The request whose form nobody can follow any more."""
 
     def execute(self, output: SchedulerOutput) -> list[SampleResult]:
+        if any(part.request.request_id == self.too_complex for part in output.sequences):
+            raise GrammarError(str(self.too_complex), "too many states")
         if self.fails(self.steps + 1):
             self.steps += 1
             raise RuntimeError("out of luck")
@@ -180,6 +185,19 @@ async def test_failed_step_fails_what_ran_and_nothing_else() -> None:
     assert usage is not None
     assert usage.completion_tokens > 0
     await bench.engine.aclose()
+
+
+async def test_form_too_complex_to_follow_fails_its_own_request_alone(bench: Bench) -> None:
+    """Its caller is told why; those beside it get every token, and the engine lives on."""
+    bench.runner.too_complex = "r4"
+    answers = await asyncio.gather(
+        *(bench.tokens(request(f"r{i}")) for i in range(6)), return_exceptions=True
+    )
+    failed = answers.pop(4)
+    assert isinstance(failed, InvalidRequestError)
+    assert "too many states" in failed.message
+    assert answers == [plain_answer(PROMPT, 20, eos=None)] * 5
+    assert bench.engine.failure is None
 
 
 async def test_engine_that_keeps_failing_is_dead_and_says_so() -> None:

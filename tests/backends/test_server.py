@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import openai
 import pytest
 import torch
@@ -109,6 +111,41 @@ def test_stream_joins_to_the_whole_answer(sdk: openai.OpenAI) -> None:
     assert usages[-1].completion_tokens == whole.usage.completion_tokens == 24
     assert all(usage is None for usage in usages[:-1])
     assert all(chunk.usage is None for chunk in chat(sdk, stream=True))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_answers_have_the_form_asked_for_streamed_or_not(
+    sdk: openai.OpenAI, temperature: float
+) -> None:
+    """A random model's answers are documents of the schema, every choice, and the same streamed."""
+    properties = {"word": {"type": "string", "maxLength": 8}, "kind": {"enum": ["a", "b"]}}
+    schema = {"type": "object", "properties": properties, "required": ["word", "kind"]}
+    schema["additionalProperties"] = False
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}}
+    options: dict[str, Any] = {"response_format": form, "n": 3, "seed": 4, "max_tokens": 150}
+    whole = chat(sdk, **options, temperature=temperature)
+    texts = ["", "", ""]
+    for chunk in chat(sdk, **options, temperature=temperature, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    assert texts == [choice.message.content for choice in whole.choices]
+    for choice in whole.choices:
+        assert choice.finish_reason == "stop"
+        jsonschema.validate(json.loads(choice.message.content), schema)
+
+
+def test_completions_take_vllms_forms(sdk: openai.OpenAI) -> None:
+    """Of several prompts, each answer is one of the choices, or matches the pattern."""
+    forms: list[tuple[dict[str, Any], str]] = [
+        ({"choice": ["yes", "no"]}, "yes|no"),
+        ({"regex": "[0-9]{3}-x"}, "[0-9]{3}-x"),
+        ({"grammar": 'root ::= "a" [bc]+ "d"'}, "a[bc]+d?"),
+    ]
+    for form, pattern in forms:
+        answer = sdk.completions.create(
+            model="tiny", prompt=["the", "a"], extra_body={"structured_outputs": form}
+        )
+        assert all(re.fullmatch(pattern, choice.text) for choice in answer.choices)
 
 
 def test_stream_tells_usage_on_the_way_if_asked(sdk: openai.OpenAI) -> None:

@@ -5,6 +5,7 @@ those of a GPU. The recording itself is tested where there is one (`make test-gp
 """
 
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,7 @@ import pytest
 import torch
 from tiny_tokenizers import save_folder
 
-from backends.contract import SamplingParams
+from backends.contract import SamplingParams, StructuredOutputsParams
 from backends.engine.config import EngineConfig, SpeculationConfig
 from backends.engine.decode_graphs import (
     CudaCapture,
@@ -33,6 +34,7 @@ from backends.engine.runner import SampleResult
 from backends.engine.scheduler import Scheduler
 from backends.models.adapters import Adapter
 from backends.models.registry import Model, load_model
+from backends.sampling.grammar import GrammarCompiler
 from backends.sampling.sampler import Sampler
 from backends.sampling.state import SamplingState
 from backends.speculation.speculator import Speculator
@@ -387,4 +389,28 @@ def test_sequences_with_an_adapter_go_beside_the_recordings(folder: Path) -> Non
         answers.append(found)
     assert answers[0] == answers[1]
     assert answers[0]["0"] == answers[0]["2"] != answers[0]["1"]
+    assert recorder.replays
+
+
+def test_answers_under_a_grammar_go_beside_the_recordings(model: Model, folder: Path) -> None:
+    """They keep to it, greedy or drawn, and their neighbours are replayed as if they were alone."""
+    form = StructuredOutputsParams(regex="(ab|cd){3,6}")
+    plain, graphs, _, recorder = _engines(model, folder, _config())
+    compiler = GrammarCompiler(Tokenizer.from_folder(folder))
+    answers = []
+    for engine in (plain, graphs):
+        found: dict[str, str] = {}
+        for index in range(6):
+            wanted = form if index % 2 else None
+            params = SamplingParams(
+                temperature=index / 4, seed=1, max_tokens=20, structured_outputs=wanted
+            )
+            grammar = compiler.compile(form) if wanted else None
+            engine.add_request(str(index), [7, 8, 9 + index // 2], params, grammar=grammar)
+        while engine.has_unfinished:
+            for event in engine.step():
+                found[event.request_id] = found.get(event.request_id, "") + event.text
+        answers.append(found)
+    assert answers[0] == answers[1]
+    assert all(re.fullmatch("(ab|cd){3,6}", answers[0][str(index)]) for index in (1, 3, 5))
     assert recorder.replays

@@ -2,12 +2,13 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
+import tokenizers
 import torch
 
 from backends.contract import SamplingParams, StructuredOutputsParams
@@ -17,6 +18,7 @@ from backends.sampling.grammar import MAX_GRAMMAR_BYTES, GrammarCompiler, Matche
 from backends.sampling.sampler import Sampler
 from backends.sampling.state import SamplingState, SequenceRows
 from backends.tokenizer import Tokenizer
+from tests.backends import tiny_tokenizers
 
 PERSON: dict[str, Any] = {
     "type": "object",
@@ -60,6 +62,27 @@ def test_choice_allows_the_beginnings_of_its_words(
     assert texts
     assert all("positive".startswith(text) or "negative".startswith(text) for text in texts)
     assert _allowed(matcher, tokenizer.encode("negative")) == set(tokenizer.eos_token_ids)
+
+
+@pytest.mark.parametrize("kind", [tiny_tokenizers.byte_level, tiny_tokenizers.sentencepiece])
+def test_bytes_of_every_kind_of_tokenizer_are_followed(
+    kind: Callable[[], tokenizers.Tokenizer],
+) -> None:
+    """Characters of several bytes and tokens that begin words are what answers show of them."""
+    rust = kind()
+    rust.add_special_tokens(["<|x|>"])
+    tokenizer = Tokenizer(rust, eos_token_ids=[1, 2])
+    text = '{"hello": "hé <|x|> 你"}'
+    names = {"hello": {"const": "hé <|x|> 你"}}
+    schema = {"type": "object", "properties": names, "required": ["hello"]}
+    matcher, said = _matcher(GrammarCompiler(tokenizer), json=schema), list[int]()
+    while not {1, 2} & _allowed(matcher, said):
+        said.append(max(_allowed(matcher, said) - {1, 2}))
+        assert len(said) < 60
+    detokenizer = tokenizer.detokenizer([5])
+    shown = detokenizer.push(said) + detokenizer.flush()
+    assert json.loads(shown) == json.loads(text)
+    assert not tokenizer.special_token_ids & set(said)
 
 
 def test_answer_of_the_form_is_allowed_token_by_token(
