@@ -66,8 +66,7 @@ async def budget_thresholds(
 
 
 def _threshold(row: Any, budget: budgets.Budget, spent_nano_usd: int) -> Finding:
-    spent = usd_text(spent_nano_usd)
-    limit = usd_text(max(row.limit_nano_usd, budget.limit_nano_usd))
+    spent, limit = usd_text(spent_nano_usd), usd_text(budget.limit_nano_usd)
     refuses = row.percent >= 100 and not budget.soft
     text = [f"${spent} of ${limit}."]
     if budget.downgrade_percent is not None and row.percent >= budget.downgrade_percent:

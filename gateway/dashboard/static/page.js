@@ -22,6 +22,8 @@ localize(document);
 
 const current = document.querySelector("nav [aria-current]");  // on a phone the row of pages is cut
 if (current) current.parentElement.scrollLeft = current.offsetLeft - (innerWidth - current.offsetWidth) / 2;
+document.querySelector("nav")?.addEventListener("focusin", (event) =>
+  event.target.scrollIntoView({ block: "nearest", inline: "center" }));
 
 for (const place of document.querySelectorAll("[data-origin]"))
   place.textContent = place.textContent.replace("ORIGIN", location.origin);
@@ -32,11 +34,19 @@ document.addEventListener("submit", (event) => {
 });
 for (const form of document.querySelectorAll("form[data-auto]")) {
   if (!form.querySelector("input:not([type=hidden])")) form.classList.add("auto");
+  // by keyboard a list changes at every step: then Enter, or the button, says when it is chosen
+  let byKeys = false;
+  form.addEventListener("pointerdown", () => (byKeys = false));
+  form.addEventListener("keydown", (event) => {
+    if (event.target.tagName !== "SELECT" || event.key === "Tab") return;
+    byKeys = true;
+    form.classList.remove("auto");
+  });
   form.addEventListener("change", (event) => {
     if (event.target.name === "period")
       for (const name of ["since", "until"]) if (form.elements[name]) form.elements[name].value = "";
     if (event.target.name === "since" && form.elements.period) form.elements.period.value = "custom";
-    if (event.target.tagName === "SELECT" || event.target.type === "checkbox")
+    if ((event.target.tagName === "SELECT" && !byKeys) || event.target.type === "checkbox")
       if (form.elements.period?.value !== "custom" || form.elements.since?.value) form.requestSubmit();
   });
 }

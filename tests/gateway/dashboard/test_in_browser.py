@@ -196,6 +196,26 @@ def test_keyboard_reaches_everything(browser: Browser, normal: Site) -> None:
         assert len(seen) == 12
 
 
+def test_lists_by_keyboard_wait_until_something_is_chosen(browser: Browser, normal: Site) -> None:
+    """Arrows pass over periods without a page for each; Enter, or the button, asks for one."""
+    with visiting(browser, normal) as page:
+        page.goto(normal.url + "/backends")
+        page.focus("select[name=period]")
+        before = page.input_value("select[name=period]")
+        assert not page.get_by_role("button", name="Show").is_visible()
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("ArrowDown")
+        chosen = page.input_value("select[name=period]")
+        assert chosen != before
+        assert page.url == normal.url + "/backends"
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.textContent") == "Show"
+        page.keyboard.press("Enter")
+        page.wait_for_url(f"**/backends?*period={chosen}")
+        page.select_option("select[name=period]", before)
+        page.wait_for_url(f"**/backends?*period={before}")
+
+
 def test_live_figures_and_the_followed_list_move(browser: Browser, normal: Site) -> None:
     """Requests that are settled while somebody looks appear without a reload."""
     with visiting(browser, normal) as page:
