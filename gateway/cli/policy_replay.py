@@ -25,22 +25,26 @@ if TYPE_CHECKING:
     from gateway.routing.policy_book import LoadedPolicy
 
 
-@click.command()
-@click.option("--since", required=True, metavar="TIME", help="RFC 3339 or a date, UTC.")
-@click.option("--until", metavar="TIME", help="Exclusive; else now.")
-@click.option(
+_policies = click.option(
     "--policy",
     "names",
     multiple=True,
-    required=True,
-    help="Name or .toml file; can be given again.",
+    help="Name or .toml file; can be given again. Else the configured one.",
 )
+
+
+@click.command()
+@click.option(
+    "--since", metavar="TIME", help="RFC 3339 or a date, UTC; else all that the ledger holds."
+)
+@click.option("--until", metavar="TIME", help="Exclusive; else now.")
+@_policies
 @config_option
 @json_option
 @click.pass_context
 def replay(
     ctx: click.Context,
-    since: str,
+    since: str | None,
     until: str | None,
     names: tuple[str, ...],
     config: str | None,
@@ -52,8 +56,9 @@ def replay(
     is none; [routing] explore makes it possible.
     """
     settings = settings_of(ctx, config)
-    begin, end = _us(since, "--since"), _us(until, "--until")
-    loaded = [load(settings, name) for name in names]
+    begin = 0 if since is None else _us(since, "--since")
+    end = round(time.time() * 1e6) if until is None else _us(until, "--until")
+    loaded = [load(settings, name) for name in names or (settings.routing.policy,)]
 
     async def work(connection: "AsyncConnection") -> dict[str, Any]:
         from gateway.ledger.pricing import CostEstimator
@@ -101,13 +106,7 @@ def replay(
 
 @click.command()
 @click.argument("file", type=click.Path(dir_okay=False, exists=True, path_type=Path))
-@click.option(
-    "--policy",
-    "names",
-    multiple=True,
-    required=True,
-    help="Name or .toml file; can be given again.",
-)
+@_policies
 @config_option
 @json_option
 @click.pass_context
@@ -120,7 +119,7 @@ def simulate(
     Every backend counts as ready and idle; costs and seconds are learned from the ledger.
     """
     settings = settings_of(ctx, config)
-    loaded = [load(settings, name) for name in names]
+    loaded = [load(settings, name) for name in names or (settings.routing.policy,)]
     from gateway.routing.simulate import PromptsError, read_prompts, simulate_all
 
     try:
@@ -189,9 +188,7 @@ def load(settings: Settings, name: str) -> "LoadedPolicy":
         fail(str(error))
 
 
-def _us(text: str | None, option: str) -> int:
-    if text is None:
-        return round(time.time() * 1e6)
+def _us(text: str, option: str) -> int:
     return round(moment_of(text, option).timestamp() * 1e6)
 
 

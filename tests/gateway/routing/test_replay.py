@@ -202,6 +202,7 @@ async def test_the_commands_print_tables_and_json(
     monkeypatch.setenv("HEADGATE_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "headgate.toml").write_text(
+        '[routing]\npolicy = "test"\n'
         '[[backends]]\nname = "small"\nkind = "echo"\nmodel = "s"\ntier = "small"\n'
         '[[backends]]\nname = "base"\nkind = "echo"\nmodel = "b"\ntier = "base"\n'
     )
@@ -220,6 +221,9 @@ async def test_the_commands_print_tables_and_json(
     assert other["quality"]["low"] > same["quality"]["high"]  # though each had answered some
     assert same["same_choice"] > 0.6
     assert "80 requests replayed" in await asyncio.to_thread(run, *command)
+    whole = json.loads(await asyncio.to_thread(run, "policy", "replay", "--json"))
+    assert (whole["since"], whole["replayed"]) == (None, 80)
+    assert [one["policy"].partition("@")[0] for one in whole["policies"]] == ["test"]
     prompts = tmp_path / "prompts.txt"
     prompts.write_text('plain words\n{"prompt": "2 + 2 = ?", "scores": {"small": 1, "base": 1}}\n')
     command = ["policy", "simulate", str(prompts), "--policy", "other", "--policy", "test"]
@@ -227,6 +231,8 @@ async def test_the_commands_print_tables_and_json(
     assert [one["shares"] for one in found["policies"]] == [{"base": 1.0}, {"small": 1.0}]
     assert found["policies"][0]["mean_latency_s"] is not None
     assert "2 prompts" in await asyncio.to_thread(run, *command)
+    found = json.loads(await asyncio.to_thread(run, "policy", "simulate", str(prompts), "--json"))
+    assert [one["shares"] for one in found["policies"]] == [{"small": 1.0}]
 
 
 def test_bad_usage_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
