@@ -9,7 +9,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -27,6 +27,8 @@ MAX_GRAMMAR_BYTES: Final = 256 * 1024
 """Of a schema or grammar as it was sent."""
 _KEPT: Final = 128
 """Compiled grammars, the least recently used of which is forgotten."""
+_REMEMBERED: Final = 1024
+"""Texts that forms prescribe, such as names of properties, in tokens."""
 _MAX_LEXER_STATES: Final = 50_000
 """One to two kB each; patterns that need more end their request."""
 _WHITESPACE: Final = r"\x20|\x0A[\x20\x09]{0,20}"
@@ -66,40 +68,45 @@ class GrammarTokenizer(Protocol):
 
 
 class Matcher:
-    """How far one answer has come in its grammar. It follows the answer's tokens by itself."""
+    """How far one answer has come in its grammar. It follows the answer's tokens by itself.
+
+    Attributes:
+        words: of a row of bits.
+    """
 
     def __init__(
         self, matcher: "LLMatcher", end_ids: frozenset[int], vocab_size: int, request_id: str
     ) -> None:
         self._matcher = matcher
+        self.words = -(-vocab_size // _WORD)
         self._vocab_size = vocab_size
         self._end_ids = end_ids
         self._request_id = request_id
         self._taken = 0
 
-    def masks(self, outputs: Sequence[int], drafts: Sequence[int] = ()) -> Bits:
-        """Say which tokens may come after `outputs`, and after each of the guesses that follow.
+    def fill(self, outputs: Sequence[int], drafts: Sequence[int], rows: Bits) -> None:
+        """Write which tokens may come after `outputs`, and after each of the guesses that follow.
 
-        Returns:
-            [len(drafts) + 1, words]; all ones behind a guess that cannot be: no one will look.
+        Args:
+            rows: [len(drafts) + 1, words], all ones; those behind a guess that cannot be stay so,
+                for nobody will look.
 
         Raises:
             GrammarError: this answer's grammar has become too complex to go on with.
         """
-        words = -(-self._vocab_size // _WORD)
-        rows = np.full((len(drafts) + 1, words), -1, dtype=np.int32)
-        matcher, guessed = self._matcher, 0
         self._follow(outputs)
-        for row in rows:
-            matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
-            if guessed == len(drafts) or not self._guess(drafts[guessed]):
+        matcher, guessed = self._matcher, 0
+        address, size = rows.ctypes.data, 4 * self.words
+        matcher.unsafe_compute_mask_ptr(address, size)
+        for draft in drafts:
+            if not self._guess(draft):
                 break
             guessed += 1
+            matcher.unsafe_compute_mask_ptr(address + guessed * size, size)
         if matcher.is_error():
             raise GrammarError(self._request_id, matcher.get_error())
         if guessed:
             matcher.rollback(guessed)
-        return rows
 
     def allowed(self, outputs: Sequence[int], drafts: Sequence[int]) -> int:
         """Count the guesses that may stand."""
@@ -118,9 +125,10 @@ class Matcher:
         return token < self._vocab_size
 
     def _follow(self, outputs: Sequence[int]) -> None:
-        if self._taken < len(outputs):
+        count = len(outputs)
+        if self._taken < count:
             self._matcher.consume_tokens(list(outputs[self._taken :]))
-            self._taken = len(outputs)
+            self._taken = count
 
 
 class GrammarError(InvalidRequestError):
@@ -228,9 +236,14 @@ class _Vocabulary:
         # Tokenizers that put a blank before a text put it before this character, then.
         self._lead = "" if plain else "\x02"
         self._lead_tokens = len(tokenizer.encode(self._lead))
+        self._remembered = lru_cache(_REMEMBERED)(self._tokens_of)
 
     def __call__(self, text: str) -> list[int]:
-        """Tokens of what must come next, as the model was trained to see it where that is right."""
+        """Tokens of what must come next; answers of one form ask for the same again and again."""
+        return self._remembered(text)
+
+    def _tokens_of(self, text: str) -> list[int]:
+        """As the model was trained to see it where that is right."""
         ids = self._encode(self._lead + text)[self._lead_tokens :]
         data = text.encode()
         if self._bytes(ids) == data and self._specials.isdisjoint(ids):

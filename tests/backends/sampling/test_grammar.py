@@ -14,7 +14,8 @@ import torch
 from backends.contract import SamplingParams, StructuredOutputsParams
 from backends.errors import InvalidRequestError
 from backends.models.folder import model_folder
-from backends.sampling.grammar import MAX_GRAMMAR_BYTES, GrammarCompiler, Matcher
+from backends.sampling.grammar import MAX_GRAMMAR_BYTES, Bits, GrammarCompiler, Matcher
+from backends.sampling.masks import GrammarMasks
 from backends.sampling.sampler import Sampler
 from backends.sampling.state import SamplingState, SequenceRows
 from backends.tokenizer import Tokenizer
@@ -49,8 +50,14 @@ def _matcher(compiler: GrammarCompiler, **form: Any) -> Matcher:
 
 
 def _allowed(matcher: Matcher, outputs: Sequence[int] = ()) -> set[int]:
-    bits = np.unpackbits(matcher.masks(outputs)[0].view(np.uint8), bitorder="little")
+    bits = np.unpackbits(_rows(matcher, outputs)[0].view(np.uint8), bitorder="little")
     return set(np.flatnonzero(bits).tolist())
+
+
+def _rows(matcher: Matcher, outputs: Sequence[int], drafts: Sequence[int] = ()) -> Bits:
+    rows = np.full((len(drafts) + 1, matcher.words), -1, dtype=np.int32)
+    matcher.fill(outputs, drafts, rows)
+    return rows
 
 
 def test_choice_allows_the_beginnings_of_its_words(
@@ -115,13 +122,13 @@ def test_guesses_are_masked_as_if_they_had_been_said(
     matcher, ids = _matcher(compiler, json=PERSON), tokenizer.encode(ALICE)
     said, wrong = ids[:7], tokenizer.encode("zebra")[0]
     guesses = [*ids[7:9], wrong, *ids[9:11]]
-    before = matcher.masks(said)
-    rows = matcher.masks(said, guesses)
+    before = _rows(matcher, said)
+    rows = _rows(matcher, said, guesses)
     for place in range(3):
-        alone = _matcher(compiler, json=PERSON).masks(ids[: 7 + place])
+        alone = _rows(_matcher(compiler, json=PERSON), ids[: 7 + place])
         assert np.array_equal(rows[place], alone[0])
     assert (rows[3:] == -1).all()
-    assert np.array_equal(matcher.masks(said), before)
+    assert np.array_equal(_rows(matcher, said), before)
     assert matcher.allowed(said, guesses) == 2
 
 
@@ -151,6 +158,34 @@ def test_sampler_keeps_to_forms_whatever_the_logits(
             outputs.append(both[1])
             assert len(outputs) < 400
         jsonschema.validate(json.loads(tokenizer.decode(outputs)), PERSON)
+
+
+@pytest.mark.parametrize("width", [-100, 0, 77])
+def test_masks_apply_alike_beside_the_logits_and_on_the_host(
+    compiler: GrammarCompiler, tokenizer: Tokenizer, width: int
+) -> None:
+    """Some rows of a batch, one of them with guesses, in narrower and wider logits."""
+    form = StructuredOutputsParams(json=PERSON)
+    constrained = SamplingState(SamplingParams(structured_outputs=form), (1,), seed=0)
+    plain, ids = SamplingState(SamplingParams(), (1,), seed=0), tokenizer.encode(ALICE)
+    sequences = [
+        SequenceRows(plain, ids[:2], ids[2:4]),
+        SequenceRows(constrained, ids[:4], ids[4:6], _matcher(compiler, json=PERSON)),
+        SequenceRows(plain, ()),
+        SequenceRows(constrained, (), (), _matcher(compiler, json=PERSON)),
+    ]
+    masks = GrammarMasks(sequences)
+    host = torch.randn(8, tokenizer.vocab_size + width, generator=torch.Generator().manual_seed(1))
+    beside, before = host.clone(), host.clone()
+    masks.apply_in_numpy(host.numpy())
+    masks.apply_beside(beside)
+    assert torch.equal(host, beside)
+    assert [not torch.equal(*rows) for rows in zip(host, before, strict=True)] == [
+        *[False] * 3,
+        *[True] * 3,
+        False,
+        True,
+    ]
 
 
 def test_grammar_has_the_last_word(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
