@@ -11,9 +11,9 @@ from litestar import Response, get, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.response import Redirect, ServerSentEvent
 from msgspec import Struct
-from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.api.acts import admit, note_refusal
+from gateway.api.database import answering
 from gateway.dashboard.alerts import alerts
 from gateway.dashboard.budgets import budgets
 from gateway.dashboard.caches import caches
@@ -140,7 +140,8 @@ class Dashboard:
             return self.problem(caller, error.message, error.status)
         page = _BY_NAME[form.page]
         try:
-            done = await form.act(visit, await asked.form())
+            with answering():
+                done = await form.act(visit, await asked.form())
         except GatewayError as error:
             return await self._filled(visit, page, {"problem": error.message}, error.status)
         if isinstance(done, str):
@@ -162,13 +163,11 @@ class Dashboard:
         self, visit: Visit, page: Page, beside: dict[str, Any], status: int = 200
     ) -> Response[Any]:
         try:
-            values = await page.fill(visit)
+            with answering():
+                values = await page.fill(visit)
         except (ReportError, GatewayError) as error:
             code = error.status if isinstance(error, GatewayError) else 400
             return self.problem(visit.caller, str(error), code)
-        except SQLAlchemyError as error:
-            words = f"The ledger's database does not answer: {str(error)[:300]}"
-            return self.problem(visit.caller, words, 503)
         chart = values.get("charts", {}).get(visit.asked.get("csv", ""))
         if chart is not None:
             return csv_file(chart)

@@ -59,6 +59,8 @@ async def planner(visit: Visit) -> dict[str, Any]:
 
 async def _plan(visit: Visit, asked: Mapping[str, str]) -> tuple[dict[str, Any] | None, str]:
     """(the answer, "") or (None, what is wrong)."""
+    if not asked["rate"] and not asked["days"]:
+        return None, "Give requests per second, or days of own traffic."
     flags = ["--keep", "4", "--json", "--curves"]
     for name, flag in _NUMBERS.items():
         if asked[name]:

@@ -8,20 +8,23 @@ from typing import Any
 
 import httpx
 import pytest
+from msgspec.structs import replace
 from sqlalchemy import select
 
 from gateway.dashboard.forms import FORMS
 from gateway.dashboard.pages import PAGES
+from gateway.ledger.database import open_engine
 from gateway.ledger.key_store import NewKey, create_key
 from gateway.ledger.money import short_usd
 from gateway.ledger.tables import audit_log
 from gateway.settings import Settings
 from tests.gateway.dashboard import scenes
-from tests.gateway.serving import Gateway, gateway
+from tests.gateway.serving import Gateway, gateway, settings
 from tests.gateway.test_pipeline import priced
 
 BROWSER = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 HOSTILE = "<script>alert(1)</script>"
+NOBODY = "postgresql+asyncpg://me:secret@127.0.0.1:9/ledger"
 PATHS = [page.path for page in PAGES if page.label]
 
 
@@ -440,3 +443,16 @@ async def test_open_gateway_takes_forms_under_its_own_address_only(tmp_path: Pat
 def test_dollars_keep_the_digits_that_say_something(usd: str, shown: str) -> None:
     """Cents from a dollar on, three significant digits below; no exponent, no float."""
     assert short_usd(usd) == shown
+
+
+async def test_pages_say_that_the_database_is_away(tmp_path: Path) -> None:
+    """A server that takes no connection is no crash: a page with its menu, on a form as well."""
+    async with gateway(settings(tmp_path)) as served:
+        served.pipeline.parts = replace(served.parts, engine=open_engine(NOBODY))
+        for path in ("/", "/requests", "/alerts", "/budgets"):
+            answer = await served.client.get(path, headers={"accept": "text/html"})
+            assert answer.status_code == 503, path
+            assert "database does not answer" in answer.text
+            assert 'href="/costs"' in answer.text
+        refused = await send(served, "/budgets/set", scope="global", window="day", limit_usd="5")
+        assert (refused.status_code, "database does not answer" in refused.text) == (503, True)
