@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import structlog
@@ -97,10 +98,8 @@ class Judging:
         """By the choice that is the least likely to be good."""
         assert x.facts is not None
         judges, quality = self._judges, x.facts.features.quality
-        p_good, at = min(
-            (judges.p_good(backend, judge, s, quality), i) for i, s in enumerate(signals)
-        )
-        gain = judges.gain(backend, judge, signals[at], quality, above)
+        said = [judges.weigh(backend, judge, signal, quality, above) for signal in signals]
+        p_good, gain = min(said, key=itemgetter(0))
         accepted = stands(p_good, gain, accept)
         if accepted and p_good < accept.min:
             why = f"no rung above is likelier to be good by {accept.min_gain:g}"

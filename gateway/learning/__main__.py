@@ -34,7 +34,7 @@ from gateway.learning.second_stage import (
     remove_second,
 )
 from gateway.routing.classifier import SHIPPED_HEAD, Head
-from gateway.routing.judges import write_judges
+from gateway.routing.judges import arrays_of, write_judges
 
 
 def fit_head(
@@ -58,7 +58,7 @@ def fit_head(
     second = None if embedder is None else _fit_second(*part, part_groups, embedder)
     card["second_stage"] = None if second is None else second.summary
     network = served(fitted), fitted.calibration.groups
-    card = write_head(base, base_folder, card, out, fitted=network)
+    card = write_head(base, base_folder, card, out, fitted=network, beside=arrays_of(judged.judges))
     remove_second(out) if second is None else second.write(card["version"], out)
     write_judges(replace(judged.judges, head=card["version"]), out)
     write_predictions(*part, out / "predictions.jsonl")

@@ -30,6 +30,7 @@ def write_head(
     *,
     fitted: tuple[Network, Sequence[Group]] | None = None,
     follows: Mapping[str, tuple[float, float]] | None = None,
+    beside: Mapping[str, Floats] | None = None,
 ) -> dict[str, Any]:
     """Write head.npz, words.npz and card.json into `out`; returns the card.
 
@@ -39,6 +40,7 @@ def write_head(
     Args:
         fitted: a network as `Design` scales it, and its groups.
         follows: (slope, offset) of backends over the reference's log-odds.
+        beside: arrays of the judges.
     """
     anew = [name for group in (fitted[1] if fitted else ()) for name in group.backends]
     fits, parts = _kept(base, anew)
@@ -47,7 +49,7 @@ def write_head(
         names = [list(group.backends) for group in groups]
         fits.append({"groups": names, "hidden": len(network.up)})
         parts.append(_of_network(network, base))
-    arrays = _arrays(base, parts)
+    arrays = _arrays(base, parts) | dict(beside or {})
     lines = {name: line for name, line in base.card["follows"].items() if name not in anew}
     lines |= {name: list(line) for name, line in (follows or {}).items()}
     known = [name for fit in fits for group in fit["groups"] for name in group]

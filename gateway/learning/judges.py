@@ -84,15 +84,16 @@ def fit_judges(outcomes: Outcomes, quality: Floats, folds: NDArray[np.int64], he
                 found[names[k]][judge] = calibration
             else:
                 above[names[k]].setdefault(judge, {})[names[j]] = calibration
-    readers, read = fit_readers(outcomes, quality, folds)
-    if readers:
-        for table, said in ((p_above, read), (p_good, np.einsum("nkk->nk", read))):
+    read = fit_readers(outcomes, quality, folds)
+    if read.readers:
+        for table, said in ((p_above, read.said), (p_good, np.einsum("nkk->nk", read.said))):
             table["answer"] = np.where(np.isnan(said), table["answer"], said)
     judges = Judges(
         question=tuple(names),
         backends=found,
         above=above,
-        readers=readers,
+        readers=read.readers,
+        layers=read.layers,
         spread=_spreads(found, above, quality, p_above, names),
         head=head,
         data_sha256=outcomes.sha256,

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from msgspec.structs import replace
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from gateway.learning.adam import Adam
@@ -20,7 +20,7 @@ from gateway.learning.outcomes import Outcomes
 from gateway.learning.quality import FOLDS
 from gateway.routing.answer_checks import checks_of
 from gateway.routing.figures import auc, expected_calibration_error
-from gateway.routing.judges import Reader, Signals, reader_features
+from gateway.routing.judges import Layers, Reader, Signals, reader_features
 
 Floats = NDArray[np.float64]
 SEEDS = (0, 1, 2)
@@ -30,24 +30,26 @@ BATCH = 128
 RATE = 8e-3
 L2 = 4e-4
 LEAST_SCALE = 1e-9
-DECIMALS = 5
-"""Of what is written, and served."""
 LEAST_ROWS = 500
 """Fewer told answers of one backend leave it to the judges of tokens."""
 
 
-def fit_readers(
-    outcomes: Outcomes, quality: Floats, folds: NDArray[np.int64]
-) -> tuple[dict[str, Reader], Floats]:
-    """(reader by backend, P(good) [N, K, K] out of fold: of backend j, once k has answered).
+class Readers(Struct, frozen=True):
+    """All that were fitted, and what they say out of fold."""
 
-    NaN: not read.
-    """
+    readers: dict[str, Reader]
+    layers: dict[str, Layers]
+    said: Floats
+    """[N, K, K], P(backend j's answer is good), once k has answered; NaN: not read."""
+
+
+def fit_readers(outcomes: Outcomes, quality: Floats, folds: NDArray[np.int64]) -> Readers:
+    """One for each backend of whose answers the outcomes tell enough."""
     names = outcomes.backends
     said = np.full((*outcomes.scores.shape, len(names)), np.nan)
-    found: dict[str, Reader] = {}
+    found = Readers({}, {}, said)
     if not any(outcomes.answers) or "logprob" not in outcomes.signals:
-        return found, said
+        return found
     for k, name in enumerate(names):
         x = _design(outcomes, quality, k)
         truth = outcomes.scores[:, k:]
@@ -58,18 +60,18 @@ def fit_readers(
         for fold in np.unique(folds[known]):
             inside, outside = known & (folds == fold), known & (folds != fold) & (folds != FOLDS)
             if outside.sum() >= LEAST_ROWS // 2:
-                one = _fit(x[outside], truth[outside], names[k:])
-                said[inside, k, k:] = one.all(x[inside], names[k:])
+                said[inside, k, k:] = _fit(x[outside], truth[outside])(x[inside])
         own = said[:, k, k]
         judged = ~np.isnan(own)
         area = auc(own[judged], truth[judged, 0])
-        found[name] = replace(
-            _fit(x[last], truth[last], names[k:]),
+        found.layers[name] = _fit(x[last], truth[last])
+        found.readers[name] = Reader(
+            outputs=tuple(names[k:]),
             rows=int(known.sum()),
             auc=None if area is None else round(area, 4),
             ece=round(float(expected_calibration_error(own[judged], truth[judged, 0])), 4),
         )
-    return found, said
+    return found
 
 
 def _design(outcomes: Outcomes, quality: Floats, k: int) -> Floats:
@@ -93,7 +95,7 @@ def _design(outcomes: Outcomes, quality: Floats, k: int) -> Floats:
     return np.array([row or [np.nan] * width for row in rows], dtype=np.float64)
 
 
-def _fit(x: Floats, truth: Floats, names: list[str]) -> Reader:
+def _fit(x: Floats, truth: Floats) -> Layers:
     """Networks on standardised features, side by side in one hidden layer."""
     mean, scale = x.mean(0), x.std(0)
     scale = np.where(scale > LEAST_SCALE, scale, 1.0)
@@ -101,12 +103,13 @@ def _fit(x: Floats, truth: Floats, names: list[str]) -> Reader:
     parts = [_network(z, truth.astype(np.float32), np.random.default_rng(s)) for s in SEEDS]
     hidden, bias, out, offset = (list(layer) for layer in zip(*parts, strict=True))
     weights = np.concatenate(hidden, axis=1) / scale[:, None]
-    return Reader(
-        hidden=_told(weights),
-        bias=_told(np.concatenate(bias) - mean @ weights),
-        out=dict(zip(names, _told(np.concatenate(out).T / len(SEEDS)), strict=True)),
-        offset=dict(zip(names, _told(np.mean(offset, axis=0)), strict=True)),
+    layers = (
+        weights,
+        np.concatenate(bias) - mean @ weights,
+        np.concatenate(out) / len(SEEDS),
+        np.mean(offset, axis=0),
     )
+    return Layers(*(layer.astype(np.float32) for layer in layers))
 
 
 def _network(z: Any, truth: Any, rng: np.random.Generator) -> tuple[Floats, Floats, Floats, Floats]:
@@ -137,10 +140,3 @@ def _network(z: Any, truth: Any, rng: np.random.Generator) -> tuple[Floats, Floa
         adam.step(slopes, RATE * (1 - step / (steps + 1)))
     done = [layer.astype(np.float64) for layer in adam.values]
     return done[0], done[1], done[2], done[3]
-
-
-def _told(values: Floats) -> Any:
-    """As plain numbers, in tuples as deep as the array."""
-    if values.ndim > 1:
-        return tuple(map(_told, values))
-    return tuple(np.round(values, DECIMALS).tolist())

@@ -11,14 +11,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from gateway.routing.answer_sums import MOST_DIGITS, NUMBER, sums_of
+from gateway.routing.answer_sums import NAMES as SUMS
+
 MOST = 4096
 """Characters read of a question (its end) and of an answer (its beginning)."""
-_MOST_DIGITS = 15
-"""Of a number; longer ones are not reckoned with."""
 _WORD = re.compile(r"\w+")
-_NUMBER = re.compile(rf"\d{{1,{_MOST_DIGITS}}}(?:\.\d{{1,6}})?")
-_SUM = re.compile(r"(?<![\d.])(\d{1,9}) ?([-+*/×x]|plus|minus|times) ?(\d{1,9})(?!\.?\d)", re.I)
-_EQUATION = re.compile(r"(\d{1,9}) ?([-+*/×x]) ?(\d{1,9}) ?= ?(\d{1,9})(?!\.?\d)")
 _LIST_MARKS = " .\n"
 
 NAMES = (
@@ -26,7 +24,7 @@ NAMES = (
     "log_chars", "question_log_words", "question_log_chars", "question_mark",
     "numbers", "numbers_echoed", "bare_number", "digits", "log_number", "question_numbers",
     "question_log_number", "greatest", "least", "far_beyond",
-    "sum", "equations", "wrong_equations",
+    *SUMS,
     "json", "items", "items_more", "ascending", "descending", "same_items",
 )  # fmt: skip
 """Of what `checks_of` gives, in its order."""
@@ -37,11 +35,11 @@ def checks_of(question: str, answer: str) -> tuple[float, ...]:
     question, answer = question[-MOST:], answer[:MOST]
     if not answer.strip():
         return ()
-    asked, said = _NUMBER.findall(question), _NUMBER.findall(answer)
+    asked, said = NUMBER.findall(question), NUMBER.findall(answer)
     return (
         *_of_words(question, answer),
         *_of_numbers(answer, asked, said),
-        *_of_sums(question, answer, said),
+        *sums_of(question, answer, asked, said),
         _json_found(answer),
         *_of_lists(question, answer),
     )
@@ -77,8 +75,8 @@ def _of_numbers(answer: str, asked: Sequence[str], said: Sequence[str]) -> tuple
     return (
         float(len(said)),
         echoed,
-        float(_NUMBER.fullmatch(bare) is not None),
-        float(min(len(bare), _MOST_DIGITS)) if bare.isdigit() else 0.0,
+        float(NUMBER.fullmatch(bare) is not None),
+        float(min(len(bare), MOST_DIGITS)) if bare.isdigit() else 0.0,
         math.log1p(last),
         float(len(known)),
         math.log1p(most),
@@ -86,31 +84,6 @@ def _of_numbers(answer: str, asked: Sequence[str], said: Sequence[str]) -> tuple
         float(both and last == min(map(float, asked))),
         float(both and max(map(float, said)) > 10 * most),
     )
-
-
-def _of_sums(question: str, answer: str, said: Sequence[str]) -> tuple[float, ...]:
-    """Whether the question's one sum comes out (1, −1; 0: there is none), and the answer's own."""
-    sums = _SUM.findall(question)
-    right = 0.0
-    if len(sums) == 1 and said:
-        one, sign, other = sums[0]
-        right = 1.0 if float(said[-1]) == _reckoned(one, sign, other) else -1.0
-    equations = _EQUATION.findall(answer)
-    wrong = sum(_reckoned(one, sign, other) != float(is_) for one, sign, other, is_ in equations)
-    return right, float(len(equations)), float(wrong)
-
-
-def _reckoned(one: str, sign: str, other: str) -> float:
-    a, b = float(one), float(other)
-    match sign.lower():
-        case "+" | "plus":
-            return a + b
-        case "-" | "minus":
-            return a - b
-        case "/":
-            return a / b if b else math.nan
-        case _:
-            return a * b
 
 
 def _json_found(answer: str) -> float:
@@ -136,7 +109,7 @@ def _of_lists(question: str, answer: str) -> tuple[float, ...]:
     """Of what stands between commas: how many, in order, and whether they are the question's."""
     said = [item.strip(_LIST_MARKS).lower() for item in answer.split(",")]
     asked = [item.strip(_LIST_MARKS).lower() for item in question.split(":")[-1].split(",")]
-    numbers = [float(item) for item in said if _NUMBER.fullmatch(item)]
+    numbers = [float(item) for item in said if NUMBER.fullmatch(item)]
     order: list[Any] = numbers if len(numbers) == len(said) else list(said)
     several = len(said) > 1
     return (

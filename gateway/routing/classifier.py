@@ -120,7 +120,7 @@ class Head(Struct, frozen=True, kw_only=True):
                 bias=arrays["bias"].astype(np.float32),
                 words=WordVectors(words, vectors, arrays["word_weights"].astype(np.float32)),
                 to_task=to_task,
-                judges=Judges.load(folder),
+                judges=Judges.load(folder, arrays),
                 second=SecondHead.load(folder, card["version"]),
             )
         except (OSError, ValueError, KeyError) as error:

@@ -5,25 +5,27 @@ what the question promised, to P(good): judges.json beside the head. Without one
 for themselves, uncalibrated: the tokens' mean probability, the surest margin, the lack of entropy.
 
 Where the outcomes tell what was answered, the judge `answer` is a network that reads the words,
-too. Judging happens while a request waits, so this is plain Python over a few numbers, and two
-small products of matrices for the network.
+too; its layers lie among the head's arrays. Judging happens while a request waits, so this is
+plain Python over a few numbers, and two small products of matrices for the network.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import astuple, replace
 from numpy.typing import NDArray
 
 from gateway.errors import SettingsError
+from gateway.routing.answer_checks import NAMES
 from gateway.routing.figures import log_odds
 
 Floats = NDArray[np.float64]
+Array = NDArray[np.float32]
 JUDGES_FILE = "judges.json"
 TOP = 5
 """Likeliest tokens at each place that a backend is asked for."""
@@ -62,38 +64,33 @@ class Calibration(Struct, frozen=True, kw_only=True):
         return 1.0 / (1.0 + math.exp(-max(-60.0, min(60.0, total))))
 
 
-class Reader(Struct, frozen=True, kw_only=True, dict=True):
-    """A small network over tokens, words and the question's promise: one hidden layer.
+class Reader(Struct, frozen=True, kw_only=True):
+    """What a network over tokens, words and the question's promise says, and how well."""
 
-    P(good) = sigmoid(offset + out · max(0, bias + features · hidden)).
-    """
-
-    hidden: tuple[tuple[float, ...], ...]
-    """[F][H]"""
-    bias: tuple[float, ...]
-    """[H]"""
-    out: Mapping[str, tuple[float, ...]]
-    """[H] by backend: the one whose answer is read, and each dearer one."""
-    offset: Mapping[str, float]
+    outputs: tuple[str, ...]
+    """The backend whose answer is read, and each dearer one."""
     rows: int = 0
     auc: float | None = None
     ece: float | None = None
 
-    def __call__(self, features: Sequence[float], name: str) -> float:
-        """P(that backend's answer is good), given that this one was read."""
-        return float(self.all(np.array([features]), [name])[0, 0])
 
-    def all(self, features: Floats, names: Sequence[str]) -> Floats:
-        """[N, len(names)] from [N, F]."""
-        hidden, bias = self._inner
-        inner = np.maximum(features @ hidden + bias, 0.0)
-        out = np.array([self.out[name] for name in names]).T
-        total = inner @ out + [self.offset[name] for name in names]
+class Layers(Struct, frozen=True, eq=False):
+    """A reader's one hidden layer: sigmoid(offset + max(0, bias + features @ hidden) @ out)."""
+
+    hidden: Array
+    """[F, H]"""
+    bias: Array
+    """[H]"""
+    out: Array
+    """[H, outputs]"""
+    offset: Array
+    """[outputs]"""
+
+    def __call__(self, features: Floats) -> Floats:
+        """P(each output's answer is good), given that this one was read: [N, outputs] of [N, F]."""
+        inner = np.maximum(features @ self.hidden + self.bias, 0.0)
+        total = inner @ self.out + self.offset
         return np.asarray(1.0 / (1.0 + np.exp(-np.clip(total, -60.0, 60.0))))
-
-    @cached_property
-    def _inner(self) -> tuple[Floats, Floats]:
-        return np.array(self.hidden), np.array(self.bias)
 
 
 class Spread(Struct, frozen=True, kw_only=True):
@@ -109,7 +106,7 @@ class Spread(Struct, frozen=True, kw_only=True):
     """Of P(a dearer backend's would be), by backend, at the same points."""
 
 
-class Judges(Struct, frozen=True, kw_only=True):
+class Judges(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The calibrations of one file of outcomes."""
 
     question: tuple[str, ...] = ()
@@ -122,6 +119,8 @@ class Judges(Struct, frozen=True, kw_only=True):
     """By backend, by judge, by a dearer backend: P(that one's answer would be good)."""
     readers: Mapping[str, Reader] = msgspec.field(default_factory=dict)
     """By backend: the judge `answer`, where the answer's words are known."""
+    layers: Mapping[str, Layers] = msgspec.field(default_factory=dict)
+    """Of the readers; not in the file, but among the head's arrays."""
     spread: Mapping[str, Mapping[str, Spread]] = msgspec.field(default_factory=dict)
     """By backend, by judge."""
     head: str = ""
@@ -129,67 +128,72 @@ class Judges(Struct, frozen=True, kw_only=True):
     data_sha256: str = ""
 
     @classmethod
-    def load(cls, folder: Path) -> "Judges":
-        """Read judges.json; without one nothing is calibrated. Raises SettingsError."""
+    def load(cls, folder: Path, arrays: Mapping[str, NDArray[Any]]) -> "Judges":
+        """Read judges.json; without one nothing is calibrated.
+
+        Args:
+            arrays: of the head, among them the readers' layers.
+
+        Raises:
+            SettingsError: they cannot be used, or were fitted for another version.
+        """
         path = folder / JUDGES_FILE
         try:
-            return msgspec.json.decode(path.read_bytes(), type=cls)
+            judges = msgspec.json.decode(path.read_bytes(), type=cls)
+            layers = {
+                name: Layers(*(arrays[key] for key in _keys(place)))
+                for place, name in enumerate(judges.readers)
+            }
+            width = len(features_of("answer", _ANY, [0.5] * len(judges.question))) + len(NAMES)
+            if any(one.hidden.shape[0] != width for one in layers.values()):
+                raise ValueError("made for another version; run `headgate policy fit` again")
         except FileNotFoundError:
             return cls()
-        except (OSError, msgspec.MsgspecError) as error:
+        except KeyError as error:
+            raise SettingsError(
+                f"routing.head: {str(path)!r} and head.npz are not of one fit: no {error} there; "
+                "copy both, or run `headgate policy fit` again"
+            ) from None
+        except (OSError, ValueError, msgspec.MsgspecError) as error:
             raise SettingsError(f"routing.head: {str(path)!r} cannot be used: {error}") from None
+        return replace(judges, layers=layers)
 
-    def p_good(
+    def weigh(
         self,
         backend: str,
         judge: str,
         signal: "Signals | float",
         quality: Mapping[str, float],
-    ) -> float:
-        """P(the answer is good).
+        others: Sequence[str] = (),
+    ) -> tuple[float, float | None]:
+        """P(the answer is good), and how much likelier the best of the others is to be good.
 
         Args:
             signal: of its tokens, or what another judge said, 0 to 1.
             quality: predicted from the question, by backend.
+            others: that could answer in its place; where nobody knows all of them: None.
         """
         promised = [quality.get(name) for name in self.question]
-        reader = self._reader(backend, judge, signal)
-        if reader is not None:
-            return reader(reader_features(signal, promised), backend)
-        known = self.backends.get(backend, {}).get(judge)
-        if known is None:
-            return uncalibrated(judge, signal)
-        return known(features_of(judge, signal, promised))
-
-    def gain(
-        self,
-        backend: str,
-        judge: str,
-        signal: "Signals | float",
-        quality: Mapping[str, float],
-        others: Sequence[str],
-    ) -> float | None:
-        """How much likelier the best of the others is to be good; None where nobody knows."""
-        promised = [quality.get(name) for name in self.question]
-        reader = self._reader(backend, judge, signal)
-        if reader is not None and all(name in reader.out for name in others):
-            read = np.array([reader_features(signal, promised)])
-            said = reader.all(read, [backend, *others])[0]
-            return float(said[1:].max() - said[0])
-        known = self.backends.get(backend, {}).get(judge)
-        fitted = self.above.get(backend, {}).get(judge, {})
-        if known is None or any(name not in fitted for name in others):
-            return None
-        features = features_of(judge, signal, promised)
-        return max(fitted[name](features) for name in others) - known(features)
-
-    def _reader(self, backend: str, judge: str, signal: "Signals | float") -> Reader | None:
-        """Who has been fitted to read this."""
-        if judge != "answer" or not isinstance(signal, Signals) or not signal.checks:
-            return None
-        return self.readers.get(backend)
+        reads = judge == "answer" and isinstance(signal, Signals) and bool(signal.checks)
+        if reads and backend in self.readers:
+            row = np.array([reader_features(signal, promised)])
+            said = self.layers[backend](row)[0].tolist()
+            told = dict(zip(self.readers[backend].outputs, said, strict=True))
+            good = told[backend]
+        else:
+            known = self.backends.get(backend, {}).get(judge)
+            if known is None:
+                return uncalibrated(judge, signal), None
+            features = features_of(judge, signal, promised)
+            good = known(features)
+            fitted = self.above.get(backend, {}).get(judge, {})
+            told = {name: fitted[name](features) for name in others if name in fitted}
+        if not others or any(name not in told for name in others):
+            return good, None
+        return good, max(told[name] for name in others) - good
 
 
+_ANY = Signals(logprob=-1.0, margin=0.0, entropy=0.0, tokens=1)
 NO_JUDGES = Judges()
 """Nothing is calibrated."""
 
@@ -285,6 +289,20 @@ def _summed(places: list[_Place]) -> Signals | None:
     )
 
 
+def arrays_of(judges: Judges) -> dict[str, Array]:
+    """The readers' layers, as they stand among the head's arrays."""
+    return {
+        key: layer
+        for place, name in enumerate(judges.readers)
+        for key, layer in zip(_keys(place), astuple(judges.layers[name]), strict=True)
+    }
+
+
+def _keys(place: int) -> list[str]:
+    return [f"reader{place}_{layer}" for layer in Layers.__struct_fields__]
+
+
 def write_judges(judges: Judges, folder: Path) -> None:
-    """judges.json, on one line: readers are tens of thousands of numbers."""
-    (folder / JUDGES_FILE).write_bytes(msgspec.json.encode(judges) + b"\n")
+    """judges.json, without the readers' layers."""
+    text = msgspec.json.format(msgspec.json.encode(replace(judges, layers={})), indent=1)
+    (folder / JUDGES_FILE).write_bytes(text + b"\n")

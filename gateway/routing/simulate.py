@@ -186,9 +186,9 @@ def expect(facts: Facts, decision: Decision, prompt: Prompt, router: Router) -> 
     for place, name in enumerate(decision.rungs[:-1]):
         signal = prompt.told_to(accept.judge, name)
         if signal is not None:
-            p_good[name] = _one(judges.p_good(name, accept.judge, signal, quality))
             above = decision.rungs[place + 1 :]
-            gain[name] = _one(judges.gain(name, accept.judge, signal, quality, above))
+            good, more = judges.weigh(name, accept.judge, signal, quality, above)
+            p_good[name], gain[name] = _one(good), _one(more)
     estimates = facts.estimates
     look = judging_backend(accept)
     prompt_tokens = facts.features.prompt_tokens + JUDGE_TOKENS

@@ -12,7 +12,7 @@ from gateway.cascade_costs import climbing
 from gateway.drafts import BREAK_EVEN, TRY_AGAIN_EVERY, Drafts
 from gateway.hidden import hide_logprobs
 from gateway.judging import agreement, yes_of
-from gateway.routing.classifier import SHIPPED_HEAD
+from gateway.routing.classifier import SHIPPED_HEAD, Head
 from gateway.routing.judges import Calibration, Judges, Signals, signals_of
 from policies.model import Accept, Decision
 from tests.gateway.cascade.climbing import SURE, echoes, ladder
@@ -62,22 +62,22 @@ def test_gain_compares_with_the_best_rung_above() -> None:
     judges = Judges(
         backends={"low": {"logprob": flat}}, above={"low": {"logprob": {"high": better}}}
     )
-    assert judges.p_good("low", "logprob", SIGNALS, {}) == 0.5
-    gain = judges.gain("low", "logprob", SIGNALS, {}, ["high"])
+    good, gain = judges.weigh("low", "logprob", SIGNALS, {}, ["high"])
+    assert good == 0.5
     assert gain == pytest.approx(1 / (1 + math.exp(-2)) - 0.5)
-    assert judges.gain("low", "logprob", SIGNALS, {}, ["high", "unknown"]) is None
-    assert judges.p_good("unknown", "logprob", SIGNALS, {}) == pytest.approx(0.5)
+    assert judges.weigh("low", "logprob", SIGNALS, {}, ["high", "unknown"]) == (0.5, None)
+    assert judges.weigh("unknown", "logprob", SIGNALS, {})[0] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("backend", ["nano", "small", "base"])
 def test_shipped_judges_trust_sure_answers_more(backend: str) -> None:
     """Of the bundled family: calibrated, and a surer answer is likelier to be good."""
-    judges = Judges.load(SHIPPED_HEAD)
+    judges = Head.load(SHIPPED_HEAD).judges
     quality = {"nano": 0.3, "small": 0.5, "base": 0.6}
     sure = Signals(logprob=-0.01, margin=5.0, entropy=0.02, tokens=5)
     unsure = Signals(logprob=-1.5, margin=0.1, entropy=1.5, tokens=5)
     for judge in ("answer", "logprob"):
-        high, low = (judges.p_good(backend, judge, s, quality) for s in (sure, unsure))
+        high, low = (judges.weigh(backend, judge, s, quality)[0] for s in (sure, unsure))
         assert high > low + 0.2
     calibration = judges.backends[backend]["answer"]
     assert calibration.auc is not None

@@ -51,13 +51,13 @@ def test_judges_find_out_when_another_answer_would_be_better() -> None:
     assert card["rows"] == ROWS
     assert (card["auc"] or 0) > 0.95
     gains = [
-        judged.judges.gain(
+        judged.judges.weigh(
             "cheap",
             "logprob",
             Signals(logprob=sure, margin=0.0, entropy=0.0, tokens=1),
             {"cheap": 0.5, "dear": 0.5},
             ["dear"],
-        )
+        )[1]
         for sure in (-0.05, -1.0, -3.0)
     ]
     good, doubtful, hopeless = (gain or 0.0 for gain in gains)
@@ -71,13 +71,13 @@ def test_fitted_judges_are_those_that_serve(tmp_path: Path) -> None:
     outcomes, quality, folds = made()
     judged = fit_judges(outcomes, quality, folds, "v")
     write_judges(judged.judges, tmp_path)
-    served = Judges.load(tmp_path)
+    served = Judges.load(tmp_path, {})
     assert served == judged.judges
     row = int(np.flatnonzero(folds == FOLDS)[0])  # a frozen row was judged by the same fit
     signal = Signals(
         logprob=float(outcomes.signals["logprob"][row, 0]), margin=0.0, entropy=0.0, tokens=1
     )
-    said = served.p_good("cheap", "logprob", signal, {"cheap": 0.5, "dear": 0.5})
+    said, _ = served.weigh("cheap", "logprob", signal, {"cheap": 0.5, "dear": 0.5})
     assert said == pytest.approx(judged.p_good["logprob"][row, 0], abs=1e-4)
 
 
@@ -172,7 +172,7 @@ def test_every_judge_of_tokens_is_calibrated_and_serves(judge: str) -> None:
     assert len(judged.judges.spread["cheap"][judge].own) == 24
     row = int(np.flatnonzero(folds == FOLDS)[0])
     told = {name: float(table[row, 0]) for name, table in signals.items()}
-    said = judged.judges.p_good(
+    said, _ = judged.judges.weigh(
         "cheap", judge, Signals(**told, tokens=1), {"cheap": 0.5, "dear": 0.5}
     )
     assert said == pytest.approx(judged.p_good[judge][row, 0], abs=1e-4)

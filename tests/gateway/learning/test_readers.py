@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
+from msgspec.structs import replace
 
+from gateway.errors import SettingsError
 from gateway.learning.judges import fit_judges, judges_card
 from gateway.learning.outcomes import Outcomes
 from gateway.learning.quality import FOLDS
 from gateway.routing.answer_checks import checks_of
-from gateway.routing.judges import Judges, Signals, write_judges
+from gateway.routing.judges import Judges, Signals, arrays_of, write_judges
 
 ROWS = 900
 QUALITY = {"cheap": 0.5, "dear": 0.5}
@@ -47,15 +50,27 @@ def test_readers_know_wrong_answers_by_their_words(tmp_path: Path) -> None:
     judged = fit_judges(outcomes, quality, folds, "v")
     assert (judges_card(judged.judges)["cheap"]["answer"]["auc"] or 0) > 0.98
     write_judges(judged.judges, tmp_path)
-    served = Judges.load(tmp_path)
-    assert served == judged.judges
+    served = Judges.load(tmp_path, arrays_of(judged.judges))
+    assert replace(served, layers=judged.judges.layers) == judged.judges
     right, wrong = (signal("What is 20 + 31?", said) for said in ("51", "52"))
-    assert served.p_good("cheap", "answer", right, QUALITY) > 0.9
-    assert served.p_good("cheap", "answer", wrong, QUALITY) < 0.1
-    assert (served.gain("cheap", "answer", wrong, QUALITY, ["dear"]) or 0) > 0.8
+    assert served.weigh("cheap", "answer", right, QUALITY)[0] > 0.9
+    good, gain = served.weigh("cheap", "answer", wrong, QUALITY, ["dear"])
+    assert good < 0.1
+    assert (gain or 0) > 0.8
     # without words the tokens have to do, and they say nothing here
     untold = Signals(logprob=-0.1, margin=0.0, entropy=0.0, tokens=1)
-    assert 0.3 < served.p_good("cheap", "answer", untold, QUALITY) < 0.7
+    assert 0.3 < served.weigh("cheap", "answer", untold, QUALITY)[0] < 0.7
+
+
+def test_layers_of_another_fit_or_version_are_refused(tmp_path: Path) -> None:
+    """Missing ones, and ones for other features, say what to do."""
+    judges = fit_judges(*made(told=True), "v").judges
+    write_judges(judges, tmp_path)
+    with pytest.raises(SettingsError, match="not of one fit: no 'reader0_hidden' there; copy both"):
+        Judges.load(tmp_path, {})
+    arrays = arrays_of(judges)
+    with pytest.raises(SettingsError, match="another version; run `headgate policy fit` again"):
+        Judges.load(tmp_path, {**arrays, "reader0_hidden": arrays["reader0_hidden"][1:]})
 
 
 def test_readers_serve_what_was_said_out_of_fold() -> None:
@@ -63,7 +78,7 @@ def test_readers_serve_what_was_said_out_of_fold() -> None:
     outcomes, quality, folds = made(told=True)
     judged = fit_judges(outcomes, quality, folds, "v")
     row = int(np.flatnonzero(folds == FOLDS)[0])
-    said = judged.judges.p_good(
+    said, _ = judged.judges.weigh(
         "cheap", "answer", signal(outcomes.prompts[row], outcomes.answers[row]["cheap"]), QUALITY
     )
     assert abs(said - judged.p_good["answer"][row, 0]) < 1e-6
