@@ -31,8 +31,6 @@ log = structlog.get_logger(__name__)
 _READY_TIMEOUT_S = 120.0
 _ALL_READY_TIMEOUT_S = 30.0
 ENCODER_NAME = "minilm"
-_ONE_BLAS_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
-"""The classifier's products are small: further threads only take memory."""
 PYTHON = (sys.executable, "-P", "-m")
 """-P: a folder `policies` where the user works must not stand in for our package."""
 
@@ -235,7 +233,7 @@ class Supervisor:
             Spec(
                 name="gateway",
                 command=[*PYTHON, "gateway.worker"],
-                env={RUNTIME_ENV: str(path), **_ONE_BLAS_THREAD},
+                env={RUNTIME_ENV: str(path)},
                 stop_timeout_s=self.settings.server.drain_timeout_s + 5.0,
             ),
             on_started=self._watch.gateway_started,

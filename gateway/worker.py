@@ -39,6 +39,7 @@ def main() -> int:
     arguments.add_argument("--index", type=int, default=0, help="Which of the workers this is.")
     index: int = arguments.parse_args().index
     _go_without_rich()
+    _use_one_blas_thread()
 
     from gateway.process import tie_to
     from gateway.runtime import Runtime
@@ -151,6 +152,11 @@ def _log() -> Any:
     import structlog
 
     return structlog.get_logger(__name__)
+
+
+def _use_one_blas_thread() -> None:
+    """The classifier's products are so small that further threads only take memory and time."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy reads it at its import
 
 
 def _go_without_rich() -> None:
