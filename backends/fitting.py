@@ -1,5 +1,6 @@
 """A linear model with no negative coefficient, fitted as observations come in."""
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -15,18 +16,25 @@ class LinearFit:
 
     Relative to what was expected, not to what was found, and at most a factor of four from it: a
     total that is far too small or too large (a machine that did something else meanwhile, events
-    that were heard late) counts as one observation, no more.
+    that were heard late) counts as one observation, no more. Where that happens often, what is off
+    by more than `doubtful` counts in proportion less (Huber 1964, "Robust Estimation of a Location
+    Parameter").
 
     The prior counts where the observations tell two terms not apart; it says only how the
     coefficients relate, their scale comes from the first observation.
     """
 
     def __init__(
-        self, prior: Sequence[float], *, prior_observations: float | Sequence[float] = 0.01
+        self,
+        prior: Sequence[float],
+        *,
+        prior_observations: float | Sequence[float] = 0.01,
+        doubtful: float = math.inf,
     ) -> None:
         """Args:
         prior: one positive number per term, up to a common factor.
         prior_observations: how many observations it is worth, of each term or of all alike.
+        doubtful: relative error.
         """
         self.changes = 0
         """Counts up when the coefficients have changed."""
@@ -34,6 +42,7 @@ class LinearFit:
         if isinstance(prior_observations, float):
             prior_observations = [prior_observations] * len(self._prior)
         self._worth = tuple(prior_observations)
+        self._doubtful = doubtful
         self._scale = 0.0
         """Of the prior's unit; 0: nothing observed yet."""
         self._factors = [1.0] * len(self._prior)
@@ -78,12 +87,14 @@ class LinearFit:
         if expected <= 0:  # all of these terms were found to be worth nothing
             expected = total
         found = min(max(total / expected, 1 / _MOST_OFF), _MOST_OFF)
+        off = abs(found - 1)
+        weight = 1.0 if off <= self._doubtful else self._doubtful / off
         x = [part * self._scale / expected for part in parts]
         for row, own in zip(self._products, x, strict=True):
             for place, other in enumerate(x):
-                row[place] = row[place] * _FORGET + own * other
+                row[place] = row[place] * _FORGET + weight * own * other
         self._targets = [
-            was * _FORGET + own * found for was, own in zip(self._targets, x, strict=True)
+            was * _FORGET + weight * own * found for was, own in zip(self._targets, x, strict=True)
         ]
 
     def _fit(self) -> None:

@@ -32,6 +32,8 @@ _PRIOR: Final = (4.0, 8.0, 1.0, 0.0015, 1.2, 0.003, 0.003)
 of it and one before that was computed, and that was cached."""
 _WORTH: Final = (0.01, 0.01, 0.01, 3.0, 0.01, 1.0, 0.3)
 """In observations: attention can hardly be told from the tokens that attend."""
+_DOUBTFUL: Final = 0.5
+"""What was done in a window is a guess where several prompts were read; such ones are too long."""
 _SKIPS: Final = 32
 """So many windows beside answers that are not streamed may be left out for each one without."""
 _WINDOWS: Final = 32
@@ -84,7 +86,7 @@ class Weights:
     """What one server's work takes."""
 
     def __init__(self) -> None:
-        self._fit = LinearFit(_PRIOR, prior_observations=_WORTH)
+        self._fit = LinearFit(_PRIOR, prior_observations=_WORTH, doubtful=_DOUBTFUL)
         self._unlearned: deque[Seen] = deque(maxlen=_MOST_WAITING)
         self._ended: deque[Seen] = deque(maxlen=_MOST_KEPT)
         self._learned = 0

@@ -4,6 +4,7 @@ Our engine poses as somebody else's server: it answers over HTTP, what it says o
 taken out of every answer before the gateway sees it, and kept. The gateway shares the machine's
 time as it does behind vLLM. Three teams of unequal mix send streams and whole answers through it;
 after a warm-up each request's share is compared with what the engine measured, and each team's sum.
+`--load cached`: the server has a prefix cache, and one of the teams asks about three long texts.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import tempfile
 from collections.abc import AsyncGenerator, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 from msgspec.structs import replace
@@ -31,12 +32,36 @@ from gateway.settings import BackendSettings, CacheSettings, Settings
 from tests.benchmarks.environment import describe, write
 
 _WARM_UP = 60
-_TEAMS = {
-    # prompt words, answer tokens, streamed, clients
-    "prefill": ((200, 500), (4, 12), True, 2),
-    "decode": ((5, 20), (60, 160), True, 2),
-    "mixed": ((20, 120), (10, 60), False, 2),
+_WORDS = ("rain", "bread", "music", "winter", "trains", "books", "two", "seven", "green")
+
+
+class Team(NamedTuple):
+    """What each of its two clients asks."""
+
+    words: tuple[int, int]
+    """Of a prompt."""
+    tokens: tuple[int, int]
+    """Of an answer."""
+    streamed: bool
+    shared_words: int = 0
+    """Before the prompt: one of three texts."""
+
+
+_PREFILL = Team((200, 500), (4, 12), streamed=True)
+_DECODE = Team((5, 20), (60, 160), streamed=True)
+_LOADS = {
+    "mixed": {
+        "prefill": _PREFILL,
+        "decode": _DECODE,
+        "mixed": Team((20, 120), (10, 60), streamed=False),
+    },
+    "cached": {
+        "prefill": _PREFILL,
+        "decode": _DECODE,
+        "cached": Team((5, 60), (20, 60), streamed=True, shared_words=260),
+    },
 }
+_CLIENTS = 2
 
 
 class Plain:
@@ -83,23 +108,33 @@ class Plain:
         await self._backend.aclose()
 
 
+def _text(rng: random.Random, words: int) -> str:
+    return " ".join(rng.choice(_WORDS) for _ in range(words))
+
+
 async def _client(
-    http: httpx.AsyncClient, team: str, number: int, requests: int, sent: dict[str, str]
+    http: httpx.AsyncClient,
+    name_of_team: str,
+    team: Team,
+    number: int,
+    requests: int,
+    sent: dict[str, str],
 ) -> None:
-    prompts, answers, stream, _ = _TEAMS[team]
-    rng = random.Random(f"{team} {number}")
-    words = ("rain", "bread", "music", "winter", "trains", "books", "two", "seven", "green")
+    rng = random.Random(f"{name_of_team} {number}")
+    shared = [_text(random.Random(text), team.shared_words) for text in range(3)]
     for turn in range(requests):
-        text = " ".join(rng.choice(words) for _ in range(rng.randint(*prompts)))
+        text = _text(rng, rng.randint(*team.words))
+        if team.shared_words:
+            text = f"{rng.choice(shared)} {text}"
         body = {
             "model": "posing",
             "messages": [{"role": "user", "content": text}],
-            "max_tokens": rng.randint(*answers),
+            "max_tokens": rng.randint(*team.tokens),
             "ignore_eos": True,
-            "stream": stream,
+            "stream": team.streamed,
         }
-        name = f"{team}-{number}-{turn}"
-        sent[name] = team
+        name = f"{name_of_team}-{number}-{turn}"
+        sent[name] = name_of_team
         response = await http.post(
             "/v1/chat/completions", json=body, headers={"x-request-id": name}
         )
@@ -114,7 +149,7 @@ def _free_port() -> int:
         return port
 
 
-async def measure(url: str, folder: Path, requests: int) -> dict[str, Any]:
+async def measure(url: str, folder: Path, load: str, requests: int) -> dict[str, Any]:
     """Send the teams' requests; compare."""
     backend = BackendSettings(
         name="posing", kind="openai", model="posing", machine="box", base_urls=[url]
@@ -135,9 +170,9 @@ async def measure(url: str, folder: Path, requests: int) -> dict[str, Any]:
         ) as http:
             await asyncio.gather(
                 *(
-                    _client(http, team, number, requests, sent)
-                    for team, (*_, clients) in _TEAMS.items()
-                    for number in range(clients)
+                    _client(http, name, team, number, requests, sent)
+                    for name, team in _LOADS[load].items()
+                    for number in range(_CLIENTS)
                 )
             )
         pipeline = app.state["pipeline"]
@@ -156,7 +191,7 @@ def _compared(
     errors = [abs(estimated[name] / measured[name] - 1) for name in names]
     shares = [abs(estimated[name] / whole[0] * whole[1] / measured[name] - 1) for name in names]
     teams = {}
-    for team in _TEAMS:
+    for team in dict.fromkeys(of for _, of in sent):
         own = [name for name, of in sent if of == team]
         sums = sum(estimated[name] for name in own), sum(measured[name] for name in own)
         teams[team] = {
@@ -180,12 +215,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="bundled:small")
     parser.add_argument("--requests", type=int, default=100, help="Of each of the six clients.")
+    parser.add_argument("--load", choices=[*_LOADS], help="One only.")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    loads = [arguments.load] if arguments.load else [*_LOADS]
+    results = [_served(arguments.model, load, arguments.requests) for load in loads]
+    figures = describe(
+        "three teams of unequal mix, six clients, our engine posing as a plain OpenAI server on a "
+        "machine paid by the hour; the first 60 requests are not counted. cached: one team shares "
+        "three long texts in the server's prefix cache"
+    ) | {"model": arguments.model, "results": results}
+    print(json.dumps(figures, indent=2))
+    write(arguments.out, figures)
+
+
+def _served(model: str, load: str, requests: int) -> dict[str, Any]:
+    """One load on a fresh server."""
     port = _free_port()
-    command = [sys.executable, "-P", "-m", "backends.server", "--model", arguments.model]
+    command = [sys.executable, "-P", "-m", "backends.server", "--model", model]
     command += ["--served-model-name", "posing", "--port", str(port), "--threads", "1"]
-    command += ["--speculation-method", "off", "--no-enable-prefix-caching"]
+    command += ["--speculation-method", "off"]
+    if load != "cached":
+        command += ["--no-enable-prefix-caching"]
     with (
         tempfile.TemporaryDirectory() as folder,
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server,
@@ -193,17 +244,10 @@ def main() -> None:
         try:
             assert server.stdout is not None
             server.stdout.readline()  # says where it listens
-            found = asyncio.run(
-                measure(f"http://127.0.0.1:{port}/v1", Path(folder), arguments.requests)
-            )
+            url = f"http://127.0.0.1:{port}/v1"
+            return {"load": load} | asyncio.run(measure(url, Path(folder), load, requests))
         finally:
             server.terminate()
-    figures = describe(
-        "three teams of unequal mix, six clients, our engine posing as a plain OpenAI server on a "
-        "machine paid by the hour; the first 60 requests are not counted"
-    ) | {"model": arguments.model, "results": [found]}
-    print(json.dumps(figures, indent=2))
-    write(arguments.out, figures)
 
 
 if __name__ == "__main__":
