@@ -32,17 +32,27 @@ def format_problem(request: Mapping[str, Any], choice: Mapping[str, Any]) -> str
         return "the answer is empty"
     if request.get("tool_choice") == "required":
         return "no tool was called"
+    return _text_problem(request, text)
+
+
+def _text_problem(request: Mapping[str, Any], text: str) -> str | None:
+    """Of OpenAI's response_format and vLLM's structured_outputs; patterns are taken as kept."""
     wanted = request.get("response_format") or {}
+    own = request.get("structured_outputs") or {}
+    if own.get("choice") and text not in own["choice"]:
+        return "none of the choices"
     kind = wanted.get("type")
-    if kind not in ("json_object", "json_schema"):
+    schema = own.get("json") or (wanted.get("json_schema") or {}).get("schema")
+    any_object = own.get("json_object") or kind == "json_object"
+    if schema is None and not any_object and kind != "json_schema":
         return None
     try:
         value = msgspec.json.decode(text)
+        schema = msgspec.json.decode(schema) if isinstance(schema, str) else schema
     except msgspec.DecodeError as error:
         return f"no JSON: {error}"
-    if kind == "json_object":
+    if any_object:
         return None if isinstance(value, dict) else "no JSON object"
-    schema = (wanted.get("json_schema") or {}).get("schema")
     return schema_problem(value, schema) if isinstance(schema, Mapping) else None
 
 

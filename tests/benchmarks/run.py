@@ -9,6 +9,7 @@ BENCHMARKS = (
     "startup",
     "batching",
     "engine_overhead",
+    "structured",
     "gateway",
     "decision",
     "classifier",

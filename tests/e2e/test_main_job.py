@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import openai
 import pytest
+from pydantic import BaseModel
 
 from tests.e2e.serving import Headgate, wait_for
 
@@ -132,6 +133,38 @@ def test_sampling_fields_reach_the_engine(headgate: Headgate) -> None:
         assert choice.finish_reason == "length"
         assert len(choice.logprobs.content) == 4
         assert all(len(entry.top_logprobs) == 2 for entry in choice.logprobs.content)
+
+
+class Person(BaseModel):
+    """What the SDK makes a strict schema of."""
+
+    name: str
+    age: int
+    city: str
+
+
+def test_answers_have_the_form_that_the_sdk_asks_for(headgate: Headgate) -> None:
+    """Pydantic classes through chats, streams and responses; vLLM's choice; bad schemas."""
+    sdk = headgate.sdk(default_headers={"x-headgate-cache": "exact"})
+    text = "Extract name, age and city as JSON. Text: Anna is 34 years old and lives in Berlin."
+    messages: list[Any] = [{"role": "user", "content": text}]
+    asked: dict[str, Any] = {"model": "small", "messages": messages, "temperature": 0}
+    parsed = sdk.chat.completions.parse(**asked, response_format=Person).choices[0].message.parsed
+    assert parsed is not None
+    assert parsed.age == 34
+    with sdk.chat.completions.stream(**asked, response_format=Person) as stream:
+        stream.until_done()
+        assert stream.get_final_completion().choices[0].message.parsed == parsed
+    said = sdk.responses.parse(model="small", input=text, text_format=Person, temperature=0)
+    assert said.output_parsed == parsed
+    any_json = sdk.chat.completions.create(**asked, response_format={"type": "json_object"})
+    assert isinstance(json.loads(any_json.choices[0].message.content or ""), dict)
+    choice = {"structured_outputs": {"choice": ["indigo", "ochre"]}}
+    picked = sdk.chat.completions.create(**asked, extra_body=choice)
+    assert picked.choices[0].message.content in ("indigo", "ochre")
+    unknown = {"structured_outputs": {"json": {"type": "objekt"}}}
+    with pytest.raises(openai.BadRequestError, match="objekt"):
+        sdk.chat.completions.create(**asked, extra_body=unknown)
 
 
 def test_completions_and_embeddings_and_models(headgate: Headgate) -> None:
