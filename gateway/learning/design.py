@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from gateway.routing.classifier import Head
 from gateway.routing.counts import counts
-from gateway.routing.forms import BITS, form_rows, form_weight
-from gateway.routing.vectorise import Rows, WordVectors, gram_rows, scaled
-from gateway.routing.words import VECTOR, Words
+from gateway.routing.forms import BITS, form_rows, form_weights
+from gateway.routing.vectorise import WordVectors, gram_rows, scaled
+from gateway.routing.words import Hashes, Words
 
 DENSE_SCALE = 0.3
 """Keeps the counts and the words' mean from outweighing the n-grams under one ridge."""
@@ -35,7 +35,7 @@ class Design:
         head = self._head
         plain = matrix_of(prompts, self._bits, head.idf, head.words)
         found = list(map(form_rows, map(Words().read, prompts)))
-        values = [np.full(len(rows), form_weight(len(rows)), np.float32) for rows in found]
+        values = [form_weights(len(rows)) for rows in found]
         forms = _sparse(found, values, 1 << BITS)
         whole = sp.hstack([plain[:, : self.rows], forms, plain[:, self.rows :]])
         return whole.tocsr().astype(np.float32)
@@ -49,18 +49,21 @@ def matrix_of(
 
     places, values, dense = [], [], []
     for text in map(Words(words.places).read, prompts):
-        found = gram_rows(text.ids, bits)
+        found = gram_rows(text, bits)
         places.append(found)
         values.append(scaled(idf[found]))
-        dense.append(np.concatenate((counts(text), words.mean(text.known[1:-1, VECTOR]))))
+        dense.append(np.concatenate((counts(text), words.mean(text.vectors))))
     block = sp.csr_matrix(np.array(dense) * DENSE_SCALE)
     return sp.hstack([_sparse(places, values, 1 << bits), block]).tocsr().astype(np.float32)
 
 
-def _sparse(places: Sequence[Rows], values: Sequence[NDArray[np.float32]], columns: int) -> Matrix:
+def _sparse(
+    places: Sequence[Hashes], values: Sequence[NDArray[np.float32]], columns: int
+) -> Matrix:
     import scipy.sparse as sp
 
     ends = np.cumsum([0, *map(len, places)])
     return sp.csr_matrix(
-        (np.concatenate(values), np.concatenate(places), ends), shape=(len(places), columns)
+        (np.concatenate(values), np.concatenate(places).astype(np.int64), ends),
+        shape=(len(places), columns),
     )

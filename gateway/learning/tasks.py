@@ -29,8 +29,8 @@ from gateway.routing.classifier import FORMAT, SHIPPED_HEAD, TASKS, WORDS
 from gateway.routing.counts import COUNTS
 from gateway.routing.figures import expected_calibration_error, macro_f1, softmax
 from gateway.routing.forms import BITS as FORM_BITS
-from gateway.routing.vectorise import Rows, WordVectors, gram_rows, load_words
-from gateway.routing.words import Words
+from gateway.routing.vectorise import WordVectors, gram_rows, load_words
+from gateway.routing.words import Hashes, Words
 
 BITS = 16
 L2 = 1e-5
@@ -77,10 +77,10 @@ class Features:
     """What a head reads of a prompt, weighed by how rare it is among these prompts."""
 
     def __init__(self, prompts: Sequence[str], words_file: Path) -> None:
-        rows: list[Rows] = []
+        rows: list[Hashes] = []
         seen: Counter[str] = Counter()
         for text in map(Words().read, prompts):
-            rows.append(gram_rows(text.ids, BITS))
+            rows.append(gram_rows(text, BITS))
             seen.update(set(text.tokens))
         frequency = np.bincount(np.concatenate(rows), minlength=1 << BITS)
         self.idf = (np.log((1 + len(prompts)) / (1 + frequency)) + 1).astype(np.float32)

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from gateway.errors import SettingsError
 from gateway.routing.counts import COUNTS, counts
 from gateway.routing.features import Content, Request, read
-from gateway.routing.forms import form_rows, form_weight
+from gateway.routing.forms import form_rows, form_weights
 from gateway.routing.judges import Judges
 from gateway.routing.language import TOLD, detect
 from gateway.routing.second_head import SecondHead
 from gateway.routing.together import Together, groups_of
 from gateway.routing.vectorise import WordVectors, gram_rows, load_words, scaled
-from gateway.routing.words import CHARS, VECTOR, Text, Words
+from gateway.routing.words import CHARS, Text, Words
 from policies.model import RequestFeatures, Task
 
 SHIPPED_HEAD = Path(__file__).parent / "head"
@@ -53,18 +53,13 @@ class Table(Struct, frozen=True):
     scale: Floats
     """[N]"""
 
-    def take(self, rows: NDArray[np.int64]) -> Floats:
+    def take(self, rows: NDArray[np.integer[Any]]) -> Floats:
         """[rows, N]"""
         return self.codes.take(rows, axis=0) * self.scale
 
-    def dot(self, weights: Floats, rows: NDArray[np.int64]) -> Floats:
+    def dot(self, weights: Floats, rows: NDArray[np.integer[Any]]) -> Floats:
         """[N]: the rows' sum, each times its weight [rows]."""
         return (weights @ self.codes.take(rows, axis=0).astype(np.float32)) * self.scale
-
-    def sum(self, rows: NDArray[np.int64]) -> Floats:
-        """[N]"""
-        total: Floats = np.add.reduce(self.codes.take(rows, axis=0), dtype=np.float32)
-        return total * self.scale
 
     def whole(self) -> Floats:
         """[buckets, N]"""
@@ -196,11 +191,11 @@ class Classifier:
     def outputs(self, text: Text) -> tuple[Floats, Floats]:
         """Raw outputs [L + P] of a text (label logits, then patterns'), and hidden units [H]."""
         head, labels, logits = self._head, self._labels, self._logits
-        rows, forms = gram_rows(text.ids, self._bits), form_rows(text)
-        dense = np.concatenate((counts(text), head.words.mean(text.known[1:-1, VECTOR])))
+        rows, forms = gram_rows(text, self._bits), form_rows(text)
+        dense = np.concatenate((counts(text), head.words.mean(text.vectors)))
         found = head.rows.dot(scaled(head.idf.take(rows)), rows)
         found += dense @ head.dense + head.bias
-        found[labels:] += form_weight(len(forms)) * head.forms.sum(forms)
+        found[labels:] += head.forms.dot(form_weights(len(forms)), forms)
         hidden = np.maximum(found[logits:], 0)
         found[labels:logits] += hidden @ head.up
         return found[:logits], hidden

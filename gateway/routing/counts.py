@@ -7,7 +7,18 @@ from math import log1p
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.routing.words import CODE, FIRST, NUMBER, ONE, ORDER, QUESTION, SECOND, WORD, Text
+from gateway.routing.words import (
+    CODE,
+    FIRST,
+    LETTERS,
+    NUMBER,
+    ONE,
+    ORDER,
+    QUESTION,
+    SECOND,
+    WORD,
+    Text,
+)
 
 COUNTS = (
     "log_chars", "log_tokens", "mean_word", "digit_share", "upper_share", "mark_share",
@@ -41,16 +52,14 @@ def counts(text: Text) -> NDArray[np.float32]:
     data = sample.encode("utf-8", "surrogatepass").translate(_KINDS)
     of = data.count
     size, total = max(1, len(data)), max(1, len(text.places))
-    sums = np.add.reduce(text.known[:, WORD : NUMBER + 1], dtype=np.int32)
-    words, letters, numbers = sums.tolist()
-    first = text.known[text.known[:, WORD].argmax()].tolist()  # of the start, where no word is
-    distinct, code_words, firsts, seconds = text.bag[[ONE, CODE, FIRST, SECOND]].tolist()
+    words, numbers, bag = text.sums[WORD], text.sums[NUMBER], text.bag
+    first = text.known[text.known[:, WORD].argmax()].tolist() if words else bag
     upper, braces, lines = of(b"A"), of(b"{"), of(b"\n")
     last = sample.rstrip()[-1:]
     values = (
         log1p(text.chars) / 2,
         log1p(total) / 2,
-        min(4.0, letters / max(1, words) / 4),
+        min(4.0, text.sums[LETTERS] / max(1, words) / 4),
         4 * of(b"0") / size,
         4 * upper / size,
         4 * (total - words - numbers) / total,
@@ -60,7 +69,7 @@ def counts(text: Text) -> NDArray[np.float32]:
         first[QUESTION],
         first[ORDER],
         min(4.0, (braces + of(b";") + sum(map(sample.count, _CODE_MARKS))) / 2),
-        min(4.0, code_words / 2),
+        min(4.0, bag[CODE] / 2),
         min(4.0, (braces + of(b"(")) / 2),
         min(4.0, of(b'"') / 2),
         min(4.0, of(b",") / 3),
@@ -68,11 +77,11 @@ def counts(text: Text) -> NDArray[np.float32]:
         min(4.0, of(b"=") / 2),
         min(4.0, numbers / 2),
         min(2, sample.count("://")),
-        min(2, firsts),
-        min(2, seconds),
+        min(2, bag[FIRST]),
+        min(2, bag[SECOND]),
         4 * of(b"\xff") / size,
         min(4.0, len(_LINE_MARK.findall(sample)) / 2) if lines else 0.0,
-        2 * (1 - distinct / total),
+        2 * (1 - bag[ONE] / total),
         min(4.0, upper / 2),
         sample[:1].isupper(),
         last == ".",

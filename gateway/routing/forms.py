@@ -13,8 +13,8 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.routing.vectorise import LONG, NORM, Rows, buckets, distinct
-from gateway.routing.words import NUMBER, WORD_CHARS, Text
+from gateway.routing.vectorise import LONG, NORM
+from gateway.routing.words import NUMBER, WORD_CHARS, Hashes, Text, buckets, distinct
 
 BITS = 15
 """Of the number of buckets."""
@@ -29,16 +29,16 @@ NEAR = 4
 """Tokens between two numbers that are still one expression."""
 OPENINGS, ENDINGS = (4, 6), (4,)
 """Tokens at the start and at the end that make one form."""
-_FIRST, _SECOND, _THIRD = np.uint32(0x85EBCA77), np.uint32(0xC2B2AE3D), np.uint32(0x27D4EB2F)
-_Span = tuple[int, int]
-"""First token, one beyond the last."""
+_THIRD = np.uint32(0x27D4EB2F)
+_Forms = tuple[list[bytes], int, int]
+"""Forms, the first token that they span, one beyond the last."""
 
 
-def form_rows(text: Text) -> Rows:
+def form_rows(text: Text) -> Hashes:
     """The buckets of a text's forms, each once, ascending."""
-    forms, _ = _others(text)
-    others = np.array(list(map(crc32, forms)), dtype=np.uint32)
-    return distinct(buckets(np.concatenate((_triples(text.ids), others)), BITS))
+    others = [crc32(form) for forms, *_ in _others(text) for form in forms]
+    hashes = np.concatenate((_triples(text), np.array(others, dtype=np.uint32)))
+    return distinct(buckets(hashes, BITS))
 
 
 def form_spans(text: Text) -> list[tuple[int, int, int]]:
@@ -46,72 +46,68 @@ def form_spans(text: Text) -> list[tuple[int, int, int]]:
     last = len(text.places)
     found = [
         (bucket, max(0, start - 1), min(last, start + 2))
-        for start, bucket in enumerate(buckets(_triples(text.ids), BITS).tolist())
+        for start, bucket in enumerate(buckets(_triples(text), BITS).tolist())
     ]
-    forms, spans = _others(text)
-    others = buckets(np.array(list(map(crc32, forms)), dtype=np.uint32), BITS).tolist()
-    return found + [(bucket, *span) for bucket, span in zip(others, spans, strict=True)]
+    for forms, start, stop in _others(text):
+        hashes = np.array(list(map(crc32, forms)), dtype=np.uint32)
+        found += [(bucket, start, stop) for bucket in buckets(hashes, BITS).tolist()]
+    return found
 
 
-def form_weight(count: int) -> float:
+def form_weights(count: int) -> NDArray[np.float32]:
     """What each of a text's forms counts: as `vectorise.scaled` has it, of equal rarities."""
-    return RARITY / NORM / max(1.0, RARITY * sqrt(count) / LONG)
+    return np.full(count, RARITY / NORM / max(1.0, RARITY * sqrt(count) / LONG), dtype=np.float32)
 
 
-def _triples(ids: NDArray[np.uint32]) -> NDArray[np.uint32]:
+def _triples(text: Text) -> Hashes:
     """[T] of each token with its neighbours."""
-    return np.asarray((ids[:-2] * _FIRST) ^ (ids[1:-1] * _SECOND) ^ (ids[2:] * _THIRD))
+    return np.asarray(text.pairs[:-1] ^ (text.ids[2:] * _THIRD))
 
 
-def _others(text: Text) -> tuple[list[bytes], list[_Span]]:
-    """Forms, and the tokens that each spans."""
-    ids, count = text.ids, len(text.places)
+def _others(text: Text) -> list[_Forms]:
+    ids, names, count = text.ids, text.names, len(text.places)
     start = ids[1 : 1 + max(OPENINGS)].astype("<u4").tobytes()
     end = ids[max(1, count + 1 - max(ENDINGS)) : -1].astype("<u4").tobytes()
-    forms = [b"open" + start[: 4 * size] for size in OPENINGS]
-    spans = [(0, min(size, count)) for size in OPENINGS]
-    forms += [b"end" + end[-4 * size :] for size in ENDINGS]
-    spans += [(max(0, count - size), count) for size in ENDINGS]
-    numbers = (text.known[1:-1, NUMBER].nonzero()[0]).tolist()
-    values = [text.cut(place, place + 1)[0] for place in numbers[:NUMBERS]]
+    found: list[_Forms] = [
+        *(([b"open" + start[: 4 * size]], 0, min(size, count)) for size in OPENINGS),
+        *(([b"end" + end[-4 * size :]], max(0, count - size), count) for size in ENDINGS),
+    ]
+    numbers = text.known[:, NUMBER].nonzero()[0].tolist()
+    values = [names[place] for place in text.places[numbers[:NUMBERS]].tolist()]
     lengths = "|".join([str(len(value)) for value in values[:PAIRED]])
-    forms.append(f"lengths {lengths} of {min(len(numbers), 9)}".encode())
-    spans.append((0, count))
+    found.append(([f"lengths {lengths} of {min(len(numbers), 9)}".encode()], 0, count))
     for place, value in zip(numbers, values, strict=False):
-        of = _of_number(text, place, value)
-        forms += of
-        spans += [(place, place + 1)] * len(of)
-    for one, two in pairwise(numbers[:PAIRED]):
-        of = _of_pair(text, one, two)
-        forms += of
-        spans += [(one, two + 1)] * len(of)
-    return forms, spans
+        found.append((_of_number(text, place, value), place, place + 1))
+    for (one, a), (two, b) in pairwise(zip(numbers[:PAIRED], values, strict=False)):
+        joint = _plain(text, one + 1, two) if two - one <= NEAR else ".."
+        found.append((_of_pair(a, joint, b), one, two + 1))
+    return found
 
 
 def _of_number(text: Text, place: int, number: str) -> list[bytes]:
     size = len(number)
-    forms = [f"first {size} {number[0]}", f"last {size} {number[-1]}"]
+    forms = [f"first {size} {number[0]}".encode(), f"last {size} {number[-1]}".encode()]
     if size <= VALUED:
-        forms.append(f"value {number}")
+        forms.append(f"value {number}".encode())
     if size < VALUED:
-        before = _plain(text.cut(place - 1, place)) if place else ""
-        after = _plain(text.cut(place + 1, place + 2))
-        forms += (f"after {before} {number}", f"before {number} {after}")
-    return [form.encode("utf-8", "surrogatepass") for form in forms]
+        before = _plain(text, place - 1, place) if place else ""
+        after = _plain(text, place + 1, place + 2)
+        forms.append(f"after {before} {number}".encode("utf-8", "surrogatepass"))
+        forms.append(f"before {number} {after}".encode("utf-8", "surrogatepass"))
+    return forms
 
 
-def _of_pair(text: Text, one: int, two: int) -> list[bytes]:
-    a, *between, b = text.cut(one, two + 1)
-    joint = _plain(between) if two - one <= NEAR else ".."
-    sizes = f"sizes {len(a)} {joint} {len(b)}"
-    any_joint = f"sizes {len(a)}  {len(b)}"
-    ends = f" {a[0]} {b[0]}"
-    forms = [sizes, sizes + ends, any_joint, any_joint + ends]
+def _of_pair(a: str, joint: str, b: str) -> list[bytes]:
+    near = f"sizes {len(a)} {joint} {len(b)}".encode("utf-8", "surrogatepass")
+    alone = f"sizes {len(a)}  {len(b)}".encode()
+    firsts = f" {a[0]} {b[0]}".encode()
+    forms = [near, near + firsts, alone, alone + firsts]
     if max(len(a), len(b)) < VALUED:
-        forms.append(f"both {a} {joint} {b}")
-    return [form.encode("utf-8", "surrogatepass") for form in forms]
+        forms.append(f"both {a} {joint} {b}".encode("utf-8", "surrogatepass"))
+    return forms
 
 
-def _plain(tokens: list[str]) -> str:
-    """As words are told apart: numbers by their length."""
+def _plain(text: Text, start: int, stop: int) -> str:
+    """Tokens as words are told apart: numbers by their length."""
+    tokens = text.cut(start, stop)
     return " ".join(["0" * min(len(t), 6) if t[0].isdecimal() else t[:WORD_CHARS] for t in tokens])

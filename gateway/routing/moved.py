@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from gateway.routing.classifier import Classifier, Head
 from gateway.routing.counts import COUNTS, counts
-from gateway.routing.forms import form_spans, form_weight
-from gateway.routing.vectorise import gram_places, gram_rows, scaled
-from gateway.routing.words import VECTOR, Text
+from gateway.routing.forms import form_spans, form_weights
+from gateway.routing.vectorise import gram_rows, scaled
+from gateway.routing.words import Hashes, Text, buckets
 
 TOP = 8
 Floats = NDArray[np.float64]
@@ -65,17 +65,17 @@ def _directions(classifier: Classifier, text: Text) -> tuple[int, Floats]:
 def _by_word(head: Head, text: Text, directions: Floats) -> Floats:
     """[tokens, 2]: what each token adds in each direction, in logits."""
     bits = head.card["bits"]
-    singles, pairs = gram_places(text.ids, bits)
-    rows = gram_rows(text.ids, bits)
+    singles, pairs = buckets(text.ids[1:-1], bits), buckets(text.pairs, bits)
+    rows = gram_rows(text, bits)
     count = np.zeros(len(head.idf), dtype=np.float32)
     count[rows] = scaled(head.idf[rows])
     times = np.bincount(np.concatenate([singles, pairs]), minlength=len(head.idf))
 
-    def worth(places: NDArray[np.int64]) -> Floats:
+    def worth(places: Hashes) -> Floats:
         share = count[places] / times[places]
         return np.asarray(share[:, None] * (head.rows.take(places) @ directions), dtype=np.float64)
 
-    shares = head.words.shares(text.known[1:-1, VECTOR])
+    shares = head.words.shares(text.vectors)
     found = worth(singles) + shares @ (head.dense[len(COUNTS) :] @ directions)
     halves = worth(pairs) / 2  # pair i joins token i − 1 and token i; the ends stand alone
     found += halves[:-1] + halves[1:]
@@ -89,7 +89,7 @@ def _by_form(head: Head, text: Text, directions: Floats) -> Floats:
     buckets, starts, stops = np.array(form_spans(text)).T
     rows, place, times = np.unique(buckets, return_inverse=True, return_counts=True)
     worth = head.forms.take(buckets) @ directions[len(directions) - len(head.forms.scale) :]
-    worth *= (form_weight(len(rows)) / times[place] / (stops - starts))[:, None]
+    worth *= (form_weights(len(rows))[place] / times[place] / (stops - starts))[:, None]
     steps = np.zeros((len(text.places) + 1, 2))
     np.add.at(steps, starts, worth)
     np.subtract.at(steps, stops, worth)

@@ -1,4 +1,4 @@
-"""A text's tokens to hashed rows: buckets of words and of pairs; and to the mean of their vectors.
+"""A text to rows of its words and pairs, and to the mean of its words' vectors.
 
 The same code trains the head and runs it.
 """
@@ -9,46 +9,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from gateway.routing.words import Text, buckets, distinct
+
 NORM = 25.0
 """Of the n-grams of a usual question, weighed by rarity: they are scaled by it."""
 LONG = 60.0
 """From this norm on a text's n-grams share what they count."""
-_LEFT, _RIGHT = np.uint32(0x85EBCA77), np.uint32(0xC2B2AE3D)
-_MIX = np.uint32(0x9E3779B1)
-
-Rows = NDArray[np.int64]
 
 
-def gram_rows(ids: NDArray[np.uint32], bits: int) -> Rows:
-    """The buckets, of `2**bits`, of a text's tokens and pairs, each once, ascending.
-
-    Args:
-        ids: [T + 2] hashes of the start, of each token, and of the end.
-    """
-    whole = np.concatenate((ids[1:-1], _pairs(ids)))
-    return distinct(buckets(whole, bits))
-
-
-def gram_places(ids: NDArray[np.uint32], bits: int) -> tuple[Rows, Rows]:
-    """The buckets of each token, [T], and of each pair of neighbours, [T + 1]."""
-    return buckets(ids[1:-1], bits), buckets(_pairs(ids), bits)
-
-
-def _pairs(ids: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    return np.asarray((ids[:-1] * _LEFT) ^ (ids[1:] * _RIGHT))
-
-
-def buckets(hashes: NDArray[np.uint32], bits: int) -> Rows:
-    """Of `2**bits`, by hash."""
-    return (hashes * _MIX >> np.uint32(32 - bits)).astype(np.int64)
-
-
-def distinct(rows: Rows) -> Rows:
-    """Each once, ascending; `rows` themselves are sorted. In half of `np.unique`'s time."""
-    rows.sort()
-    keep = np.ones(len(rows), dtype=bool)
-    np.not_equal(rows[1:], rows[:-1], out=keep[1:])
-    return rows[keep]
+def gram_rows(text: Text, bits: int) -> NDArray[np.uint32]:
+    """The buckets, of `2**bits`, of a text's tokens and pairs, each once, ascending."""
+    return distinct(buckets(np.concatenate((text.ids[1:-1], text.pairs)), bits))
 
 
 def scaled(rarity: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -80,12 +51,12 @@ class WordVectors:
         known = np.concatenate([vectors * weights[:, None], weights[:, None]], axis=1)
         self._table = np.concatenate([np.zeros_like(known[:1]), known])
 
-    def shares(self, places: NDArray[np.int32]) -> NDArray[np.float32]:
+    def shares(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
         """[T, E]: what each token adds to the mean; zeros for unknown ones."""
         found = self._table.take(places, axis=0)
         return np.asarray(found[:, :-1] / (found[:, -1].sum() or 1.0), dtype=np.float32)
 
-    def mean(self, places: NDArray[np.int32]) -> NDArray[np.float32]:
+    def mean(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
         """[E] float32; zeros when no word is known."""
         total = np.add.reduce(self._table.take(places, axis=0))
         return np.asarray(total[:-1] / (total[-1] or 1.0), dtype=np.float32)

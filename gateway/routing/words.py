@@ -9,13 +9,12 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 from zlib import crc32
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
-
-from gateway.routing.vectorise import distinct
 
 WINDOW = 128
 """Tokens read at the start, and at the end."""
@@ -26,9 +25,9 @@ MAX_WORDS = 30_000
 MAX_BYTES = 6_000_000
 """About what runs and tokens take that are remembered; beyond either, memory starts over."""
 
-HASH, VECTOR, ONE, WORD, LETTERS, NUMBER, CODE, FIRST, SECOND, QUESTION, ORDER = range(11)
-"""What is known of a token: its hash; its place among the word vectors, 0 for none; 1; whether it
-is of letters, and of how many; whether it is of digits; whether it stands in the list so named."""
+ONE, WORD, LETTERS, NUMBER, CODE, FIRST, SECOND, QUESTION, ORDER = COLUMNS = range(9)
+"""What is known of a token, beside its hash and its vector: 1; whether it is of letters, and of how
+many; whether it is of digits; whether it stands in the list so named."""
 _LISTS = {
     CODE: "def return import class function print lambda const var let public static void null "
     "none true false elif else for while if int str self sql select from where html css python "
@@ -50,6 +49,10 @@ _PLACE = np.dtype(np.int64).itemsize
 _START, _END = (place.to_bytes(_PLACE, sys.byteorder) for place in (0, 1))
 _ENTRY = 200
 """Bytes of a remembered run beside its characters and places."""
+_LEFT, _RIGHT = np.uint32(0x85EBCA77), np.uint32(0xC2B2AE3D)
+_MIX = np.uint32(0x9E3779B1)
+_ONES = np.ones(2 * WINDOW, dtype=np.float32)
+Hashes = NDArray[np.uint32]
 
 
 def tokens_of(text: str) -> list[str]:
@@ -62,7 +65,20 @@ def tokens_of(text: str) -> list[str]:
     return words if len(words) <= 2 * WINDOW else words[:WINDOW] + words[-WINDOW:]
 
 
-class Text(Struct, frozen=True):
+def buckets(hashes: Hashes, bits: int) -> Hashes:
+    """Which of `2**bits` each falls into."""
+    return np.asarray(hashes * _MIX >> np.uint32(32 - bits))
+
+
+def distinct(found: NDArray[Any]) -> NDArray[Any]:
+    """Each once, ascending; `found` themselves are sorted. In half of `np.unique`'s time."""
+    found.sort()
+    keep = np.ones(len(found), dtype=bool)
+    np.not_equal(found[1:], found[:-1], out=keep[1:])
+    return found[keep]
+
+
+class Text(Struct, frozen=True, kw_only=True):
     """A text of T tokens."""
 
     sample: str
@@ -71,17 +87,23 @@ class Text(Struct, frozen=True):
     """Of the whole text."""
     places: NDArray[np.int64]
     """[T], into `names`: the same for the same token."""
-    known: NDArray[np.int32]
-    """[T + 2, columns]: of the start, of each token, and of the end."""
-    bag: NDArray[np.int32]
-    """[columns], added up over the text's tokens, each once."""
     names: list[str]
     """Of all tokens that their `Words` know."""
+    ids: Hashes
+    """[T + 2], of the start, of each token, and of the end."""
+    vectors: NDArray[np.int64]
+    """[T], places among the word vectors, 0 for none."""
+    known: NDArray[np.float32]
+    """[T, columns]"""
+    sums: list[float]
+    """[columns], over all tokens."""
+    bag: list[float]
+    """[columns], over the tokens, each once."""
 
     @property
-    def ids(self) -> NDArray[np.uint32]:
-        """[T + 2], hashes of the start, of each token, and of the end."""
-        return self.known[:, HASH].view(np.uint32)
+    def pairs(self) -> Hashes:
+        """[T + 1], of neighbours; the ends count as tokens."""
+        return np.asarray((self.ids[:-1] * _LEFT) ^ (self.ids[1:] * _RIGHT))
 
     @property
     def tokens(self) -> list[str]:
@@ -114,7 +136,10 @@ class Words:
     def __init__(self, vectors: Mapping[str, int] = MappingProxyType({})) -> None:
         self._vectors = vectors
         # the last text before memory starts over may go beyond the bound
-        self._known = np.zeros((MAX_WORDS + 2 * CHARS + 2, 11), dtype=np.int32)
+        size = MAX_WORDS + 2 * CHARS + 2
+        self._ids = np.zeros(size, dtype=np.uint32)
+        self._places = np.zeros(size, dtype=np.int64)
+        self._known = np.zeros((size, len(COLUMNS)), dtype=np.float32)
         self._start_over()
 
     def read(self, text: str) -> Text:
@@ -129,11 +154,20 @@ class Words:
             sample, found = text, self._cut(text)
             if len(found) > 2 * WINDOW * _PLACE:
                 found = found[: WINDOW * _PLACE] + found[-WINDOW * _PLACE :]
-        places = np.frombuffer(_START + found + _END, dtype=np.int64)
-        known = self._known.take(places, axis=0)
-        places = places[1:-1]
-        bag = np.add.reduce(self._known.take(distinct(places.copy()), axis=0), dtype=np.int32)
-        return Text(sample, len(text), places, known, bag, self._names)
+        ends = np.frombuffer(_START + found + _END, dtype=np.int64)
+        places = ends[1:-1]
+        known, once = self._known.take(places, axis=0), distinct(places.copy())
+        return Text(
+            sample=sample,
+            chars=len(text),
+            places=places,
+            names=self._names,
+            ids=self._ids.take(ends),
+            vectors=self._places.take(places),
+            known=known,
+            sums=(_ONES[: len(places)] @ known).tolist(),
+            bag=(_ONES[: len(once)] @ self._known.take(once, axis=0)).tolist(),
+        )
 
     def _start_over(self) -> None:
         self._runs = _Runs(self._learn)
@@ -141,7 +175,6 @@ class Words:
         self._bytes = 0
         for end in ("\x02", "\x03"):
             self._add(end)
-            self._known[len(self._names) - 1, ONE:] = 0
 
     def _cut(self, part: str) -> bytes:
         """The places of its tokens, one after the other."""
@@ -168,15 +201,15 @@ class Words:
     def _add(self, token: str) -> bytes:
         place = len(self._names)
         self._names.append(token)
-        row = self._known[place]
-        known = [0] * len(row)
-        known[VECTOR], known[ONE] = self._vectors.get(token, 0), 1
+        known = [0.0] * len(COLUMNS)
+        known[ONE] = 1
         if token.isalpha():
             known[WORD], known[LETTERS] = 1, len(token)
             for column, listed in _LISTED.items():
                 known[column] = token in listed
         known[NUMBER] = token.isdecimal()
-        row[:] = known
+        self._known[place] = known
+        self._places[place] = self._vectors.get(token, 0)
         word = "0" * min(len(token), 6) if token[0].isdigit() else token[:WORD_CHARS]
-        row[HASH:VECTOR].view(np.uint32)[0] = crc32(word.encode("utf-8", "surrogatepass"))
+        self._ids[place] = crc32(word.encode("utf-8", "surrogatepass"))
         return place.to_bytes(_PLACE, sys.byteorder)

@@ -132,7 +132,7 @@ def test_rows_are_distinct_and_in_range() -> None:
     words = Words()
 
     def rows_of(text: str) -> list[int]:
-        return list(map(int, gram_rows(words.read(text).ids, 12)))
+        return list(map(int, gram_rows(words.read(text), 12)))
 
     rows = rows_of("the dog bites the man 42 times")
     assert rows == sorted(set(rows))

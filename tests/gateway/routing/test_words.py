@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.routing import words as module
 from gateway.routing.counts import COUNTS, counts
-from gateway.routing.words import CODE, HASH, LETTERS, NUMBER, ONE, VECTOR, Words, tokens_of
+from gateway.routing.words import CODE, LETTERS, NUMBER, ONE, Words, tokens_of
 
 WORDS = Words()
 PIECES = st.sampled_from(
@@ -34,14 +34,15 @@ def test_words_read_out_of_memory_are_the_tokens(text: str) -> None:
 def test_what_is_known_of_a_word_stands_in_its_columns() -> None:
     """Letters, digits, lists and vectors; numbers of a length have one hash, words their own."""
     read = Words({"python": 7}).read("Python 42, python 17 pears")
-    python, number, comma, again, other, pears = read.known[1:-1]
-    assert (python == again).all()
-    assert (python[VECTOR], python[LETTERS], python[CODE], python[NUMBER]) == (7, 6, 1, 0)
-    assert (number[NUMBER], number[LETTERS], comma[LETTERS], pears[VECTOR]) == (1, 0, 0, 0)
-    assert number[HASH] == other[HASH]
-    assert len({python[HASH], number[HASH], comma[HASH], pears[HASH]}) == 4
+    python, number, comma, *_ = read.known
+    assert (python[LETTERS], python[CODE], python[NUMBER]) == (6, 1, 0)
+    assert (number[NUMBER], number[LETTERS], comma[LETTERS]) == (1, 0, 0)
+    assert read.vectors.tolist() == [7, 0, 0, 7, 0, 0]
+    assert (read.sums[LETTERS], read.bag[LETTERS], read.sums[ONE], read.bag[ONE]) == (17, 11, 6, 5)
+    start, python, number, comma, again, other, *last = read.ids.tolist()
+    assert (again, other) == (python, number)
+    assert len({start, python, number, comma, *last}) == 6
     assert read.places[1] != read.places[4]
-    assert not read.known[[0, -1], ONE:].any()
 
 
 @pytest.mark.parametrize("limit", ["MAX_WORDS", "MAX_BYTES"])
