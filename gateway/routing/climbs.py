@@ -8,6 +8,7 @@ answer saves as a draft, and rungs that fail, are not counted.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 from msgspec import Struct
@@ -20,6 +21,8 @@ from policies.model import Accept
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 LEAST_LOGIT = 1e-3
+GRID, HALVINGS = 129, 30
+"""Places of log-odds at which moves are centred, and steps to find by how much."""
 FLAT = Spread(own=(0.0,))
 SOURCES = ("recorded", "calibrated", "question")
 """Where verdicts come from: known ones; the judge's spread; only what the question promised."""
@@ -142,8 +145,34 @@ def _judged(
     return _Verdict(share, np.where(kept, p_good, 0.0).mean(axis=1), after, source)
 
 
-def _moved(p: Floats, by: Sequence[float]) -> Floats:
-    """[N, points]: probabilities whose log-odds were moved."""
-    p = np.clip(p, LEAST_LOGIT, 1 - LEAST_LOGIT)
-    odds = np.log(p / (1 - p))[:, None] + np.array(by)
+def _moved(p: Floats, by: tuple[float, ...]) -> Floats:
+    """[N, points]: probabilities whose log-odds were moved; their mean stays what it was.
+
+    A look at the answer moves sure promises less than open ones: nobody may expect to find out
+    that what is improbable is so after all.
+    """
+    odds = _log_odds(np.clip(p, LEAST_LOGIT, 1 - LEAST_LOGIT))
+    odds += np.interp(odds, *_centring(by))
+    return _chances(odds[:, None] + np.array(by))
+
+
+@lru_cache(maxsize=256)
+def _centring(by: tuple[float, ...]) -> tuple[Floats, Floats]:
+    """(log-odds, what to add to them so that the moves leave the mean probability there)."""
+    edge = float(_log_odds(np.array(1 - LEAST_LOGIT)))
+    odds = np.linspace(-edge, edge, GRID)
+    least, most = np.full(GRID, -max(map(abs, by))), np.full(GRID, max(map(abs, by)))
+    for _ in range(HALVINGS):
+        middle = (least + most) / 2
+        mean = _chances((odds + middle)[:, None] + np.array(by)).mean(axis=1)
+        low = mean < _chances(odds)
+        least, most = np.where(low, middle, least), np.where(low, most, middle)
+    return odds, (least + most) / 2
+
+
+def _log_odds(p: Floats) -> Floats:
+    return np.asarray(np.log(p / (1 - p)))
+
+
+def _chances(odds: Floats) -> Floats:
     return np.asarray(1 / (1 + np.exp(-odds)))

@@ -138,7 +138,8 @@ def test_outcomes_carry_what_judges_need(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("bar", "min_gain"), [(0.7, -1.0), (0.3, -1.0), (1.0, 0.25), (1.0, 0.6)])
 def test_spread_foretells_what_a_cascade_costs_and_is_worth(bar: float, min_gain: float) -> None:
     """Without any answer seen, expected cost and quality are near those of the rows themselves."""
-    outcomes, quality, folds = made()
+    outcomes, _, folds = made()
+    quality = np.tile(outcomes.scores.mean(axis=0), (ROWS, 1))  # a question's promise holds
     judged = fit_judges(outcomes, quality, folds, "")
     accept = Accept(judge="logprob", min=bar, min_gain=min_gain)
     columns = {name: outcomes.costs[:, k] for k, name in enumerate(outcomes.backends)}
@@ -157,6 +158,26 @@ def test_spread_foretells_what_a_cascade_costs_and_is_worth(bar: float, min_gain
     assert foretold.cost.mean() == pytest.approx(cost.mean(), abs=0.8)
     assert foretold.quality.mean() == pytest.approx(score.mean(), abs=0.06)
     assert set(foretold.source.tolist()) == {1}
+
+
+@pytest.mark.parametrize("promised", [0.02, 0.13, 0.5, 0.9])
+def test_a_look_at_the_answer_is_not_expected_to_change_promises(promised: float) -> None:
+    """Rejecting at most what is worthless leaves the mean where the question put it."""
+    outcomes, quality, folds = made()
+    judges = fit_judges(outcomes, quality, folds, "").judges
+    one = np.array([1.0])
+    told = Told(
+        quality=dict.fromkeys(outcomes.backends, promised * one),
+        costs=dict.fromkeys(outcomes.backends, one),
+        seconds=dict.fromkeys(outcomes.backends, one),
+        looks={},
+        p_good={},
+        gain={},
+    )
+    accept = Accept(judge="logprob", min=0.0)
+    found = expected_climb(["cheap", "dear"], accept, told, judges)
+    assert found.asked[0] == 1.0
+    assert found.quality[0] == pytest.approx(promised, abs=0.005)
 
 
 @pytest.mark.parametrize("judge", ["logprob", "margin", "entropy", "answer"])
