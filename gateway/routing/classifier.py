@@ -204,13 +204,12 @@ class Classifier:
         read = self.words.read(text)
         outputs, _ = self.outputs(read)
         logits = outputs[: self._labels] / self._temperature
-        labels = np.exp(logits - logits.max())
-        tasks = (labels / labels.sum()) @ self._head.to_task
-        best = int(tasks.argmax())
+        tasks = (np.exp(logits - logits.max()) @ self._head.to_task).tolist()
+        best = tasks.index(max(tasks))
         quality = self.together.quality(outputs[self._labels :])
         return Reading(
             task=TASKS[best],
-            confidence=float(tasks[best]),
+            confidence=tasks[best] / sum(tasks),
             difficulty=1.0 - quality[self._reference],
             language=detect(text, read.cut(0, TOLD)),
             quality=quality,

@@ -30,6 +30,7 @@ NEAR = 4
 OPENINGS, ENDINGS = (4, 6), (4,)
 """Tokens at the start and at the end that make one form."""
 _THIRD = np.uint32(0x27D4EB2F)
+_UINT32 = np.dtype("<u4")
 _Forms = tuple[list[bytes], int, int]
 """Forms, the first token that they span, one beyond the last."""
 
@@ -65,33 +66,32 @@ def _triples(text: Text) -> Hashes:
 
 
 def _others(text: Text) -> list[_Forms]:
-    ids, names, count = text.ids, text.names, len(text.places)
-    start = ids[1 : 1 + max(OPENINGS)].astype("<u4").tobytes()
-    end = ids[max(1, count + 1 - max(ENDINGS)) : -1].astype("<u4").tobytes()
+    count = len(text.places)
+    start = text.ids[1 : 1 + max(OPENINGS)].astype(_UINT32).tobytes()
+    end = text.ids[max(1, count + 1 - max(ENDINGS)) : -1].astype(_UINT32).tobytes()
     found: list[_Forms] = [
-        *(([b"open" + start[: 4 * size]], 0, min(size, count)) for size in OPENINGS),
-        *(([b"end" + end[-4 * size :]], max(0, count - size), count) for size in ENDINGS),
+        ([b"open" + start[: 4 * size]], 0, min(size, count)) for size in OPENINGS
     ]
-    numbers = text.known[:, NUMBER].nonzero()[0].tolist()
-    values = [names[place] for place in text.places[numbers[:NUMBERS]].tolist()]
-    lengths = "|".join([str(len(value)) for value in values[:PAIRED]])
+    found += [([b"end" + end[-4 * size :]], max(0, count - size), count) for size in ENDINGS]
+    numbers = text.known[:, NUMBER].nonzero()[0].tolist() if text.sums[NUMBER] else []
+    lengths = "|".join([str(len(text.token(place))) for place in numbers[:PAIRED]])
     found.append(([f"lengths {lengths} of {min(len(numbers), 9)}".encode()], 0, count))
-    for place, value in zip(numbers, values, strict=False):
-        found.append((_of_number(text, place, value), place, place + 1))
-    for (one, a), (two, b) in pairwise(zip(numbers[:PAIRED], values, strict=False)):
-        joint = _plain(text, one + 1, two) if two - one <= NEAR else ".."
-        found.append((_of_pair(a, joint, b), one, two + 1))
+    for place in numbers[:NUMBERS]:
+        before = _plain(text.token(place - 1)) if place else ""
+        after = _plain(text.token(place + 1)) if place + 1 < count else ""
+        found.append((_of_number(before, text.token(place), after), place, place + 1))
+    for one, two in pairwise(numbers[:PAIRED]):
+        joint = " ".join(map(_plain, text.cut(one + 1, two))) if two - one <= NEAR else ".."
+        found.append((_of_pair(text.token(one), joint, text.token(two)), one, two + 1))
     return found
 
 
-def _of_number(text: Text, place: int, number: str) -> list[bytes]:
+def _of_number(before: str, number: str, after: str) -> list[bytes]:
     size = len(number)
     forms = [f"first {size} {number[0]}".encode(), f"last {size} {number[-1]}".encode()]
     if size <= VALUED:
         forms.append(f"value {number}".encode())
     if size < VALUED:
-        before = _plain(text, place - 1, place) if place else ""
-        after = _plain(text, place + 1, place + 2)
         forms.append(f"after {before} {number}".encode("utf-8", "surrogatepass"))
         forms.append(f"before {number} {after}".encode("utf-8", "surrogatepass"))
     return forms
@@ -107,7 +107,6 @@ def _of_pair(a: str, joint: str, b: str) -> list[bytes]:
     return forms
 
 
-def _plain(text: Text, start: int, stop: int) -> str:
-    """Tokens as words are told apart: numbers by their length."""
-    tokens = text.cut(start, stop)
-    return " ".join(["0" * min(len(t), 6) if t[0].isdecimal() else t[:WORD_CHARS] for t in tokens])
+def _plain(token: str) -> str:
+    """As words are told apart: numbers by their length."""
+    return "0" * min(len(token), 6) if token[0].isdecimal() else token[:WORD_CHARS]

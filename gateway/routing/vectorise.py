@@ -4,6 +4,7 @@ The same code trains the head and runs it.
 """
 
 from collections.abc import Sequence
+from math import sqrt
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ def scaled(rarity: NDArray[np.float32]) -> NDArray[np.float32]:
     Up to a few sentences that is its rarity alone, whatever else stands there: words around a
     question add to the sum, but take nothing from the question's own.
     """
-    norm = float(np.sqrt(rarity @ rarity))
+    norm = sqrt(rarity @ rarity)
     return rarity / np.float32(NORM * max(1.0, norm / LONG))
 
 

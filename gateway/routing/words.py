@@ -91,6 +91,8 @@ class Text(Struct, frozen=True, kw_only=True):
     """Of all tokens that their `Words` know."""
     ids: Hashes
     """[T + 2], of the start, of each token, and of the end."""
+    pairs: Hashes
+    """[T + 1], of neighbours; the ends count as tokens."""
     vectors: NDArray[np.int64]
     """[T], places among the word vectors, 0 for none."""
     known: NDArray[np.float32]
@@ -101,14 +103,13 @@ class Text(Struct, frozen=True, kw_only=True):
     """[columns], over the tokens, each once."""
 
     @property
-    def pairs(self) -> Hashes:
-        """[T + 1], of neighbours; the ends count as tokens."""
-        return np.asarray((self.ids[:-1] * _LEFT) ^ (self.ids[1:] * _RIGHT))
-
-    @property
     def tokens(self) -> list[str]:
         """All T of them."""
         return self.cut(0, len(self.places))
+
+    def token(self, place: int) -> str:
+        """The one at `place`."""
+        return self.names[self.places.item(place)]
 
     def cut(self, start: int, stop: int) -> list[str]:
         """Tokens from `start` to before `stop`."""
@@ -156,13 +157,15 @@ class Words:
                 found = found[: WINDOW * _PLACE] + found[-WINDOW * _PLACE :]
         ends = np.frombuffer(_START + found + _END, dtype=np.int64)
         places = ends[1:-1]
-        known, once = self._known.take(places, axis=0), distinct(places.copy())
+        ids, known = self._ids.take(ends), self._known.take(places, axis=0)
+        once = distinct(places.copy())
         return Text(
             sample=sample,
             chars=len(text),
             places=places,
             names=self._names,
-            ids=self._ids.take(ends),
+            ids=ids,
+            pairs=(ids[:-1] * _LEFT) ^ (ids[1:] * _RIGHT),
             vectors=self._places.take(places),
             known=known,
             sums=(_ONES[: len(places)] @ known).tolist(),
