@@ -115,7 +115,8 @@ def simulate(
 ) -> None:
     """A file of prompts through policies, side by side; nothing is asked.
 
-    FILE: one prompt a line, or JSON Lines with `prompt` or `messages` (and `scores`, as outcomes).
+    FILE: one prompt a line, or JSON Lines with `prompt` or `messages` (and `scores`, as outcomes),
+    or .csv with a column `prompt`; .gz, too.
     Every backend counts as ready and idle; costs and seconds are learned from the ledger.
     """
     settings = settings_of(ctx, config)

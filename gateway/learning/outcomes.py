@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from backends.evaluation.frozen import is_router_test
 from backends.wire import Message
-from gateway.learning.spreadsheets import ENDINGS, outcome_rows
+from gateway.learning.spreadsheets import is_spreadsheet, outcome_rows
 
 Floats = NDArray[np.float64]
 MIN_ROWS = 20
@@ -144,7 +144,7 @@ def _lines(path: Path, digest: "hashlib._Hash") -> list[_Line]:
     except (OSError, EOFError, zlib.error) as error:
         raise OutcomesError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     digest.update(data)
-    if Path(path.name.removesuffix(".gz")).suffix.lower() in ENDINGS:
+    if is_spreadsheet(path):
         return _spreadsheet(path, text)
     decoder = msgspec.json.Decoder(_Line)
     return [

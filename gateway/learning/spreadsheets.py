@@ -12,6 +12,7 @@ import csv
 import io
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
@@ -31,8 +32,16 @@ class _Column(Struct, frozen=True):
     backend: str = ""
 
 
-def outcome_rows(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def is_spreadsheet(path: Path) -> bool:
+    """By its name; what is compressed, too."""
+    return Path(path.name.removesuffix(".gz")).suffix.lower() in ENDINGS
+
+
+def outcome_rows(text: str, *, scored: bool = True) -> Iterator[tuple[int, dict[str, Any]]]:
     """(its number as a spreadsheet shows it, what a line of JSON would hold) of each row.
+
+    Args:
+        scored: prompts alone are not enough.
 
     Raises:
         ValueError: the message names row and column, and says what to do.
@@ -40,6 +49,11 @@ def outcome_rows(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     csv.field_size_limit(sys.maxsize)
     titles, rows = _cells(text)
     columns = _columns(titles, rows)
+    if scored and not any(column and column.field == "scores" for column in columns):
+        raise ValueError(
+            "row 1: no column holds scores; give each backend one, with 1 or True where it "
+            "answered well and 0 or False where not"
+        )
     for number, row in rows:
         yield number, _outcome(number, row, columns)
 
@@ -78,11 +92,6 @@ def _columns(titles: list[str], rows: list[tuple[int, list[str]]]) -> list[_Colu
         for place, title in enumerate(titles):
             if title and found[place] is None and any(_reads(row[place]) for _, row in rows):
                 found[place] = _Column(title, "scores", title)
-    if not any(column and column.field == "scores" for column in found):
-        raise ValueError(
-            "row 1: no column holds scores; give each backend one, with 1 or True where it "
-            "answered well and 0 or False where not"
-        )
     return found
 
 

@@ -1,6 +1,8 @@
 """A file of prompts through policies, side by side; nothing is asked."""
 
+import gzip
 import json
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 from backends.wire import ChatCompletionRequest, Message
 from gateway.cascade_costs import JUDGE_TOKENS, judging_backend
+from gateway.learning.spreadsheets import is_spreadsheet, outcome_rows
 from gateway.ledger.money import usd_text
 from gateway.routing.answer_checks import checks_of
 from gateway.routing.climbs import SOURCES, Climbed, Told, climb
@@ -62,15 +65,34 @@ class Prompt(Struct, frozen=True):
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """One prompt a line, or JSON objects. Raises PromptsError."""
-    prompts = []
-    text = path.read_text(encoding="utf-8", errors="replace")
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            prompts.append(_prompt(line, f"{path}:{number}"))
+    """One prompt a line, JSON objects, or a spreadsheet's rows. Raises PromptsError."""
+    try:
+        data = path.read_bytes()
+        data = gzip.decompress(data) if path.suffix == ".gz" else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise PromptsError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    text = data.decode("utf-8-sig", errors="replace")
+    if is_spreadsheet(path):
+        prompts = _of_rows(path, text)
+    else:
+        prompts = [
+            _prompt(line, f"{path}:{number}")
+            for number, line in enumerate(text.splitlines(), start=1)
+            if line.strip()
+        ]
     if not prompts:
         raise PromptsError(f"{path}: no prompts")
     return prompts
+
+
+def _of_rows(path: Path, text: str) -> list[Prompt]:
+    try:
+        rows = outcome_rows(text, scored=False)
+        return [
+            _asked(msgspec.convert(row, _Line), f"{path}: row {number}") for number, row in rows
+        ]
+    except ValueError as error:
+        raise PromptsError(f"{path}: {error}") from None
 
 
 def _prompt(line: str, place: str) -> Prompt:
@@ -80,6 +102,10 @@ def _prompt(line: str, place: str) -> Prompt:
             found = msgspec.json.decode(line, type=_Line)
         except msgspec.MsgspecError as error:
             raise PromptsError(f"{place}: {error}") from None
+    return _asked(found, place)
+
+
+def _asked(found: _Line, place: str) -> Prompt:
     if found.messages is None and found.prompt is None:
         raise PromptsError(f"{place}: neither prompt nor messages")
     messages = found.messages or [Message(role="user", content=found.prompt)]

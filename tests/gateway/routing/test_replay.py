@@ -1,5 +1,6 @@
 """Replaying the past: faithful, priced, and honest about quality."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from gateway.routing.columns import NOBODY, decide_all
 from gateway.routing.past import Past, read_past, table_of
 from gateway.routing.policy_book import LoadedPolicy, PolicyBook
 from gateway.routing.replay import decide_in_time, doubly_robust, replay
+from gateway.routing.simulate import PromptsError, read_prompts
 from gateway.settings import BackendSettings, PriceSettings, RoutingSettings, Settings
 from policies.model import BackendCard
 from tests.gateway.serving import gateway, settings
@@ -233,6 +235,38 @@ async def test_the_commands_print_tables_and_json(
     assert "2 prompts" in await asyncio.to_thread(run, *command)
     found = json.loads(await asyncio.to_thread(run, "policy", "simulate", str(prompts), "--json"))
     assert [one["shares"] for one in found["policies"]] == [{"small": 1.0}]
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.jsonl", "p.jsonl.gz", "p.csv", "p.csv.gz"])
+def test_prompts_are_read_from_any_file(tmp_path: Path, name: str) -> None:
+    """Lines, JSON Lines and rows of a spreadsheet say the same, compressed or not."""
+    text = {
+        "txt": "one\n\ntwo\n",
+        "jsonl": '{"prompt": "one"}\n{"prompt": "two"}\n',
+        "csv": "topic,prompt\na,one\nb,two\n",
+    }[name.removesuffix(".gz").rpartition(".")[2]]
+    data = text.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    found = read_prompts(tmp_path / name)
+    assert [prompt.request.messages[0].content for prompt in found] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("p.csv", b"question\nx\n", "row 1: no column is called prompt"),
+        ("p.csv", b"prompt,a\nx,1\n,0\n", "row 3, column 'prompt': it is empty"),
+        ("p.jsonl.gz", b"plain", "Not a gzipped file"),
+        ("p.txt", b"\n", "no prompts"),
+    ],
+)
+def test_prompts_that_cannot_be_read_are_named(
+    tmp_path: Path, name: str, data: bytes, words: str
+) -> None:
+    """File, row and what is wrong."""
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(PromptsError, match=words):
+        read_prompts(tmp_path / name)
 
 
 def test_bad_usage_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
