@@ -128,6 +128,13 @@ def _print_card(card: dict[str, Any], out: str) -> None:
         gain = _interval(second["area"]["gain"])
         use = "used where it may pay" if second["helps"] else "used only where a policy asks for it"
         click.echo(f"a second look adds {gain} to the area: {use}")
+    cascade = card.get("cascade")
+    if cascade is not None:
+        area = cascade["area"]
+        click.echo(
+            f"judging answers, too: area {_interval(area['question_and_answer'])}, by the question "
+            f"alone {_interval(area['question'])}, on {cascade['rows']} rows; settings in card.json"
+        )
 
 
 def _interval(figure: dict[str, float | None]) -> str:
