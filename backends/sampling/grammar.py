@@ -201,6 +201,8 @@ class GrammarCompiler:
             ) from None
         limits = LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
         matcher = LLMatcher(self._read_tokenizer(), _source(wanted), log_level=0, limits=limits)
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # The first mask builds tables, which copies share or keep.
         if matcher.is_error():
             raise _refusal(wanted, matcher.get_error())
         ends = frozenset(self._tokenizer.eos_token_ids)
