@@ -1,5 +1,6 @@
 """`policy fit` end to end: files that users bring, the head they get, and what the card says."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -165,13 +166,18 @@ def test_three_backends_and_missing_scores_are_fitted(tmp_path: Path) -> None:
 
 
 def test_the_command_runs_a_child_and_passes_its_exit_code(tmp_path: Path) -> None:
-    """--json prints the card; a bad file exits 2."""
+    """--json prints the card; a spreadsheet does as well; a bad file exits 2."""
     file = made_up.write(tmp_path / "o.jsonl", made_up.rows(120))
     command = ["policy", "fit", "--no-second-stage", "--out", str(tmp_path / "head"), "--outcomes"]
     done = CliRunner().invoke(cli, [*command, str(file), "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["rows"] == 120
-    assert "APGR" in CliRunner().invoke(cli, [*command, str(file)]).stdout
+    with (tmp_path / "o.csv").open("w", newline="") as table:
+        sheet = csv.writer(table)
+        sheet.writerow(["prompt", "cheap-one", "dear-one"])
+        for line in made_up.rows(120):
+            sheet.writerow([line["prompt"], *line["scores"].values()])
+    assert "APGR" in CliRunner().invoke(cli, [*command, str(tmp_path / "o.csv")]).stdout
     assert CliRunner().invoke(cli, [*command, str(tmp_path / "gone")]).exit_code == 2
 
 
