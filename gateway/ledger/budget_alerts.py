@@ -11,19 +11,16 @@ import structlog
 from msgspec import Struct
 from sqlalchemy import select
 
-from gateway.ledger.budget_store import Budget, Counter, Spend, order
+from gateway.ledger.budget_store import Budget, Counter, Spend, order, passes
 from gateway.ledger.database import insert_once, now_us
 from gateway.ledger.money import usd_text
 from gateway.ledger.tables import budget_alerts
+from gateway.ledger.windows import first_start_us, rolls
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 log = structlog.get_logger(__name__)
-
-_NEARLY_PERCENT = 95
-"""From here on a hard limit that had no room for a request counts as spent: what is left of it is
-smaller than requests are, so nobody would ever hear of the last percent."""
 
 
 class Alert(Struct, frozen=True, kw_only=True):
@@ -63,7 +60,7 @@ class Thresholds:
             (counter, percent)
             for counter, budget in budgets.items()
             for percent in budget.alert_percents
-            if counter in spend and _passed(budget, spend[counter], percent, counter in refused)
+            if counter in spend and passes(budget, spend[counter], percent, counter in refused)
         }
         new = passed - self._passed
         for counter, percent in sorted(new, key=lambda one: (*order(one[0]), one[1])):
@@ -72,6 +69,8 @@ class Thresholds:
 
     async def _tell_one(self, counter: Counter, budget: Budget, percent: int, used: int) -> None:
         async with self._engine.begin() as connection:
+            if rolls(counter.window) and await _told(connection, counter, percent):
+                return  # in an earlier bucket, which still counts
             told = await connection.execute(
                 insert_once(connection.dialect.name, budget_alerts).values(
                     scope=counter.scope,
@@ -95,10 +94,18 @@ class Thresholds:
             )
 
 
-def _passed(budget: Budget, spend: Spend, percent: int, refused: bool) -> bool:
-    if refused and not budget.soft and percent <= 100:
-        percent = min(percent, _NEARLY_PERCENT)
-    return spend.used * 100 >= budget.limit_nano_usd * percent
+async def _told(connection: "AsyncConnection", counter: Counter, percent: int) -> bool:
+    c = budget_alerts.c
+    since_us = first_start_us(counter.window, counter.start_us)
+    found = await connection.execute(
+        select(c.percent).where(
+            c.scope == counter.scope,
+            c.window == counter.window,
+            c.window_start_us >= since_us,
+            c.percent == percent,
+        )
+    )
+    return found.first() is not None
 
 
 async def list_alerts(connection: "AsyncConnection", *, limit: int = 100) -> list[Alert]:

@@ -16,7 +16,7 @@ from gateway.ledger import state, subjects
 from gateway.ledger.database import insert_once
 from gateway.ledger.money import MAX_NANO_USD, parse_usd, usd_text
 from gateway.ledger.records import FIRST_CORRECTION
-from gateway.ledger.tables import budget_spend, budgets, charges, requests
+from gateway.ledger.tables import budget_alerts, budget_spend, budgets, charges, requests
 from gateway.ledger.windows import (
     bucket_us_of,
     check_window,
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 MAX_LIMIT_NANO_USD = MAX_NANO_USD // 4
 """So that no sum in SQL can leave BIGINT."""
 DEFAULT_ALERT_PERCENTS = (80, 100)
+_NEARLY_PERCENT = 95
+"""From here on a hard limit that had no room for a request counts as spent: what is left of it is
+smaller than requests are, so nobody would ever hear of the last percent."""
 EVERYBODY = "global"
 _ALIASES = {"organisation": EVERYBODY, "organization": EVERYBODY, "org": EVERYBODY}
 _KINDS = ("team", "key", "user", "tag", "model")
@@ -222,9 +225,37 @@ async def set_budget(connection: "AsyncConnection", budget: Budget, *, now: floa
         await connection.execute(
             insert(budgets).values(scope=budget.scope, window=budget.window, **values)
         )
+    counter = counter_of(budget, now)
     if old_tz != budget.tz:
-        await _count_anew(connection, counter_of(budget, now))
+        await _count_anew(connection, counter)
+    await _forget_alerts(connection, budget, counter)
     return budget
+
+
+async def _forget_alerts(connection: "AsyncConnection", budget: Budget, counter: Counter) -> None:
+    """What a higher limit has not passed yet will be told when it does."""
+    spend = (await read_spend(connection, [counter])).get(counter, Spend())
+    c = budget_alerts.c
+    here = and_(
+        c.scope == counter.scope,
+        c.window == counter.window,
+        c.window_start_us >= first_start_us(counter.window, counter.start_us),
+    )
+    told = (await connection.execute(select(c.percent).where(here).distinct())).scalars()
+    wrong = [percent for percent in told if not passes(budget, spend, percent, refused=True)]
+    if wrong:
+        await connection.execute(delete(budget_alerts).where(here, c.percent.in_(wrong)))
+
+
+def passes(budget: Budget, spend: Spend, percent: int, refused: bool) -> bool:
+    """Whether a threshold is passed.
+
+    Args:
+        refused: there was no room for a request, whatever the others hold.
+    """
+    if refused and not budget.soft and percent <= 100:
+        percent = min(percent, _NEARLY_PERCENT)
+    return spend.used * 100 >= budget.limit_nano_usd * percent
 
 
 async def _count_anew(connection: "AsyncConnection", counter: Counter) -> None:

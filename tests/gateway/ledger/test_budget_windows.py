@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -115,6 +116,30 @@ async def test_rolling_window_forgets_only_what_is_too_old(engine: AsyncEngine) 
     await one.aclose()
     await two.aclose()
     assert await spend_of(engine, budget, now) == Spend(spent=100)
+
+
+async def test_rolling_window_tells_a_threshold_once_per_length(engine: AsyncEngine) -> None:
+    """Its buckets are many; who was told that 80 % are spent need not hear it with each of them."""
+    now = NOW
+    async with engine.begin() as connection:
+        budget = Budget(scope="team:search", window="rolling-1h", limit_nano_usd=100)
+        await store.set_budget(connection, budget, now=now)
+    one = Budgets(engine, clock=lambda: now, owner="one")
+    told = []
+    for minutes in (0, 1, 30, 59, 70):
+        now = NOW + 60 * minutes
+        await one.refresh()
+        if minutes == 0:
+            (await one.reserve(TEAM, 90)).settle(90)
+            for _ in range(2):  # and the rest of its slice returns
+                await one.sync()
+        with structlog.testing.capture_logs() as logs:
+            await one.refresh()
+            again = Budgets(engine, clock=one.clock, owner="two")
+            await again.refresh()  # a process that has just begun knows it, too
+        told.append([entry["percent"] for entry in logs])
+    await one.aclose()
+    assert told == [[80], [], [], [], []]
 
 
 async def test_new_rolling_budget_counts_what_was_spent(engine: AsyncEngine) -> None:

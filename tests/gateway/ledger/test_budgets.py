@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.errors import BudgetReserved, BudgetSpent, BudgetUnavailable
 from gateway.ledger import budget_store as store
+from gateway.ledger.budget_alerts import list_alerts
 from gateway.ledger.budget_store import Budget, Spend
 from gateway.ledger.budgets import Budgets
 from gateway.ledger.keys import Caller
@@ -131,6 +132,27 @@ async def test_hard_limit_without_room_for_a_request_counts_as_spent(
         await budgets.refresh()
         await budgets.refresh()
     assert [entry["percent"] for entry in logs] == told
+
+
+async def test_raised_limit_tells_its_thresholds_again(
+    engine: AsyncEngine, budgets: Budgets
+) -> None:
+    """Who raises a limit wants to hear when the new one is nearly spent, not when it is raised."""
+    await set_limit(engine, 100)
+    await budgets.refresh()
+    (await budgets.reserve(TEAM, 90)).settle(90)
+    await budgets.sync()
+    await budgets.refresh()
+    await set_limit(engine, 200)
+    async with engine.connect() as connection:
+        assert await list_alerts(connection) == []
+    with structlog.testing.capture_logs() as logs:
+        await budgets.refresh()
+        assert logs == []
+        (await budgets.reserve(TEAM, 80)).settle(80)
+        await budgets.sync()
+        await budgets.refresh()
+    assert [entry["percent"] for entry in logs] == [80]
 
 
 async def test_new_budget_counts_what_its_window_spent(
