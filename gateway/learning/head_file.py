@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from gateway.learning.design import DENSE_SCALE
 from gateway.learning.network import Network
-from gateway.routing.classifier import WORDS, Head, Table
+from gateway.routing.classifier import WORDS, Head
 from gateway.routing.forms import BITS
 from gateway.routing.together import Group
+from gateway.routing.vectorise import Table
 
 Floats = NDArray[np.float32]
 LEVELS = 90

@@ -24,7 +24,7 @@ from gateway.routing.judges import Judges
 from gateway.routing.language import TOLD, detect
 from gateway.routing.second_head import SecondHead
 from gateway.routing.together import Together, groups_of
-from gateway.routing.vectorise import WordVectors, gram_rows, load_words, scaled
+from gateway.routing.vectorise import Table, WordVectors, gram_rows, load_words, scaled
 from gateway.routing.words import CHARS, Text, Words
 from policies.model import RequestFeatures, Task
 
@@ -43,27 +43,6 @@ class Reading(Struct, frozen=True):
     difficulty: float
     language: str
     quality: dict[str, float]
-
-
-class Table(Struct, frozen=True):
-    """Weights of buckets as they are stored, in int8: a text gathers a few hundred rows of them."""
-
-    codes: NDArray[np.int8]
-    """[buckets, N]"""
-    scale: Floats
-    """[N]"""
-
-    def take(self, rows: NDArray[np.integer[Any]]) -> Floats:
-        """[rows, N]"""
-        return self.codes.take(rows, axis=0) * self.scale
-
-    def dot(self, weights: Floats, rows: NDArray[np.integer[Any]]) -> Floats:
-        """[N]: the rows' sum, each times its weight [rows]."""
-        return (weights @ self.codes.take(rows, axis=0).astype(np.float32)) * self.scale
-
-    def whole(self) -> Floats:
-        """[buckets, N]"""
-        return self.codes * self.scale
 
 
 class Head(Struct, frozen=True, kw_only=True):

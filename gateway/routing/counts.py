@@ -29,7 +29,18 @@ COUNTS = (
 )  # fmt: skip
 """Names of the cheap counts, in the order of `counts()`."""
 
-_CODE_MARKS = ("==", "!=", "->", "=>", "()", "</", "/>", "::", "++", "&&", "||", "#include", "):")
+_CODE_MARKS = {
+    "=": ("==", "!=", "=>"),
+    ">": ("->", "/>"),
+    "<": ("</",),
+    "(": ("()",),
+    ":": ("::", "):"),
+    "+": ("++",),
+    "&": ("&&",),
+    "|": ("||",),
+    "#": ("#include",),
+}
+"""By a character that they need: most texts lack most of these."""
 _LINE_MARK = re.compile(r"(?m)^\s*(?:[-*•]|\d+[.)])\s")
 
 
@@ -68,7 +79,7 @@ def counts(text: Text) -> NDArray[np.float32]:
         last == "?",
         first[QUESTION],
         first[ORDER],
-        min(4.0, (braces + of(b";") + sum(map(sample.count, _CODE_MARKS))) / 2),
+        min(4.0, (braces + of(b";") + _code_marks(sample)) / 2),
         min(4.0, bag[CODE] / 2),
         min(4.0, (braces + of(b"(")) / 2),
         min(4.0, of(b'"') / 2),
@@ -89,3 +100,8 @@ def counts(text: Text) -> NDArray[np.float32]:
     )
     # of mixed kinds: a third of np.array
     return np.frombuffer(array("f", values), dtype=np.float32)
+
+
+def _code_marks(sample: str) -> int:
+    needed = [marks for mark, marks in _CODE_MARKS.items() if mark in sample]
+    return sum([sample.count(mark) for marks in needed for mark in marks])

@@ -6,8 +6,10 @@ The same code trains the head and runs it.
 from collections.abc import Sequence
 from math import sqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from gateway.routing.words import Text, buckets, distinct
@@ -16,6 +18,7 @@ NORM = 25.0
 """Of the n-grams of a usual question, weighed by rarity: they are scaled by it."""
 LONG = 60.0
 """From this norm on a text's n-grams share what they count."""
+Floats = NDArray[np.float32]
 
 
 def gram_rows(text: Text, bits: int) -> NDArray[np.uint32]:
@@ -23,7 +26,7 @@ def gram_rows(text: Text, bits: int) -> NDArray[np.uint32]:
     return distinct(buckets(np.concatenate((text.ids[1:-1], text.pairs)), bits))
 
 
-def scaled(rarity: NDArray[np.float32]) -> NDArray[np.float32]:
+def scaled(rarity: Floats) -> Floats:
     """What each n-gram of a text counts, [n-grams].
 
     Up to a few sentences that is its rarity alone, whatever else stands there: words around a
@@ -33,38 +36,59 @@ def scaled(rarity: NDArray[np.float32]) -> NDArray[np.float32]:
     return rarity / np.float32(NORM * max(1.0, norm / LONG))
 
 
+class Table(Struct, frozen=True):
+    """Rows as they are stored, in int8: a text gathers a few hundred of them."""
+
+    codes: NDArray[np.int8]
+    """[buckets, N]"""
+    scale: Floats
+    """[N], or one for all."""
+
+    def take(self, rows: NDArray[np.integer[Any]]) -> Floats:
+        """[rows, N]"""
+        return self.codes.take(rows, axis=0) * self.scale
+
+    def dot(self, weights: Floats, rows: NDArray[np.integer[Any]]) -> Floats:
+        """[N]: the rows' sum, each times its weight [rows]."""
+        return (weights @ self.codes.take(rows, axis=0).astype(np.float32)) * self.scale
+
+    def whole(self) -> Floats:
+        """[buckets, N]"""
+        return self.codes * self.scale
+
+
 class WordVectors:
     """Static vectors of common words, averaged over a text; rare words of the corpus weigh more.
 
     Args:
         words: W of them.
-        vectors: [W, E] float32.
+        vectors: [W, E]
         weights: [W] float32.
     """
 
-    def __init__(
-        self, words: Sequence[str], vectors: NDArray[np.float32], weights: NDArray[np.float32]
-    ) -> None:
+    def __init__(self, words: Sequence[str], vectors: Table, weights: Floats) -> None:
         self.weights = weights
         self.places = {word: place for place, word in enumerate(words, start=1)}
         """Of words in the table; 0 is for all others."""
-        # the weight stands in a last column, so that one gather gives both sums
-        known = np.concatenate([vectors * weights[:, None], weights[:, None]], axis=1)
-        self._table = np.concatenate([np.zeros_like(known[:1]), known])
+        self._weights = np.concatenate((np.zeros(1, np.float32), weights))
+        unknown = np.zeros_like(vectors.codes[:1])
+        self._vectors = Table(np.concatenate((unknown, vectors.codes)), vectors.scale)
 
-    def shares(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+    def shares(self, places: NDArray[np.int64]) -> Floats:
         """[T, E]: what each token adds to the mean; zeros for unknown ones."""
-        found = self._table.take(places, axis=0)
-        return np.asarray(found[:, :-1] / (found[:, -1].sum() or 1.0), dtype=np.float32)
+        return self._vectors.take(places) * self._shares(places)[:, None]
 
-    def mean(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+    def mean(self, places: NDArray[np.int64]) -> Floats:
         """[E] float32; zeros when no word is known."""
-        total = np.add.reduce(self._table.take(places, axis=0))
-        return np.asarray(total[:-1] / (total[-1] or 1.0), dtype=np.float32)
+        return self._vectors.dot(self._shares(places), places)
+
+    def _shares(self, places: NDArray[np.int64]) -> Floats:
+        weights = self._weights.take(places)
+        return weights / np.float32(weights.sum() or 1.0)
 
 
-def load_words(path: Path) -> tuple[list[str], NDArray[np.float32]]:
+def load_words(path: Path) -> tuple[list[str], Table]:
     """Words and vectors [W, E] out of a file of `python -m backends.word_vectors`."""
     with np.load(path, allow_pickle=False) as file:
         words = file["words"].tobytes().decode("utf-8").split("\n")
-        return words, file["vectors"].astype(np.float32) * file["scale"]
+        return words, Table(file["vectors"], file["scale"])
