@@ -8,6 +8,7 @@ before it is tried; whoever dies in between leaves it to the next, so it goes ou
 import hashlib
 import uuid
 from collections.abc import Collection, Iterable, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
@@ -31,6 +32,8 @@ GIVE_UP_REPORT_S = 7 * GIVE_UP_S
 """… and about a month's report after a week."""
 REPORT = "monthly"
 """Kind of what is no alert, but takes the same way out."""
+_NEVER_US = 2**62
+"""Due then: given up."""
 _BACKOFF_S = (5.0, 15.0, 60.0, 300.0, 900.0)
 
 
@@ -186,7 +189,7 @@ async def failed(
     patience_s = GIVE_UP_REPORT_S if delivery.event == "report" else GIVE_UP_S
     given_up = now - delivery.created_at > patience_s
     pause_s = _BACKOFF_S[min(delivery.attempts, len(_BACKOFF_S)) - 1]
-    due_us = 2**62 if given_up else _us(now + pause_s)
+    due_us = _NEVER_US if given_up else _us(now + pause_s)
     await connection.execute(
         update(deliveries).where(_that(delivery)).values(due_us=due_us, error=error[:500])
     )
@@ -221,11 +224,16 @@ async def undelivered(connection: "AsyncConnection") -> list[dict[str, Any]]:
             "event": row.event,
             "channel": row.channel,
             "attempts": row.attempts,
-            "given_up": row.due_us == 2**62,
+            "given_up": row.due_us == _NEVER_US,
+            "due_at": None if row.due_us == _NEVER_US else _rfc3339(row.due_us),
             "error": row.error,
         }
         for row in await connection.execute(waiting)
     ]
+
+
+def _rfc3339(us: int) -> str:
+    return datetime.fromtimestamp(us / 1e6, UTC).isoformat(timespec="seconds")
 
 
 async def _tell(

@@ -1,5 +1,6 @@
 """`headgate alerts`: what is wrong, who was told, and whether telling works."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -37,10 +38,16 @@ def list_(
     rows = [[str(alert[name] or "-") for name in columns] for alert in found["alerts"]]
     table(["opened", "resolved", "severity", "what", "why"], rows)
     for one in found["undelivered"]:
-        state = "given up" if one["given_up"] else f"tried {one['attempts']} times"
-        click.echo(
-            f"not delivered to {one['channel']} ({state}): {one['error'] or 'not tried yet'}"
-        )
+        click.echo(waiting(one))
+
+
+def waiting(one: Mapping[str, Any]) -> str:
+    """Of a message that is not delivered."""
+    tried = f"tried {one['attempts']} times, {one['error'] or 'no answer yet'}"
+    state = f"given up: {tried}" if one["given_up"] else f"{tried}; again at {one['due_at']}"
+    if not one["attempts"]:  # quiet hours; without them it goes out at the next look
+        state = f"waits until {one['due_at']}"
+    return f"not delivered to {one['channel']}: {one['title']} ({one['event']}); {state}"
 
 
 @alerts.command()

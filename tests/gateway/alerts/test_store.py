@@ -82,6 +82,7 @@ async def test_channel_that_takes_nothing_is_tried_for_a_day(engine: AsyncEngine
         (left,) = await store.undelivered(connection)
     assert 90 < tries < 110
     assert left["given_up"]
+    assert left["due_at"] is None
     assert left["error"] == "refused"
 
 

@@ -1,11 +1,39 @@
 """`headgate alerts` and `report monthly --send`: who is told, now."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gateway.cli.alerts import waiting
 from tests.gateway.cli.conftest import Headgate
 from tests.gateway.webhooks import receiving
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, "waits until 2026-11-21T06:00:00+00:00"),
+        (
+            {"attempts": 2, "error": "status 500"},
+            "tried 2 times, status 500; again at 2026-11-21T06:00:00+00:00",
+        ),
+        (
+            {"attempts": 99, "error": "status 500", "given_up": True, "due_at": None},
+            "given up: tried 99 times, status 500",
+        ),
+    ],
+)
+def test_what_is_not_delivered_says_which_and_until_when(
+    changed: dict[str, Any], said: str
+) -> None:
+    """Quiet hours have an end, a channel that refuses its next turn."""
+    one = {
+        "channel": "ops", "title": "Budget of global", "event": "opened", "attempts": 0,
+        "error": "", "given_up": False, "due_at": "2026-11-21T06:00:00+00:00",
+    }  # fmt: skip
+    expected = f"not delivered to ops: Budget of global (opened); {said}"
+    assert waiting({**one, **changed}) == expected
 
 
 def test_channels_are_tested_and_reports_sent_by_hand(
