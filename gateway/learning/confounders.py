@@ -57,6 +57,8 @@ MOST_WORDS = 16
 COMMON_WORDS = 3000
 """Of which phrases are made up, a word's weight falling with its rank: what people put around
 questions is full of pronouns, and so are questions that are easy."""
+RARE = 0.5
+"""Of the phrases: all words alike, as who wants to sound difficult uses long ones."""
 _RANKED = list(accumulate(1 / rank for rank in range(10, 10 + COMMON_WORDS)))
 JOINTS = (" ", " ", "\n", "\n\n")
 ENDS = (".", ":", "!", "...", "?", ",", "", " -")
@@ -112,7 +114,8 @@ def _surrounded(prompt: str, words: Sequence[str], rng: random.Random) -> str:
 
 def _phrase(words: Sequence[str], rng: random.Random) -> str:
     """Words in any order, with the marks, numbers and capitals that people strew in."""
-    found = rng.choices(words, cum_weights=_RANKED, k=rng.randint(1, MOST_WORDS))
+    rare = rng.random() < RARE
+    found = rng.choices(words, cum_weights=None if rare else _RANKED, k=rng.randint(1, MOST_WORDS))
     if rng.random() < 0.4:
         found[rng.randrange(len(found))] += rng.choice((",", ";", ":", " -"))
     if rng.random() < 0.15:
