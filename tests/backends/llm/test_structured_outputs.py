@@ -63,7 +63,7 @@ def _answers(llm: LLM, params: SamplingParams) -> list[tuple[list[int], str | No
 def test_answers_validate_whatever_was_asked(small: LLM, temperature: float) -> None:
     """Every choice of every prompt is a document of the schema, and ends by itself."""
     chats = [[{"role": "user", "content": text}] for text in ASKED]
-    outputs = small.chat(chats, _params(temperature=temperature, n=3))
+    outputs = small.chat(chats, _params(temperature=temperature, n=2))
     for output in outputs:
         for choice in output.outputs:
             assert choice.finish_reason == "stop"
@@ -79,7 +79,7 @@ def test_speculation_changes_no_answer(
 ) -> None:
     """Guesses by lookup or by a draft model, which knows no grammar: token by token the same."""
     draft = save_folder(make_checkpoint(seed=4, num_hidden_layers=1, hidden_size=32, head_dim=16))
-    params = _params(temperature=temperature, n=2)
+    params = _params(temperature=temperature, max_tokens=90)
     plain = _answers(_llm(folder), params)
     ways: list[dict[str, Any]] = [
         {"method": "ngram", "num_tokens": 4},
@@ -89,7 +89,8 @@ def test_speculation_changes_no_answer(
         llm = _llm(folder, speculation=way)
         assert _answers(llm, params) == plain
         assert llm.engine.stats().draft_tokens > 0
-    assert "stop" in [why for _, why in plain]
+    if temperature:  # The likeliest tokens of a random model go round in circles.
+        assert "stop" in [why for _, why in plain]
 
 
 def test_recomputed_answers_go_on_in_their_form(folder: Path) -> None:
@@ -116,12 +117,11 @@ def test_limits_and_stops_hold_beside_a_form(small: LLM, fields: dict[str, Any],
 
 
 def test_form_that_grows_too_complex_refuses_its_request(small: LLM) -> None:
-    """A pattern whose automaton explodes ends with its reason; the engine goes on."""
-    hopeless = StructuredOutputsParams(regex=r"(.|\n)*[a-m](.|\n){16}\x00")
-    with pytest.raises(InvalidRequestError, match="too many states"):
-        small.chat(
-            [{"role": "user", "content": ASKED[2]}],
-            _params(temperature=2.0, max_tokens=400, structured_outputs=hopeless),
-        )
+    """What may come next is too much to hold in mind: its caller is told; the engine goes on."""
+    properties = {f"property_{number}": {"type": "string"} for number in range(800)}
+    hopeless = StructuredOutputsParams(json={"type": "object", "properties": properties})
+    chat = [{"role": "user", "content": ASKED[0]}]
+    with pytest.raises(InvalidRequestError, match="too complex to follow"):
+        small.chat(chat, _params(temperature=0.0, structured_outputs=hopeless, min_tokens=9))
     assert not small.engine.has_unfinished
-    assert small.chat([{"role": "user", "content": ASKED[0]}], _params())[0].outputs[0].text
+    assert small.chat(chat, _params())[0].outputs[0].text
