@@ -8,6 +8,7 @@ import click
 from gateway.cli.administration import administrate
 from gateway.cli.common import config_option, json_option, print_json, settings_of
 from gateway.cli.database import run_in_transaction, table
+from gateway.ledger.money import parse_usd
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -30,6 +31,14 @@ _SET = (
 )  # fmt: skip
 
 
+def _amount(_ctx: click.Context, _param: click.Parameter, text: str) -> str:
+    try:
+        parse_usd(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    return text
+
+
 @click.group()
 def budgets() -> None:
     """Set, list and remove budgets.
@@ -42,7 +51,12 @@ def budgets() -> None:
 
 @budgets.command("set")
 @_scope
-@click.option("--limit-usd", required=True, help="A decimal number of dollars, such as 12.50.")
+@click.option(
+    "--limit-usd",
+    required=True,
+    callback=_amount,
+    help="A decimal number of dollars, such as 12.50.",
+)
 @_window
 @click.option("--soft", is_flag=True, help="Warn in the log, refuse nothing.")
 @click.option("--tz", default="UTC", show_default=True, help="In which days and months begin.")

@@ -53,4 +53,5 @@ def test_bad_budgets_exit_2(headgate: Headgate, wrong: list[str]) -> None:
     result = headgate.run("budgets", "set", *wrong)
     assert result.exit_code == 2
     assert result.stderr.strip()
+    assert "Invalid body" not in result.stderr
     assert headgate.json("budgets", "list", "--json") == []
