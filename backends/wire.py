@@ -108,7 +108,7 @@ class _Sampled(Sampling, kw_only=True):
     max_tokens: int | None = None
     n: int | None = None
     # vLLM's: the form of the answer; a capability, as response_format is
-    structured_outputs: StructuredOutputsParams | None = None
+    structured_outputs: dict[str, Any] | None = None
 
 
 class ChatCompletionRequest(_Sampled, kw_only=True):
@@ -186,6 +186,7 @@ WITHOUT_EFFECT_FIELDS = (
 """Fields of kind (b)."""
 
 _T = TypeVar("_T", bound=Wire)
+_K = TypeVar("_K", bound=Struct)
 
 
 class _Decoders(dict[type, "msgspec.json.Decoder[Any]"]):
@@ -313,24 +314,35 @@ class _ResponseFormat(Struct, forbid_unknown_fields=True):
 def _form(request: ChatCompletionRequest | CompletionRequest) -> StructuredOutputsParams | None:
     """What form the answer must have: vLLM's field, or OpenAI's."""
     own = request.structured_outputs
-    if not isinstance(request, ChatCompletionRequest) or request.response_format is None:
-        return own
-    try:
-        wanted = msgspec.convert(request.response_format, _ResponseFormat)
-    except msgspec.ValidationError as error:
-        raise _wire_error(str(error), "response_format") from None
-    if wanted.type == "text":
-        return own
+    given = request.response_format if isinstance(request, ChatCompletionRequest) else None
+    if own is None and given is None:
+        return None
+    wanted = _ResponseFormat("text")
+    if given is not None:
+        wanted = _convert(given, _ResponseFormat, "response_format")
     if own is not None:
-        raise WireError("Send response_format or structured_outputs, not both.", "response_format")
+        if wanted.type != "text":
+            raise WireError(
+                "Send response_format or structured_outputs, not both.", "response_format"
+            )
+        return _convert(own, StructuredOutputsParams, "structured_outputs")
+    if wanted.type == "text":
+        return None
     if wanted.type == "json_schema":
         if wanted.json_schema is None:
             raise WireError("json_schema is missing.", "response_format.json_schema")
-        given = wanted.json_schema
-        return StructuredOutputsParams(json=given.schema, strict=given.strict is not False)
+        strict = wanted.json_schema.strict is not False
+        return StructuredOutputsParams(json=wanted.json_schema.schema, strict=strict)
     if wanted.schema is not None:
         return StructuredOutputsParams(json=wanted.schema)
     return StructuredOutputsParams(json_object=True)
+
+
+def _convert(value: Any, kind: type[_K], param: str) -> _K:
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise _wire_error(str(error), param) from None
 
 
 def _or(value: Any, default: Any) -> Any:

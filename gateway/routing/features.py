@@ -127,8 +127,8 @@ def _part_needs(parts: list[dict[str, Any]]) -> set[str]:
 
 def _chat_wants(request: ChatCompletionRequest) -> frozenset[str]:
     wants = set()
-    form = request.structured_outputs
-    own = form is not None and (form.json is not None or form.json_object)
+    form = request.structured_outputs or {}
+    own = form.get("json") is not None or form.get("json_object")
     if own or _format(request) in ("json_object", "json_schema"):
         wants.add("json")
     if request.tools or request.functions:

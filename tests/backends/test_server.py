@@ -291,6 +291,27 @@ BAD: list[tuple[str, Any, int, str, str | None]] = [
         "structured_outputs",
     ),
     (
+        "unknown form",
+        {"structured_outputs": {"xml": "a"}},
+        400,
+        "invalid_request_error",
+        "structured_outputs.xml",
+    ),
+    (
+        "unknown format",
+        {"response_format": {"type": "xml"}},
+        400,
+        "invalid_request_error",
+        "response_format.type",
+    ),
+    (
+        "form and format",
+        {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
+        400,
+        "invalid_request_error",
+        "response_format",
+    ),
+    (
         "bad regex",
         {"structured_outputs": {"regex": "(a"}},
         400,

@@ -38,6 +38,7 @@ def chat(**fields: Any) -> Content:
         ({"response_format": {"type": "json_schema"}}, {"response_format"}, {"json"}),
         ({"structured_outputs": {"json": {}}}, {"structured_outputs"}, {"json"}),
         ({"structured_outputs": {"regex": "a"}}, {"structured_outputs"}, set()),
+        ({"structured_outputs": {"their": "own"}}, {"structured_outputs"}, set()),
         ({"functions": [{}], "function_call": "f"}, {"functions", "function_call"}, {"tools"}),
         ({"modalities": ["text"]}, set(), set()),
         ({"modalities": ["text", "audio"]}, {"modalities"}, set()),
