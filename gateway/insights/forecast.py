@@ -4,12 +4,12 @@ Days, divided by what the weekly profile expects of them, follow a local level m
 is yesterday's plus a step, a day's value is its level plus noise. A Kalman filter gives the level
 (Harvey, Forecasting, Structural Time Series Models and the Kalman Filter, 1989, section 2.1).
 Whether a level moves at all is seldom clear from some weeks, so nothing is chosen: no drift has
-half the belief before the data are seen (the spike and slab of Fruehwirth-Schnatter & Wagner, 2010,
-Journal of Econometrics 154), ratios on a grid share the rest, and the likelihood weighs them. The
-interval holds its share of that mixture, which is narrower than a normal distribution of the same
-variance where a few unlikely ratios bring most of it. Each ratio's part is Student's t with the
-days that the profile leaves free, and weekdays' own errors count as far as the days ahead lean on
-other weekdays than the past did.
+three tenths of the belief before the data are seen (the spike and slab of Fruehwirth-Schnatter &
+Wagner, 2010, Journal of Econometrics 154), ratios on a grid share the rest, and the likelihood
+weighs them. The interval holds its share of that mixture, which is narrower than a normal
+distribution of the same variance where a few unlikely ratios bring most of it. Each ratio's part is
+Student's t with the days that the profile leaves free, and weekdays' own errors count as far as the
+days ahead lean on other weekdays than the past did.
 """
 
 import math
@@ -27,8 +27,10 @@ MIN_HOURS: Final = 2 * DAY_H
 _RHYTHM_DAYS: Final = 14
 _RATIOS: Final = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Variance of a level's daily step over that of a day's noise."""
-_NO_DRIFT: Final = 0.5
-"""Belief in the first of them before any day was seen; the others share the rest."""
+_NO_DRIFT: Final = 0.3
+"""Belief in the first of them before any day was seen; the others share the rest. With more of it
+intervals hold too seldom where levels drift by a hundredth or two a day, with less they are wide
+where none does."""
 _UNSEEN: Final = 0.3
 """How far a weekday that was not seen yet may lie from the others, as a share (standard
 deviation): offices rest at weekends, games do not."""

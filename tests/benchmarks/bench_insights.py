@@ -97,7 +97,7 @@ def _coverage(teams: int, drift: float) -> dict[str, Any]:
     held = dict.fromkeys(DAYS, 0)
     for seed in range(teams):
         hours = team_hours(seed, weeks=WEEKS + 5, drift=drift)
-        begin = 4 * WEEK_H
+        begin = WEEKS * WEEK_H
         truth = float(hours[begin : begin + MONTH_H].sum())
         for day in DAYS:
             now = begin + day * 24
