@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 WINDOW = 128
 """Tokens read at the start, and at the end."""
-CHARS = 800
-"""Characters looked at for each window, so that the cost has a bound."""
+CHARS = 500
+"""Characters looked at for each window: hardly a prompt to fit heads on is longer than both."""
 WORD_CHARS = 20
 MAX_WORDS = 30_000
 MAX_BYTES = 6_000_000
