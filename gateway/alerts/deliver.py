@@ -94,9 +94,16 @@ def _slack(message: Message) -> dict[str, Any]:
 
 
 def _told(message: Message) -> str:
-    """The text, which says so where the same may have come before."""
+    """The text; when it was so, if it is over; and where the same may have come before."""
+    over = ""
+    if message.opened_at is not None and message.resolved_at is not None:
+        over = f"It was so from {_minute(message.opened_at)} to {_minute(message.resolved_at)} UTC."
     again = "(This message may be a repeat.)" if message.attempt > 1 else ""
-    return "\n\n".join(part for part in (message.text, again) if part)
+    return "\n\n".join(part for part in (message.text, over, again) if part)
+
+
+def _minute(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M}"
 
 
 def _mail(message: Message, channel: ChannelSettings) -> None:

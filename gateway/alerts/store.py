@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
-from sqlalchemy import and_, insert, select, update
+from sqlalchemy import and_, delete, insert, select, update
 
 from gateway.alerts.model import Alert, Event, Finding
 from gateway.alerts.quiet import due_at
@@ -110,9 +110,17 @@ async def resolve_alerts(
             .values(open_key=None, resolved_us=_us(now))
         )
         if done.rowcount == 1:
+            await _spare_morning(connection, row.id, now)
             await _tell(connection, row.id, "resolved", row.kind, row.severity, channels, now)
             closed.append(_alert(row))
     return closed
+
+
+async def _spare_morning(connection: "AsyncConnection", alert_id: str, now: float) -> None:
+    """What is over before quiet hours were is told in one message: that it was, and when."""
+    d = deliveries.c
+    held = and_(d.alert_id == alert_id, d.event == "opened", d.attempts == 0, d.due_us > _us(now))
+    await connection.execute(delete(deliveries).where(held))
 
 
 async def queue_report(

@@ -4,6 +4,7 @@ import asyncio
 from datetime import UTC, datetime
 
 import pytest
+from msgspec.structs import replace
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.alerts import store
@@ -84,6 +85,24 @@ async def test_channel_that_takes_nothing_is_tried_for_a_day(engine: AsyncEngine
     assert left["given_up"]
     assert left["due_at"] is None
     assert left["error"] == "refused"
+
+
+async def test_what_is_over_before_quiet_hours_end_is_one_message(engine: AsyncEngine) -> None:
+    """In the morning nobody reads of trouble that the next message takes back; others hear both."""
+    quiet = QuietSettings(since="22:00", until="07:00")
+    asleep = ChannelSettings(name="asleep", kind="webhook", url="http://x", quiet=quiet)
+    night = datetime(2026, 11, 21, 1, tzinfo=UTC).timestamp()
+    mild = replace(FINDING, severity="warning")
+    async with writing(engine) as connection:
+        await store.open_alert(connection, mild, [OPS, asleep], now=night)
+        await store.resolve_alerts(
+            connection, [mild.kind], [], [OPS, asleep], now=night + 600, unseen_s=60
+        )
+        told = await store.claim(connection, now=night + 600)
+        morning = await store.claim(connection, now=night + 6 * 3600)
+    assert [(one.channel, one.event) for one in told] == [("ops", "opened"), ("ops", "resolved")]
+    late = [(one.channel, one.event) for one in morning if one.channel == "asleep"]
+    assert late == [("asleep", "resolved")]
 
 
 @pytest.mark.parametrize(

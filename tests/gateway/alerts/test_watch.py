@@ -225,13 +225,18 @@ async def test_mail_carries_text_and_one_line_of_subject(mailbox: Mailbox) -> No
 
 
 async def test_slack_gets_plain_text_blocks(hook: Hook) -> None:
-    """Names are no markup there."""
+    """Names are no markup there; what is over says from when to when it was so."""
     import httpx
 
     channel = ChannelSettings(name="chat", kind="slack", url=hook.url)
+    over = msgspec.structs.replace(
+        MESSAGE, event="resolved", opened_at=1_800_000_000, resolved_at=1_800_000_600
+    )
     async with httpx.AsyncClient() as client:
         await deliver(MESSAGE, channel, client, now=NOW)
-    (told,) = hook.messages
-    blocks = told["blocks"]
-    assert isinstance(blocks, list)
-    assert {block["text"]["type"] for block in blocks} == {"plain_text"}
+        await deliver(over, channel, client, now=NOW)
+    for told in hook.messages:
+        blocks = told["blocks"]
+        assert isinstance(blocks, list)
+        assert {block["text"]["type"] for block in blocks} == {"plain_text"}
+    assert "so from 2027-01-15 08:00 to 2027-01-15 08:10 UTC" in str(hook.messages[1]["blocks"])
