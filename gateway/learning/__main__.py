@@ -47,7 +47,8 @@ def fit_head(
     """
     base = Head.load(base_folder)
     groups, threshold = balanced_groups(outcomes.prompts, folds=FOLDS)
-    fitted = fit_quality(Design(base), outcomes, groups)
+    design = Design(base)
+    fitted = fit_quality(design, outcomes, groups)
     measured = ~outcomes.practice
     part, part_groups = (outcomes.only(measured), fitted.only(measured)), groups[measured]
     card = card_of(*part, part_groups) | {"near_duplicate_threshold": threshold}
@@ -57,7 +58,7 @@ def fit_head(
     card["cascade"] = cascade_card(outcomes, fitted, judged, groups)
     second = None if embedder is None else _fit_second(*part, part_groups, embedder)
     card["second_stage"] = None if second is None else second.summary
-    network = served(fitted), fitted.calibration.groups
+    network = served(design, fitted), fitted.calibration.groups
     card = write_head(base, base_folder, card, out, fitted=network, beside=arrays_of(judged.judges))
     remove_second(out) if second is None else second.write(card["version"], out)
     write_judges(replace(judged.judges, head=card["version"]), out)

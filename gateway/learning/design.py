@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.routing.classifier import Head
-from gateway.routing.counts import counts
+from gateway.routing.counts import COUNTS, counts
 from gateway.routing.forms import BITS, form_rows, form_weights
 from gateway.routing.vectorise import WordVectors, gram_rows, scaled
 from gateway.routing.words import Hashes, Words
@@ -27,6 +27,7 @@ class Design:
         self.rows: int = 1 << self._bits
         self.sparse: int = self.rows + (1 << BITS)
         """R + F."""
+        self.length_column = self.sparse + COUNTS.index("log_chars")
 
     def matrix(self, prompts: Sequence[str]) -> Matrix:
         """[len(prompts), R + F + D] float32."""
@@ -39,6 +40,10 @@ class Design:
         forms = _sparse(found, values, 1 << BITS)
         whole = sp.hstack([plain[:, : self.rows], forms, plain[:, self.rows :]])
         return whole.tocsr().astype(np.float32)
+
+    def length(self, matrix: Matrix) -> NDArray[np.float64]:
+        """[N]: the prompts' lengths in a matrix, logarithms as it scales them."""
+        return np.asarray(matrix[:, [self.length_column]].toarray()[:, 0], dtype=np.float64)
 
 
 def matrix_of(

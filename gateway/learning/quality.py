@@ -2,7 +2,8 @@
 
 All come out of one distribution over who passes together (`routing/together.py`), so a gain is a
 difference of two of its probabilities and has less noise than two separate fits would leave. It is
-calibrated by one slope and an offset per pattern, out of fold.
+calibrated by one slope, and an offset and a weight of the prompt's length per pattern, out of fold:
+few rows teach a network little, but never less than that long prompts are hard, where they are.
 
 Rows are also fitted with prefixes, suffixes and padding around the prompt, under the same scores:
 words that anybody can put around any request must not move it.
@@ -33,6 +34,8 @@ STEEPEST = 1.5
 """Times the slope that the fit has by itself: more would be blowing up noise."""
 OFFSET_L2 = 0.5
 """Of the patterns' offsets, beside the loss added over all rows: rare patterns stay possible."""
+LENGTH_L2 = 5.0
+"""Of the weights of the standardised length."""
 
 
 class Calibration(Struct, frozen=True):
@@ -42,11 +45,14 @@ class Calibration(Struct, frozen=True):
     """[groups]"""
     offset: Floats
     """[P]"""
+    length: Floats
+    """[P], of the prompt's length as the design scales it."""
     groups: tuple[Group, ...]
 
-    def __call__(self, raw: Floats) -> Floats:
-        """Quality [N, K] of logits [N, P]."""
-        return chances(raw * self.slopes + self.offset, self.groups)
+    def __call__(self, raw: Floats, length: Floats) -> Floats:
+        """Quality [N, K] of logits [N, P] and lengths [N]."""
+        line = raw * self.slopes + self.offset + length[:, None] * self.length
+        return chances(line, self.groups)
 
     @property
     def slopes(self) -> Floats:
@@ -114,8 +120,8 @@ def fit_quality(design: Design, outcomes: Outcomes, groups: NDArray[np.int64]) -
     x = design.matrix(outcomes.prompts)
     hidden = [design.matrix(dressed(outcomes.prompts, seed=seed)) for seed in range(DRESSES)]
     gate = {kind: design.matrix(t) for kind, t in disguised(outcomes.prompts, gate=True).items()}
-    raw = np.full((len(scores), together[-1].stop), np.nan)
-    raw_gate = {kind: raw.copy() for kind in gate}
+    raw = np.full((2, len(scores), together[-1].stop), np.nan)
+    raw_gate = {kind: raw[0].copy() for kind in gate}
     network: Network | None = None
     for fold in [*range(FOLDS), FOLDS]:
         inside, outside = folds == fold, (folds != fold) & (folds != FOLDS)
@@ -123,7 +129,7 @@ def fit_quality(design: Design, outcomes: Outcomes, groups: NDArray[np.int64]) -
             continue
         network = _fit(x, hidden, scores, np.flatnonzero(outside), together)
         if inside.any():
-            raw[inside] = network(x[inside])
+            raw[:, inside] = network(x[inside]), network(hidden[0][inside])
             for kind, matrix in gate.items():
                 raw_gate[kind][inside] = network(matrix[inside])
     assert network is not None  # the last one: fitted on all rows that are not frozen
@@ -131,13 +137,16 @@ def fit_quality(design: Design, outcomes: Outcomes, groups: NDArray[np.int64]) -
     fair = (folds != FOLDS) & ~outcomes.practice
     if fair.sum() < LEAST_FAIR:
         fair = folds != FOLDS
-    calibration = calibrate(raw[fair], scores[fair], together)
+    length = np.stack([design.length(x), design.length(hidden[0])])
+    calibration = calibrate(raw[:, fair], scores[fair], together, length[:, fair])
     return Fitted(
         network=network,
         calibration=calibration,
-        quality=calibrated(raw, scores, folds, fair, together),
+        quality=calibrated(raw, scores, folds, fair, together, length),
         folds=folds,
-        disguised={kind: calibration(part) for kind, part in raw_gate.items()},
+        disguised={
+            kind: calibration(part, design.length(gate[kind])) for kind, part in raw_gate.items()
+        },
     )
 
 
@@ -156,33 +165,64 @@ def _fit(
     return fit_network(sp.vstack(parts).tocsr(), told, groups, seen=parts[0], epochs=EPOCHS)
 
 
-def calibrate(raw: Floats, scores: Floats, groups: tuple[Group, ...]) -> Calibration:
-    """Slopes and offsets with the least loss; a slope of 0 where the logits say nothing.
+def calibrate(
+    raw: Floats, scores: Floats, groups: tuple[Group, ...], length: Floats
+) -> Calibration:
+    """Slopes, offsets and weights with the least loss; a slope of 0 where the logits say nothing.
+
+    Args:
+        raw: [D, N, P], of the rows as they are, then of disguises: what length says must hold for
+            these, too, or anybody could be long.
+        length: [D, N], likewise.
 
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", §4.2 (vector scaling with
     one temperature).
     """
+    mean, spread = length[0].mean(), length[0].std() or 1.0
+    z = (length - mean) / spread
+    slopes, offsets, weights = [], [], []
+    goals = goals_of(scores, groups), goals_of(np.tile(scores, (len(raw), 1)), groups)
+    for (group, goal), (_, goals_of_all) in zip(*goals, strict=True):
+        part = raw[..., group.start : group.stop]
+        weight = _least(np.concatenate(part), z.ravel(), goals_of_all)[2]
+        slope, offset, _ = _least(part[0], z[0], goal, weight)
+        slopes.append(slope)
+        weights.append(weight / spread)
+        offsets.append(offset - weights[-1] * mean)
+    return Calibration(np.array(slopes), np.concatenate(offsets), np.concatenate(weights), groups)
+
+
+def _least(
+    raw: Floats, z: Floats, goal: Goal, weight: Floats | None = None
+) -> tuple[float, Floats, Floats]:
+    """Slope, offsets and weights of the least loss; weights that are given stay what they are."""
     from scipy.optimize import minimize  # type: ignore[import-untyped]
 
-    slopes, offsets = [], []
-    for group, goal in goals_of(scores, groups):
-        part = raw[:, group.start : group.stop]
-
-        patterns = group.stop - group.start
-        bounds = [(0.0, STEEPEST), *[(None, None)] * patterns]
-        start = [1.0, *[0.0] * patterns]
-        found = minimize(_loss, start, args=(part, goal), jac=True, bounds=bounds).x
-        slopes.append(found[0])
-        offsets.append(found[1:])
-    return Calibration(np.array(slopes), np.concatenate(offsets), groups)
+    patterns = raw.shape[1]
+    free: list[tuple[float | None, float | None]] = [(None, None)] * patterns
+    fixed = free if weight is None else [(one, one) for one in weight]
+    bounds = [(0.0, STEEPEST), *free, *fixed]
+    start = np.concatenate(([1.0], np.zeros(patterns), np.zeros(patterns)))
+    if weight is not None:
+        start[1 + patterns :] = weight
+    found = minimize(_loss, start, args=(raw, z, goal), jac=True, bounds=bounds).x
+    return float(found[0]), found[1 : 1 + patterns], found[1 + patterns :]
 
 
-def _loss(line: Floats, raw: Floats, goal: Goal) -> tuple[float, Floats]:
-    """Of a slope and offsets, [1 + patterns]; and its gradient."""
-    said = softmax(raw * line[0] + line[1:])
+def _loss(line: Floats, raw: Floats, z: Floats, goal: Goal) -> tuple[float, Floats]:
+    """Of a slope, offsets and weights of the length, [1 + 2 patterns]; and its gradient."""
+    offset, weight = np.split(line[1:], 2)
+    said = softmax(raw * line[0] + offset + z[:, None] * weight)
     error = said - goal(said)
-    gradient = np.concatenate(([(error * raw).sum()], error.sum(0) + 2 * OFFSET_L2 * line[1:]))
-    return goal.loss(said) + OFFSET_L2 * float(line[1:] @ line[1:]), gradient
+    gradient = np.concatenate(
+        (
+            [(error * raw).sum()],
+            error.sum(0) + 2 * OFFSET_L2 * offset,
+            z @ error + 2 * LENGTH_L2 * weight,
+        )
+    )
+    penalty = OFFSET_L2 * float(offset @ offset) + LENGTH_L2 * float(weight @ weight)
+    return goal.loss(said) + penalty, gradient
 
 
 def calibrated(
@@ -191,24 +231,28 @@ def calibrated(
     folds: NDArray[np.int64],
     fair: NDArray[np.bool_],
     groups: tuple[Group, ...],
+    length: Floats,
 ) -> Floats:
     """Each fold through a calibration that was made without its scores, on the fair rows."""
     quality = np.full(scores.shape, np.nan)
     for fold in np.unique(folds):
         inside = folds == fold
         others = fair & ~inside
-        quality[inside] = calibrate(raw[others], scores[others], groups)(raw[inside])
+        found = calibrate(raw[:, others], scores[others], groups, length[:, others])
+        quality[inside] = found(raw[0, inside], length[0, inside])
     return quality
 
 
-def served(fitted: Fitted) -> Network:
+def served(design: Design, fitted: Fitted) -> Network:
     """The network with the calibration folded in."""
     network, calibration = fitted.network, fitted.calibration
     slopes = calibration.slopes
     scale = np.concatenate([slopes, np.ones(len(network.bias) - len(slopes))])
     shift = np.concatenate([calibration.offset, np.zeros(len(network.bias) - len(slopes))])
+    weights = (network.weights * scale).astype(np.float32)
+    weights[design.length_column, : len(slopes)] += calibration.length.astype(np.float32)
     return Network(
-        (network.weights * scale).astype(np.float32),
+        weights,
         (network.bias * scale + shift).astype(np.float32),
         (network.up * slopes).astype(np.float32),
     )

@@ -61,8 +61,26 @@ def test_calibration_gives_up_logits_that_say_nothing() -> None:
     rng = np.random.default_rng(4)
     groups = grouped(["a", "b"])
     scores = (rng.random((ROWS, 2)) < [0.2, 0.8]).astype(float)
-    calibration = calibrate(3 * rng.normal(size=(ROWS, 4)), scores, groups)
+    length = rng.normal(size=ROWS)
+    calibration = calibrate(3 * rng.normal(size=(1, ROWS, 4)), scores, groups, length[None])
     assert calibration.slope[0] < 0.1
-    said = calibration(3 * rng.normal(size=(ROWS, 4)))
+    said = calibration(3 * rng.normal(size=(ROWS, 4)), length)
     assert said.mean(0) == pytest.approx(scores.mean(0), abs=0.03)
     assert said.std(0).max() < 0.05
+
+
+def test_length_counts_where_only_long_prompts_are_hard() -> None:
+    """What the logits do not know, the calibration adds; where length says nothing, nothing."""
+    rng = np.random.default_rng(6)
+    groups = grouped(["a", "b"])
+    length = rng.normal(5.0, 1.0, ROWS)
+    scores = np.stack([length < 5.0, rng.random(ROWS) < 0.8], axis=1).astype(float)
+    raw = rng.normal(size=(ROWS, 4))
+    said = calibrate(raw[None], scores, groups, length[None])(raw, length)
+    assert np.corrcoef(said[:, 0], -length)[0, 1] > 0.9
+    assert said[:, 1].std() < 0.05
+    # where disguises are as long as you like, length is no sign of anything
+    hidden = np.stack([length, rng.permutation(length) + 4])
+    robust = calibrate(np.stack([raw, raw]), scores, groups, hidden)
+    assert np.abs(robust.length).max() < 0.5
+    assert robust(raw, length)[:, 0].std() < said[:, 0].std() / 2

@@ -53,7 +53,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     quality = np.random.default_rng(7).uniform(0.4, 0.6, (rows, 2))
     fitted = Fitted(
         network=Network(*(np.zeros(shape, np.float32) for shape in ((1, 5), 5, (1, 4)))),
-        calibration=Calibration(np.ones(1), np.zeros(4), grouped(outcomes.backends)),
+        calibration=Calibration(np.ones(1), np.zeros(4), np.zeros(4), grouped(outcomes.backends)),
         quality=quality,
         folds=np.arange(rows) % (FOLDS + 1),
         disguised=dict.fromkeys(GATE, quality),
