@@ -75,11 +75,9 @@ def detect(text: str, tokens: Sequence[str], default: str = "en") -> str:
         for mark, code in _MARKS.items():
             if mark in sample:
                 votes[code] = votes.get(code, 0.0) + 1.0
-    for token in tokens[:TOLD]:
-        codes = _WORDS.get(token)
-        if codes:
-            for code in codes:
-                votes[code] = votes.get(code, 0.0) + 1.0 / len(codes)
+    for codes in filter(None, map(_WORDS.get, tokens[:TOLD])):
+        for code in codes:
+            votes[code] = votes.get(code, 0.0) + 1.0 / len(codes)
     if not votes:
         return default
     best = max(votes, key=lambda code: (votes[code], code == default))
