@@ -142,7 +142,7 @@ async def test_rung_that_fails_is_passed_over(tmp_path: Path, fault: str) -> Non
     backends["low"].fault = fault  # type: ignore[assignment]
     chosen = ladder(tmp_path)
     async with gateway(chosen, backends) as served:
-        answer = await served.chat(headers={"x-headgate-deadline-ms": "1200"})
+        answer = await served.chat(headers={"x-headgate-deadline-ms": "3000"})
         assert content(answer) == "it is four"
         assert answer.headers["x-headgate-rungs"] == "low=failed, high=unjudged"
 

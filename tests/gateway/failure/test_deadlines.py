@@ -1,5 +1,6 @@
 """A deadline's time is shared: who hangs leaves enough for who comes after."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,9 @@ async def test_hanging_backend_leaves_its_fallback_time_to_answer(
     open no breaker."""
     made = {"small": EchoBackend("small", delay_s=30.0), "base": EchoBackend("base")}
     async with gateway(settings(tmp_path), made) as served:
-        for number in range(4):
-            answer = await served.chat(
-                f"hello {number}", stream=stream, headers={"x-headgate-deadline-ms": "600"}
-            )
+        wanted: Any = {"stream": stream, "headers": {"x-headgate-deadline-ms": "3000"}}
+        asked = [served.chat(f"hello {number}", **wanted) for number in range(4)]
+        for number, answer in enumerate(await asyncio.gather(*asked)):
             body: Any = events(answer) if stream else decode(answer)
             text = text_of(body) if stream else body["choices"][0]["message"]["content"]
             assert text == f"You said: hello {number}"
@@ -59,9 +59,8 @@ async def test_backend_that_is_far_slower_than_ever_is_not_well(tmp_path: Path) 
         for number in range(20):
             await served.chat(f"quick {number}", max_tokens=4)
         small.fault = "hang"
-        for number in range(3):
-            answer = await served.chat(
-                f"slow {number}", max_tokens=4, headers={"x-headgate-deadline-ms": "1200"}
-            )
+        wanted: Any = {"max_tokens": 4, "headers": {"x-headgate-deadline-ms": "6000"}}
+        asked = [served.chat(f"slow {number}", **wanted) for number in range(3)]
+        for answer in await asyncio.gather(*asked):
             assert answer.headers["x-headgate-backend"] == "base"
         assert served.parts.registry.state()["small"]["breaker"] != "closed"
