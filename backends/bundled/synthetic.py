@@ -16,27 +16,32 @@ from backends.bundled.errors import CorpusError
 
 LESSONS: Final = {
     "add": 8,
-    "sub": 8,
-    "div": 4,
-    "word1": 4,
-    "word2": 5,
+    "sub": 9,
+    "mul": 8,
+    "div": 5,
+    "expr": 8,
+    "word1": 3,
+    "word2": 4,
     "units": 7,
-    "string1": 11,
-    "reverse": 7,
-    "sortw": 6,
-    "extract1": 3,
-    "extract2": 5,
-    "compare": 7,
-    "dates": 7,
-    "seq": 5,
+    "temp": 6,
+    "string1": 12,
+    "reverse": 9,
+    "sortw": 9,
+    "extract1": 2,
+    "extract2": 8,
+    "compare": 8,
+    "dates": 9,
+    "seq": 8,
     "numfmt": 7,
-    "lists": 8,
+    "lists": 7,
     "classify": 4,
-    "code_write": 2,
-    "copying": 5,
+    "logic": 8,
+    "code_out": 7,
+    "code_write": 1,
+    "copying": 4,
 }
-"""How often each function's tasks are learned from; others as often as the corpus has them. What
-is learned early needs less, and every function counts the same when a model is judged."""
+"""How often each function's tasks are learned from: less what is learned early, more what fails
+longest, since every function counts the same when a model is judged."""
 
 
 def load_generator(corpus: Path) -> ModuleType:

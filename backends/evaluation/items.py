@@ -25,7 +25,7 @@ class Item(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_d
     id: str
     prompt: str
     answers: tuple[str, ...] = ()
-    """Any of them is right; none are needed for `fluent`."""
+    """Any of them is right; of `fluent`, which needs none: words, one of which must be said."""
     match: Match = "exact"
     part: str
     """Of the suite: reported apart."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
-from backends.evaluation.items import Item
+from backends.evaluation.items import Item, Match
 
 DOCS: Final[tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...]] = (
     (
@@ -276,28 +276,41 @@ IDENTITY: Final = (
     "Tell me honestly: what are you?",
 )
 OPEN: Final = (
-    "Tell me a story about a snail that wanted to fly.",
-    "Write three sentences about a ship in a storm.",
-    "Please tell me something about the sea at night.",
-    "Write a short story about two friends and a lost key.",
-    "What could a child do on a rainy afternoon?",
-    "Describe a quiet morning in a village.",
-    "Tell me a tale of an old clock.",
-    "Why do people like to sing together?",
-    "Write a few lines about the first snow of the year.",
-    "What would a cat say if it could speak?",
-    "Tell me about a day in the life of a baker.",
-    "How does one become a good friend?",
-    "Write a small story in which a dragon is afraid of the dark.",
-    "What is nice about autumn?",
-    "Sum this up in one sentence: The train was late because of the snow. Many people waited in "
-    "the cold hall. At last it came, and all were glad.",
-    "Sum this up in one sentence: Bees fly from flower to flower and gather a sweet juice. In the "
-    "hive they make honey of it, which feeds them in winter.",
-    "Say it shorter: The old man went to the market every morning to buy bread, and every morning "
-    "the baker gave him a bun for his grandson.",
-    "Give this a title: A girl found a bottle on the beach. In it was a map of an island.",
+    ("Tell me a story about a snail that wanted to fly.", "snail"),
+    ("Write three sentences about a ship in a storm.", "ship storm waves"),
+    ("Please tell me something about the sea at night.", "sea moon stars waves"),
+    ("Write a short story about two friends and a lost key.", "key"),
+    ("What could a child do on a rainy afternoon?", "play read draw paint bake book games game"),
+    ("Describe a quiet morning in a village.", "morning village"),
+    ("Tell me a tale of an old clock.", "clock"),
+    ("Why do people like to sing together?", "sing song songs singing"),
+    ("Write a few lines about the first snow of the year.", "snow snowflakes"),
+    ("What would a cat say if it could speak?", "cat milk mouse fish"),
+    ("Tell me about a day in the life of a baker.", "baker bread"),
+    ("How does one become a good friend?", "friend friends kind listen help"),
+    ("Write a small story in which a dragon is afraid of the dark.", "dragon"),
+    ("What is nice about autumn?", "autumn leaves colours colors harvest"),
+    (
+        "Sum this up in one sentence: The train was late because of the snow. Many people "
+        "waited in the cold hall. At last it came, and all were glad.",
+        "train people snow",
+    ),
+    (
+        "Sum this up in one sentence: Bees fly from flower to flower and gather a sweet juice. "
+        "In the hive they make honey of it, which feeds them in winter.",
+        "bees honey",
+    ),
+    (
+        "Say it shorter: The old man went to the market every morning to buy bread, and every "
+        "morning the baker gave him a bun for his grandson.",
+        "man market bread",
+    ),
+    (
+        "Give this a title: A girl found a bottle on the beach. In it was a map of an island.",
+        "bottle map island beach treasure",
+    ),
 )
+"""Open tasks, each with words of which an answer must say one, so that it is about them."""
 WHO: Final = ("model", "program", "bot", "machine", "headgate")
 
 
@@ -316,16 +329,29 @@ def docs_items() -> Iterator[Item]:
 
 
 def chat_items() -> Iterator[Item]:
-    """Greetings, open questions, and questions about the model itself."""
-    parts = (("greetings", GREETINGS), ("identity", IDENTITY), ("open", OPEN))
-    for part, prompts in parts:
-        for number, prompt in enumerate(prompts, 1):
-            yield Item(
-                id=f"{part}-{number}",
-                prompt=prompt,
-                answers=WHO if part == "identity" else (),
-                match="mentions" if part == "identity" else "fluent",
-                part=part,
-                task=part,
-                max_tokens=200 if part == "open" else 96,
-            )
+    """Greetings, open tasks, and questions about the model itself."""
+    for number, prompt in enumerate(GREETINGS, 1):
+        yield _chat_item("greetings", number, prompt, "fluent")
+    for number, prompt in enumerate(IDENTITY, 1):
+        yield _chat_item("identity", number, prompt, "mentions", WHO)
+    for number, (prompt, words) in enumerate(OPEN, 1):
+        yield _chat_item("open", number, prompt, "fluent", tuple(words.split()), max_tokens=200)
+
+
+def _chat_item(
+    part: str,
+    number: int,
+    prompt: str,
+    match: Match,
+    answers: tuple[str, ...] = (),
+    max_tokens: int = 96,
+) -> Item:
+    return Item(
+        id=f"{part}-{number}",
+        prompt=prompt,
+        answers=answers,
+        match=match,
+        part=part,
+        task=part,
+        max_tokens=max_tokens,
+    )

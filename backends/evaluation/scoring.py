@@ -12,6 +12,8 @@ _ROOM: Final = 48
 """Characters that a sentence around a short answer may add."""
 _GRAM: Final = 4
 _TIMES: Final = 3
+_FEW: Final = 4
+"""Words, at least, that answer an open task."""
 
 
 def passes(item: Item, said: str) -> bool:
@@ -23,7 +25,8 @@ def passes(item: Item, said: str) -> bool:
     phrase: the wanted words stand in it, as whole words in any case, with little around them.
     mentions: the wanted words stand in it, however long it is.
     json: it parses to the same value.
-    fluent: it says something and does not repeat itself.
+    fluent: it says something and does not repeat itself; where words are given, it is four words
+        or more and one of those stands in it.
     """
     text = _bare(said)
     match item.match:
@@ -41,7 +44,10 @@ def passes(item: Item, said: str) -> bool:
             value = parsed_json(said)
             return value is not None and any(value == json.loads(a) for a in item.answers)
         case "fluent":
-            return any(map(str.isalnum, text)) and not repeats(text)
+            to_the_point = not item.answers or (
+                len(text.split()) >= _FEW and any(_holds(said, a) for a in item.answers)
+            )
+            return any(map(str.isalnum, text)) and not repeats(text) and to_the_point
         case "exact":
             return any(text == _bare(answer) for answer in item.answers)
 

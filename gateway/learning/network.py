@@ -19,7 +19,7 @@ from gateway.learning.design import Matrix
 from gateway.routing.figures import softmax
 from gateway.routing.together import Group, passes_of
 
-HIDDEN = 32
+HIDDEN = 16
 START = 0.1
 """Spread of the hidden layer's first weights."""
 BATCH = 512

@@ -43,13 +43,17 @@ from backends.evaluation.scoring import parsed_json, passes, repeats
         ("fluent", "", "Good morning!", True),
         ("fluent", "", "...", False),
         ("fluent", "", "on and on and on " * 5, False),
+        ("fluent", "ship", "The ship came home.", True),
+        ("fluent", "ship", "The ship", False),
+        ("fluent", "ship", "The worship was long.", False),
     ],
 )
 def test_passing_follows_the_kind_of_match(
     match: Match, answer: str, said: str, right: bool
 ) -> None:
     """Each kind of match accepts what it should and nothing else."""
-    item = Item(id="1", prompt="", answers=(answer,), match=match, part="p", task="t")
+    answers = (answer,) if answer else ()
+    item = Item(id="1", prompt="", answers=answers, match=match, part="p", task="t")
     assert passes(item, said) is right
 
 

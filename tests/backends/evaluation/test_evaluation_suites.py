@@ -69,7 +69,13 @@ def test_every_question_passes_with_its_own_answer() -> None:
     """The scoring accepts what the suite itself calls right."""
     from backends.evaluation.scoring import passes
 
-    failing = [i.id for i in frozen_items() for a in i.answers if not passes(i, a)]
+    said = {"fluent": "It is about {}."}
+    failing = [
+        i.id
+        for i in frozen_items()
+        for a in i.answers
+        if not passes(i, said.get(i.match, "{}").replace("{}", a))
+    ]
     assert failing == []
 
 
