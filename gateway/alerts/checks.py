@@ -58,9 +58,10 @@ async def budget_thresholds(
         if row.window_start_us < first_start_us(budget.window, counter.start_us):
             continue
         if row.limit_nano_usd < budget.limit_nano_usd:
-            spent = spend[counter].used if counter in spend else 0
-            if spent * 100 < budget.limit_nano_usd * row.percent:
+            known = spend.get(counter, budgets.Spend())
+            if not budgets.passes(budget, known, row.percent, refused=False):
                 continue
+            spent = known.used
         found.append(_threshold(row, budget, spent))
     return found
 

@@ -1,6 +1,7 @@
 """What is found, and what becomes of it."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Literal
 
 from msgspec import Struct, field
@@ -9,6 +10,11 @@ from gateway.alerts.settings import Kind
 
 Severity = Literal["info", "warning", "critical"]
 Event = Literal["opened", "resolved", "test", "report"]
+
+
+def moment(at: float) -> str:
+    """Unix seconds as RFC 3339, UTC."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
 
 
 class Finding(Struct, frozen=True, kw_only=True):

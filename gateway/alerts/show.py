@@ -4,14 +4,13 @@ import asyncio
 import time
 import uuid
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import httpx
 from msgspec import Struct
 
 from gateway.alerts.deliver import NotDelivered, deliver
-from gateway.alerts.model import Alert, Message
+from gateway.alerts.model import Alert, Message, moment
 from gateway.alerts.settings import ChannelSettings
 from gateway.alerts.store import list_alerts, undelivered
 
@@ -63,11 +62,6 @@ def shown_channel(channel: ChannelSettings) -> dict[str, Any]:
         "monthly": channel.monthly,
         "quiet": None if quiet is None else f"{quiet.since} to {quiet.until}, {quiet.tz}",
     }
-
-
-def moment(at: float) -> str:
-    """Unix seconds as RFC 3339, UTC."""
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
 
 
 async def send_tests(channels: Sequence[ChannelSettings]) -> list[Tested]:

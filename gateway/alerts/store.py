@@ -8,13 +8,12 @@ before it is tried; whoever dies in between leaves it to the next, so it goes ou
 import hashlib
 import uuid
 from collections.abc import Collection, Iterable, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 from sqlalchemy import and_, delete, insert, select, update
 
-from gateway.alerts.model import Alert, Event, Finding
+from gateway.alerts.model import Alert, Event, Finding, moment
 from gateway.alerts.quiet import due_at
 from gateway.alerts.settings import ChannelSettings
 from gateway.ledger.database import insert_once
@@ -233,15 +232,11 @@ async def undelivered(connection: "AsyncConnection") -> list[dict[str, Any]]:
             "channel": row.channel,
             "attempts": row.attempts,
             "given_up": row.due_us == _NEVER_US,
-            "due_at": None if row.due_us == _NEVER_US else _rfc3339(row.due_us),
+            "due_at": None if row.due_us == _NEVER_US else moment(row.due_us / 1e6),
             "error": row.error,
         }
         for row in await connection.execute(waiting)
     ]
-
-
-def _rfc3339(us: int) -> str:
-    return datetime.fromtimestamp(us / 1e6, UTC).isoformat(timespec="seconds")
 
 
 async def _tell(

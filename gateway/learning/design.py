@@ -1,6 +1,6 @@
 """Prompts as the gateway's head reads them: one sparse matrix, the same numbers as when serving."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from gateway.routing.classifier import Head
 from gateway.routing.counts import COUNTS, counts
 from gateway.routing.forms import BITS, form_rows, form_weights
 from gateway.routing.vectorise import WordVectors, gram_rows, scaled
-from gateway.routing.words import Hashes, Words
+from gateway.routing.words import Hashes, Text, Words
 
 DENSE_SCALE = 0.3
 """Keeps the counts and the words' mean from outweighing the n-grams under one ridge."""
@@ -34,8 +34,9 @@ class Design:
         import scipy.sparse as sp  # type: ignore[import-untyped]
 
         head = self._head
-        plain = matrix_of(prompts, self._bits, head.idf, head.words)
-        found = list(map(form_rows, map(Words().read, prompts)))
+        texts = list(map(Words(head.words.places).read, prompts))
+        plain = matrix_of(texts, self._bits, head.idf, head.words)
+        found = list(map(form_rows, texts))
         values = [form_weights(len(rows)) for rows in found]
         forms = _sparse(found, values, 1 << BITS)
         whole = sp.hstack([plain[:, : self.rows], forms, plain[:, self.rows :]])
@@ -47,13 +48,13 @@ class Design:
 
 
 def matrix_of(
-    prompts: Sequence[str], bits: int, idf: NDArray[np.float32], words: WordVectors
+    texts: Iterable[Text], bits: int, idf: NDArray[np.float32], words: WordVectors
 ) -> Matrix:
-    """[len(prompts), R + D] float32: n-grams by rarity, [R] idf; then the dense columns."""
+    """[texts, R + D] float32: n-grams by rarity, [R] idf; then the dense columns."""
     import scipy.sparse as sp
 
     places, values, dense = [], [], []
-    for text in map(Words(words.places).read, prompts):
+    for text in texts:
         found = gram_rows(text, bits)
         places.append(found)
         values.append(scaled(idf[found]))

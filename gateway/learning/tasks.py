@@ -91,7 +91,8 @@ class Features:
 
     def matrix(self, prompts: Sequence[str]) -> Any:
         """[len(prompts), R + D] float32."""
-        return matrix_of(prompts, BITS, self.idf, self._words)
+        texts = map(Words(self._words.places).read, prompts)
+        return matrix_of(texts, BITS, self.idf, self._words)
 
 
 def fit_labels(x: Any, y: Sequence[str], *, epochs: int) -> tuple[list[str], Weights]:
