@@ -33,7 +33,12 @@ async def overview(visit: Visit) -> dict[str, Any]:
     today, this_month, by_hour, health = await asyncio.gather(
         visit.questions.report(since=day.since, **asked),
         visit.questions.rows(since=month.since, **asked),
-        visit.questions.rows(since=hours.since, group_by=["hour", "backend"], **asked),
+        visit.questions.rows(
+            since=hours.since,
+            group_by=["hour", "backend"],
+            wanted={"answers", "costs"},
+            **asked,
+        ),
         describe(visit.pipeline),
     )
     async with parts.engine.connect() as connection:
@@ -86,7 +91,7 @@ def _hourly(
 ) -> Chart:
     at = {said: unix_s for unix_s, said in moments}
     cells = {
-        (at[row["hour"]], row["backend"] or "refused"): float(row[figure])
+        (at[row["hour"]], row["backend"] or "nobody"): float(row[figure])
         for row in rows
         if row["hour"] in at
     }

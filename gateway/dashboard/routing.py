@@ -34,8 +34,12 @@ async def routing(visit: Visit) -> dict[str, Any]:
     question: dict[str, Any] = {"tz": visit.tz, "now": now, **period.moments}
     engine = visit.parts.engine
     stepped, (by_rule, by_kind) = await asyncio.gather(
-        visit.questions.rows(group_by=[period.step, "backend"], wanted={"counts"}, **question),
-        visit.questions.tables(groups=["policy,rule,backend", "rule,kind"], **question),
+        visit.questions.rows(group_by=[period.step, "backend"], wanted={"answers"}, **question),
+        visit.questions.tables(
+            groups=["policy,rule,backend", "rule,kind"],
+            wanted=({"answers", "costs"}, {"counts", "costs"}),
+            **question,
+        ),
     )
     query = parse_query(tz=visit.tz, now=now, **period.moments)
     async with engine.connect() as connection:
@@ -50,7 +54,7 @@ async def routing(visit: Visit) -> dict[str, Any]:
             "predicted": predicted.get((row["rule"], row["backend"])),
             "score": scores.get((row["rule"], row["backend"])),
         }
-        for row in by_rule
+        for row in sorted(by_rule, key=lambda row: -row["requests"])
     ]
     return {
         "shares": shares,
@@ -203,12 +207,13 @@ def _cascades(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         if row["kind"] not in ("rung", "judge", "answer"):
             continue
-        line = found.setdefault(row["rule"], {"rule": row["rule"]})
+        nothing: dict[str, Any] = {"answer": None, "rung": None, "judge": None}
+        line = found.setdefault(row["rule"], {"rule": row["rule"], **nothing})
         line[row["kind"]] = row
-    cascades = [line for line in found.values() if "rung" in line or "judge" in line]
+    cascades = [line for line in found.values() if line["rung"] or line["judge"]]
     for line in cascades:
-        asked = line.get("answer", {}).get("requests", 0)
-        line["escalated"] = line.get("rung", {}).get("requests", 0)
+        asked = line["answer"]["requests"] if line["answer"] else 0
+        line["escalated"] = line["rung"]["requests"] if line["rung"] else 0
         line["requests"] = max(asked, line["escalated"])
         line["share"] = line["escalated"] / line["requests"] if line["requests"] else 0.0
     return cascades

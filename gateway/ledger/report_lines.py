@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Group = tuple[str | None, ...]
-Wanted = Set[Literal["counts", "costs"]]
+Wanted = Set[Literal["counts", "answers", "costs"]]
+"""answers: counts under who answered, each request once, whoever else worked for it."""
 BOTH: Wanted = frozenset(("counts", "costs"))
 
 
@@ -92,7 +93,7 @@ async def lines_of(
     lines: dict[Group, Line] = {}
     plan = await sums.plan(connection, query)
     for buckets in plan.batches:
-        found = await sums.of(connection, query, buckets, counts="counts" in wanted)
+        found = await sums.of(connection, query, buckets, counts=wanted != {"costs"})
         await _add(connection, lines, FromSums(query, found), wanted)
     for begin_us, end_us in plan.rows:
         part = replace(query, since=moment_of(begin_us), until=moment_of(end_us))
@@ -121,15 +122,14 @@ async def _add(
             for figure, value in zip(figures, row[width:], strict=True):
                 setattr(line, figure, getattr(line, figure) + int(value or 0))
 
-    if "counts" not in wanted:
-        pass
-    elif any(key in CHARGE_KEYS for key in (*query.group_by, *query.filters)):
+    by_work = any(key in CHARGE_KEYS for key in (*query.group_by, *query.filters))
+    if "answers" in wanted or ("counts" in wanted and not by_work):
+        await add(source.by_request(), (*sql.COUNTS, *sql.TOKENS))
+    elif "counts" in wanted:
         await add(source.requests_by_charge(), ("requests", "errors"))
         await add(source.tokens_by_charge(), sql.TOKENS)
         await add(source.uncharged(), (*sql.COUNTS, *sql.TOKENS))
         await add(source.hits_beside_charges(), sql.HITS)
-    else:
-        await add(source.by_request(), (*sql.COUNTS, *sql.TOKENS))
     if "costs" not in wanted:
         return
     for row in await found(source.costs()):

@@ -47,8 +47,11 @@ class FromRows:
         self.query = query
 
     def by_request(self) -> Select[Any]:
-        keys = _keys(self.query, requests.c.started_us)
-        return _grouped(keys, _request_sums()).where(*_started(self.query), *_filters(self.query))
+        """Each once, under who answered."""
+        keys = _keys(self.query, requests.c.started_us, charged=False)
+        return _grouped(keys, _request_sums()).where(
+            *_started(self.query), *_filters(self.query, charged=False)
+        )
 
     def uncharged(self) -> Select[Any]:
         """Requests without any charge stand under the backend that answered, if one did."""

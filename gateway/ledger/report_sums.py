@@ -109,6 +109,7 @@ class FromSums:
         self._rows = [row for row in rows if self._fits(row)]
 
     def by_request(self) -> list[Row]:
+        """Each once, under who answered."""
         return self._picked("request", _OF_REQUESTS)
 
     def uncharged(self) -> list[Row]:

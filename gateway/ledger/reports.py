@@ -13,7 +13,7 @@ or evenly; a machine that no row used stays unshared. `cost_usd` is what a reque
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import TYPE_CHECKING, Any
@@ -208,12 +208,13 @@ async def cost_tables(
     tz: str = "UTC",
     filters: Mapping[str, Sequence[str]] | None = None,
     now: datetime | None = None,
-    wanted: Wanted = BOTH,
+    wanted: Wanted | Sequence[Wanted] = BOTH,
 ) -> list[list[dict[str, Any]]]:
     """The rows of several groupings of one period.
 
     Args:
-        wanted: counts (requests, tokens, hits), costs or both; what is not wanted is 0.
+        wanted: counts (requests, tokens, hits), costs or both, of all groupings or of each; what is
+            not wanted is 0.
 
     Raises:
         ReportError, SQLAlchemyError: as `costs_report`.
@@ -221,11 +222,12 @@ async def cost_tables(
     asked: dict[str, Any] = {"since": since, "until": until, "tz": tz, "filters": filters}
     now = now or datetime.now(UTC)
     queries = [parse_query(group_by=group_by, now=now, **asked) for group_by in groups]
+    each = [wanted] * len(queries) if isinstance(wanted, Set) else wanted
     known, tables = KeySums(), []
     async with snapshot(engine) as connection:
-        for query in queries:
+        for query, of_query in zip(queries, each, strict=True):
             query = await with_ids(connection, query)
-            lines = await lines_of(connection, query, wanted, known)
+            lines = await lines_of(connection, query, of_query, known)
             named = await with_names(connection, lines, query)
             tables.append(
                 [

@@ -16,6 +16,8 @@ from gateway.dashboard.pages import PAGES
 from gateway.ledger.database import open_engine
 from gateway.ledger.key_store import NewKey, create_key
 from gateway.ledger.money import short_usd
+from gateway.ledger.records import Settlement
+from gateway.ledger.repository import Repository
 from gateway.ledger.tables import audit_log
 from gateway.settings import Settings
 from tests.gateway.dashboard import scenes
@@ -76,6 +78,22 @@ async def test_pages_show_what_was_asked_and_what_it_cost(tmp_path: Path) -> Non
         assert "anonymous · small" in costs
         for path in PATHS:
             assert "<main" in (await page(served, path)).text
+
+
+async def test_routing_counts_requests_under_who_answered_them(tmp_path: Path) -> None:
+    """A rung that lost has its cost and no request, also where judging costs nothing."""
+    async with gateway(priced(tmp_path)) as served:
+        row = await served.settled(await served.chat("what is up?"))
+        lost = replace(row.charges[0], seq=1, kind="rung", backend="base")
+        climbed = replace(row.request, request_id="climbed")
+        charges = tuple(replace(one, request_id="climbed") for one in (*row.charges, lost))
+        await Repository(served.parts.engine).write([Settlement(request=climbed, charges=charges)])
+        found = (await page(served, "/routing")).text
+        assert "1 (50 %)" in found, "escalated"
+        table = list(csv.reader((await page(served, "/routing?csv=shares")).text.splitlines()))
+        assert [line[1:3] for line in table[1:]] == [["2", "1.0"], ["0", "0.0"]]
+        hours = list(csv.reader((await page(served, "/?csv=requests")).text.splitlines()))
+        assert sum(float(cell) for line in hours[1:] for cell in line[1:]) == 2
 
 
 async def test_every_chart_can_be_saved_as_its_numbers(tmp_path: Path) -> None:

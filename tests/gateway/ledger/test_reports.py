@@ -15,7 +15,7 @@ from gateway.ledger.machine_costs import allocate
 from gateway.ledger.machine_time import MachineClock
 from gateway.ledger.overruns import Overruns
 from gateway.ledger.records import Settlement
-from gateway.ledger.reports import ReportError, costs_report
+from gateway.ledger.reports import ReportError, cost_rows, costs_report
 from gateway.ledger.repository import Repository
 from gateway.settings import MachineSettings, Settings
 from tests.gateway.ledger.samples import NOW, charge, settlement
@@ -72,6 +72,31 @@ def _mixed() -> list[Settlement]:
             charges=(charge("broken", cost_nano_usd=-400, kind="reversal"),),
         ),
     ]
+
+
+async def test_answers_count_once_whoever_worked_for_them(engine: AsyncEngine) -> None:
+    """Under who answered: encoders and rungs that lost have costs, and no request of their own."""
+    cascaded = (
+        charge("climbed", kind="encoder", backend="minilm", cost_nano_usd=5),
+        charge("climbed", 1, kind="rung", backend="nano", cost_nano_usd=7),
+        charge("climbed", 2, cost_nano_usd=11),
+    )
+    near = (charge("near", kind="encoder", backend="minilm", cost_nano_usd=5),)
+    rows = [
+        *_mixed(),
+        settlement("climbed", charges=cascaded),
+        settlement("near", charges=near, cache="semantic"),
+    ]
+    await Repository(engine).write(rows)
+    for group_by in ("backend", "backend,tag:env"):  # by the roll-ups, by the rows
+        found = await cost_rows(engine, group_by=group_by, now=NOON, wanted={"answers", "costs"})
+        by_backend: dict[str | None, int] = {}
+        for row in found:
+            name = row["backend"]
+            by_backend[name] = by_backend.get(name, 0) + row["requests"]
+        assert by_backend == {"small": 6, None: 1, "minilm": 0, "nano": 0, "outside": 0}, group_by
+        costs = {row["backend"]: row["cost_usd"] for row in found if row["requests"] == 0}
+        assert (costs["minilm"], costs["nano"]) == ("0.00000001", "0.000000007")
 
 
 async def test_report_has_the_promised_shape(engine: AsyncEngine) -> None:
