@@ -8,6 +8,7 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -62,10 +63,12 @@ def csv_of(chart: Chart) -> str:
     return out.getvalue()
 
 
-def _cell(value: Cell) -> str | int | float:
+def _cell(value: Cell) -> str | int:
     if value is None:
         return ""
-    return value if isinstance(value, int | float) else _text(value)
+    if isinstance(value, float):  # to the nano-dollar, without what binary fractions add
+        return format(Decimal(f"{value:.9f}").normalize(), "f")
+    return value if isinstance(value, int) else _text(value)
 
 
 def _text(value: str) -> str:

@@ -11,7 +11,13 @@ from gateway.dashboard.periods import PRESETS, Period, period_of, steps
 from gateway.dashboard.render import now as clock
 from gateway.dashboard.request_rows import FILTERS
 from gateway.dashboard.visitor import Visit
-from gateway.ledger.report_query import GROUP_KEYS, TIME_KEYS, label_of, parse_query
+from gateway.ledger.report_query import (
+    CHARGE_KEYS,
+    GROUP_KEYS,
+    TIME_KEYS,
+    label_of,
+    parse_query,
+)
 
 KEYS = tuple(key for key in GROUP_KEYS if key not in TIME_KEYS)
 DRILL = {"team": "key", "key": "task", "user": "task", "model": "backend", "backend": "team",
@@ -54,6 +60,7 @@ async def costs(visit: Visit) -> dict[str, Any]:
         "keys": KEYS,
         "filters": filters,
         "compare": compare,
+        "by_work": bool(set(groups) & set(CHARGE_KEYS)),
         "only_team": visit.only_team,
         "without": {key: names.without(key) for key in filters},
         "charts": {

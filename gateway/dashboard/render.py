@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from decimal import Decimal
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
@@ -110,14 +111,21 @@ def number(value: float | str | None) -> str:
         return value
     if isinstance(value, int) or abs(value) >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.3g}"
+    return _three_digits(value)
 
 
 def share(value: float | None) -> str:
     """Of 1, in per cent."""
     if value is None:
         return "–"
-    return f"{100 * value:.3g} %" if value < 0.995 else f"{100 * value:,.0f} %"
+    if value >= 0.995:
+        return f"{100 * value:,.0f} %"
+    return f"{_three_digits(100 * value) if abs(value) >= 1e-6 else 0} %"
+
+
+def _three_digits(value: float) -> str:
+    """Without an exponent, however small."""
+    return format(Decimal(f"{value:.3g}"), "f").replace("-", "−")
 
 
 def milliseconds(value: float | None) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from gateway.ledger.report_query import ReportError
+from gateway.ledger.report_query import ReportError, parse_query
 from gateway.ledger.reports import cost_rows, costs_report
 from gateway.settings import Settings
 
@@ -81,9 +81,10 @@ async def monthly_report(
     first = datetime.strptime(check_month(month), "%Y-%m").date()
     after = (first + timedelta(days=32)).replace(day=1)
     filters = {} if team is None else {"team": [team]}
+    whole = parse_query(since=first.isoformat(), until=after.isoformat(), tz=tz, now=now)
     asked: dict[str, Any] = {
         "since": first.isoformat(),
-        "until": after.isoformat() if after < now.date() else now.isoformat(),
+        "until": after.isoformat() if whole.until <= now else now.isoformat(),
         "tz": tz,
         "filters": filters,
         "now": now,

@@ -11,7 +11,7 @@ import structlog
 from msgspec import Struct
 from sqlalchemy import select
 
-from gateway.ledger.budget_store import Budget, Counter, Spend, order, passes
+from gateway.ledger.budget_store import Budget, Counter, Spend, nameless, order, passes
 from gateway.ledger.database import insert_once, now_us
 from gateway.ledger.money import usd_text
 from gateway.ledger.tables import budget_alerts
@@ -85,7 +85,7 @@ class Thresholds:
         if told.rowcount == 1:
             log.warning(
                 "budget_threshold_passed",
-                scope=budget.scope,
+                scope=nameless(budget.scope),
                 window=budget.window,
                 percent=percent,
                 soft=budget.soft,

@@ -182,6 +182,12 @@ def check_budget(budget: Budget) -> Budget:
     )
 
 
+def nameless(scope: str) -> str:
+    """The scope for logs, which outlive a customer's data: whom it names is left out."""
+    kind, _, name = scope.partition(":")
+    return f"{kind}:…" if name and kind in ("team", "user", "tag") else scope
+
+
 def scopes_of(*, team: str, key: str, user: str | None, tags: Mapping[str, str]) -> list[str]:
     """The scopes that a request falls under, whatever answers it."""
     scopes = [f"key:{key}", f"team:{team}", EVERYBODY]

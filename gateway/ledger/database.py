@@ -18,6 +18,7 @@ def open_engine(database_url: str) -> "AsyncEngine":
 
     SQLite: WAL (readers never wait for the writer), synchronous = NORMAL (a power cut may lose the
     last commits, which the journal still has), a busy timeout, and its folder made if missing.
+    Errors show their statement without its parameters: these name customers, and errors are logged.
     """
     from sqlalchemy import event, make_url
     from sqlalchemy.ext.asyncio import create_async_engine
@@ -33,10 +34,13 @@ def open_engine(database_url: str) -> "AsyncEngine":
             pool_timeout=5,
             pool_pre_ping=True,
             connect_args={"timeout": 5, "command_timeout": 30},
+            hide_parameters=True,
         )
     if url.database and url.database != ":memory:":
         _private_folder(Path(url.database).parent)
-    made = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+    made = create_async_engine(
+        url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, hide_parameters=True
+    )
     engine = SqliteEngine(made.sync_engine)
 
     @event.listens_for(engine.sync_engine, "connect")

@@ -85,7 +85,7 @@ class Leases:
             try:
                 slices = await self._fill(limits, nano_usd)
             except GatewayError as error:
-                log.info("budget_refused", request_id=request_id, why=error.message)
+                log.info("budget_refused", request_id=request_id, code=error.code)
                 raise
         for part in slices:
             part.held += nano_usd

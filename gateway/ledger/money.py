@@ -47,11 +47,12 @@ def _usd_text(nano_usd: int) -> str:
 
 
 def short_usd(usd: str) -> str:
-    """Dollars to be read at a glance: cents, or three digits that say something."""
+    """Dollars to be read at a glance: cents, or three digits that say something, down to a
+    nano-dollar."""
     value = Decimal(usd)
     if value == 0:
         return "0"
-    digits = 2 if abs(value) >= 1 else 2 - value.adjusted()
+    digits = 2 if abs(value) >= 1 else min(2 - value.adjusted(), 9)
     return f"{value:,.{digits}f}"
 
 

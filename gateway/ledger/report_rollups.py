@@ -24,7 +24,7 @@ from gateway.ledger.rollups import (
     QUARTER_US,
     bucket_us,
 )
-from gateway.ledger.tables import rollup_keys, rollups
+from gateway.ledger.tables import machine_time, requests, rollup_keys, rollups
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
@@ -163,6 +163,18 @@ def within(piece: Piece) -> "ColumnElement[bool]":
     at = _R.bucket_us
     within = and_(_R.span_s == piece.span_s, at >= piece.from_us, at < piece.until_us)
     return and_(within, at.not_in(piece.without_us)) if piece.without_us else within
+
+
+async def first_us(connection: "AsyncConnection") -> int | None:
+    """When the ledger's first request or its first machine's run began, where rows are pruned up
+    to a quarter of an hour later; None: nothing did."""
+    oldest = (
+        select(func.min(requests.c.started_us)),
+        select(func.min(_R.bucket_us) + QUARTER_US).where(_R.span_s == QUARTER_S),
+        select(machine_time.c.started_us).order_by(machine_time.c.id).limit(1),
+    )  # each is one look into an index
+    row = (await connection.execute(select(*(one.scalar_subquery() for one in oldest)))).one()
+    return min((at_us for at_us in row if at_us is not None), default=None)
 
 
 async def held_us(connection: "AsyncConnection") -> tuple[int, int]:

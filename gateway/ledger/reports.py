@@ -46,6 +46,7 @@ from gateway.ledger.report_query import (
     ReportQuery,
     parse_query,
 )
+from gateway.ledger.report_rollups import first_us
 from gateway.ledger.report_sums import KeySums
 from gateway.ledger.savings import Booked, Served, against_largest, against_price, savings
 from gateway.settings import Settings
@@ -112,7 +113,7 @@ async def costs_report(
         "totals": _shown(shown),
         **_of_machines(machines, read.charged, read.overrun),
         "savings": {
-            **savings(settings, query, machines, read.total.saved, read.booked),
+            **savings(settings, query, machines, read.total.saved, read.booked, read.begun_us),
             "against_price": against_price(price, _served(shown)),
             "against_largest": against_largest(settings, read.booked, _served(shown)),
         },
@@ -137,6 +138,8 @@ class _Read(Struct, frozen=True, kw_only=True):
     """By machine, nano-dollars."""
     overrun: int
     """Nano-dollars."""
+    begun_us: int | None
+    """When the ledger began."""
 
 
 async def _read(engine: "AsyncEngine", query: ReportQuery) -> _Read:
@@ -158,9 +161,10 @@ async def _read(engine: "AsyncEngine", query: ReportQuery) -> _Read:
         if query.filters:
             shown = (await lines_of(connection, replace(query, group_by=()), known=known))[()]
         named = await with_names(connection, lines, query)
+        begun_us = await first_us(connection)
     return _Read(
         query=query, lines=lines, named=named, total=total, shown=shown, measured=measured,
-        booked=_booked(booked), charged=charged, overrun=overrun,
+        booked=_booked(booked), charged=charged, overrun=overrun, begun_us=begun_us,
     )  # fmt: skip
 
 

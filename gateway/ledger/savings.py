@@ -68,13 +68,19 @@ def savings(
     machines: Sequence[MachineCost],
     avoided: int,
     booked: Sequence[Booked],
+    begun_us: int | None,
 ) -> dict[str, Any]:
-    """As JSON; `really_saved_usd` is None without a baseline or a begin of the period."""
+    """As JSON; `really_saved_usd` is None without a baseline, or where nothing ever ran.
+
+    Args:
+        avoided: nano-dollars.
+        begun_us: when the ledger began: before, no baseline's machine would have run either.
+    """
     spent: dict[str, int] = {}
     for one in booked:
         if one.kind in _FOR_SAVING:
             spent[one.kind] = spent.get(one.kind, 0) + one.cost
-    baseline = _baseline(settings, query)
+    baseline = _baseline(settings, query, begun_us)
     cost = sum(machine.cost for machine in machines)
     outside = sum(one.outside for one in booked)
     return {
@@ -156,17 +162,18 @@ def _hours(ns: int) -> str:
     return format((Decimal(ns) / _NS_PER_HOUR).quantize(Decimal("0.01")), "f")
 
 
-def _baseline(settings: Settings, query: ReportQuery) -> _Baseline | None:
+def _baseline(settings: Settings, query: ReportQuery, begun_us: int | None) -> _Baseline | None:
     """What the baseline's machines cost from the period's begin to its end, without a pause."""
     counts = settings.reports.baseline_machines
-    if not counts or query.since is None:
+    if not counts or begun_us is None:
         return None
     total, ns = 0, 0
+    since_us = min(max(query.since_us, begun_us), query.until_us)
     for machine in configured(settings):
         count = counts.get(machine.name)
         if count is None:
             continue
-        cuts = [query.since_us, *changes_us(machine, query.since_us, query.until_us)]
+        cuts = [since_us, *changes_us(machine, since_us, query.until_us)]
         for begin_us, end_us in zip(cuts, [*cuts[1:], query.until_us], strict=True):
             price = usd_per_hour(machine, begin_us / _US) * count
             total += machine_cost((end_us - begin_us) * 1000, price)

@@ -6,8 +6,8 @@
   const colour = (index) => css(`--s${(index % 7) + 1}`);
   const number = (value) =>
     value == null ? "–" : Math.abs(value) >= 1000 || Number.isInteger(value)
-      ? Math.round(value).toLocaleString()
-      : String(Number(value.toPrecision(3)));
+      ? Math.round(value).toLocaleString("en")
+      : value.toLocaleString("en", { maximumSignificantDigits: 3 });
   const said = (unit) => (value) =>
     value == null ? "–" : unit === "$" ? `$${number(value)}` : unit ? `${number(value)} ${unit}` : number(value);
 
@@ -26,7 +26,8 @@
     const look = { stroke: css("--dim"), grid: line, ticks: line, font: "12px system-ui, sans-serif" };
     const values = (_, splits) => splits.map((value) => (value == null ? "" : timed || kind === "xy" ? said(unit)(value) : number(value)));
     const below = kind === "xy" ? { values: (_, splits) => splits.map((v) => (v == null ? "" : number(v))), label, labelSize: 22, labelFont: look.font, space: 46 } : timed ? { values: moments, space: 78, ...(daily ? { incrs: [1, 2, 3, 7, 14, 28].map((d) => d * 86400) } : {}) } : { values: (_, splits) => splits.map((v) => `$${number(v)}`) };
-    return [{ ...look, ...below }, { ...look, values, size: 64 }];
+    const widest = (said) => Math.max(...(said ?? []).map((text) => text.length), 5);
+    return [{ ...look, ...below }, { ...look, values, size: (_, said) => 18 + 7 * widest(said) }];
   }
 
   // Ticks as the reader's language writes them: the day where one begins, else the time.

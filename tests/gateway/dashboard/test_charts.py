@@ -23,14 +23,19 @@ def test_many_series_become_few_and_lose_nothing() -> None:
 
 def test_csv_keeps_numbers_and_disarms_formulas() -> None:
     """Times in UTC, amounts as they are, texts that spreadsheets would run as texts."""
-    rows = [(0.0, 1.5, "-0.5", "=1+1", None), (3600.0, 2, "0.000000001", "a,b", "@x")]
+    rows = [
+        (0.0, 0.1 + 0.2, "-0.5", "=1+1", None),
+        (3600.0, 2, "0.000000001", "a,b", "@x"),
+        (7200.0, 1.665e-05, 0.0, -1e3, 1e-12),
+    ]
     chart = Chart(
         name="c", title="", kind="lines", columns=("When", "=a", "b", "c", "d"), rows=rows
     )
     assert csv_of(chart).splitlines() == [
         "When,'=a,b,c,d",
-        "1970-01-01T00:00:00+00:00,1.5,-0.5,'=1+1,",
+        "1970-01-01T00:00:00+00:00,0.3,-0.5,'=1+1,",
         '1970-01-01T01:00:00+00:00,2,0.000000001,"a,b",\'@x',
+        "1970-01-01T02:00:00+00:00,0.00001665,0,-1000,0",
     ]
 
 

@@ -91,7 +91,7 @@ async def test_routing_counts_requests_under_who_answered_them(tmp_path: Path) -
         found = (await page(served, "/routing")).text
         assert "1 (50 %)" in found, "escalated"
         table = list(csv.reader((await page(served, "/routing?csv=shares")).text.splitlines()))
-        assert [line[1:3] for line in table[1:]] == [["2", "1.0"], ["0", "0.0"]]
+        assert [line[1:3] for line in table[1:]] == [["2", "1"], ["0", "0"]]
         hours = list(csv.reader((await page(served, "/?csv=requests")).text.splitlines()))
         assert sum(float(cell) for line in hours[1:] for cell in line[1:]) == 2
 
@@ -456,6 +456,7 @@ async def test_open_gateway_takes_forms_under_its_own_address_only(tmp_path: Pat
         ("12.3456", "12.35"),
         ("1234567.891", "1,234,567.89"),
         ("-0.00123456", "-0.00123"),
+        ("0.00000005", "0.000000050"),
     ],
 )
 def test_dollars_keep_the_digits_that_say_something(usd: str, shown: str) -> None:

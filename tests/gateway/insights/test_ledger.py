@@ -21,6 +21,7 @@ from gateway.ledger.cache_report import cache_report
 from gateway.ledger.database import open_engine
 from gateway.ledger.records import Settlement
 from gateway.ledger.report_query import ReportError
+from gateway.ledger.reports import costs_report
 from gateway.ledger.repository import Repository
 from gateway.ledger.tables import machine_time
 from gateway.settings import BackendSettings, MachineSettings, Settings
@@ -143,6 +144,18 @@ async def test_monthly_report_adds_up_and_lets_no_name_be_markup(ledger: AsyncEn
     assert "every request as one call to gpt-4o-mini" in text
     with pytest.raises(ReportError, match="YYYY-MM"):
         await monthly_report(ledger, SETTINGS, month="2026-13", now=NOW)
+
+
+async def test_monthly_report_ends_with_its_month(ledger: AsyncEngine) -> None:
+    """Asked on the first, when it goes out: the new month's first hours, by its zone, are not in."""
+    tz, sent = "Europe/Berlin", datetime(2026, 11, 1, 5, tzinfo=UTC)
+    report = await monthly_report(ledger, SETTINGS, month="2026-10", tz=tz, now=sent)
+    exact = await costs_report(
+        ledger, SETTINGS, since="2026-10-01", until="2026-11-01", tz=tz, now=sent
+    )
+    assert report.facts["full_cost_usd"] == exact["totals"]["full_cost_usd"] != "0"
+    running = await monthly_report(ledger, SETTINGS, month="2026-11", tz=tz, now=sent)
+    assert running.facts["requests"] == 18, "three teams, six hours"
 
 
 async def test_cache_report_tells_rates_and_money(ledger: AsyncEngine) -> None:

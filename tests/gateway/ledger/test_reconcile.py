@@ -152,3 +152,5 @@ async def test_each_hour_costs_what_it_cost_then(engine: AsyncEngine) -> None:
     assert found["machines"][0]["hours"] == "3.0000"
     assert Decimal(found["savings"]["baseline_cost_usd"]) == Decimal("19.8")
     assert Decimal(found["savings"]["really_saved_usd"]) == Decimal("9.9")
+    early = await costs_report(engine, settings, **{**asked, "since": "2026-11-01"})
+    assert early["savings"] == found["savings"], "before the ledger began nothing was saved"
