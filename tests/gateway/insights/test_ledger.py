@@ -147,7 +147,7 @@ async def test_monthly_report_adds_up_and_lets_no_name_be_markup(ledger: AsyncEn
 
 
 async def test_monthly_report_ends_with_its_month(ledger: AsyncEngine) -> None:
-    """Asked on the first, when it goes out: the new month's first hours, by its zone, are not in."""
+    """Asked on the first, when it goes out: without the new month's first hours, by its zone."""
     tz, sent = "Europe/Berlin", datetime(2026, 11, 1, 5, tzinfo=UTC)
     report = await monthly_report(ledger, SETTINGS, month="2026-10", tz=tz, now=sent)
     exact = await costs_report(
