@@ -58,7 +58,7 @@ async def _goes_on(parts: Parts, x: Exchange, backend: str) -> bool:
         try:
             await _hold(parts, x, backend, ahead_s)
         except (GatewayError, OSError) as error:
-            log.info("hold_refused", request_id=x.request_id, why=str(error))
+            log.info("hold_refused", request_id=x.request_id, why=type(error).__name__)
         else:
             return ahead_s >= LOOK_S
     return False

@@ -222,7 +222,7 @@ class Meter:
                 await self._parts.budgets.extend(self._reservation, missing, self._backend)
                 self._parts.reservations.more(x.request_id, self._reservation.nano_usd)
             except (GatewayError, OSError) as error:
-                log.info("slice_refused", request_id=x.request_id, why=str(error))
+                log.info("slice_refused", request_id=x.request_id, why=type(error).__name__)
                 return False
         return True
 

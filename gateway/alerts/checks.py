@@ -17,7 +17,7 @@ from gateway.ledger import budget_store as budgets
 from gateway.ledger.money import short_usd, usd_text
 from gateway.ledger.reconcile import reconcile_hours
 from gateway.ledger.rollups import QUARTER_S
-from gateway.ledger.tables import budget_alerts, requests, rollup_keys, rollups
+from gateway.ledger.tables import alerts, budget_alerts, requests, rollup_keys, rollups
 from gateway.ledger.windows import first_start_us
 from gateway.settings import Settings
 
@@ -43,13 +43,14 @@ async def budget_thresholds(
     engine: "AsyncEngine", _settings: Settings, now: datetime
 ) -> list[Finding]:
     """Thresholds passed in windows that still last; of a limit raised since, those of the new one
-    that are passed, too."""
+    that are passed, too. Of several that were passed at once the highest says it all."""
     async with engine.connect() as connection:
         limits = {(b.scope, b.window): b for b in await budgets.list_budgets(connection)}
         counters = {at: budgets.counter_of(b, now.timestamp()) for at, b in limits.items()}
         spend = await budgets.read_spend(connection, list(counters.values()))
         passed = (await connection.execute(select(budget_alerts))).all()
-    found = []
+        told = set((await connection.execute(select(alerts.c.open_key))).scalars())
+    found: dict[tuple[str, str], list[tuple[int, Finding]]] = {}
     for row in passed:
         budget = limits.get((row.scope, row.window))
         if budget is None or row.percent not in budget.alert_percents:
@@ -62,8 +63,14 @@ async def budget_thresholds(
             if not budgets.passes(budget, known, row.percent, refused=False):
                 continue
             spent = known.used
-        found.append(_threshold(row, budget, spent))
-    return found
+        of_budget = found.setdefault((row.scope, row.window), [])
+        of_budget.append((row.percent, _threshold(row, budget, spent)))
+    return [
+        finding
+        for of_budget in found.values()
+        for percent, finding in of_budget
+        if percent == max(one for one, _ in of_budget) or finding.key in told
+    ]
 
 
 def _threshold(row: Any, budget: budgets.Budget, spent_nano_usd: int) -> Finding:

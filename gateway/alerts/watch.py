@@ -155,7 +155,7 @@ class AlertWatch:
                 await _take_over(connection, before, self._alerts.channels)
             for finding in told:
                 if await store.open_alert(connection, finding, self._alerts.channels, now=now):
-                    log.warning("alert_opened", key=finding.key, title=finding.title)
+                    log.warning("alert_opened", kind=finding.kind, severity=finding.severity)
             closed = await store.resolve_alerts(
                 connection,
                 list(findings),
@@ -166,7 +166,7 @@ class AlertWatch:
             )
         self._outage_file.unlink(missing_ok=True)
         for alert in closed:
-            log.info("alert_resolved", key=alert.key, title=alert.title)
+            log.info("alert_resolved", kind=alert.kind, alert=alert.id)
 
     async def _hourly(self, now: float) -> dict[Kind, list[Finding]]:
         """Anew once an hour is over and its late charges are there; until then as they were.

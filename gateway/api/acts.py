@@ -126,7 +126,7 @@ async def reading(pipeline: Pipeline) -> AsyncIterator[AsyncConnection]:
     try:
         async with pipeline.parts.engine.begin() as connection:
             yield connection
-    except (LookupError, ValueError, SQLAlchemyError) as error:
+    except (LookupError, ValueError, SQLAlchemyError, OSError) as error:
         raise _refusal(error) from None
 
 
@@ -145,7 +145,7 @@ async def acting(
         async with pipeline.parts.engine.begin() as connection:
             yield act, connection
             await audit.record(connection, act.row("done"))
-    except (LookupError, ValueError, SQLAlchemyError, GatewayError) as error:
+    except (LookupError, ValueError, SQLAlchemyError, OSError, GatewayError) as error:
         refusal = error if isinstance(error, GatewayError) else _refusal(error)
         act.details = {**act.details, "why": refusal.message}
         refused = isinstance(refusal, Forbidden)

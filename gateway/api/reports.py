@@ -20,11 +20,10 @@ _KNOWN = frozenset(
 
 def report_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
     """/reports/costs."""
-    parts = pipeline.parts
 
     @get("/reports/costs", guards=[guard(pipeline, "reports")], summary="Costs by group")
     async def costs(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        asked = request.query_params
+        asked, parts = request.query_params, pipeline.parts
         unknown = sorted(set(asked) - _KNOWN)
         if unknown:
             raise InvalidRequest(
@@ -49,7 +48,7 @@ def report_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
             return await costs_report(parts.engine, parts.settings, **report)
         except ReportError as error:
             raise InvalidRequest(str(error), param=error.param) from None
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, OSError) as error:
             raise database_refusal(error) from None
 
     return [costs]

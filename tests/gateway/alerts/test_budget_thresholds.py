@@ -7,8 +7,9 @@ from msgspec.structs import replace
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.alerts.checks import budget_thresholds
+from gateway.alerts.store import open_alert
 from gateway.ledger.budget_alerts import Thresholds
-from gateway.ledger.budget_store import Budget, counter_of, read_spend, set_budget
+from gateway.ledger.budget_store import Budget, Spend, counter_of, read_spend, set_budget
 from gateway.ledger.database import writing
 from gateway.ledger.tables import budget_spend
 from gateway.settings import Settings
@@ -43,7 +44,28 @@ async def test_raised_limit_ends_its_alerts_and_may_raise_them_anew(
         return sorted((one.title.split(": ")[1], str(one.facts["limit_usd"])) for one in findings)
 
     assert await spend(5, limit=10) == []
-    assert await spend(10, limit=10) == [("100 % spent", "0.1"), ("80 % spent", "0.1")]
+    assert await spend(10, limit=10) == [("100 % spent", "0.1")]
     assert await spend(11, limit=100) == []
     assert await spend(85, limit=100) == [("80 % spent", "1")]
-    assert await spend(99, limit=50) == [("100 % spent", "0.5"), ("80 % spent", "0.5")]
+    assert await spend(99, limit=50) == [("100 % spent", "0.5")]
+
+
+async def test_threshold_told_before_stays_open_when_a_higher_one_is_passed(
+    settings: Settings, engine: AsyncEngine
+) -> None:
+    """80 % told, then 100 %: both are wrong. Both passed at one look: one alert, the higher one."""
+    budget = Budget(scope="team:search", window="day", limit_nano_usd=10 * CENT)
+    counter, thresholds = counter_of(budget, NOW), Thresholds(engine)
+    async with writing(engine) as connection:
+        await set_budget(connection, budget, now=NOW)
+
+    async def told(cents: int) -> list[str]:
+        await thresholds.tell({counter: budget}, {counter: Spend(spent=cents * CENT)})
+        found = await budget_thresholds(engine, settings, datetime.fromtimestamp(NOW, UTC))
+        async with writing(engine) as connection:
+            for one in found:
+                await open_alert(connection, one, (), now=NOW)
+        return sorted(one.title.split(": ")[1] for one in found)
+
+    assert await told(8) == ["80 % spent"]
+    assert await told(10) == ["100 % spent", "80 % spent"]

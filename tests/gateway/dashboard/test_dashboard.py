@@ -464,7 +464,7 @@ def test_dollars_keep_the_digits_that_say_something(usd: str, shown: str) -> Non
     assert short_usd(usd) == shown
 
 
-async def test_pages_say_that_the_database_is_away(tmp_path: Path) -> None:
+async def test_pages_and_paths_say_that_the_database_is_away(tmp_path: Path) -> None:
     """A server that takes no connection is no crash: a page with its menu, on a form as well."""
     async with gateway(settings(tmp_path)) as served:
         served.pipeline.parts = replace(served.parts, engine=open_engine(NOBODY))
@@ -475,3 +475,9 @@ async def test_pages_say_that_the_database_is_away(tmp_path: Path) -> None:
             assert 'href="/costs"' in answer.text
         refused = await send(served, "/budgets/set", scope="global", window="day", limit_usd="5")
         assert (refused.status_code, "database does not answer" in refused.text) == (503, True)
+        for path in ("/reports/costs", "/admin/budgets", "/admin/keys", "/admin/audit"):
+            plain = await served.client.get(path)
+            assert (plain.status_code, plain.json()["error"]["code"]) == (
+                503,
+                "service_unavailable",
+            ), path

@@ -113,6 +113,7 @@ async def test_soft_budget_warns_and_refuses_nothing(engine: AsyncEngine, budget
     assert (await spend_of(engine, budget)).spent == 240
     assert [entry["percent"] for entry in logs] == [80, 100]
     assert {entry["event"] for entry in logs} == {"budget_threshold_passed"}
+    assert {entry["scope"] for entry in logs} == {"team:…"}, "logs name nobody"
     assert budgets.state(TEAM).left == 0.0
 
 
@@ -126,8 +127,10 @@ async def test_hard_limit_without_room_for_a_request_counts_as_spent(
     await budgets.refresh()
     (await budgets.reserve(TEAM, spent)).settle(spent)
     await budgets.sync()
-    with pytest.raises(BudgetSpent):
+    with structlog.testing.capture_logs() as logs, pytest.raises(BudgetSpent):
         await budgets.reserve(TEAM, 10)
+    assert [entry["event"] for entry in logs] == ["budget_refused"]
+    assert TEAM.team not in str(logs)
     with structlog.testing.capture_logs() as logs:
         await budgets.refresh()
         await budgets.refresh()
