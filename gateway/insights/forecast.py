@@ -1,15 +1,15 @@
 """What a series will have come to at a period's end, with an interval.
 
 Days, divided by what the weekly profile expects of them, follow a local level model: today's level
-is yesterday's plus a step, a day's value is its level plus noise. A Kalman filter gives the level
-(Harvey, Forecasting, Structural Time Series Models and the Kalman Filter, 1989, section 2.1).
-Whether a level moves at all is seldom clear from some weeks, so nothing is chosen: no drift has
-three tenths of the belief before the data are seen (the spike and slab of Fruehwirth-Schnatter &
-Wagner, 2010, Journal of Econometrics 154), ratios on a grid share the rest, and the likelihood
-weighs them. The interval holds its share of that mixture, which is narrower than a normal
-distribution of the same variance where a few unlikely ratios bring most of it. Each ratio's part is
-Student's t with the days that the profile leaves free, and weekdays' own errors count as far as the
-days ahead lean on other weekdays than the past did.
+is yesterday's plus a step, a day's value is its level plus noise, both in proportion to the level.
+A Kalman filter gives it (Harvey, Forecasting, Structural Time Series Models and the Kalman Filter,
+1989, section 2.1). Whether a level moves at all is seldom clear from some weeks, so nothing is
+chosen: no drift has four tenths of the belief before the data are seen (the spike and slab of
+Fruehwirth-Schnatter & Wagner, 2010, Journal of Econometrics 154), ratios on a grid share the rest,
+and the likelihood weighs them. The interval holds its share of that mixture, which is narrower than
+a normal distribution of the same variance where a few unlikely ratios bring most of it. Each
+ratio's part is Student's t with the days that the profile leaves free, and weekdays' own errors
+count as far as the days ahead lean on other weekdays than the past did.
 """
 
 import math
@@ -27,10 +27,12 @@ MIN_HOURS: Final = 2 * DAY_H
 _RHYTHM_DAYS: Final = 14
 _RATIOS: Final = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Variance of a level's daily step over that of a day's noise."""
-_NO_DRIFT: Final = 0.3
+_NO_DRIFT: Final = 0.4
 """Belief in the first of them before any day was seen; the others share the rest. With more of it
 intervals hold too seldom where levels drift by a hundredth or two a day, with less they are wide
 where none does."""
+_LEAST: Final = 0.05
+"""Of the mean of all days: noise does not shrink with a level below it."""
 _UNSEEN: Final = 0.3
 """How far a weekday that was not seen yet may lie from the others, as a share (standard
 deviation): offices rest at weekends, games do not."""
@@ -102,18 +104,21 @@ def forecast_sum(
 def _filter(values: Hours, ratio: float) -> _Level:
     """The local level model's filter for one ratio; noise by maximum likelihood."""
     mean, variance = float(values[0]), 1.0
+    least = max(_LEAST * float(values.mean()), 1e-300)
     squares = logs = 0.0
     for value in values[1:]:
         predicted = variance + ratio
+        scale = max(mean, least)
         error, spread = float(value) - mean, predicted + 1.0
-        squares += error * error / spread
-        logs += math.log(spread)
+        squares += (error / scale) ** 2 / spread
+        logs += math.log(spread) + 2.0 * math.log(scale)
         gain = predicted / spread
         mean += gain * error
         variance = predicted * (1.0 - gain)
     count = len(values) - 1
-    noise = max(squares / count, (1e-6 * mean) ** 2, 1e-300)
-    return _Level(mean, variance, ratio, noise, -0.5 * (count * math.log(noise) + logs))
+    noise = max(squares / count, 1e-12)
+    likelihood = -0.5 * (count * math.log(noise) + logs)
+    return _Level(mean, variance, ratio, noise * max(mean, least) ** 2, likelihood)
 
 
 def _weights(levels: Sequence[_Level]) -> Hours:

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
     from gateway.settings import Settings
 
-_WEEKS = 8
+_WEEKS = 13
+"""Of history, at most: enough to tell a level that drifts from noise, too few to remember another
+year's rhythm."""
 
 
 class Outlook(Struct, frozen=True, kw_only=True):

@@ -4,8 +4,9 @@ Teams have a daily wave, quiet weekends, a drifting level and hourly noise (see
 tests/gateway/insights/simulated.py). A jump doubles a team's spending from a random hour on; it
 counts as found if one of its first three hours raises an alarm upwards. False alarms are counted
 over four weeks without any event, one per stretch of alarming hours. Forecasts to a month's end are
-made on five of its days, over levels that stay and levels that drift. Each hour and day sees what
-the gateway would: the last eight weeks. Nothing is timed, so it need not run alone.
+made on five of its days, over levels that stay and levels that drift, with little history and with
+all that a forecast looks at. Anomalies and forecasts see what they would in the gateway: the last
+eight and thirteen weeks. Nothing is timed, so it need not run alone.
 """
 
 import argparse
@@ -25,7 +26,11 @@ from tests.benchmarks.environment import describe, write
 from tests.gateway.insights.simulated import team_hours
 
 WEEKS = 6
+HISTORIES = (6, 13)
+"""Weeks before the month whose end is forecast."""
+DRIFTS = (0.0, 0.005, 0.01, 0.02, 0.04)
 SEEN_H = 8 * WEEK_H
+FORECAST_SEEN_H = 13 * WEEK_H
 MONTH_H = 30 * 24
 DAYS = (3, 8, 15, 22, 27)
 """Of the month, on which the forecast is made."""
@@ -45,7 +50,7 @@ def main() -> int:
 
 
 def _measure(teams: int) -> dict[str, Any]:
-    forecasts = [_coverage(2 * teams, drift) for drift in (0.0, 0.01, 0.02, 0.04)]
+    forecasts = [_coverage(5 * teams, drift, weeks) for weeks in HISTORIES for drift in DRIFTS]
     held = sum(one.pop("held") for one in forecasts)
     return {
         "anomalies": [
@@ -53,7 +58,7 @@ def _measure(teams: int) -> dict[str, Any]:
             for rate, noise in ((1000, 0.1), (1000, 0.15), (1000, 0.2), (200, 0.1))
         ],
         "forecasts": forecasts,
-        "forecasts_all": {"interval": 0.9, **_share(held, 2 * teams * len(DAYS) * len(forecasts))},
+        "forecasts_all": {"interval": 0.9, **_share(held, 5 * teams * len(DAYS) * len(forecasts))},
     }
 
 
@@ -93,23 +98,24 @@ def _false_alarms(seed: int, rate: float, noise: float) -> int:
     return alarms
 
 
-def _coverage(teams: int, drift: float) -> dict[str, Any]:
+def _coverage(teams: int, drift: float, weeks: int) -> dict[str, Any]:
     held = dict.fromkeys(DAYS, 0)
     for seed in range(teams):
-        hours = team_hours(seed, weeks=WEEKS + 5, drift=drift)
-        begin = WEEKS * WEEK_H
+        hours = team_hours(seed, weeks=weeks + 5, drift=drift)
+        begin = weeks * WEEK_H
         truth = float(hours[begin : begin + MONTH_H].sum())
         for day in DAYS:
             now = begin + day * 24
             spent = float(hours[begin:now].sum())
-            first = max(0, now - SEEN_H)
+            first = max(0, now - FORECAST_SEEN_H)
             seen = hours[first:now]
             found = forecast_sum(seen, first % WEEK_H, left=begin + MONTH_H - now, spent=spent)
             assert found is not None, "there are weeks of history"
             held[day] += found.low <= truth <= found.high
     return {
+        "weeks_of_history": weeks,
         "daily_drift": drift,
-        "covered": round(sum(held.values()) / (teams * len(DAYS)), 3),
+        "covered": _share(sum(held.values()), teams * len(DAYS)),
         "covered_on_day": {str(day): _share(count, teams) for day, count in held.items()},
         "held": sum(held.values()),
     }
