@@ -116,6 +116,7 @@ def capacity(
                 [one.setup.step for one in found],
                 [one.setup.hardware for one in found],
                 technique,
+                shape,
             ),
         }
     except PlanError as error:

@@ -18,7 +18,11 @@ def show_capacity(answer: Mapping[str, Any]) -> None:
         "If it is not as said",
         ("if", "$/h", "machines"),
         [
-            (row["if"], row.get("usd_per_hour", "-"), row.get("machines", row.get("problem")))
+            (
+                row["if"],
+                f"{row['usd_per_hour']:.2f}" if "usd_per_hour" in row else "-",
+                row.get("machines", row.get("problem")),
+            )
             for row in answer["sensitivity"]
         ],
     )
@@ -27,9 +31,9 @@ def show_capacity(answer: Mapping[str, Any]) -> None:
 def _show_plans(answer: Mapping[str, Any]) -> None:
     work = answer["workload"]
     show(
-        f"{answer['model']} ({answer['params'] / 1e9:.3g}B weights) at "
-        f"{work['requests_per_s']:.4g} requests/s of {work['mean_prompt_tokens']:g} + "
-        f"{work['mean_output_tokens']:g} tokens",
+        f"{answer['model']} ({_weights(answer['params'])}) at "
+        f"{work['requests_per_s']:.4g} requests/s of {work['mean_prompt_tokens']:,.0f} + "
+        f"{work['mean_output_tokens']:,.0f} tokens on average",
         (
             "machines",
             "layout",
@@ -51,8 +55,8 @@ def _show_plans(answer: Mapping[str, Any]) -> None:
                 f"{p['usd_per_month']:,.0f}",
                 f"{p['usd_per_million_tokens']:.4f}",
                 p["users_per_replica"],
-                f"{p['simulated']['ttft_p99_s']:.2f} s",
-                f"{p['simulated']['tpot_p99_s'] * 1e3:.3g} ms",
+                _time(p["simulated"]["ttft_p99_s"]),
+                _time(p["simulated"]["tpot_p99_s"]),
                 f"{p['busy_share']:.0%}",
             )
             for p in answer["plans"]
@@ -81,8 +85,8 @@ def _show_replicas(plans: Sequence[Mapping[str, Any]]) -> None:
                 f"{p['kv_room_tokens']:,}",
                 f"{p['planned_batch']}, {p['max_batch']}",
                 f"{p['roofline']['tokens_per_s']:,.0f}",
-                f"{p['roofline']['tpot_s'] * 1e3:.3g} ms",
-                f"{p['roofline']['ttft_alone_s'] * 1e3:.3g} ms",
+                _time(p["roofline"]["tpot_s"]),
+                _time(p["roofline"]["ttft_alone_s"]),
                 "never ends"
                 if p["queueing"]["wait_p99_s"] is None
                 else f"{p['queueing']['wait_p99_s']:.2g} s",
@@ -100,14 +104,26 @@ def _show_techniques(rows: Sequence[Mapping[str, Any]]) -> None:
         [
             (
                 row["technique"],
-                row.get("usd_per_million_tokens", row.get("problem")),
+                f"{row['usd_per_million_tokens']:.4f}" if "usd_per_million_tokens" in row else "-",
                 f"{row['saves_share']:+.0%}" if "saves_share" in row else "-",
                 row.get("batch", "-"),
-                f"{row['tpot_ms']} ms" if "tpot_ms" in row else "-",
+                _time(row["tpot_ms"] / 1e3) if "tpot_ms" in row else "-",
             )
             for row in rows
         ],
     )
+    for row in rows:
+        if "problem" in row:
+            click.echo(f"{row['technique']}: {row['problem']}")
+
+
+def _weights(count: int) -> str:
+    words = f"{count / 1e9:,.1f}B" if count >= 1e9 else f"{count / 1e6:,.1f}M"
+    return f"{words} weights"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:,.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
 def _layout(plan: Mapping[str, Any]) -> str:

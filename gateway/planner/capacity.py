@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from gateway.planner.errors import PlanError
+from gateway.planner.errors import PlanError, TooLarge
 from gateway.planner.hardware import Hardware
 from gateway.planner.setups import Setup, Technique, place, queueing
 from gateway.planner.shapes import WEIGHT_BYTES, ModelShape
@@ -110,7 +110,7 @@ def plan(
         PlanError: nothing can; says what came nearest and what would help.
     """
     found: list[Plan] = []
-    failures: list[str] = []
+    failures: list[PlanError] = []
     nearest: tuple[float, str] | None = None
     for hardware in catalogue:
         for precision in precisions:
@@ -120,7 +120,7 @@ def plan(
                         shape, hardware, precision, devices, stages, workload, technique, measured
                     )
                 except PlanError as error:
-                    failures.append(str(error))
+                    failures.append(error)
                     continue
                 batch = setup.best_batch(workload, slo)
                 if batch == 0:
@@ -261,7 +261,7 @@ def _why_missed(checked: list[Plan], slo: Slo) -> str:
 
 
 def _why_nothing(
-    shape: ModelShape, failures: list[str], nearest: tuple[float, str] | None, slo: Slo
+    shape: ModelShape, failures: list[PlanError], nearest: tuple[float, str] | None, slo: Slo
 ) -> str:
     if nearest is not None and slo.tpot_p99_s is not None:
         return (
@@ -269,9 +269,15 @@ def _why_nothing(
             f"nearest is {nearest[1]}: {nearest[0] * 1e3:.1f} ms. Allow that, add devices or "
             "faster hardware, or take a smaller precision or model."
         )
-    short = [words for words in failures if "of weights" in words]
-    shown = (short or failures or ["the catalogue is empty"])[-1]
-    return f"{shape.name} fits nowhere; for example {shown}. Add hardware or a smaller precision."
+    large = [error for error in failures if isinstance(error, TooLarge)]
+    if large:
+        closest = min(large, key=lambda error: error.times)
+        return (
+            f"{shape.name} fits nowhere; the closest: {closest}. Add larger hardware to the "
+            "catalogue, or take shorter requests, a smaller precision or a smaller model."
+        )
+    why = failures[-1] if failures else "the catalogue is empty"
+    return f"{shape.name} can be laid out nowhere; for example {why}."
 
 
 def as_dict(found: Plan) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from gateway.planner.capacity import BUSY_SHARE, USER_PERIOD_S, USER_TOKENS_PER_S
 from gateway.planner.hardware import Hardware
 from gateway.planner.setups import MEMORY_SHARE, Technique
+from gateway.planner.shapes import ModelShape
 from gateway.planner.steps import Fitted, Roofline, StepModel
 from gateway.planner.workload import Workload
 
@@ -25,6 +26,7 @@ def inputs(
     steps: Iterable[StepModel],
     hardware: Iterable[Hardware],
     technique: Technique | None = None,
+    shape: ModelShape | None = None,
 ) -> dict[str, list[str]]:
     """Lines for people, under `measured` and `assumed`."""
     measured, assumed = [], []
@@ -33,6 +35,12 @@ def inputs(
             assumed.append("the load: as asked for, arrivals at random (Poisson)")
         else:
             measured.append(f"the load's lengths and gaps: {workload.source}")
+        context = shape.context_tokens if shape is not None else None
+        if context is not None and (longer := workload.longer_than(context)):
+            assumed.append(
+                f"the model takes {context:,} tokens: {longer:.0%} of the requests are longer, and "
+                "planned as if it took them"
+            )
     models = list(steps)
     for source in dict.fromkeys(one.source for one in models if isinstance(one, Fitted)):
         errors = [one.error for one in models if isinstance(one, Fitted) and one.source == source]

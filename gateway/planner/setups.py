@@ -5,7 +5,7 @@ from math import ceil, inf, log
 from msgspec import Struct
 
 from backends.engine.config import EngineConfig
-from gateway.planner.errors import PlanError
+from gateway.planner.errors import PlanError, TooLarge
 from gateway.planner.hardware import Hardware
 from gateway.planner.shapes import ModelShape
 from gateway.planner.steps import Roofline, StepModel, Work
@@ -176,7 +176,8 @@ def place(
         step: measured; None: by roofline.
 
     Raises:
-        PlanError: weights or the longest request do not fit, or heads or layers cannot be divided.
+        TooLarge: weights or the longest request do not fit.
+        PlanError: heads or layers cannot be divided.
     """
     technique = technique or Technique()
     many = f"{devices * stages} × {hardware.name}"
@@ -198,11 +199,12 @@ def place(
     longest = workload.longest
     if room < (longest + BLOCK_TOKENS) * stages:
         needed = weights + (longest + BLOCK_TOKENS) * stages * per_token
-        raise PlanError(
+        raise TooLarge(
             f"{where}: {weights / 1e9:.1f} GB of weights and {longest} tokens of KV cache "
             f"({longest * per_token / 1e9:.1f} GB) need {needed / 1e9:.1f} GB, there are "
             f"{memory / 1e9:.1f} GB; it takes "
-            f"{ceil(needed / (MEMORY_SHARE * hardware.memory_bytes))} of them"
+            f"{ceil(needed / (MEMORY_SHARE * hardware.memory_bytes))} of them",
+            needed / memory,
         )
     mean = workload.mean_prompt_tokens + workload.mean_output_tokens
     step = step or Roofline(

@@ -25,6 +25,8 @@ class ModelShape(Struct, frozen=True, kw_only=True, dict=True):
     intermediate: int
     vocab: int
     tied: bool = False
+    context_tokens: int | None = None
+    """Most of a request; None: not known, of sizes."""
 
     @cached_property
     def layer_params(self) -> int:
@@ -147,6 +149,7 @@ def _of_folder(model: str) -> ModelShape:
             intermediate=int(raw["intermediate_size"]),
             vocab=int(raw["vocab_size"]),
             tied=bool(raw.get("tie_word_embeddings", False)),
+            context_tokens=int(raw.get("max_position_embeddings") or 0) or None,
         )
     except OSError:
         raise PlanError(

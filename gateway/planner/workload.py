@@ -85,6 +85,10 @@ class Workload(Struct, frozen=True, kw_only=True, dict=True):
         """Tokens of all but the longest hundredth of requests: what a replica must hold."""
         return int(percentile([prompt + output for prompt, output in self.lengths], 0.99)) + 1
 
+    def longer_than(self, tokens: int) -> float:
+        """Share of the requests that have more, prompt and answer together."""
+        return sum(prompt + output > tokens for prompt, output in self.lengths) / len(self.lengths)
+
     def scaled(self, *, rate: float = 1.0, prompt: float = 1.0, output: float = 1.0) -> "Workload":
         """The same with other numbers, for sensitivity."""
         return Workload(
@@ -108,13 +112,17 @@ def spread(
     requests_per_s: float, prompt_tokens: int, output_tokens: int, *, seed: int = 0, **more: Any
 ) -> Workload:
     """Lengths around those means as chats have them: log-normal, a long tail (sigma 0.8)."""
+    if min(prompt_tokens, output_tokens) < 1:
+        raise PlanError("prompt and output tokens must be at least 1")
     draw = random.Random(seed)
-    sigma = 0.8
+    drawn = [(draw.lognormvariate(0, 0.8), draw.lognormvariate(0, 0.8)) for _ in range(512)]
+    sums = [sum(column) for column in zip(*drawn, strict=True)]
 
-    def one(mean: int) -> int:
-        return max(1, round(mean * draw.lognormvariate(-sigma * sigma / 2, sigma)))
+    def one(mean: int, place: int) -> list[int]:
+        by = mean * len(drawn) / sums[place]  # so few draws have a mean of their own
+        return [max(1, round(by * pair[place])) for pair in drawn]
 
-    lengths = tuple((one(prompt_tokens), one(output_tokens)) for _ in range(512))
+    lengths = tuple(zip(one(prompt_tokens, 0), one(output_tokens, 1), strict=True))
     return checked(Workload(requests_per_s=requests_per_s, lengths=lengths, **more))
 
 

@@ -14,6 +14,7 @@ from gateway.planner.capacity import plan
 from gateway.planner.compare import compare, published
 from gateway.planner.errors import PlanError
 from gateway.planner.hardware import pick, read_catalogue
+from gateway.planner.inputs import inputs
 from gateway.planner.setups import Technique, place, queueing
 from gateway.planner.shapes import shape_of
 from gateway.planner.simulate import _Replica, simulate
@@ -39,8 +40,10 @@ def test_load_has_its_rate_and_repeats() -> None:
     load = work.arrivals(5.0, 400.0, seed=1)
     assert len(load) == pytest.approx(2000, rel=0.1)
     assert load == work.arrivals(5.0, 400.0, seed=1) != work.arrivals(5.0, 400.0, seed=2)
-    assert work.mean_prompt_tokens == pytest.approx(300, rel=0.15)
-    assert work.mean_output_tokens == pytest.approx(100, rel=0.15)
+    assert work.mean_prompt_tokens == pytest.approx(300, rel=0.001), "as it was asked for"
+    assert work.mean_output_tokens == pytest.approx(100, rel=0.001)
+    with pytest.raises(PlanError, match="at least 1"):
+        spread(5.0, -4, 100)
 
 
 def test_trace_keeps_its_rate_lengths_and_gaps(tmp_path: Path) -> None:
@@ -174,6 +177,24 @@ def test_impossible_wish_says_what_would_help(model: str, slo: Slo, words: str) 
     """What cannot hold is named, with what came nearest."""
     with pytest.raises(PlanError, match=words):
         plan(shape_of(model), [CATALOGUE["a10g"]], fixed(1.0, 100, 100), slo)
+
+
+def test_wish_beyond_all_machines_names_the_closest() -> None:
+    """Not the last that was tried: what lacks least says most."""
+    machines = [CATALOGUE["mi300x"], CATALOGUE["cpu-2"]]
+    with pytest.raises(PlanError, match=r"closest: 20000B in int8 on 32 × mi300x: .* larger"):
+        plan(shape_of("20000B"), machines, fixed(1.0, 9, 9), Slo(), precisions=["bf16", "int8"])
+
+
+def test_requests_beyond_the_models_context_are_told() -> None:
+    """A folder says what its model takes; a load of longer requests is planned, and told."""
+    small = shape_of("bundled:small")
+    assert small.context_tokens == 2048
+    (line,) = [
+        s for s in inputs(spread(1.0, 1000, 250), [], [], None, small)["assumed"] if "2,048" in s
+    ]
+    assert "% of the requests are longer" in line
+    assert not any("2,048" in s for s in inputs(fixed(1.0, 9, 9), [], [], None, small)["assumed"])
 
 
 def test_larger_models_are_cut_into_stages() -> None:
