@@ -13,6 +13,7 @@ import structlog
 
 from backends.meter import METER_ENV, Meter
 from gateway.ledger.foreign_time import foreign_machine
+from gateway.ledger.machine_costs import configured
 from gateway.ledger.machine_time import MachineClock
 from gateway.process import Child
 from gateway.settings import BackendSettings, Settings
@@ -39,6 +40,8 @@ class MachineWatch:
     def __init__(self, settings: Settings, local: Sequence[BackendSettings], run_dir: Path) -> None:
         self._settings = settings
         self._clock: MachineClock | None = None
+        self._priced_us: int | None = None
+        """Since when the prices of now hold, until they are written down."""
         self._machines: dict[str, str] = {}
         """Process → its machine, of every process that computes."""
         self._foreign: dict[str, int] = {}
@@ -126,6 +129,14 @@ class MachineWatch:
     def open(self, database_url: str) -> None:
         """From now on there are tables to write to."""
         self._clock = MachineClock(database_url)
+        self._priced_us = time.time_ns() // 1000
+
+    async def _note_prices(self, clock: MachineClock) -> None:
+        """What the machines are configured to cost from this start on."""
+        if self._priced_us is not None:
+            watched = [one for one in configured(self._settings) if one.name in self._meters]
+            await clock.record_prices(watched, self._priced_us)
+            self._priced_us = None
 
     async def keep_reading(self, helpers: Sequence[Child], gateway: Child) -> None:
         """Until cancelled."""
@@ -143,6 +154,7 @@ class MachineWatch:
         # First: writing takes time, and a row must not hold more of it than it is long.
         now_ns, readings = time.time_ns(), {m: one.read() for m, one in self._meters.items()}
         try:
+            await self._note_prices(clock)
             for child in helpers:
                 machine = self._machines.get(child.spec.name)
                 if machine is not None and child.pid is not None:

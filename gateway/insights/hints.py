@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 from msgspec import Struct
 
-from gateway.ledger.machine_costs import configured, costs_between
+from gateway.ledger.machine_costs import costs_between, known_machines
 from gateway.ledger.machine_report import machine_intervals
 from gateway.ledger.money import usd_text
 from gateway.settings import Settings
@@ -53,8 +53,9 @@ async def idle_hints(
     edges = [round((begin + timedelta(hours=h)).timestamp() * 1e6) for h in range(days * 24 + 1)]
     measured = await machine_intervals(connection, edges[0], edges[-1])
     found = []
-    for machine in configured(settings):
-        hours = costs_between(machine, measured.get(machine.name, ()), edges)
+    for machine in await known_machines(connection, settings):
+        name = machine.machine.name
+        hours = costs_between(machine, measured.get(name, ()), edges)
         run, idle = [0] * 24, [0] * 24
         for at_us, hour in zip(edges, hours, strict=False):
             place = datetime.fromtimestamp(at_us / 1e6, zone).hour
@@ -62,7 +63,7 @@ async def idle_hints(
             idle[place] += hour.by_category["idle"]
         stretch = _quietest(run, idle)
         if stretch is not None:
-            hint = _hint(machine.name, stretch, run, idle, days)
+            hint = _hint(name, stretch, run, idle, days)
             found.append((sum(idle[h] for h in stretch), hint))
     found.sort(key=lambda one: -one[0])
     return [hint for idle_cost, hint in found if idle_cost >= _LEAST_NANO_USD]

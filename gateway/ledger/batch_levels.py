@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 from sqlalchemy import select
 
-from gateway.ledger.machine_costs import machine_costs
+from gateway.ledger.machine_costs import known_machines, machine_costs
 from gateway.ledger.machine_report import machine_intervals
 from gateway.ledger.money import usd_text
 from gateway.ledger.report_lines import Line, OnMachine, added_up
@@ -79,8 +79,9 @@ async def batch_report(
         level = _level_text(round(mean).bit_length())
         _add(lines.setdefault((*work.group, level), Line()), work)
     measured = await machine_intervals(connection, query.since_us, query.until_us)
+    known = await known_machines(connection, settings)
     machines = await asyncio.to_thread(
-        machine_costs, settings, measured, query.since_us, query.until_us
+        machine_costs, known, measured, query.since_us, query.until_us
     )
     share_unserved(machines, lines, added_up(lines), query.idle_by)
     return [

@@ -6,16 +6,26 @@ when they are taken off is nobody's, and is printed as such.
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, field
 
-from gateway.ledger.machine_prices import changes_us, usd_per_hour
-from gateway.ledger.machine_report import Interval, MachineHours, add_up, measured_until_us
+from gateway.ledger.machine_prices import PricedMachine, priced
+from gateway.ledger.machine_report import (
+    Interval,
+    MachineHours,
+    add_up,
+    measured_until_us,
+    recorded_machines,
+)
 from gateway.ledger.money import usd_text
 from gateway.ledger.pricing import machine_cost
 from gateway.price_settings import MachineSettings
 from gateway.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
 CATEGORIES = ("idle", "startup", "loading", "lost_work")
 """What a machine costs beside its charges."""
@@ -40,9 +50,8 @@ class MachineCost(Struct, kw_only=True):
         """All categories."""
         return sum(self.by_category.values())
 
-    def add(self, hours: MachineHours, at_us: int) -> None:
-        """Add measured time, all at the price that holds at `at_us`."""
-        price = usd_per_hour(self.machine, at_us / 1_000_000)
+    def add(self, hours: MachineHours, price: Decimal) -> None:
+        """Add measured time, all at one price per hour."""
         self.run_ns += hours.run_ns
         self.cost += machine_cost(hours.run_ns, price)
         for category, name in zip(CATEGORIES, _MEASURED, strict=True):
@@ -67,19 +76,24 @@ class MachineCost(Struct, kw_only=True):
 
 
 def machine_costs(
-    settings: Settings,
+    machines: Iterable[PricedMachine],
     intervals: Mapping[str, Sequence[Interval]],
     since_us: int,
     until_us: int,
 ) -> list[MachineCost]:
-    """Every configured machine that ran in [since, until), as far as it is measured."""
+    """Every machine that ran in [since, until), as far as it is measured."""
     found = []
-    for machine in configured(settings):
-        if machine.name in intervals:
-            known = intervals[machine.name]
+    for machine in machines:
+        known = intervals.get(machine.machine.name)
+        if known is not None:
             edge_us = max(since_us, measured_until_us(known, until_us))
             found += costs_between(machine, known, [since_us, edge_us])
     return found
+
+
+async def known_machines(connection: "AsyncConnection", settings: Settings) -> list[PricedMachine]:
+    """The machines that are configured or were, with what they cost when."""
+    return priced(configured(settings), await recorded_machines(connection))
 
 
 def configured(settings: Settings) -> list[MachineSettings]:
@@ -91,18 +105,19 @@ def configured(settings: Settings) -> list[MachineSettings]:
 
 
 def costs_between(
-    machine: MachineSettings, intervals: Sequence[Interval], edges_us: Sequence[int]
+    machine: PricedMachine, intervals: Sequence[Interval], edges_us: Sequence[int]
 ) -> list[MachineCost]:
     """What a machine cost between each two of the edges, which ascend."""
-    found = [MachineCost(machine=machine) for _ in edges_us[1:]]
+    found = [MachineCost(machine=machine.machine) for _ in edges_us[1:]]
     first, last = _extent(intervals)
     inner = [at for at in edges_us[1:-1] if first < at < last]
     cuts = [max(edges_us[0], first), *inner, min(edges_us[-1], last)]
     if cuts[0] >= cuts[-1]:
         return found
-    cuts = sorted({*cuts, *changes_us(machine, cuts[0], cuts[-1])})
+    cuts = sorted({*cuts, *machine.changes_us(cuts[0], cuts[-1])})
     for at_us, hours in zip(cuts, add_up(intervals, cuts), strict=False):
-        found[bisect_right(edges_us, at_us) - 1].add(hours, at_us)
+        price = machine.usd_per_hour(at_us / 1_000_000)
+        found[bisect_right(edges_us, at_us) - 1].add(hours, price)
     return found
 
 

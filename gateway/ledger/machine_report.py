@@ -9,10 +9,12 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from msgspec import Struct, field
 from sqlalchemy import select
 
-from gateway.ledger.tables import machine_time
+from gateway.ledger.tables import machine_prices, machine_time
+from gateway.price_settings import MachineSettings
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -60,6 +62,18 @@ async def machine_intervals(
     for machine, *rest in rows:
         by_machine.setdefault(machine, []).append(Interval(*rest))
     return by_machine
+
+
+async def recorded_machines(
+    connection: "AsyncConnection",
+) -> dict[str, list[tuple[int, MachineSettings]]]:
+    """By machine, since when (unix microseconds, ascending) it is configured how."""
+    c = machine_prices.c
+    found: dict[str, list[tuple[int, MachineSettings]]] = {}
+    for row in await connection.execute(select(machine_prices).order_by(c.machine, c.since_us)):
+        machine = msgspec.convert(row.configured, MachineSettings)
+        found.setdefault(row.machine, []).append((row.since_us, machine))
+    return found
 
 
 def measured_until_us(intervals: Iterable[Interval], until_us: int) -> int:

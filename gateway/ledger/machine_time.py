@@ -11,14 +11,18 @@ explain shows up in reports as unattributed. Rows of `machine_time`:
   threw away, tokens for clients that had left, requests that died with their process.
 """
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 from msgspec import Struct
 from sqlalchemy import insert
 
 from backends.meter import MeterReading
-from gateway.ledger.database import open_engine
-from gateway.ledger.tables import machine_time
+from gateway.ledger.database import insert_once, open_engine
+from gateway.ledger.machine_report import recorded_machines
+from gateway.ledger.tables import machine_prices, machine_time
+from gateway.price_settings import MachineSettings
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -66,6 +70,24 @@ class MachineClock:
         """By machine."""
         self._late: dict[str, tuple[MeterReading, int]] = {}
         """Seen since then."""
+
+    async def record_prices(self, machines: Iterable[MachineSettings], now_us: int) -> None:
+        """Note how machines are configured from now on, where that is new; of one that was never
+        seen, from the beginning on."""
+        async with self._engine.begin() as connection:
+            known = await recorded_machines(connection)
+            rows = [
+                {
+                    "machine": machine.name,
+                    "since_us": now_us if machine.name in known else 0,
+                    "configured": msgspec.to_builtins(machine),
+                }
+                for machine in machines
+                if machine.name not in known or known[machine.name][-1][1] != machine
+            ]
+            if rows:
+                dialect = connection.dialect.name
+                await connection.execute(insert_once(dialect, machine_prices), rows)
 
     async def record(
         self,

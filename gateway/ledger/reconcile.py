@@ -10,7 +10,7 @@ A request is charged in the hour in which it ended, so long ones shift a little 
 next; the tolerance is for them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,8 @@ from zoneinfo import ZoneInfo
 from msgspec.structs import replace
 
 from gateway.ledger import state
-from gateway.ledger.machine_costs import MachineCost, configured, costs_between
+from gateway.ledger.machine_costs import MachineCost, costs_between, known_machines
+from gateway.ledger.machine_prices import PricedMachine
 from gateway.ledger.machine_report import Interval, machine_intervals
 from gateway.ledger.money import EXACT, usd_text
 from gateway.ledger.report_lines import snapshot
@@ -67,9 +68,10 @@ async def reconcile_hours(
         pruned_us = await state.read(connection, "pruned_until")
         if pruned_us > query.since_us:  # older charges may be gone, machine time is not
             query = replace(query, since=_EPOCH + timedelta(microseconds=pruned_us))
+        machines = await known_machines(connection, settings)
         measured = await machine_intervals(connection, query.since_us, query.until_us)
         charged = await _charged(connection, query)
-    rows = _rows(settings, measured, query, charged)
+    rows = _rows(machines, measured, query, charged)
     for row in rows:
         row["ok"] = _agrees(row, tolerance)
     return {
@@ -98,7 +100,7 @@ async def _charged(connection: "AsyncConnection", query: ReportQuery) -> Charges
 
 
 def _rows(
-    settings: Settings,
+    machines: Iterable[PricedMachine],
     measured: Mapping[str, Sequence[Interval]],
     query: ReportQuery,
     charged: Charges,
@@ -106,15 +108,16 @@ def _rows(
     """By hour and machine: all that ran or was charged."""
     zone = ZoneInfo(query.tz)
     rows = []
-    for machine in configured(settings):
-        intervals = measured.get(machine.name, ())
-        hours = {hour for hour, name in charged if name == machine.name}
+    for machine in machines:
+        named = machine.machine.name
+        intervals = measured.get(named, ())
+        hours = {hour for hour, name in charged if name == named}
         edges_us = _edges(query, intervals, hours)
         costs = costs_between(machine, intervals, edges_us)
         for begin_us, cost in zip(edges_us, costs, strict=False):
             begin = (_EPOCH + timedelta(microseconds=begin_us)).astimezone(zone)
             hour = begin.replace(minute=0, second=0, microsecond=0).isoformat()
-            by_backend = charged.get((hour, machine.name), {})
+            by_backend = charged.get((hour, named), {})
             if cost.run_ns or by_backend:
                 rows.append(_row(hour, cost, by_backend))
     return sorted(rows, key=lambda row: (row["hour"], row["machine"]))

@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from gateway.ledger.machine_costs import CATEGORIES, MachineCost, allocate, machine_costs
+from gateway.ledger.machine_costs import (
+    CATEGORIES,
+    MachineCost,
+    allocate,
+    known_machines,
+    machine_costs,
+)
+from gateway.ledger.machine_prices import PricedMachine
 from gateway.ledger.machine_report import Interval, machine_intervals, measured_until_us
 from gateway.ledger.money import EXACT, to_usd, usd_text
 from gateway.ledger.overruns import overrun_of
@@ -94,10 +101,10 @@ async def costs_report(
         now=now or datetime.now(UTC),
     )
     price = settings.outside_price(against)
-    read = await _read(engine, query)
+    read = await _read(engine, settings, query)
     query, shown = read.query, read.shown
     machines = await asyncio.to_thread(  # a long period is seconds of work
-        machine_costs, settings, read.measured, query.since_us, query.until_us
+        machine_costs, read.machines, read.measured, query.since_us, query.until_us
     )
     share_unserved(machines, read.lines, read.total, query.idle_by)
     shown.idle = sum(line.idle for line in read.lines.values())
@@ -132,6 +139,7 @@ class _Read(Struct, frozen=True, kw_only=True):
     """Of everybody."""
     shown: Line
     """Of what the filters leave."""
+    machines: Sequence[PricedMachine]
     measured: Mapping[str, Sequence[Interval]]
     booked: Sequence[Booked]
     charged: Mapping[str, int]
@@ -142,7 +150,7 @@ class _Read(Struct, frozen=True, kw_only=True):
     """When the ledger began."""
 
 
-async def _read(engine: "AsyncEngine", query: ReportQuery) -> _Read:
+async def _read(engine: "AsyncEngine", settings: Settings, query: ReportQuery) -> _Read:
     async with snapshot(engine) as connection:
         query = await with_ids(connection, query)
         known = KeySums()
@@ -152,6 +160,7 @@ async def _read(engine: "AsyncEngine", query: ReportQuery) -> _Read:
             total = added_up(lines)
         else:
             total = (await lines_of(connection, whole, known=known))[()]
+        machines = await known_machines(connection, settings)
         measured = await machine_intervals(connection, query.since_us, query.until_us)
         by_kind = replace(whole, group_by=("kind", "backend"))
         booked = await lines_of(connection, by_kind, {"costs"}, known)
@@ -163,8 +172,9 @@ async def _read(engine: "AsyncEngine", query: ReportQuery) -> _Read:
         named = await with_names(connection, lines, query)
         begun_us = await first_us(connection)
     return _Read(
-        query=query, lines=lines, named=named, total=total, shown=shown, measured=measured,
-        booked=_booked(booked), charged=charged, overrun=overrun, begun_us=begun_us,
+        query=query, lines=lines, named=named, total=total, shown=shown, machines=machines,
+        measured=measured, booked=_booked(booked), charged=charged, overrun=overrun,
+        begun_us=begun_us,
     )  # fmt: skip
 
 

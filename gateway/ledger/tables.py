@@ -259,6 +259,15 @@ machine_time = Table(
 )
 """Measured, each kind by itself: see machine_time.py. Backend "": the machine as a whole."""
 
+machine_prices = Table(
+    "machine_prices",
+    metadata,
+    Column("machine", Text, primary_key=True),
+    Column("since_us", BigInteger, primary_key=True, autoincrement=False),
+    Column("configured", JSON, nullable=False),
+)
+"""How each machine was configured from when on, as its supervisor saw it; the first from 0 on."""
+
 subjects = Table(
     "subjects",
     metadata,

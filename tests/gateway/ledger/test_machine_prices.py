@@ -3,10 +3,10 @@
 from datetime import UTC, datetime
 from decimal import Decimal
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.ledger.machine_prices import changes_us, usd_per_hour
+from gateway.ledger.machine_prices import PricedMachine, changes_us, priced, usd_per_hour
 from gateway.price_settings import (
     HourPriceSettings,
     MachineSettings,
@@ -25,6 +25,14 @@ NIGHTS = MachineSettings(
     hours=[
         HourPriceSettings(from_="00:00", to="00:00", days=["sun"], usd_per_hour=Decimal(1)),
         HourPriceSettings(from_="22:00", to="06:00", tz="Europe/Berlin", usd_per_hour=Decimal(2)),
+    ],
+)
+SMALL_HOURS = MachineSettings(
+    name="d",
+    usd_per_hour=Decimal(4),
+    hours=[
+        HourPriceSettings(from_="02:20", to="02:50", tz="Europe/Berlin", usd_per_hour=Decimal(2)),
+        HourPriceSettings(from_="02:30", to="03:30", tz="Europe/Berlin", usd_per_hour=Decimal(1)),
     ],
 )
 SPOT = MachineSettings(
@@ -81,11 +89,43 @@ def test_owned_machine_costs_its_wear_its_power_and_its_place() -> None:
     assert price == Decimal(5) + Decimal("1.56") + Decimal("1.2")
 
 
-@given(st.integers(0, 14 * 24 * 60), st.sampled_from([NIGHTS, SPOT]))
-def test_price_changes_only_at_the_moments_named(minute: int, machine: MachineSettings) -> None:
-    """Between two of them the price is the same, also over a change of the clocks."""
-    begin = _at("2026-10-20T00:00")
+@given(
+    st.integers(0, 14 * 24 * 60),
+    st.sampled_from([NIGHTS, SPOT, SMALL_HOURS]),
+    st.sampled_from(["2026-03-25T00:00", "2026-10-20T00:00"]),
+)
+@example(25 * 60 + 15, SMALL_HOURS, "2026-10-24T00:00")
+@example(25 * 60 + 1, SMALL_HOURS, "2026-03-28T00:00")
+def test_price_changes_only_at_the_moments_named(
+    minute: int, machine: MachineSettings, first: str
+) -> None:
+    """Between two of them the price is the same, also in the hour that comes twice in autumn and
+    beside the one that never comes in spring."""
+    begin = _at(first)
     changes = changes_us(machine, round(begin * 1e6), round((begin + 14 * 86_400) * 1e6))
     at = begin + minute * 60
     last = max((c / 1e6 for c in changes if c / 1e6 <= at), default=begin)
     assert usd_per_hour(machine, at) == usd_per_hour(machine, last)
+
+
+def test_changed_price_leaves_the_past_as_it_was_but_for_dated_ones() -> None:
+    """4 an hour until noon, 6 since; a spot price that was written down late holds from its date.
+    Machines that nobody configures any more keep what they did cost."""
+    noon, day = _at("2026-11-20T12:00"), 86_400
+
+    def history(now: MachineSettings) -> PricedMachine:
+        before = MachineSettings(name="m", usd_per_hour=Decimal(4))
+        (found,) = priced([now], {"m": [(0, before), (round(noon * 1e6), now)]})
+        return found
+
+    plain = history(MachineSettings(name="m", usd_per_hour=Decimal(6)))
+    assert [int(plain.usd_per_hour(noon + s)) for s in (-day, -1, 0, day)] == [4, 4, 6, 6]
+    assert plain.changes_us(0, 2**62) == [round(noon * 1e6)]
+    since = datetime(2026, 11, 20, 6, tzinfo=UTC)
+    late = SpotPriceSettings(since=since, usd_per_hour=Decimal(1))
+    dated = history(MachineSettings(name="m", usd_per_hour=Decimal(6), spot=[late]))
+    assert [int(dated.usd_per_hour(noon + s)) for s in (-day, -1, 0, day)] == [4, 1, 1, 1]
+    gone = MachineSettings(name="gone", usd_per_hour=Decimal(9))
+    assert {m.machine.name: m.usd_per_hour(noon) for m in priced([], {"gone": [(0, gone)]})} == {
+        "gone": Decimal(9)
+    }

@@ -273,6 +273,28 @@ async def test_filters_narrow_rows_and_totals(engine: AsyncEngine) -> None:
     assert both["totals"]["cost_usd"] == "0.000002"
 
 
+async def test_machine_costs_what_it_did_cost_whatever_the_configuration_says_now(
+    engine: AsyncEngine,
+) -> None:
+    """A price that changed, a machine that is configured no more: their past is not rewritten."""
+    half_us = NOW_NS // 1000 - 50_000_000
+    clock = MachineClock(engine)
+    cheap, dear = (
+        MachineSettings(name="local", usd_per_hour=Decimal(price)) for price in ("3.6", "7.2")
+    )
+    gone = MachineSettings(name="gone", type="l4", usd_per_hour=Decimal(36))
+    await clock.record_prices([cheap, gone], half_us - 10**9)
+    await clock.record_prices([cheap], half_us - 10**8)
+    await clock.record_prices([dear], half_us)
+    for machine in ("local", "gone"):
+        await clock.record(machine, "small", "run", NOW_NS - 100 * SECOND, NOW_NS)
+    found = await _report(engine)
+    assert {m["machine"]: m["cost_usd"] for m in found["machines"]} == {
+        "local": "0.15",
+        "gone": "1",
+    }
+
+
 async def test_machine_costs_are_measured_and_the_difference_is_printed(
     engine: AsyncEngine,
 ) -> None:
