@@ -3,11 +3,12 @@
 import datetime
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -25,15 +26,22 @@ class ChatTemplate:
     ) -> None:
         """`tools_source` is used instead where tools are given."""
         self.source = source
+        self.tools_source = tools_source or source
         self._tokens = dict(tokens)
         environment = _environment()
         try:
             self._template = environment.from_string(source)
-            self._tools = environment.from_string(tools_source or source)
+            self._tools = environment.from_string(self.tools_source)
         except jinja2.TemplateSyntaxError as error:
             raise ModelLoadError(
                 f"chat template does not parse: {error.message} (line {error.lineno})"
             ) from error
+
+    @cached_property
+    def knows_tools(self) -> bool:
+        """Whether the template does anything with tools."""
+        tree = _environment().parse(self.tools_source)
+        return "tools" in meta.find_undeclared_variables(tree)
 
     @classmethod
     def from_folder(cls, folder: Path, config: Mapping[str, Any]) -> "ChatTemplate | None":

@@ -249,6 +249,8 @@ class BackendHealth(Struct, kw_only=True, frozen=True):
     kv_usage_ratio: float | None = None
     """KV blocks in use over all; None: the server does not say."""
     detail: str = ""
+    accepts: tuple[str, ...] | None = None
+    """Capability fields that it honours; None: it does not say."""
 
 
 class Backend(Protocol):

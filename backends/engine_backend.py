@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from backends.chat_messages import plain_message
 from backends.contract import (
     BackendHealth,
     Chunk,
@@ -30,6 +31,9 @@ from backends.errors import (
 from backends.openai_responses import ResponseWriter, total_usage
 from backends.sampling.grammar import Grammar, GrammarCompiler
 from backends.tokenizer import Tokenizer
+from backends.tools.asked import read_tools
+from backends.tools.dialect import NO_TOOLS, Dialect, ToolTurn
+from backends.tools.formats import ToolCallParser
 from backends.wire import (
     CAPABILITY_FIELDS,
     ENGINE_CAPABILITIES,
@@ -46,11 +50,8 @@ _OFF_LOOP_CHARACTERS = 16_384
 _COMPLETION_MAX_TOKENS = 16
 """OpenAI's and vLLM's default for /v1/completions."""
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
     "modalities": (["text"],),
     "function_call": ("none",),
-    "tools": ([],),
     "functions": ([],),
     "suffix": ("",),
     "echo": (False,),
@@ -79,11 +80,13 @@ class EngineBackend:
         max_waiting: int = 1024,
         defaults: SamplingParams | None = None,
         adapters: Collection[str] = (),
+        tool_call_parser: ToolCallParser = "auto",
     ) -> None:
         """Above `max_waiting` queued requests, further ones are refused as overload.
 
         `defaults` stand for sampling fields that a request leaves out. A request for a model that
-        `adapters` names runs with that adapter.
+        `adapters` names runs with that adapter. `tool_call_parser` says how the model writes calls
+        where its chat template does not.
         """
         self.name = name
         self._engine = engine
@@ -94,6 +97,7 @@ class EngineBackend:
         self._max_waiting = max_waiting
         self._defaults = defaults or SamplingParams()
         self._adapters = frozenset(adapters)
+        self._dialect = Dialect(tokenizer, tool_call_parser)
         self._grammars = GrammarCompiler(tokenizer)
         self._compiling = ThreadPoolExecutor(1, thread_name_prefix="grammar")
 
@@ -140,6 +144,7 @@ class EngineBackend:
             model_revision=self._revision,
             context_tokens=self._config.longest_sequence,
             detail=self._engine.failure or "",
+            accepts=tuple(sorted(ENGINE_CAPABILITIES - self._dialect.refuses)),
         )
 
     async def count_tokens(self, body: Mapping[str, Any]) -> int | None:
@@ -164,16 +169,22 @@ class EngineBackend:
         self._compiling.shutdown(wait=False, cancel_futures=True)
         await self._engine.aclose()
 
-    async def encode_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
+    async def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> list[int]:
         """Token ids of a chat, off the event loop where it is long.
 
         Raises:
             InvalidRequestError: no messages, or some that this model cannot read.
             ContextLengthError: too long without counting.
         """
-        plain = [_plain(place, message) for place, message in enumerate(messages)]
-        if not plain:
+        if not messages:
             raise InvalidRequestError("'messages' is empty; send at least one.", param="messages")
+        written = [plain_message(place, message) for place, message in enumerate(messages)]
+        plain, options["tools"] = self._dialect.told(written, tools)
         self._refuse_too_long("".join(m["content"] for m in plain), "messages")
         length = sum(len(message["content"]) for message in plain)
         if length <= _OFF_LOOP_CHARACTERS:
@@ -214,8 +225,11 @@ class EngineBackend:
             return self._engine_ids(f"{request_id}~{uuid.uuid4().hex[:8]}", count)
         return ids
 
-    async def _grammar(self, form: StructuredOutputsParams, wire: Any) -> Grammar:
-        """Compile the form that an answer must have, beside everything else, unless it is kept."""
+    async def _grammar(self, form: StructuredOutputsParams, param: str) -> Grammar:
+        """Compile the form that an answer must have, beside everything else, unless it is kept.
+
+        `param` is the field that asked for it.
+        """
         grammar = self._grammars.kept(form)
         if grammar is not None:
             return grammar
@@ -228,9 +242,14 @@ class EngineBackend:
                 f"The answer's form was not compiled within {_COMPILE_TIMEOUT_S:g} s; try again."
             ) from None
         except InvalidRequestError as error:
-            own = wire.structured_outputs is not None
-            error.param = "structured_outputs" if own else "response_format"
+            error.param = param
             raise
+
+    def _turn(self, wire: ChatCompletionRequest, params: SamplingParams) -> ToolTurn:
+        """What the tools of a chat come to."""
+        form = params.structured_outputs
+        asked = read_tools(wire.tools, wire.tool_choice, wire.parallel_tool_calls)
+        return ToolTurn(form=form) if asked is None else self._dialect.turn(asked, form)
 
     async def _start(self, request: GenerateRequest) -> "_Job":
         """Check, tokenise and queue a request."""
@@ -249,11 +268,15 @@ class EngineBackend:
         except WireError as error:
             raise InvalidRequestError(error.message, param=error.param) from None
         _refuse_capabilities(request.body, params.n)
+        turn = NO_TOOLS
+        if chat and (wire.tools or wire.tool_choice):
+            turn = self._turn(wire, params)
+            params = msgspec.structs.replace(params, structured_outputs=turn.form)
         form = params.structured_outputs
-        grammar = None if form is None else await self._grammar(form, wire)
+        grammar = None if form is None else await self._grammar(form, _asked_by(wire, turn))
         prediction = None
         if chat:
-            prompts = [await self.encode_chat(request.body["messages"])]
+            prompts = [await self.encode_chat(request.body["messages"], turn.tools)]
             prediction = wire.prediction.text() if wire.prediction else None
         else:
             prompts = await self._encode_prompts(wire.prompt)
@@ -272,10 +295,12 @@ class EngineBackend:
                     tells_usage=bool(options and options.continuous_usage_stats),
                     adapter=wire.model if wire.model in self._adapters else None,
                     grammar=grammar,
+                    shown_ids=turn.shown_ids,
                 )
                 for request_id, prompt in zip(ids, prompts, strict=True)
             ]
         )
+        choices = len(ids) * params.n
         writer = ResponseWriter(
             self._tokenizer,
             chat=chat,
@@ -283,8 +308,9 @@ class EngineBackend:
             model=wire.model,
             created_s=int(time.time()),
             fingerprint=f"fp_{self._revision}",
-            num_choices=len(ids) * params.n,
+            num_choices=choices,
             with_logprobs=params.logprobs is not None,
+            calls=turn.reads(choices),
         )
         return _Job(stream, writer, ids, params, self._metrics, arrived_s)
 
@@ -349,6 +375,13 @@ def _part_id(request_id: str, place: int) -> str:
     return f"{request_id}/{place}"
 
 
+def _asked_by(wire: Any, turn: ToolTurn) -> str:
+    """The field that wants an answer to have a form."""
+    if turn.constrains:
+        return "tools"
+    return "response_format" if wire.structured_outputs is None else "structured_outputs"
+
+
 def _refuse_capabilities(body: Mapping[str, Any], n: int) -> None:
     for name in CAPABILITY_FIELDS:
         value = body.get(name)
@@ -359,22 +392,3 @@ def _refuse_capabilities(body: Mapping[str, Any], n: int) -> None:
         raise InvalidRequestError(
             f"{name!r} is not supported by this model; leave it out.", param=name
         )
-
-
-def _plain(place: int, message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message with its text parts joined and roles that templates know."""
-    content = message.get("content")
-    if isinstance(content, list):
-        for number, part in enumerate(content):
-            if part.get("type") != "text" or not isinstance(part.get("text"), str):
-                raise InvalidRequestError(
-                    f"This model reads text only, not {part.get('type')!r}.",
-                    param=f"messages[{place}].content[{number}]",
-                )
-        content = "".join(part["text"] for part in content)
-    role = message.get("role")
-    return {
-        **message,
-        "role": "system" if role == "developer" else role,
-        "content": content or "",
-    }

@@ -90,6 +90,7 @@ class Addresses:
             context_tokens=min(contexts, default=None),
             kv_usage_ratio=max(kv_usages, default=None),
             detail="; ".join(dict.fromkeys(health.detail for health in found if health.detail)),
+            accepts=_common([health.accepts for health in ready]),
         )
 
     async def count_tokens(self, body: Mapping[str, Any]) -> int | None:
@@ -247,6 +248,14 @@ class Addresses:
             capacity=self._max_concurrency,
             metrics=await self._load_of(replica),
         )
+
+
+def _common(named: Sequence[tuple[str, ...] | None]) -> tuple[str, ...] | None:
+    """Capability fields that every replica honours; None: one does not say."""
+    told = [frozenset(fields) for fields in named if fields is not None]
+    if not told or len(told) < len(named):
+        return None
+    return tuple(sorted(frozenset.intersection(*told)))
 
 
 def _count(tokenizer: "Tokenizer", body: Mapping[str, Any]) -> int:

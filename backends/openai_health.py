@@ -9,6 +9,7 @@ from backends.server_metrics import ServerMetrics
 
 def own_health(health: Mapping[str, Any]) -> BackendHealth:
     """Our own servers' /health."""
+    accepts = health.get("accepts")
     context, kv_usage = health.get("context_tokens"), health.get("kv_cache_usage_ratio")
     return BackendHealth(
         ready=bool(health.get("ready", True)),
@@ -19,6 +20,7 @@ def own_health(health: Mapping[str, Any]) -> BackendHealth:
         context_tokens=context if isinstance(context, int) else None,
         kv_usage_ratio=float(kv_usage) if isinstance(kv_usage, int | float) else None,
         detail=str(health.get("detail", "")),
+        accepts=tuple(accepts) if isinstance(accepts, list) else None,
     )
 
 

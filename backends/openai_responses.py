@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from backends.contract import TokenEvent, TokenLogprob, Usage
+from backends.contract import FinishReason, TokenEvent, TokenLogprob, Usage
 from backends.tokenizer import Tokenizer
+from backends.tools.answer import AnswerCalls
 from backends.wire import usage_to_wire
 
 
@@ -25,10 +26,13 @@ class ResponseWriter:
         fingerprint: str,
         num_choices: int,
         with_logprobs: bool,
+        calls: AnswerCalls | None = None,
     ) -> None:
+        """`calls` reads them out of answers that may hold some."""
         self._tokenizer = tokenizer
         self._chat = chat
         self._with_logprobs = with_logprobs
+        self._calls = calls
         kind = "chat.completion" if chat else "text_completion"
         self._head = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{request_id}",
@@ -47,7 +51,8 @@ class ResponseWriter:
         """The chunks that come before any token: a role for each choice of a chat."""
         if not self._chat:
             return []
-        delta = {"role": "assistant", "content": "", "refusal": None}
+        content = "" if self._calls is None else None  # Calls may come instead.
+        delta = {"role": "assistant", "content": content, "refusal": None}
         return [
             self._chunk({"index": index, "delta": delta, "logprobs": None, "finish_reason": None})
             for index in range(len(self._texts))
@@ -65,11 +70,14 @@ class ResponseWriter:
         """An event of choice `index` as a chunk; None if there is nothing to tell yet."""
         shown = _shown(event) if self._with_logprobs else ()
         reason = event.finish_reason
-        if not event.text and not shown and reason is None:
+        delta: dict[str, Any] = {"content": event.text} if event.text else {}
+        if self._calls is not None:
+            delta, reason = self._calls.delta(index, event.text, reason)
+        if not delta and not shown and reason is None:
             return None
         choice: dict[str, Any] = {"index": index}
         if self._chat:
-            choice["delta"] = {"content": event.text} if event.text else {}
+            choice["delta"] = delta
         else:
             choice["text"] = event.text
         choice["logprobs"] = self._logprobs_object(index, shown) if self._with_logprobs else None
@@ -93,15 +101,21 @@ class ResponseWriter:
     def _choice(self, index: int) -> dict[str, Any]:
         text = "".join(self._texts[index])
         end = self._ends[index]
+        reason: FinishReason = "abort"
+        if end is not None and end.finish_reason is not None:
+            reason = end.finish_reason
         choice: dict[str, Any] = {"index": index}
         if self._chat:
-            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+            said: dict[str, Any] = {"content": text}
+            if self._calls is not None:
+                said, reason = self._calls.message(text, reason)
+            choice["message"] = {"role": "assistant", **said, "refusal": None}
         else:
             choice["text"] = text
         choice["logprobs"] = None
         if self._with_logprobs:
             choice["logprobs"] = self._logprobs_object(index, self._logprobs[index])
-        choice["finish_reason"] = end.finish_reason if end is not None else "abort"
+        choice["finish_reason"] = reason
         choice["stop_reason"] = end.stop_reason if end is not None else None
         return choice
 

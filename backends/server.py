@@ -31,6 +31,7 @@ from backends.models.generation import default_sampling
 from backends.openai_app import create_app, json_response
 from backends.quantization.schemes import AT_LOAD
 from backends.tokenizer import Tokenizer
+from backends.tools.formats import FORMATS, ToolCallParser
 
 _GIL_SWITCH_S = 0.001
 """How long the engine's thread may keep the event loop waiting between two torch calls."""
@@ -61,6 +62,7 @@ def make_app(
     model_revision: str,
     max_waiting: int = 1024,
     defaults: SamplingParams | None = None,
+    tool_call_parser: ToolCallParser = "auto",
     on_death: Callable[[], None] = lambda: None,
 ) -> App:
     """The ASGI app of an engine. Call it inside the event loop: it starts the engine's thread.
@@ -82,6 +84,7 @@ def make_app(
         max_waiting=max_waiting,
         defaults=defaults,
         adapters=engine.adapters,
+        tool_call_parser=tool_call_parser,
     )
 
     def details() -> dict[str, Any]:
@@ -198,6 +201,11 @@ def _decode(kind: Any, content: bytes) -> Any:
     help="Sampling defaults: the model's generation_config.json (auto), or OpenAI's (vllm).",
 )
 @click.option(
+    "--tool-call-parser",
+    type=click.Choice(["auto", *FORMATS]),
+    help="How the model writes calls of functions: as its chat template says (auto), or vLLM's.",
+)
+@click.option(
     "--lora-modules",
     multiple=True,
     help="NAME=FOLDER of a LoRA adapter in PEFT's layout, served as the model NAME; repeatable.",
@@ -246,6 +254,7 @@ def main(
             options.dtype,
             options.quantization or "",
             options.generation_config,
+            *([options.tool_call_parser] if options.tool_call_parser != "auto" else []),
             *(revision(Path(adapter)) for adapter in options.lora_modules.values()),
         )
     except (ValueError, ModelLoadError) as error:
@@ -268,6 +277,7 @@ def main(
                 model_revision=folder_revision,
                 max_waiting=max_waiting,
                 defaults=defaults,
+                tool_call_parser=options.tool_call_parser,
                 on_death=on_death,
             ),
             name=f"model {names[0]}",

@@ -119,9 +119,27 @@ class Tokenizer:
         """One token as text, as log-probabilities show it."""
         return self._bytes.raw(token_id).decode("utf-8", "replace")
 
-    def detokenizer(self, prompt_ids: Sequence[int] = ()) -> "IncrementalDetokenizer":
-        """A detokenizer for what follows `prompt_ids`."""
-        return IncrementalDetokenizer(self._bytes, prompt_ids)
+    def detokenizer(
+        self, prompt_ids: Sequence[int] = (), shown_ids: frozenset[int] = frozenset()
+    ) -> "IncrementalDetokenizer":
+        """A detokenizer for what follows `prompt_ids`; `shown_ids` are special tokens whose names
+        belong to the text."""
+        table = self._bytes.showing(shown_ids) if shown_ids else self._bytes
+        return IncrementalDetokenizer(table, prompt_ids)
+
+    def special_token_id(self, text: str) -> int | None:
+        """The special token of this name."""
+        return self._special_ids_by_text.get(text)
+
+    @property
+    def chat_template(self) -> str | None:
+        """Source of the template that is used where tools are given."""
+        return self._template.tools_source if self._template is not None else None
+
+    @property
+    def template_knows_tools(self) -> bool:
+        """Whether the chat template has a place for them."""
+        return self._template is not None and self._template.knows_tools
 
     def apply_chat_template(
         self,
@@ -154,14 +172,17 @@ class Tokenizer:
 
         Raises: as `apply_chat_template`.
         """
-        options = {"add_generation_prompt": add_generation_prompt, "tools": tools, **extra}
-        if not _mentions(messages, self._specials):
-            return self.encode(self.apply_chat_template(messages, **options))
+        options = {"add_generation_prompt": add_generation_prompt, **extra}
+        if not _mentions(messages, self._specials) and not (
+            tools and _mentions(json.dumps(tools, ensure_ascii=False), self._specials)
+        ):
+            return self.encode(self.apply_chat_template(messages, tools=tools, **options))
         # A mark that occurs nowhere else breaks up the user's special-token strings, so that
         # those still whole after rendering are the template's own.
-        mark = _unused_character(messages)
+        mark = _unused_character([messages, tools])
         marked = _break_up(messages, self._specials, mark)
-        rendered = self._chat_template().render(marked, **options)
+        marked_tools = _break_up(tools, self._specials, mark)
+        rendered = self._chat_template().render(marked, tools=marked_tools, **options)
         ids: list[int] = []
         start = 0
         for found in self._specials.finditer(rendered):
@@ -269,6 +290,8 @@ class _TokenBytes(dict[int, bytes]):
         super().__init__()
         self._rust = rust
         self._special_ids = special_ids
+        self._name = name
+        self._showing: dict[frozenset[int], _TokenBytes] = {}
         self._alphabet = None
         self.strips_start = False
         steps = _decoder_steps(rust)
@@ -284,6 +307,14 @@ class _TokenBytes(dict[int, bytes]):
                 f"tokenizer of {name!r} decodes with {kinds or 'nothing'}; supported: ByteLevel, "
                 "Metaspace, and SentencePiece's Replace + ByteFallback + Fuse"
             )
+
+    def showing(self, shown_ids: frozenset[int]) -> "_TokenBytes":
+        """The same of a text in which these special tokens are named."""
+        if shown_ids not in self._showing:
+            self._showing[shown_ids] = _TokenBytes(
+                self._rust, self._special_ids - shown_ids, self._name
+            )
+        return self._showing[shown_ids]
 
     def __missing__(self, token_id: int) -> bytes:
         data = b"" if token_id in self._special_ids else self.raw(token_id)
@@ -350,7 +381,10 @@ def _break_up(value: Any, specials: re.Pattern[str], mark: str) -> Any:
     if isinstance(value, Mapping):
         if isinstance(value.get("content"), list):
             value = {**value, "content": joined_text(value["content"])}
-        return {key: _break_up(item, specials, mark) for key, item in value.items()}
+        return {
+            _break_up(key, specials, mark): _break_up(item, specials, mark)
+            for key, item in value.items()
+        }
     if isinstance(value, Sequence):
         return [_break_up(item, specials, mark) for item in value]
     return value

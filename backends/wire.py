@@ -172,8 +172,10 @@ CAPABILITY_FIELDS = (
 )
 """Fields of kind (c): only backends whose `accepts` names them may answer."""
 
-ENGINE_CAPABILITIES = frozenset({"response_format", "structured_outputs"})
-"""Those of them that our own engine honours."""
+ENGINE_CAPABILITIES = frozenset(
+    {"tools", "tool_choice", "parallel_tool_calls", "response_format", "structured_outputs"}
+)
+"""Those of them that our own engine honours; `tools` only of models that know how to call."""
 
 WITHOUT_EFFECT_FIELDS = (
     "user",

@@ -48,6 +48,8 @@ class EngineRequest(Struct, kw_only=True, frozen=True):
     adapter: str | None = None
     grammar: Grammar | None = None
     """What `params.structured_outputs` was compiled to."""
+    shown_ids: frozenset[int] = frozenset()
+    """Special tokens whose names belong to the answer's text."""
 
 
 class EventStream:
@@ -311,6 +313,7 @@ class AsyncEngine:
                     tells_usage=request.tells_usage,
                     adapter=request.adapter,
                     grammar=request.grammar,
+                    shown_ids=request.shown_ids,
                 )
                 added.append(request.request_id)
                 self._arrivals[request.request_id] = self._now_s()

@@ -50,8 +50,10 @@ class TextTokenizer(Protocol):
         """Token ids of plain text."""
         ...
 
-    def detokenizer(self, prompt_ids: Sequence[int], /) -> Detokenizer:
-        """For the answer to this prompt."""
+    def detokenizer(
+        self, prompt_ids: Sequence[int], shown_ids: frozenset[int] = frozenset(), /
+    ) -> Detokenizer:
+        """For the answer to this prompt; special tokens that are shown belong to its text."""
         ...
 
 
@@ -155,6 +157,7 @@ class Engine:
         tells_usage: bool = False,
         adapter: str | None = None,
         grammar: Grammar | None = None,
+        shown_ids: frozenset[int] = frozenset(),
     ) -> None:
         """Queue a request: one sequence for each of its `params.n` choices.
 
@@ -166,6 +169,7 @@ class Engine:
             tells_usage: its events say now and then what it has used so far.
             adapter: the LoRA adapter to run with, by name.
             grammar: what `params.structured_outputs` was compiled to.
+            shown_ids: special tokens whose names belong to the answer's text.
 
         Raises:
             InvalidRequestError: a parameter out of range, an unknown token id, a request id in use.
@@ -205,7 +209,8 @@ class Engine:
             choices.append(choice)
         for choice in choices:
             self.scheduler.add(choice)
-            self._texts[choice] = AnswerText(self.tokenizer.detokenizer(prompt), params.stop)
+            detokenizer = self.tokenizer.detokenizer(prompt, shown_ids)
+            self._texts[choice] = AnswerText(detokenizer, params.stop)
         self._groups[request_id] = _Group(choices, len(choices))
         if tells_usage:
             self._telling.add(request_id)

@@ -10,6 +10,7 @@ from msgspec import Struct, field
 from backends.engine.config import KvCacheDtype, SpeculationConfig
 from backends.models.generation import GenerationConfig
 from backends.quantization.schemes import QuantizeAtLoad
+from backends.tools.formats import ToolCallParser
 
 DtypeOption = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -56,6 +57,8 @@ class EngineOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """CPU threads per forward pass. None: chosen by the model's size and the machine's cores."""
     generation_config: GenerationConfig = "auto"
     """Sampling defaults. auto: the model's generation_config.json; vllm: OpenAI's."""
+    tool_call_parser: ToolCallParser = "auto"
+    """How the model writes calls of functions. auto: as its chat template says."""
     lora_modules: dict[str, str] = field(default_factory=dict)
     """LoRA adapters: the name that requests ask for as their model → a folder in PEFT's layout."""
     speculation: SpeculationConfig = field(default_factory=SpeculationConfig)

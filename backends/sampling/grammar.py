@@ -297,12 +297,16 @@ def _source(wanted: StructuredOutputsParams) -> str:
         if wanted.choice is not None:
             return grammar_from("choice", msgspec.json.encode(wanted.choice).decode())
         schema: Any = {"type": "object"} if wanted.json_object else wanted.json
-        options: Any = {"whitespace_pattern": _WHITESPACE}
-        if not wanted.strict:
-            options |= {"lenient": True, "coerce_one_of": True}
+        options: Any = json_options(strict=wanted.strict)
         return LLMatcher.grammar_from_json_schema(schema, defaults=options)
     except ValueError as error:
         raise _refusal(wanted, str(error)) from None
+
+
+def json_options(*, strict: bool) -> dict[str, Any]:
+    """How a JSON Schema is read, in `llguidance`'s words."""
+    options: dict[str, Any] = {"whitespace_pattern": _WHITESPACE}
+    return options if strict else {**options, "lenient": True, "coerce_one_of": True}
 
 
 def _refusal(wanted: StructuredOutputsParams, reason: str) -> InvalidRequestError:

@@ -145,14 +145,14 @@ def _format(request: ChatCompletionRequest) -> str:
 def _chat_needs(request: ChatCompletionRequest) -> set[str]:
     """Capability fields whose value asks for something beyond plain text."""
     needs = set()
+    forced = request.tool_choice not in (None, "none", "auto")
+    if forced:
+        needs.add("tool_choice")  # Also of models that do not know by themselves when to call.
     if request.tools:
-        needs.add("tools")
-        if request.tool_choice not in (None, "auto", "none"):
-            needs.add("tool_choice")
+        if not forced:
+            needs.add("tools")
         if request.parallel_tool_calls is not None:
             needs.add("parallel_tool_calls")
-    elif request.tool_choice not in (None, "none", "auto"):
-        needs.add("tool_choice")
     if _format(request) != "text":
         needs.add("response_format")
     if request.structured_outputs is not None:

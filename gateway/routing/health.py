@@ -335,7 +335,7 @@ class BackendRegistry:
             tier=settings.tier or name,
             model=settings.model,
             machine=settings.machine or "local",
-            accepts=_accepts(settings),
+            accepts=_accepts(settings, health),
             endpoints=_endpoints(settings),
             context_tokens=_context(settings, health),
             ready=ready,
@@ -381,10 +381,12 @@ class BackendRegistry:
         return {"addresses": len(breakers), "addresses_ejected": ejected}
 
 
-def _accepts(settings: BackendSettings) -> frozenset[str]:
+def _accepts(settings: BackendSettings, health: BackendHealth) -> frozenset[str]:
     """Capability fields: those that its operator names, and those that our engine honours."""
     named = frozenset(settings.accepts)
-    return named | ENGINE_CAPABILITIES if settings.kind == "engine" else named
+    if settings.kind != "engine":
+        return named
+    return named | (ENGINE_CAPABILITIES if health.accepts is None else frozenset(health.accepts))
 
 
 def _endpoints(settings: BackendSettings) -> frozenset[str]:

@@ -268,7 +268,7 @@ BAD: list[tuple[str, Any, int, str, str | None]] = [
     ("negative", {"max_tokens": -1}, 400, "invalid_request_error", "max_tokens"),
     ("zero n", {"n": 0}, 400, "invalid_request_error", "n"),
     ("role", {"messages": [{"role": "x"}]}, 400, "invalid_request_error", "messages[0].role"),
-    ("tools", {"tools": [{"type": "function"}]}, 400, "invalid_request_error", "tools"),
+    ("tools", {"tools": [{"type": "function"}]}, 400, "invalid_request_error", "tools[0]"),
     (
         "bad schema",
         {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}},

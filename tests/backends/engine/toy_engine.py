@@ -107,7 +107,9 @@ class LetterTokenizer:
         """Token ids of letters a to v."""
         return [LETTERS.index(letter) for letter in text]
 
-    def detokenizer(self, prompt_ids: Sequence[int]) -> LetterDetokenizer:
+    def detokenizer(
+        self, prompt_ids: Sequence[int], shown_ids: frozenset[int] = frozenset()
+    ) -> LetterDetokenizer:
         """For the answer to any prompt."""
         return LetterDetokenizer()
 

@@ -30,7 +30,8 @@ def chat(**fields: Any) -> Content:
     [
         ({}, set(), set()),
         ({"tools": [{"type": "function"}]}, {"tools"}, {"tools"}),
-        ({"tools": [{}], "tool_choice": "required"}, {"tools", "tool_choice"}, {"tools"}),
+        ({"tools": [{}], "tool_choice": "auto"}, {"tools"}, {"tools"}),
+        ({"tools": [{}], "tool_choice": "required"}, {"tool_choice"}, {"tools"}),
         ({"tools": [{}], "parallel_tool_calls": False}, {"tools", "parallel_tool_calls"}, {"tools"}),
         ({"tools": [], "tool_choice": "none"}, set(), set()),
         ({"response_format": {"type": "text"}}, set(), set()),

@@ -8,6 +8,7 @@ import pytest
 from backends.contract import BackendHealth
 from backends.echo import EchoBackend
 from backends.openai_http import OpenAIHTTPBackend
+from backends.wire import ENGINE_CAPABILITIES
 from gateway.failure_settings import FailureSettings
 from gateway.routing.health import BackendRegistry
 from gateway.settings import BackendSettings, PriceSettings, Settings
@@ -70,7 +71,7 @@ async def test_cards_say_what_settings_and_probe_know() -> None:
     cards = registry.cards()
     assert (cards["a"].tier, cards["a"].revision, cards["a"].load) == ("t", "r1", 0.75)
     assert cards["a"].context_tokens == 80, "the smaller of both"
-    assert cards["a"].accepts == {"tools", "response_format", "structured_outputs"}
+    assert cards["a"].accepts == ENGINE_CAPABILITIES, "it does not say that it is otherwise"
     assert cards["b"].accepts == set(), "what only our own engine does unasked"
     assert (cards["b"].tier, cards["b"].usd_per_mtok) == ("b", 2.0)
     assert cards["e"].endpoints == cards["minilm"].endpoints == {"embeddings"}

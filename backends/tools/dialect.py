@@ -1,0 +1,115 @@
+"""How one model is told of tools, and how it calls them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol
+
+from msgspec import Struct
+
+from backends.contract import StructuredOutputsParams
+from backends.errors import InvalidRequestError
+from backends.tools.answer import AnswerCalls
+from backends.tools.asked import AskedTools
+from backends.tools.formats import FORMATS, HERMES, ToolCallParser, ToolFormat, format_of
+from backends.tools.grammar import calls_form
+from backends.tools.messages import described, spelled_out
+
+
+class ToolTokenizer(Protocol):
+    """What is asked of a tokenizer."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """Source of the template that is used where tools are given."""
+        ...
+
+    @property
+    def template_knows_tools(self) -> bool: ...
+    def special_token_id(self, text: str, /) -> int | None: ...
+
+
+class ToolTurn(Struct, frozen=True, kw_only=True):
+    """What tools come to in one request.
+
+    Attributes:
+        tools: for the chat template; None: it is told of none.
+        form: that the answer must have.
+        constrains: whether it is tools that ask for that form.
+        spoken: how calls stand in the answer; None: there are none in it.
+        several: whether calls after the first count.
+        shown_ids: special tokens that belong to the answer's text.
+    """
+
+    tools: Sequence[Mapping[str, Any]] | None = None
+    form: StructuredOutputsParams | None = None
+    constrains: bool = False
+    spoken: ToolFormat | None = None
+    several: bool = True
+    shown_ids: frozenset[int] = frozenset()
+
+    def reads(self, num_choices: int) -> AnswerCalls | None:
+        """For the request's answers; None: as they come."""
+        if self.spoken is None:
+            return None
+        return AnswerCalls(self.spoken, several=self.several, num_choices=num_choices)
+
+
+NO_TOOLS: Final = ToolTurn()
+
+
+class Dialect:
+    """One model's.
+
+    Attributes:
+        refuses: capability fields that it does not honour. A model that refuses `tools` can be
+            made to call (`tool_choice`), but does not know when to.
+    """
+
+    def __init__(self, tokenizer: ToolTokenizer, parser: ToolCallParser = "auto") -> None:
+        self._native = tokenizer.template_knows_tools
+        known = FORMATS.get(parser)
+        if known is None and self._native:
+            known = format_of(tokenizer.chat_template or "")
+        self._knows = known is not None
+        self._spoken = known or HERMES
+        self._marker_id = tokenizer.special_token_id(self._spoken.marker)
+        self.refuses = frozenset[str]() if self._knows else frozenset({"tools"})
+
+    def turn(self, asked: AskedTools, form: StructuredOutputsParams | None) -> ToolTurn:
+        """What a request with tools comes to; `form` is what else it asks of its answer.
+
+        Raises:
+            InvalidRequestError: this model cannot do that.
+        """
+        if asked.choice == "none":
+            return ToolTurn(tools=asked.tools if self._native else None, form=form)
+        if asked.choice == "auto" and not self._knows:
+            why = "writes calls in no way known here" if self._native else "knows nothing of tools"
+            raise InvalidRequestError(
+                f"The chat template of this model {why}: it can be made to call (tool_choice "
+                "'required', or one function's name), but not left to choose. If it knows how to "
+                f"call, serve it with tool_call_parser: {', '.join(sorted(FORMATS))}.",
+                param="tools",
+            )
+        constrains = asked.choice == "required" or form is not None or asked.strict
+        if constrains:
+            form = calls_form(asked, self._spoken, self._marker_id, form)
+        return ToolTurn(
+            tools=asked.tools,
+            form=form,
+            constrains=constrains,
+            spoken=self._spoken,
+            several=asked.several,
+            shown_ids=frozenset() if self._marker_id is None else frozenset({self._marker_id}),
+        )
+
+    def told(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+    ) -> tuple[Sequence[dict[str, Any]], Sequence[Mapping[str, Any]] | None]:
+        """Messages and tools as this model's template takes them."""
+        if tools:
+            tools = [described(tool) for tool in tools]
+        if self._native:
+            return messages, tools
+        if tools or any("tool_calls" in m or m["role"] == "tool" for m in messages):
+            return spelled_out(messages, tools, self._spoken), None
+        return messages, None

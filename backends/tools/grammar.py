@@ -1,0 +1,75 @@
+"""Which answers are calls of the tools at hand, as a grammar in `llguidance`'s dialect of Lark."""
+
+import json
+from typing import Any, Final
+
+from backends.contract import StructuredOutputsParams
+from backends.errors import InvalidRequestError
+from backends.sampling.grammar import json_options
+from backends.tools.asked import AskedTools, Function
+from backends.tools.formats import ToolFormat
+
+_NO_PARAMETERS: Final[dict[str, Any]] = {"properties": {}, "additionalProperties": False}
+_ANY_TEXT: Final = r"/(.|\n)*/"
+_NO_OBJECT: Final = r"/(\s*[^{\s](.|\n)*)?/"
+"""Where calls may be bare, texts that begin like one would swallow it."""
+
+
+def calls_form(
+    asked: AskedTools,
+    spoken: ToolFormat,
+    marker_id: int | None,
+    form: StructuredOutputsParams | None = None,
+) -> StructuredOutputsParams:
+    """The form of an answer that makes calls or, where it need not, says something else.
+
+    Args:
+        marker_id: the format's marker where it is a special token, which text cannot spell.
+        form: of what else it may say; None: any text, up to the marker.
+
+    Raises:
+        InvalidRequestError: such a form cannot stand beside calls.
+    """
+    marker, before = json.dumps(spoken.marker), "before"
+    if marker_id is not None:
+        # SentencePiece has a blank before what follows a special token.
+        marker = f'<[{marker_id}]> " "?'
+        before = f"TEXT {marker}"
+    several = asked.several and spoken.several
+    calls = f"call ({json.dumps(spoken.between)} call)*" if several else "call"
+    calls = f"{json.dumps(spoken.opening)} {calls} {json.dumps(spoken.closing)}"
+    if asked.choice == "required":
+        start = calls if spoken.bare else f"{marker} {calls}"
+    elif form is not None:
+        start = f"{_written_out(form, spoken)} | {marker} {calls}"
+    else:
+        start = f"{before} {calls} | TEXT"
+        if spoken.bare:
+            start = f"{calls} | {start}"
+    lines = ["%llguidance {}", f"start: {start}", f"before[lazy]: TEXT {json.dumps(spoken.marker)}"]
+    lines.append(f"TEXT: {_NO_OBJECT if spoken.bare else _ANY_TEXT}")
+    lines.append(f"call: {' | '.join(f'call_{place}' for place in range(len(asked.callable)))}")
+    for place, function in enumerate(asked.callable):
+        head = json.dumps(spoken.head(function.name))
+        lines.append(f'call_{place}: {head} %json {_schema(function)} "}}"')
+    return StructuredOutputsParams(grammar="\n".join(lines))
+
+
+def _schema(function: Function) -> str:
+    """Of a function's arguments. What cannot be enforced is passed over, unless it is strict."""
+    own = function.parameters or _NO_PARAMETERS
+    options = json_options(strict=function.strict is True)
+    return json.dumps({"type": "object", **own, "x-guidance": options})
+
+
+def _written_out(form: StructuredOutputsParams, spoken: ToolFormat) -> str:
+    schema = {"type": "object"} if form.json_object else form.json
+    if schema is None or spoken.bare:
+        # Two objects that begin alike cannot be told apart in time.
+        raise InvalidRequestError(
+            "This form of answers does not go with tools of this model; send one of the two, "
+            "or tool_choice 'none' or 'required'.",
+            param="response_format",
+        )
+    own = json.loads(schema) if isinstance(schema, str) else schema
+    return f"%json {json.dumps({**own, 'x-guidance': json_options(strict=form.strict)})}"
