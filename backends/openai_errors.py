@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import aiohttp
+import httpx
 import msgspec
 
 from backends.errors import (
@@ -19,7 +19,7 @@ from backends.errors import (
     ContextLengthError,
     InvalidRequestError,
 )
-from backends.http_replica import CONNECT_TIMEOUT_S, never_connected, transport_cause
+from backends.http_replica import CONNECT_TIMEOUT_S, never_connected
 
 _TOO_LONG = (
     "context_length_exceeded",
@@ -102,23 +102,25 @@ def _read_error(body: bytes) -> tuple[str, str | None, str]:
 
 def transport_error(backend: str, error: BaseException) -> BackendError:
     """What went wrong before the answer was complete."""
-    cause = transport_cause(error)
     if never_connected(error):
-        reason = f"not within {CONNECT_TIMEOUT_S:g} s"
-        if isinstance(cause, aiohttp.ClientConnectorError):
-            reason = cause.os_error.strerror or str(cause.os_error)
+        late = isinstance(error, httpx.TimeoutException)
+        reason = f"not within {CONNECT_TIMEOUT_S:g} s" if late else str(error)
         return BackendUnavailableError(
             f"backend {backend!r} accepts no connection ({reason}); is it running?",
             backend=backend,
         )
-    if isinstance(cause, TimeoutError):
+    if isinstance(error, httpx.TimeoutException):
         return BackendTimeoutError(f"backend {backend!r} fell silent", backend=backend)
-    if isinstance(cause, aiohttp.ClientResponseError | aiohttp.InvalidURL):
+    if isinstance(error, httpx.LocalProtocolError):
         return BackendResponseError(
-            f"backend {backend!r} does not speak HTTP: {cause!r}", backend=backend
+            f"backend {backend!r} cannot be asked so: {error}; check its API key", backend=backend
+        )
+    if isinstance(error, httpx.RemoteProtocolError):
+        return BackendResponseError(
+            f"backend {backend!r} does not speak HTTP: {error!r}", backend=backend
         )
     return BackendUnavailableError(
-        f"backend {backend!r} closed the connection without a whole answer: {cause!r}",
+        f"backend {backend!r} closed the connection without a whole answer: {error!r}",
         backend=backend,
     )
 
