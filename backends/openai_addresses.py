@@ -15,7 +15,7 @@ import msgspec
 from backends.breaker import Breaker, BreakerSettings
 from backends.contract import BackendHealth, GenerateRequest, Usage
 from backends.errors import BackendError
-from backends.http_replica import Replica, read_body
+from backends.http_replica import TRANSPORT_ERRORS, Replica, read_body
 from backends.openai_errors import timed_out, transport_error
 from backends.openai_health import foreign_health, own_health, why_unready
 from backends.replica_set import ReplicaSet
@@ -205,7 +205,7 @@ class Addresses:
                     await response.aclose()
         except TimeoutError as error:
             raise timed_out(self.name, _PROBE_TIMEOUT_S) from error
-        except httpx.HTTPError as error:
+        except TRANSPORT_ERRORS as error:
             raise transport_error(self.name, error) from error
         return response.status_code, body
 

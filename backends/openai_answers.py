@@ -8,7 +8,7 @@ import msgspec
 
 from backends.contract import Chunk, Completion, Endpoint
 from backends.errors import BackendResponseError, BackendTimeoutError
-from backends.http_replica import body_pieces, drain
+from backends.http_replica import TRANSPORT_ERRORS, body_pieces, drain, transport_cause
 from backends.openai_errors import broken_off, describe_error
 from backends.sse_reader import SSEReader
 from backends.wire import usage_from_wire
@@ -51,13 +51,14 @@ async def read_chunks(
                 chunk = _chunk(backend, decode(data))
                 finished = finished or _finishes(chunk.body)
                 yield chunk
-    except httpx.HTTPError as error:
-        if isinstance(error, httpx.TimeoutException):
+    except TRANSPORT_ERRORS as error:
+        cause = transport_cause(error)
+        if isinstance(cause, TimeoutError):
             raise BackendTimeoutError(
                 f"backend {backend!r} fell silent for {timeout_s:g} s in its answer",
                 backend=backend,
             ) from error
-        raise broken_off(backend, repr(error)) from error
+        raise broken_off(backend, repr(cause)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
         raise broken_off(backend, f"it sent something that is no OpenAI chunk: {error}") from error
     finally:

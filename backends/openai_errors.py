@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import httpx
+import aiohttp
 import msgspec
 
 from backends.errors import (
@@ -19,7 +19,7 @@ from backends.errors import (
     ContextLengthError,
     InvalidRequestError,
 )
-from backends.http_replica import CONNECT_TIMEOUT_S, never_connected
+from backends.http_replica import CONNECT_TIMEOUT_S, never_connected, transport_cause
 
 _TOO_LONG = (
     "context_length_exceeded",
@@ -102,25 +102,23 @@ def _read_error(body: bytes) -> tuple[str, str | None, str]:
 
 def transport_error(backend: str, error: BaseException) -> BackendError:
     """What went wrong before the answer was complete."""
+    cause = transport_cause(error)
     if never_connected(error):
-        late = isinstance(error, httpx.TimeoutException)
-        reason = f"not within {CONNECT_TIMEOUT_S:g} s" if late else str(error)
+        reason = f"not within {CONNECT_TIMEOUT_S:g} s"
+        if isinstance(cause, aiohttp.ClientConnectorError):
+            reason = cause.os_error.strerror or str(cause.os_error)
         return BackendUnavailableError(
             f"backend {backend!r} accepts no connection ({reason}); is it running?",
             backend=backend,
         )
-    if isinstance(error, httpx.TimeoutException):
+    if isinstance(cause, TimeoutError):
         return BackendTimeoutError(f"backend {backend!r} fell silent", backend=backend)
-    if isinstance(error, httpx.LocalProtocolError):
+    if isinstance(cause, aiohttp.ClientResponseError | aiohttp.InvalidURL):
         return BackendResponseError(
-            f"backend {backend!r} cannot be asked so: {error}; check its API key", backend=backend
-        )
-    if isinstance(error, httpx.RemoteProtocolError):
-        return BackendResponseError(
-            f"backend {backend!r} does not speak HTTP: {error!r}", backend=backend
+            f"backend {backend!r} does not speak HTTP: {cause!r}", backend=backend
         )
     return BackendUnavailableError(
-        f"backend {backend!r} closed the connection without a whole answer: {error!r}",
+        f"backend {backend!r} closed the connection without a whole answer: {cause!r}",
         backend=backend,
     )
 

@@ -1,7 +1,7 @@
 """Any OpenAI-compatible server as a `Backend`: our own engine over a socket, or somebody else's.
 
-Requests go straight to a transport of httpx: the client layer above it costs more CPU per call than
-everything else here, and adds nothing that a fixed address needs.
+Requests go straight to httpx's aiohttp transport: the client layer above it costs more CPU per
+call than everything else here, and adds nothing that a fixed address needs.
 """
 
 import asyncio
@@ -17,7 +17,13 @@ import msgspec
 from backends.breaker import BreakerSettings
 from backends.contract import Chunk, Completion, GenerateRequest
 from backends.errors import BackendError, BackendOverloadedError
-from backends.http_replica import never_connected, read_body, release
+from backends.http_replica import (
+    TRANSPORT_ERRORS,
+    never_connected,
+    read_body,
+    release,
+    transport_cause,
+)
 from backends.openai_addresses import Addresses
 from backends.openai_answers import read_chunks, read_completion
 from backends.openai_errors import (
@@ -175,7 +181,7 @@ class OpenAIHTTPBackend(Addresses):
             except TimeoutError as error:
                 failure: BackendError = timed_out(self.name, timeout_s)
                 failure.__cause__ = error
-            except httpx.HTTPError as error:
+            except TRANSPORT_ERRORS as error:
                 failure = transport_error(self.name, error)
                 failure.__cause__ = error
                 if never_connected(error):
@@ -196,15 +202,15 @@ class OpenAIHTTPBackend(Addresses):
         """All of it. Raises BackendStreamError: it broke off."""
         try:
             return await read_body(response)
-        except httpx.HTTPError as error:
-            if isinstance(error, httpx.TimeoutException):
-                raise transport_error(self.name, error) from error
-            raise broken_off(self.name, repr(error)) from error
+        except TRANSPORT_ERRORS as error:
+            if isinstance(transport_cause(error), TimeoutError):
+                raise
+            raise broken_off(self.name, repr(transport_cause(error))) from error
 
     async def _refusal(self, response: httpx.Response, timeout_s: float) -> BackendError:
         try:
             async with asyncio.timeout(timeout_s):
                 body = await read_body(response)
-        except httpx.HTTPError:
+        except TRANSPORT_ERRORS:
             body = b""
         return error_from_response(self.name, response.status_code, response.headers, body)
