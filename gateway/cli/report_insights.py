@@ -44,6 +44,9 @@ def forecast(ctx: click.Context, by: Any, tz: str, as_json: bool, config: str | 
     if as_json:
         print_json({"by": by, "tz": str(ZoneInfo(tz)), "since": begin, "until": end, "rows": rows})
         return
+    if not rows:
+        click.echo("Nothing to go by: the ledger has no full hour yet.")
+        return
     columns = ["spent_usd", "expected_usd", "low_usd", "high_usd", "note"]
     shown = [[row["name"] or "all", *(row[c] or "-" for c in columns)] for row in rows]
     table([by, *columns], shown, right=columns[:-1])
@@ -66,6 +69,11 @@ def anomalies(ctx: click.Context, as_json: bool, config: str | None) -> None:
     found = run_on_engine(settings_of(ctx, config), read)
     if as_json:
         print_json([{**_fields(one), "times": round(one.times, 3)} for one in found])
+        return
+    if not found:
+        click.echo(
+            "Nobody left a usual band in the last full hour. A band needs three days of history."
+        )
         return
     rows = [
         [

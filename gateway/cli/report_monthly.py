@@ -49,6 +49,8 @@ def monthly(
         return await monthly_report(engine, settings, month=month, team=team, tz=zone)
 
     report = run_on_engine(settings, read)
+    if not report.facts["requests"]:
+        click.echo(f"headgate: {report.facts['scope']} had no request in {month}", err=True)
     if channel is not None:
         _send(report, channel)
     elif out is None:

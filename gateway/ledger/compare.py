@@ -1,7 +1,8 @@
 """A cost report beside the one of another period."""
 
 import asyncio
-from datetime import UTC, datetime
+from calendar import monthrange
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -32,8 +33,8 @@ async def compared_report(
     Rows that only the other period has stand at the end, with zeros.
 
     Args:
-        compare: previous (the same length before `since`; whole months by whole months), or
-            SINCE..UNTIL.
+        compare: previous, or SINCE..UNTIL. Before a period that is over comes the same length, before
+            whole months as many; without `until`, as much of the month, or of the days, before.
         asked: as costs_report takes it.
 
     Raises:
@@ -44,7 +45,14 @@ async def compared_report(
     times = [key for key in query.group_by if key in TIME_KEYS]
     if times:
         raise ReportError(f"compare: group by {times[0]} has no counterpart in another period")
-    since, until = _previous(query) if compare == PREVIOUS else _period(compare, query, now)
+    if compare != PREVIOUS:
+        since, until = _period(compare, query, now)
+    elif query.since is None:
+        raise ReportError("compare previous needs --since: how long is the period?")
+    elif asked.get("until") is None:
+        since, until = _as_far(query.since, query.until, ZoneInfo(query.tz))
+    else:
+        since, until = _before(query.since, query.until, ZoneInfo(query.tz))
     found, before = await asyncio.gather(
         costs_report(engine, settings, now=now, **asked),
         costs_report(engine, settings, now=now, **{**asked, "since": since, "until": until}),
@@ -76,20 +84,48 @@ def _zero(value: Any) -> Any:
     return "0" if isinstance(value, str) else 0 if isinstance(value, int) else None
 
 
-def _previous(query: ReportQuery) -> tuple[str, str]:
-    if query.since is None:
-        raise ReportError("compare previous needs --since: how long is the period?")
-    zone = ZoneInfo(query.tz)
-    since, until = query.since.astimezone(zone), query.until.astimezone(zone)
-    if _begins_month(since) and _begins_month(until):
-        months = (until.year - since.year) * 12 + until.month - since.month
-        year, month = divmod(since.year * 12 + since.month - 1 - months, 12)
-        before = since.replace(year=year, month=month + 1)
-    elif _midnight(since) and _midnight(until):
-        before = since - (until.replace(tzinfo=None) - since.replace(tzinfo=None))
+def _before(since: datetime, until: datetime, zone: ZoneInfo) -> tuple[str, str]:
+    """As long, up to the period's begin."""
+    begin, end = since.astimezone(zone), until.astimezone(zone)
+    if _begins_month(begin) and _begins_month(end):
+        before = _months_back(begin, _months(begin, end))
+    elif _midnight(begin) and _midnight(end):
+        before = begin - _on_the_clock(begin, end)
     else:
-        before = query.since - (query.until - query.since)
-    return before.isoformat(), query.since.isoformat()
+        before = since - (until - since)
+    return before.isoformat(), since.isoformat()
+
+
+def _as_far(since: datetime, until: datetime, zone: ZoneInfo) -> tuple[str, str]:
+    """Of a period that still runs: the one before up to the same time of its day, so that a morning
+    stands beside a morning, and the first of a month beside the first of the last."""
+    begin, end = since.astimezone(zone), until.astimezone(zone)
+    if _begins_month(begin):
+        months = _months(begin, end) + 1
+        then = _months_back(begin, months), _months_back(end, months)
+    else:
+        days = timedelta(days=-(-_on_the_clock(begin, end) // timedelta(days=1)))
+        then = begin - days, end - days
+    return then[0].isoformat(), then[1].isoformat()
+
+
+def _months(begin: datetime, end: datetime) -> int:
+    return (end.year - begin.year) * 12 + end.month - begin.month
+
+
+def _months_back(moment: datetime, months: int) -> datetime:
+    """The same day and time of an earlier month; its end where it has no such day."""
+    year, month = divmod(moment.year * 12 + moment.month - 1 - months, 12)
+    last = monthrange(year, month + 1)[1]
+    if moment.day <= last:
+        return moment.replace(year=year, month=month + 1)
+    midnight = {"hour": 0, "minute": 0, "second": 0, "microsecond": 0}
+    return moment.replace(year=year, month=month + 1, day=last, **midnight) + timedelta(days=1)
+
+
+def _on_the_clock(begin: datetime, end: datetime) -> timedelta:
+    """By the clock on the wall: days of 23 and 25 hours are days."""
+    return end.replace(tzinfo=None) - begin.replace(tzinfo=None)
 
 
 def _midnight(moment: datetime) -> bool:

@@ -30,7 +30,8 @@ _HOUR_US = 3_600_000_000
 async def traffic(
     connection: "AsyncConnection", since_us: int, until_us: int, backend: str | None = None
 ) -> Workload:
-    """Rate, gaps, lengths and prefix share of what backends answered; the rate of the fullest hour.
+    """Rate, gaps, lengths and prefix share of what backends answered; the rate of the fullest hour,
+    or, where there is less than an hour, of what there is.
 
     Raises:
         PlanError: fewer than two requests were answered.
@@ -41,12 +42,12 @@ async def traffic(
         .where(r.started_us >= since_us, r.started_us < until_us)
         .where(r.completion_tokens > 0, r.prompt_tokens > 0)
         .where(r.cache.not_in(("exact", "semantic")))
-        .order_by(r.started_us)
+        .order_by(r.started_us.desc())
         .limit(_MOST_ROWS)
     )
     if backend is not None:
         wanted = wanted.where(r.backend == backend)
-    rows = (await connection.execute(wanted)).all()
+    rows = (await connection.execute(wanted)).all()[::-1]
     if len(rows) < 2:
         where = f" by {backend!r}" if backend else ""
         raise PlanError(
@@ -58,6 +59,8 @@ async def traffic(
     in_it = [row.started_us for row in rows if row.started_us // _HOUR_US == fullest]
     span_s = max((rows[-1].started_us - rows[0].started_us) / 1e6, 1.0)
     rate = count / min(3600.0, span_s)
+    newest = "the newest " if len(rows) == _MOST_ROWS else ""
+    when = "the rate of the fullest hour" if span_s >= 3600 else f"all within {span_s:,.0f} s"
     every = -(-len(rows) // _MOST_LENGTHS)
     prompt = sum(row.prompt_tokens for row in rows)
     cached = sum(row.cached_prompt_tokens for row in rows)
@@ -66,7 +69,7 @@ async def traffic(
             requests_per_s=rate,
             lengths=tuple((row.prompt_tokens, row.completion_tokens) for row in rows[::every]),
             prefix_share=min(0.99, cached / prompt),
-            source=f"the ledger: {len(rows)} requests, the rate of its fullest hour",
+            source=f"the ledger: {newest}{len(rows):,} requests, {when}",
             gaps_s=_gaps_s(in_it),
         )
     )

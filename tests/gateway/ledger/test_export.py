@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import random
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -9,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from pyarrow import parquet
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.ledger import export, month_end
+from gateway.ledger import export, focus, month_end
 from gateway.ledger.compare import compared_report
 from gateway.ledger.machine_time import MachineClock
 from gateway.ledger.report_query import ReportError
@@ -25,6 +27,11 @@ from tests.gateway.ledger.samples import NOW, charge, settlement
 SETTINGS = Settings(machines=[MachineSettings(name="local", usd_per_hour=Decimal("3.60"))])
 EVERYTHING = {"since_us": 0, "until_us": 2**62}
 HOSTILE = '=HYPERLINK("http://x","y")'
+_NEVER_NULL = (
+    *("BillingAccountId", "BillingCurrency", "BilledCost", "EffectiveCost", "ListCost"),
+    *("ContractedCost", "ChargeCategory", "ChargeDescription", "ChargeFrequency", "ProviderName"),
+    *("PublisherName", "InvoiceIssuerName", "ServiceCategory", "ServiceName"),
+)
 
 
 async def _some(engine: AsyncEngine) -> None:
@@ -38,6 +45,8 @@ async def _some(engine: AsyncEngine) -> None:
     began = round(NOW * 1e6) * 1000
     clock = MachineClock(engine)
     await clock.record("local", "small", "run", began, began + 10**10)
+    await clock.record("local", "", "idle", began, began + 4 * 10**9)
+    await clock.record("local", "small", "loading", began, began + 2 * 10**9)
     await clock.aclose()
 
 
@@ -81,7 +90,7 @@ async def test_focus_sums_to_the_bill(engine: AsyncEngine) -> None:
         now=NOW + 864_000,
     )
     text = io.StringIO()
-    count = await export.focus_csv(engine, SETTINGS, text, "2026-11")
+    count = await focus.focus_csv(engine, SETTINGS, text, "2026-11")
     rows = list(csv.DictReader(io.StringIO(text.getvalue())))
     assert len(rows) == count
     assert sum(Decimal(row["BilledCost"]) for row in rows) == 1
@@ -93,8 +102,61 @@ async def test_focus_sums_to_the_bill(engine: AsyncEngine) -> None:
         assert row["BillingPeriodStart"] == "2026-11-01T00:00:00Z"
         assert row["BillingPeriodEnd"] == "2026-12-01T00:00:00Z"
         assert row["ChargePeriodStart"] < row["ChargePeriodEnd"]
-    corrections = [row for row in rows if row["ChargeClass"] == "Correction"]
-    assert [row["BilledCost"] for row in corrections] == ["-0.000000007"]
+    machines = [row for row in rows if row["SkuId"] in ("idle", "loading")]
+    assert {(row["SkuId"], row["ConsumedQuantity"], row["ConsumedUnit"]) for row in machines} == {
+        ("idle", "0.0011", "Hours"),
+        ("loading", "0.0005", "Hours"),
+    }
+
+
+async def test_focus_calls_corrections_what_belongs_to_an_earlier_month(
+    engine: AsyncEngine,
+) -> None:
+    """A charge of October taken back and booked anew in November, and one of the same month."""
+    october = NOW - 30 * 86_400
+    wrong, old = charge("old", at=october, cost_nano_usd=900), settlement("old", started_at=october)
+    anew = (
+        wrong,
+        charge("old", 1000, at=NOW, kind="reversal", cost_nano_usd=-900, reverses_seq=0),
+        charge("old", 1001, at=NOW, cost_nano_usd=700, reverses_seq=0),
+    )
+    young = (
+        charge("young", at=NOW, cost_nano_usd=50),
+        charge("young", 1000, at=NOW, kind="reversal", cost_nano_usd=-50, reverses_seq=0),
+    )
+    rows = [replace(old, charges=anew), settlement("young", started_at=NOW, charges=young)]
+    await Repository(engine).write(rows)
+    text = io.StringIO()
+    await focus.focus_csv(engine, SETTINGS, text, "2026-11")
+    found = list(csv.DictReader(io.StringIO(text.getvalue())))
+    assert sorted((row["ChargeClass"], row["BilledCost"]) for row in found) == [
+        ("", "-0.00000005"),
+        ("", "0.00000005"),
+        ("Correction", "-0.0000009"),
+        ("Correction", "0.0000007"),
+    ]
+
+
+@pytest.mark.parametrize("requests", [0, 1])
+async def test_focus_lines_keep_to_the_specification(engine: AsyncEngine, requests: int) -> None:
+    """What FOCUS 1.0 says must be and must not be null, on every kind of line there is."""
+    await _some(engine)
+    if requests:
+        denied = settlement("denied", charges=(), backend=None)
+        await Repository(engine).write([denied])
+    asked = {"invoice_nano_usd": 10**9, "discount_nano_usd": 10**8, "now": NOW + 864_000}
+    await month_end.reconcile_invoice(engine, SETTINGS, "2026-11", **asked)
+    text = io.StringIO()
+    await focus.focus_csv(engine, SETTINGS, text, "2026-11")
+    for row in csv.DictReader(io.StringIO(text.getvalue())):
+        for name in _NEVER_NULL:
+            assert row[name], (name, row)
+        is_usage = row["ChargeCategory"] == "Usage"
+        for name in ("ConsumedQuantity", "ConsumedUnit", "PricingQuantity", "PricingUnit"):
+            assert bool(row[name]) == is_usage, (name, row)
+        assert bool(row["PricingCategory"]) or not is_usage
+        assert bool(row["ResourceType"]) == bool(row["ResourceId"])
+        assert all(name.startswith("headgate/") for name in json.loads(row["Tags"] or "{}"))
 
 
 async def test_sums_of_exports_are_the_ledger_s_to_the_nano_dollar(
@@ -116,12 +178,12 @@ async def test_sums_of_exports_are_the_ledger_s_to_the_nano_dollar(
     await Repository(engine).write(rows)
     async with engine.connect() as connection:
         total = (await connection.execute(select(func.sum(charges.c.cost_nano_usd)))).scalar_one()
-        text, focus, file = io.StringIO(), io.StringIO(), tmp_path / "x.parquet"
+        text, by_day, file = io.StringIO(), io.StringIO(), tmp_path / "x.parquet"
         await export.charges_csv(connection, text, **EVERYTHING)
         await export.charges_parquet(connection, file, **EVERYTHING)
-    await export.focus_csv(engine, SETTINGS, focus, "2026-11")
+    await focus.focus_csv(engine, SETTINGS, by_day, "2026-11")
     in_csv = [row["cost_usd"] for row in csv.DictReader(io.StringIO(text.getvalue()))]
-    in_focus = csv.DictReader(io.StringIO(focus.getvalue()))
+    in_focus = csv.DictReader(io.StringIO(by_day.getvalue()))
     assert sum(map(Decimal, in_csv)) * 10**9 == total
     assert sum(parquet.read_table(file)["cost_usd"].to_pylist()) * 10**9 == total
     usage = [row["BilledCost"] for row in in_focus if row["ServiceName"] == "LLM inference"]
@@ -129,8 +191,8 @@ async def test_sums_of_exports_are_the_ledger_s_to_the_nano_dollar(
 
 
 async def _compared(engine: AsyncEngine, **asked: Any) -> Any:
-    now = datetime(2026, 11, 22, tzinfo=UTC)
-    return await compared_report(engine, SETTINGS, now=now, **asked)
+    asked = {"now": datetime(2026, 11, 22, tzinfo=UTC), **asked}
+    return await compared_report(engine, SETTINGS, **asked)
 
 
 async def test_compared_report_shows_both_periods(engine: AsyncEngine) -> None:
@@ -180,6 +242,33 @@ async def test_previous_period_is_as_long(
     engine = open_engine(sqlite_url)
     found = await _compared(engine, since=since, until=until, tz=tz, compare="previous")
     assert found["compare"]["since"] == before
+    await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("since", "now", "tz", "then"),
+    [
+        ("2026-11-01", "2026-11-22T08:30+00:00", "UTC", "2026-10-01T00:00 2026-10-22T08:30"),
+        ("2026-09-01", "2026-11-22T08:30+00:00", "UTC", "2026-06-01T00:00 2026-08-22T08:30"),
+        ("2026-03-01", "2026-03-30T09:00+02:00", "Europe/Berlin", "2026-02-01T00:00 2026-03-01T00:00"),
+        ("2026-01-01", "2026-01-09T00:00+00:00", "UTC", "2025-12-01T00:00 2025-12-09T00:00"),
+        ("2026-11-22", "2026-11-22T08:30+00:00", "UTC", "2026-11-21T00:00 2026-11-21T08:30"),
+        ("2026-03-29", "2026-03-29T12:00+02:00", "Europe/Berlin", "2026-03-28T00:00 2026-03-28T12:00"),
+        ("2026-11-16", "2026-11-22T08:30+00:00", "UTC", "2026-11-09T00:00 2026-11-15T08:30"),
+        ("2026-11-21T09:00", "2026-11-22T08:30+00:00", "UTC", "2026-11-20T09:00 2026-11-21T08:30"),
+    ],
+)  # fmt: skip
+async def test_running_period_is_compared_with_as_much_of_the_one_before(
+    sqlite_url: str, since: str, now: str, tz: str, then: str
+) -> None:
+    """Months by months up to the same day and time, others by whole days, in the reader's zone."""
+    from gateway.ledger.database import open_engine
+
+    engine = open_engine(sqlite_url)
+    at = datetime.fromisoformat(now)
+    found = await _compared(engine, since=since, tz=tz, compare="previous", now=at)
+    shown = found["compare"]
+    assert f"{shown['since'][:16]} {shown['until'][:16]}" == then
     await engine.dispose()
 
 
