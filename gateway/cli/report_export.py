@@ -42,6 +42,7 @@ def export(
 ) -> None:
     """Write the ledger's charges as CSV or Parquet, or a month's bill as FOCUS CSV."""
     from gateway.ledger import export as exports
+    from gateway.ledger.focus import focus_csv
 
     if format_ == "focus" and month is None:
         fail("--format focus needs --month, such as --month 2026-11", code=2)
@@ -57,7 +58,7 @@ def export(
 
         if format_ == "focus":
             with _opened(file) as text:
-                return await exports.focus_csv(engine, settings, text, str(month))
+                return await focus_csv(engine, settings, text, str(month))
         period = _period(since, until, month)
         async with snapshot(engine) as connection:
             if format_ == "parquet":

@@ -41,6 +41,7 @@ class MachineCost(Struct, kw_only=True):
     run_ns: int = 0
     cost: int = 0
     by_category: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CATEGORIES, 0))
+    ns_by_category: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CATEGORIES, 0))
     busy_by_backend: dict[str, int] = field(default_factory=dict)
     """What each engine measured while it had requests, lost work included: a second opinion on
     the charges, part of no sum."""
@@ -55,7 +56,9 @@ class MachineCost(Struct, kw_only=True):
         self.run_ns += hours.run_ns
         self.cost += machine_cost(hours.run_ns, price)
         for category, name in zip(CATEGORIES, _MEASURED, strict=True):
-            self.by_category[category] += machine_cost(getattr(hours, name), price)
+            ns = getattr(hours, name)
+            self.by_category[category] += machine_cost(ns, price)
+            self.ns_by_category[category] += ns
         for backend, ns in hours.busy_ns.items():
             known = self.busy_by_backend.get(backend, 0)
             self.busy_by_backend[backend] = known + machine_cost(ns, price)
@@ -71,6 +74,7 @@ class MachineCost(Struct, kw_only=True):
             "cost_usd": usd_text(self.cost),
             "charged_usd": usd_text(charged),
             **{f"{name}_usd": usd_text(nano) for name, nano in self.by_category.items()},
+            **{f"{name}_hours": _hours_text(ns) for name, ns in self.ns_by_category.items()},
             "unattributed_usd": usd_text(self.cost - self.unserved - charged),
         }
 

@@ -10,6 +10,7 @@ of the open period, adjustments post to the open month, and both name what they 
 
 import re
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -47,6 +48,8 @@ class Line(Struct, frozen=True, kw_only=True):
     """The team, or whose invoice an adjustment is about."""
     nano_usd: int
     note: str = ""
+    hours: str = ""
+    """Of machines, where it is their time; a decimal number."""
 
 
 class Bill(Struct, frozen=True, kw_only=True):
@@ -73,6 +76,7 @@ class Bill(Struct, frozen=True, kw_only=True):
                     "name": line.name,
                     "usd": usd_text(line.nano_usd),
                     "note": line.note,
+                    "hours": line.hours or None,
                 }
                 for line in self.lines
             ],
@@ -264,8 +268,13 @@ async def _charged(engine: "AsyncEngine", settings: Settings, month: str) -> lis
     ]
     beside = {kind: found["idle_breakdown"][kind] for kind in CATEGORIES}
     beside["unattributed"] = found["unattributed_cost_usd"]
+    hours = {
+        kind: str(sum(Decimal(machine[f"{kind}_hours"]) for machine in found["machines"]))
+        for kind in CATEGORIES
+    }
     lines += [
-        Line(kind=kind, name="", nano_usd=parse_usd(amount)) for kind, amount in beside.items()
+        Line(kind=kind, name="", nano_usd=parse_usd(amount), hours=hours.get(kind, ""))
+        for kind, amount in beside.items()
     ]
     return [line for line in lines if line.nano_usd]
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
 from pyarrow import parquet
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -114,9 +113,8 @@ async def test_focus_calls_corrections_what_belongs_to_an_earlier_month(
 ) -> None:
     """A charge of October taken back and booked anew in November, and one of the same month."""
     october = NOW - 30 * 86_400
-    wrong, old = charge("old", at=october, cost_nano_usd=900), settlement("old", started_at=october)
     anew = (
-        wrong,
+        charge("old", at=october, cost_nano_usd=900),
         charge("old", 1000, at=NOW, kind="reversal", cost_nano_usd=-900, reverses_seq=0),
         charge("old", 1001, at=NOW, cost_nano_usd=700, reverses_seq=0),
     )
@@ -124,12 +122,16 @@ async def test_focus_calls_corrections_what_belongs_to_an_earlier_month(
         charge("young", at=NOW, cost_nano_usd=50),
         charge("young", 1000, at=NOW, kind="reversal", cost_nano_usd=-50, reverses_seq=0),
     )
-    rows = [replace(old, charges=anew), settlement("young", started_at=NOW, charges=young)]
+    rows = [settlement("old", started_at=october, charges=anew), settlement("young", charges=young)]
     await Repository(engine).write(rows)
     text = io.StringIO()
     await focus.focus_csv(engine, SETTINGS, text, "2026-11")
-    found = list(csv.DictReader(io.StringIO(text.getvalue())))
-    assert sorted((row["ChargeClass"], row["BilledCost"]) for row in found) == [
+    found = [
+        (row["ChargeClass"], row["BilledCost"])
+        for row in csv.DictReader(io.StringIO(text.getvalue()))
+        if row["ServiceName"] == "LLM inference"
+    ]
+    assert sorted(found) == [
         ("", "-0.00000005"),
         ("", "0.00000005"),
         ("Correction", "-0.0000009"),
@@ -137,13 +139,10 @@ async def test_focus_calls_corrections_what_belongs_to_an_earlier_month(
     ]
 
 
-@pytest.mark.parametrize("requests", [0, 1])
-async def test_focus_lines_keep_to_the_specification(engine: AsyncEngine, requests: int) -> None:
+async def test_focus_lines_keep_to_the_specification(engine: AsyncEngine) -> None:
     """What FOCUS 1.0 says must be and must not be null, on every kind of line there is."""
     await _some(engine)
-    if requests:
-        denied = settlement("denied", charges=(), backend=None)
-        await Repository(engine).write([denied])
+    await Repository(engine).write([settlement("denied", charges=(), backend=None)])
     asked = {"invoice_nano_usd": 10**9, "discount_nano_usd": 10**8, "now": NOW + 864_000}
     await month_end.reconcile_invoice(engine, SETTINGS, "2026-11", **asked)
     text = io.StringIO()
@@ -188,6 +187,9 @@ async def test_sums_of_exports_are_the_ledger_s_to_the_nano_dollar(
     assert sum(parquet.read_table(file)["cost_usd"].to_pylist()) * 10**9 == total
     usage = [row["BilledCost"] for row in in_focus if row["ServiceName"] == "LLM inference"]
     assert sum(map(Decimal, usage)) * 10**9 == total
+
+
+BERLIN = "Europe/Berlin"
 
 
 async def _compared(engine: AsyncEngine, **asked: Any) -> Any:
@@ -250,14 +252,14 @@ async def test_previous_period_is_as_long(
     [
         ("2026-11-01", "2026-11-22T08:30+00:00", "UTC", "2026-10-01T00:00 2026-10-22T08:30"),
         ("2026-09-01", "2026-11-22T08:30+00:00", "UTC", "2026-06-01T00:00 2026-08-22T08:30"),
-        ("2026-03-01", "2026-03-30T09:00+02:00", "Europe/Berlin", "2026-02-01T00:00 2026-03-01T00:00"),
+        ("2026-03-01", "2026-03-30T09:00+02:00", BERLIN, "2026-02-01T00:00 2026-03-01T00:00"),
         ("2026-01-01", "2026-01-09T00:00+00:00", "UTC", "2025-12-01T00:00 2025-12-09T00:00"),
         ("2026-11-22", "2026-11-22T08:30+00:00", "UTC", "2026-11-21T00:00 2026-11-21T08:30"),
-        ("2026-03-29", "2026-03-29T12:00+02:00", "Europe/Berlin", "2026-03-28T00:00 2026-03-28T12:00"),
+        ("2026-03-29", "2026-03-29T12:00+02:00", BERLIN, "2026-03-28T00:00 2026-03-28T12:00"),
         ("2026-11-16", "2026-11-22T08:30+00:00", "UTC", "2026-11-09T00:00 2026-11-15T08:30"),
         ("2026-11-21T09:00", "2026-11-22T08:30+00:00", "UTC", "2026-11-20T09:00 2026-11-21T08:30"),
     ],
-)  # fmt: skip
+)
 async def test_running_period_is_compared_with_as_much_of_the_one_before(
     sqlite_url: str, since: str, now: str, tz: str, then: str
 ) -> None:
