@@ -143,8 +143,8 @@ async def test_focus_lines_keep_to_the_specification(engine: AsyncEngine) -> Non
     """What FOCUS 1.0 says must be and must not be null, on every kind of line there is."""
     await _some(engine)
     await Repository(engine).write([settlement("denied", charges=(), backend=None)])
-    asked = {"invoice_nano_usd": 10**9, "discount_nano_usd": 10**8, "now": NOW + 864_000}
-    await month_end.reconcile_invoice(engine, SETTINGS, "2026-11", **asked)
+    asked: dict[str, Any] = {"invoice_nano_usd": 10**9, "discount_nano_usd": 10**8}
+    await month_end.reconcile_invoice(engine, SETTINGS, "2026-11", now=NOW + 864_000, **asked)
     text = io.StringIO()
     await focus.focus_csv(engine, SETTINGS, text, "2026-11")
     for row in csv.DictReader(io.StringIO(text.getvalue())):
