@@ -28,7 +28,7 @@ async def deliver(
     """Send it. Raises NotDelivered."""
     if channel.kind == "mail":
         try:
-            await asyncio.to_thread(_mail, message, channel)
+            await asyncio.to_thread(_mail, message, channel, now)
         except OSError as error:  # smtplib's errors are among them
             raise NotDelivered(f"{channel.smtp}: {error}") from None
         return
@@ -106,10 +106,11 @@ def _minute(at: float) -> str:
     return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M}"
 
 
-def _mail(message: Message, channel: ChannelSettings) -> None:
+def _mail(message: Message, channel: ChannelSettings, now: float) -> None:
     import smtplib  # only where there is mail: megabytes in every gateway else
     import ssl
     from email.message import EmailMessage
+    from email.utils import formatdate
 
     assert channel.smtp is not None, "checked at start"
     assert channel.sender is not None, "checked at start"
@@ -117,6 +118,7 @@ def _mail(message: Message, channel: ChannelSettings) -> None:
     mail = EmailMessage()
     mail["Subject"] = " ".join(f"[headgate] {heading(message)}".split())
     mail["From"], mail["To"] = channel.sender, ", ".join(channel.to)
+    mail["Date"] = formatdate(now)
     mail["Message-ID"] = f"<{message.id}@headgate>"
     facts = "\n".join(f"{name}: {value}" for name, value in message.facts.items())
     told = _told(message)

@@ -10,10 +10,11 @@ from decimal import Decimal
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 from msgspec import Struct
 
-from gateway.ledger.report_query import ReportError, parse_query
+from gateway.ledger.report_query import CHARGE_KEYS, ReportError, parse_query
 from gateway.ledger.reports import cost_rows, costs_report
 from gateway.settings import Settings
 
@@ -81,10 +82,11 @@ async def monthly_report(
     first = datetime.strptime(check_month(month), "%Y-%m").date()
     after = (first + timedelta(days=32)).replace(day=1)
     filters = {} if team is None else {"team": [team]}
-    whole = parse_query(since=first.isoformat(), until=after.isoformat(), tz=tz, now=now)
+    month_ = parse_query(since=first.isoformat(), until=after.isoformat(), tz=tz, now=now)
+    over = month_.until <= now
     asked: dict[str, Any] = {
         "since": first.isoformat(),
-        "until": after.isoformat() if whole.until <= now else now.isoformat(),
+        "until": after.isoformat() if over else now.isoformat(),
         "tz": tz,
         "filters": filters,
         "now": now,
@@ -99,16 +101,20 @@ async def monthly_report(
     keys = _TABLES if team is not None else (("team", "Teams"), *_TABLES)
     for key, title in keys:
         found = await costs_report(engine, settings, group_by=key, **asked)
-        tables.append({"title": title, "rows": _shares(found["rows"], key)})
+        shares = _shares(found["rows"], key)
+        tables.append({"title": title, "rows": shares, "by_work": key in CHARGE_KEYS})
     html = _template().render(
         month=month,
         team=team,
         tz=tz,
+        since=first.isoformat(),
+        until=after.isoformat() if over else f"{now.astimezone(ZoneInfo(tz)):%Y-%m-%d %H:%M}",
         made=now.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         totals=days["totals"],
         before=before["totals"],
         savings=days["savings"],
         bars=_bars(days["rows"], (after - first).days, month),
+        most=format(_most(days["rows"]), "f"),
         width=_WIDTH,
         height=_HEIGHT,
         tables=tables,
@@ -171,7 +177,7 @@ def month_before_of(month: str) -> str:
 def _bars(rows: list[dict[str, Any]], days: int, month: str) -> list[Bar]:
     """One per day, the highest as high as the drawing."""
     costs = {row["day"]: Decimal(row["full_cost_usd"]) for row in rows}
-    most = max(costs.values(), default=Decimal(0)) or Decimal(1)
+    most = _most(rows) or Decimal(1)
     step = _WIDTH / days
     made = []
     for number in range(days):
@@ -180,6 +186,11 @@ def _bars(rows: list[dict[str, Any]], days: int, month: str) -> list[Bar]:
         high = float(usd / most) * _HEIGHT
         made.append(Bar(number * step, _HEIGHT - high, step * 0.8, high, day, format(usd, "f")))
     return made
+
+
+def _most(rows: list[dict[str, Any]]) -> Decimal:
+    """What the dearest day cost."""
+    return max((Decimal(row["full_cost_usd"]) for row in rows), default=Decimal(0))
 
 
 def _shares(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
@@ -197,4 +208,6 @@ def _template() -> "Template":
     from jinja2 import Environment
 
     text = files("gateway.insights").joinpath("monthly.html.jinja").read_text(encoding="utf-8")
-    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
+    found = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    found.filters["signed"] = lambda usd: f"−${usd[1:]}" if usd.startswith("-") else f"${usd}"
+    return found.from_string(text)

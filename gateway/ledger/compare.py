@@ -33,8 +33,8 @@ async def compared_report(
     Rows that only the other period has stand at the end, with zeros.
 
     Args:
-        compare: previous, or SINCE..UNTIL. Before a period that is over comes the same length, before
-            whole months as many; without `until`, as much of the month, or of the days, before.
+        compare: previous, or SINCE..UNTIL. Before a period that is over comes the same length,
+            before whole months as many; without `until`, as much of the month, or of the days.
         asked: as costs_report takes it.
 
     Raises:
@@ -119,8 +119,8 @@ def _months_back(moment: datetime, months: int) -> datetime:
     last = monthrange(year, month + 1)[1]
     if moment.day <= last:
         return moment.replace(year=year, month=month + 1)
-    midnight = {"hour": 0, "minute": 0, "second": 0, "microsecond": 0}
-    return moment.replace(year=year, month=month + 1, day=last, **midnight) + timedelta(days=1)
+    day = datetime(year, month + 1, last, tzinfo=moment.tzinfo)
+    return day + timedelta(days=1)
 
 
 def _on_the_clock(begin: datetime, end: datetime) -> timedelta:

@@ -219,6 +219,7 @@ async def test_mail_carries_text_and_one_line_of_subject(mailbox: Mailbox) -> No
     assert mail["Bcc"] is None
     assert mail["To"] == "a@example.com, b@example.com"
     assert "Budget of team:<b>x</b> Bcc: all@example.com" in " ".join(mail["Subject"].split())
+    assert mail["Date"], "who sorts by it finds it"
     text = mail.get_body()
     assert text is not None
     assert "$8 of $10." in text.get_content()
