@@ -192,9 +192,6 @@ async def test_sums_of_exports_are_the_ledger_s_to_the_nano_dollar(
 BERLIN = "Europe/Berlin"
 
 
-BERLIN = "Europe/Berlin"
-
-
 async def _compared(engine: AsyncEngine, **asked: Any) -> Any:
     asked = {"now": datetime(2026, 11, 22, tzinfo=UTC), **asked}
     return await compared_report(engine, SETTINGS, **asked)
