@@ -179,6 +179,7 @@ async def _contents(url: str, anchor: tuple[int, str] | None, rebuild: bool) -> 
         async with snapshot(engine) as connection:
             problems = await ledger_check.rollup_problems(connection)
             problems += await ledger_check.row_problems(connection)
+            problems += await ledger_check.unchained_problems(connection)
             chain = await ledger_check.check_chain(connection, anchor=anchor)
     finally:
         await engine.dispose()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from sqlalchemy import insert, select, text
 
+from gateway.ledger import state
 from gateway.ledger.records import ChargeRecord, RequestRecord, Settlement
 from gateway.ledger.rows import to_us
 from gateway.ledger.tables import chain
@@ -77,6 +78,8 @@ async def extend(
         await connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
     head = (await connection.execute(_HEAD)).first()
     n, last = (head.n, head.sha256) if head is not None else (0, FIRST)
+    if not await state.read(connection, "chained_from"):
+        await state.write(connection, "chained_from", max(map(_ended_us, written)))
     rows = []
     for one in written:
         for row in _rows(one, new=one.request.request_id in requests):
@@ -84,6 +87,11 @@ async def extend(
             seq = row.seq if isinstance(row, ChargeRecord) else None
             rows.append({"n": n, "request_id": row.request_id, "seq": seq, "sha256": last})
     await connection.execute(insert(chain), rows)
+
+
+def _ended_us(one: Settlement) -> int:
+    request = one.request
+    return to_us(request.started_at + request.duration_ms / 1000) + 1
 
 
 def _rows(one: Settlement, *, new: bool) -> Iterator[Row]:

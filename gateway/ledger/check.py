@@ -222,6 +222,33 @@ async def check_chain(
     return ChainCheck(links=n, head=last if n else "", pruned=gone)
 
 
+async def unchained_problems(connection: "AsyncConnection") -> list[str]:
+    """Rows that no link hashes, since there are links: put in by hand, or by a process without
+    the chain."""
+    from_us = await state.read(connection, "chained_from")
+    if not from_us:
+        return []
+    r, c, mine, its = requests.c, charges.c, links.alias("mine"), links.alias("its")
+    alone = (
+        select(r.request_id)
+        .outerjoin(links, and_(links.c.request_id == r.request_id, links.c.seq.is_(None)))
+        .where(r.started_us >= from_us, links.c.n.is_(None))
+        .order_by(r.request_id)
+        .limit(_MOST_NAMED)
+    )
+    beside = (
+        select(c.request_id, c.seq)
+        .outerjoin(mine, and_(mine.c.request_id == c.request_id, mine.c.seq == c.seq))
+        .outerjoin(its, and_(its.c.request_id == c.request_id, its.c.seq.is_(None)))
+        .where(mine.c.n.is_(None), or_(c.at_us >= from_us, its.c.n.is_not(None)))
+        .order_by(c.request_id, c.seq)
+        .limit(_MOST_NAMED)
+    )
+    found = [(row.request_id, None) for row in await connection.execute(alone)]
+    found += [(row.request_id, row.seq) for row in await connection.execute(beside)]
+    return [f"audit chain: {chain.name(*row)} is in no link" for row in found]
+
+
 async def _rows_of(
     connection: "AsyncConnection", request_ids: Sequence[str]
 ) -> dict[tuple[str, int | None], chain.Row]:

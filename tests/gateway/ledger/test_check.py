@@ -10,7 +10,7 @@ from gateway.ledger import check
 from gateway.ledger.check import ChainCheck
 from gateway.ledger.repository import Repository
 from gateway.ledger.tables import chain, charges, requests
-from tests.gateway.ledger.samples import charge, settlement
+from tests.gateway.ledger.samples import NOW, charge, settlement
 
 
 async def _chained(engine: AsyncEngine, *batches: int) -> None:
@@ -81,6 +81,25 @@ async def test_cut_off_or_rewritten_chain_is_seen_by_an_anchor(engine: AsyncEngi
     assert cut.problem == "links 7 to 12 were cut off"
     other = await _check(engine, anchor=(3, "0" * 64))
     assert other.problem == "link 3 is not the one that was noted"
+
+
+async def test_row_that_no_link_hashes_is_named(engine: AsyncEngine) -> None:
+    """A charge put beside a chained request's, and a whole request; not what was there before the
+    chain began."""
+    await Repository(engine).write([settlement("old")])
+    await _chained(engine, 2)
+    async with engine.connect() as connection:
+        assert await check.unchained_problems(connection) == []
+    later = settlement("forged", started_at=NOW + 60, charges=(charge("forged", at=NOW + 60),))
+    beside = settlement("r1", charges=(charge("r1"), charge("r1", 7, at=NOW - 3_600)))
+    await Repository(engine).write([later, beside])
+    async with engine.connect() as connection:
+        assert (await check.check_chain(connection)).problem is None
+        assert await check.unchained_problems(connection) == [
+            "audit chain: request 'forged' is in no link",
+            "audit chain: charge 0 of request 'forged' is in no link",
+            "audit chain: charge 7 of request 'r1' is in no link",
+        ]
 
 
 async def test_chain_holds_when_tags_and_reasons_are_erased(engine: AsyncEngine) -> None:
