@@ -30,7 +30,7 @@ def format_problem(request: Mapping[str, Any], choice: Mapping[str, Any]) -> str
     text = message.get("content") if "message" in choice else choice.get("text")
     if not isinstance(text, str) or not text.strip():
         return "the answer is empty"
-    if request.get("tool_choice") == "required":
+    if request.get("tool_choice") not in (None, "none", "auto"):
         return "no tool was called"
     return _text_problem(request, text)
 
@@ -61,11 +61,15 @@ def _calls_problem(request: Mapping[str, Any], calls: Sequence[Mapping[str, Any]
         tool.get("function", {}).get("name"): tool.get("function", {}).get("parameters")
         for tool in request.get("tools") or ()
     }
+    choice = request.get("tool_choice")
+    wanted = choice.get("function", {}).get("name") if isinstance(choice, Mapping) else None
     for call in calls:
         function = call.get("function") or {}
         name = function.get("name")
         if name not in tools:
             return f"no such tool: {name!r}"
+        if wanted is not None and name != wanted:
+            return f"{name!r} was called, not {wanted!r}"
         try:
             arguments = msgspec.json.decode(function.get("arguments") or "{}")
         except msgspec.DecodeError as error:

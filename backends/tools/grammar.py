@@ -59,6 +59,7 @@ def _schema(function: Function) -> str:
     """Of a function's arguments. What cannot be enforced is passed over, unless it is strict."""
     own = function.parameters or _NO_PARAMETERS
     options = json_options(strict=function.strict is True)
+    options["whitespace_pattern"] = " "  # On one line, as models have learned to write them.
     return json.dumps({"type": "object", **own, "x-guidance": options})
 
 

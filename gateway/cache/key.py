@@ -45,7 +45,7 @@ _DEFAULTS: dict[str, Any] = {
     "logprobs": False,
     "tool_choice": None,
 }
-_ORDERED = frozenset(("response_format", "structured_outputs"))
+_ORDERED = frozenset(("response_format", "structured_outputs", "tools"))
 """Objects whose order counts: answers have their properties in the order of the schema."""
 _PREFIX = "headgate:1"
 _encode = msgspec.json.Encoder(order="sorted").encode
@@ -99,8 +99,13 @@ def exact_key(
 
 
 def semantic_text(request: WireRequest) -> str | None:
-    """The last user turn, if it is plain text that the encoder reads whole; else None."""
+    """The last user turn, if it is plain text that the encoder reads whole; else None.
+
+    With tools, too: calls name what the question named, and what they do depends on it.
+    """
     if not isinstance(request, ChatCompletionRequest) or not request.messages:
+        return None
+    if request.tools or request.functions:
         return None
     last = request.messages[-1]
     if last.role != "user" or not _is_plain(last):

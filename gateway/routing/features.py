@@ -104,6 +104,8 @@ def _read_chat(request: ChatCompletionRequest) -> Content:
         size = 2 * _json_bytes([request.tools, request.functions])  # templates indent the schema
         estimate, bound = estimate + size // 8, bound + size
     needs |= _chat_needs(request)
+    if "tool_choice" in needs:
+        needs.discard("tools")  # Of models, too, that do not know by themselves when to call.
     if not text and request.messages:
         text = request.messages[-1].text()
     return Content(
@@ -145,12 +147,10 @@ def _format(request: ChatCompletionRequest) -> str:
 def _chat_needs(request: ChatCompletionRequest) -> set[str]:
     """Capability fields whose value asks for something beyond plain text."""
     needs = set()
-    forced = request.tool_choice not in (None, "none", "auto")
-    if forced:
-        needs.add("tool_choice")  # Also of models that do not know by themselves when to call.
+    if request.tool_choice not in (None, "none", "auto"):
+        needs.add("tool_choice")
     if request.tools:
-        if not forced:
-            needs.add("tools")
+        needs.add("tools")
         if request.parallel_tool_calls is not None:
             needs.add("parallel_tool_calls")
     if _format(request) != "text":

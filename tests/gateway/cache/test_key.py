@@ -61,13 +61,15 @@ def test_exact_key_changes_with_what_affects_the_output(fields: dict[str, Any]) 
     assert exact(chat(**fields)) != exact(chat())
 
 
-def test_exact_key_changes_with_the_order_of_a_schema() -> None:
+@pytest.mark.parametrize("field", ["response_format", "tools"])
+def test_exact_key_changes_with_the_order_of_a_schema(field: str) -> None:
     """An answer has its properties in the schema's order, which may change what it says."""
 
     def key(*names: str) -> str:
         schema = {"type": "object", "properties": {name: {"type": "string"} for name in names}}
         form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
-        return exact(chat(response_format=form))
+        tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+        return exact(chat(**{field: form if field == "response_format" else tools}))
 
     assert key("why", "answer") == key("why", "answer")
     assert key("why", "answer") != key("answer", "why")
@@ -122,3 +124,10 @@ def test_semantic_log_holds_everything_but_the_last_turn() -> None:
 def test_semantic_text_declines_what_a_vector_cannot_stand_for(messages: list[Any]) -> None:
     """Long questions, images, empty text and conversations that end otherwise have no text."""
     assert keys.semantic_text(chat(messages=messages)) is None
+
+
+@pytest.mark.parametrize("field", ["tools", "functions"])
+def test_semantic_text_declines_questions_with_tools(field: str) -> None:
+    """A call in other words would be made with the first question's arguments."""
+    assert keys.semantic_text(chat()) is not None
+    assert keys.semantic_text(chat(**{field: [{"name": "f"}]})) is None

@@ -18,6 +18,7 @@ from backends.wire import (
 from gateway.routing.features import Content, read
 
 USER = {"role": "user", "content": "hello"}
+RESULT = {"role": "tool", "content": "1", "tool_call_id": "x"}
 
 
 def chat(**fields: Any) -> Content:
@@ -45,7 +46,9 @@ def chat(**fields: Any) -> Content:
         ({"modalities": ["text", "audio"]}, {"modalities"}, set()),
         ({"reasoning_effort": "low"}, {"reasoning_effort"}, set()),
         ({"logprobs": True}, set(), {"logprobs"}),
-        ({"messages": [USER, {"role": "tool", "content": "1", "tool_call_id": "x"}]}, {"tools"}, set()),
+        ({"messages": [USER, RESULT]}, {"tools"}, set()),
+        ({"messages": [USER, RESULT], "tools": [{}], "tool_choice": {"type": "function"}},
+         {"tool_choice"}, {"tools"}),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             {"image_url"},

@@ -45,14 +45,14 @@ SETTINGS = Settings(
 
 
 class Counting(EchoBackend):
-    """An echo that says how many tokens it counts."""
+    """An echo that says how many tokens it counts, and knows nothing of tools."""
 
     tokens: int | None = None
     fails = False
     counted = 0
 
     async def probe(self) -> BackendHealth:
-        return BackendHealth(ready=True, capacity=8)
+        return BackendHealth(ready=True, capacity=8, accepts=())
 
     async def count_tokens(self, body: Mapping[str, Any]) -> int | None:
         self.counted += 1

@@ -1,0 +1,140 @@
+"""What a model's chat template makes of tools, calls and results."""
+
+import json
+from typing import Any
+
+import pytest
+
+from backends.chat_messages import plain_message
+from backends.errors import InvalidRequestError
+from backends.tools.asked import read_tools
+from backends.tools.dialect import Dialect
+from backends.tools.formats import FORMATS, ToolCallParser, format_of
+from tests.backends.tools import families
+
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "add", "description": "Adds.", "strict": True, "parameters": {
+        "type": "object", "properties": {"<|end|>": {"type": "integer"}}}},
+}  # fmt: skip
+CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+TALK: list[dict[str, Any]] = [
+    {"role": "user", "content": "1 + 1?", "tool_calls": None},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "abcdefghi", "content": [{"type": "text", "text": "2"}]},
+]
+
+
+def prompt(template: str, parser: ToolCallParser = "auto", tools: Any = None) -> str:
+    """The text of the prompt that the talk becomes."""
+    tokenizer = families.tokenizer(template)
+    messages = [plain_message(place, message) for place, message in enumerate(TALK)]
+    told, tools = Dialect(tokenizer, parser).told(messages, tools)
+    ids = tokenizer.encode_chat(told, tools=tools)
+    return "".join(tokenizer.token_text(token) for token in ids)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_template_says_how_its_model_calls(name: str) -> None:
+    """By what it writes itself; ways that we cannot read are none."""
+    assert format_of(families.TEMPLATES[name]) is FORMATS[name]
+    assert format_of(families.PLAIN) is None
+    assert format_of(families.XML + "<tool_call>") is None
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_templates_write_calls_and_results_as_they_were(name: str) -> None:
+    """Arguments are an object again, and nulls that clients send back do not look like calls."""
+    text = prompt(families.TEMPLATES[name])
+    assert '{"a": 1}' in text
+    assert text.index("1 + 1?") < text.index('{"a": 1}') < text.rindex("2")
+    assert "\\" not in text, "arguments are not quoted twice"
+    assert "Adds." not in text
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_templates_are_told_of_tools_as_they_know_them(name: str) -> None:
+    """Without `strict`, which is ours, and no name in a schema becomes a special token."""
+    plain, told = (prompt(families.TEMPLATES[name], tools=t) for t in (None, [TOOL]))
+    assert "Adds." in told
+    assert "strict" not in told
+    assert "<|end|>" in told
+    assert json.dumps(TOOL["function"]["parameters"]["properties"]) in told
+    assert "Adds." not in plain
+
+
+def test_special_tokens_in_tools_stay_text() -> None:
+    """What a client calls a property ends no message."""
+    tokenizer = families.tokenizer(families.MISTRAL)
+    messages = [{"role": "user", "content": "hi"}]
+    with_tools = tokenizer.encode_chat(messages, tools=[TOOL])
+    assert with_tools.count(5) == tokenizer.encode_chat(messages).count(5)
+
+
+def test_models_without_a_place_for_tools_read_of_them_in_words() -> None:
+    """In the system's message; calls are the assistant's words, results the user's."""
+    text = prompt(families.PLAIN, tools=[TOOL])
+    assert text.startswith("<|bos|><|system|>You can call these functions:\n")
+    assert '"description": "Adds."' in text
+    assert '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call><|end|>' in text
+    assert "<|user|>Result of the call:\n2<|end|>" in text
+    assert '{"name": "add", "parameters": {"a": 1}}' in prompt(families.PLAIN, "llama3_json")
+
+
+@pytest.mark.parametrize(
+    ("template", "parser", "choice", "words"),
+    [
+        (families.PLAIN, "auto", "auto", "knows nothing of tools"),
+        (families.XML, "auto", "auto", "in no way known here"),
+        (None, "auto", "auto", "knows nothing of tools"),
+        (families.PLAIN, "auto", "required", None),
+        (families.XML, "auto", "required", None),
+        (families.PLAIN, "hermes", "auto", None),
+        (families.PLAIN, "auto", "none", None),
+        (families.HERMES, "auto", "auto", None),
+    ],
+)
+def test_models_that_do_not_know_when_to_call_can_be_made_to(
+    template: str | None, parser: ToolCallParser, choice: str, words: str | None
+) -> None:
+    """They are not left to choose, unless the operator says how they call."""
+    dialect = Dialect(families.tokenizer(template), parser)
+    asked = read_tools([TOOL], choice, None)
+    assert asked is not None
+    assert dialect.refuses == (
+        {"tools"} if parser == "auto" and template != families.HERMES else set()
+    )
+    if words is None:
+        dialect.turn(asked, None)
+        return
+    with pytest.raises(InvalidRequestError, match=words) as refusal:
+        dialect.turn(asked, None)
+    assert refusal.value.param == "tools"
+    assert "tool_call_parser: hermes, llama3_json, mistral" in refusal.value.message
+
+
+@pytest.mark.parametrize(("template", "told"), [(families.HERMES, True), (families.PLAIN, False)])
+def test_none_tells_a_model_of_tools_where_it_knows_them(template: str, told: bool) -> None:
+    """As in vLLM: the prompt stays that of a turn that may call; its answer is only text."""
+    asked = read_tools([TOOL], "none", None)
+    assert asked is not None
+    turn = Dialect(families.tokenizer(template)).turn(asked, None)
+    assert (turn.tools is not None) == told
+    assert turn.reads(1) is None
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"role": "assistant", "tool_calls": [{"id": "x"}]}, "messages[0].tool_calls[0]"),
+        (
+            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]},
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+    ],
+)
+def test_broken_calls_in_a_talk_are_refused(message: dict[str, Any], param: str) -> None:
+    """Templates would fail on them, or worse."""
+    with pytest.raises(InvalidRequestError) as refusal:
+        plain_message(0, message)
+    assert refusal.value.param == param

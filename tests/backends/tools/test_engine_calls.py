@@ -1,0 +1,300 @@
+"""Our engine's answers with tools, by a model that says what a test wants it to say."""
+
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+from backends.contract import GenerateRequest
+from backends.engine.async_engine import AsyncEngine
+from backends.engine.config import EngineConfig, SpeculationConfig
+from backends.engine.engine import Engine
+from backends.engine.runner import SampleResult, ScheduledSequence, SchedulerOutput
+from backends.engine_backend import EngineBackend
+from backends.engine_metrics import EngineMetrics
+from backends.errors import InvalidRequestError
+from backends.tokenizer import Tokenizer
+from tests.backends.tools import families
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 8}, "unit": {"enum": ["c", "f"]}},
+    "required": ["city", "unit"],
+    "additionalProperties": False,
+}
+TOOLS = [
+    {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}},
+    {"type": "function", "function": {"name": "time"}},
+]
+STRICT = [{"type": "function", "function": {**TOOLS[0]["function"], "strict": True}}]  # type: ignore[dict-item]
+ROME = '{"city": "Rome", "unit": "c"}'
+END = 5
+
+
+class ScriptedModel:
+    """Says its script, as far as the answer's form allows; else what ends soonest."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.script: list[int] = []
+        soonest = [token for text in '"}]{:,crx' for token in tokenizer.encode(text)]
+        self._order = [END, *soonest, *range(tokenizer.vocab_size)]
+
+    def says(self, text: str) -> None:
+        """What it would like to answer."""
+        self.script = [*self.tokenizer.encode(text), END]
+
+    def execute(self, output: SchedulerOutput) -> list[SampleResult]:
+        return [self._sample(part) if part.samples else SampleResult() for part in output.sequences]
+
+    def _sample(self, part: ScheduledSequence) -> SampleResult:
+        said, matcher = part.request.output_token_ids, part.request.matcher
+        wanted = self._order
+        if list(said) == self.script[: len(said)] and len(said) < len(self.script):
+            wanted = [self.script[len(said)], *wanted]
+        if matcher is None:
+            return SampleResult((wanted[0],))
+        row = np.full((1, matcher.words), -1, dtype=np.int32)
+        matcher.fill(said, [], row)
+        allowed = np.unpackbits(row.view(np.uint8), bitorder="little")
+        return SampleResult((next(token for token in wanted if allowed[token]),))
+
+
+class Rig:
+    """A backend of a scripted model with the chat template of a family."""
+
+    def __init__(self, template: str) -> None:
+        tokenizer = families.tokenizer(template)
+        config = EngineConfig(
+            num_blocks=256,
+            max_model_len=2048,
+            block_size=16,
+            max_num_seqs=4,
+            max_num_batched_tokens=2048,
+            speculation=SpeculationConfig(method="off"),
+        )
+        self.model = ScriptedModel(tokenizer)
+        engine = Engine(config, self.model, tokenizer)
+        self.runner = AsyncEngine(engine)
+        self.runner.start()
+        metrics = EngineMetrics(engine.stats, engine.step_costs)
+        self.backend = EngineBackend(
+            "m", self.runner, tokenizer, config, metrics, model_revision="r"
+        )
+
+    async def ask(self, says: str, **fields: Any) -> dict[str, Any]:
+        """The one choice of a whole answer, which a stream of the same must add up to."""
+        self.model.says(says)
+        whole = await self.backend.generate(self.request(fields))
+        chunks = [c.body async for c in self.backend.stream(self.request(fields))]
+        choice: dict[str, Any] = whole.body["choices"][0]
+        assert _joined(chunks) == _without_ids(choice), "streamed"
+        assert chunks[-1]["usage"]["completion_tokens"] == whole.body["usage"]["completion_tokens"]
+        return choice
+
+    def request(self, fields: dict[str, Any]) -> GenerateRequest:
+        """One for a chat with tools."""
+        messages = [{"role": "user", "content": "hello"}]
+        body = {"model": "m", "messages": messages, "tools": TOOLS, "max_tokens": 300, **fields}
+        return GenerateRequest(request_id="r", endpoint="chat/completions", body=body)
+
+
+def _without_ids(choice: dict[str, Any]) -> tuple[str, list[Any], str]:
+    message = choice["message"]
+    calls = [call["function"] for call in message.get("tool_calls", [])]
+    return message["content"] or "", calls, choice["finish_reason"]
+
+
+def _joined(chunks: list[dict[str, Any]]) -> tuple[str, list[Any], str]:
+    """The same out of a stream; a call's first delta alone has its id, type and name."""
+    content, calls, reason = "", list[dict[str, Any]](), ""
+    for chunk in chunks:
+        for choice in chunk["choices"]:
+            delta, reason = choice["delta"], choice["finish_reason"] or ""
+            content += delta.get("content") or ""
+            for call in delta.get("tool_calls", []):
+                if call["index"] == len(calls):
+                    assert call["type"] == "function"
+                    assert call["id"]
+                    calls.append({"name": call["function"]["name"], "arguments": ""})
+                else:
+                    assert call.keys() == {"index", "function"}
+                calls[call["index"]]["arguments"] += call["function"]["arguments"]
+    return content, calls, reason
+
+
+MakeRig = Callable[[str], Rig]
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[MakeRig]:
+    rigs: list[Rig] = []
+
+    def make(template: str) -> Rig:
+        rigs.append(Rig(template))
+        return rigs[-1]
+
+    yield make
+    for one in rigs:
+        await one.backend.aclose()
+
+
+WRITTEN = {
+    "hermes": f'<tool_call>\n{{"name": "weather", "arguments": {ROME}}}\n</tool_call>',
+    "mistral": f'[TOOL_CALLS][{{"name": "weather", "arguments": {ROME}}}]',
+    "llama3_json": f'<|python_tag|>{{"name": "weather", "parameters": {ROME}}}',
+}
+
+
+@pytest.mark.parametrize("family", WRITTEN)
+async def test_calls_of_every_family_are_read(rig: MakeRig, family: str) -> None:
+    """The message of a call has no content, ids as the family's template takes them, and its
+    finish_reason; special tokens that mark calls are seen."""
+    choice = await rig(families.TEMPLATES[family]).ask(WRITTEN[family])
+    (call,) = choice["message"]["tool_calls"]
+    assert choice["message"]["content"] is None
+    assert (call["type"], call["function"]) == ("function", {"name": "weather", "arguments": ROME})
+    assert len(call["id"]) == 9 if family == "mistral" else call["id"].startswith("call_")
+    assert choice["finish_reason"] == "tool_calls"
+
+
+async def test_model_left_to_choose_may_answer(rig: MakeRig) -> None:
+    """Its text is content, what comes before calls too, and so is a call that is malformed."""
+    hermes = rig(families.HERMES)
+    plain = await hermes.ask("Hello <you>!")
+    assert plain["message"] == {"role": "assistant", "content": "Hello <you>!", "refusal": None}
+    assert plain["finish_reason"] == "stop"
+    both = await hermes.ask("One moment. " + WRITTEN["hermes"] + "\n" + WRITTEN["hermes"])
+    assert both["message"]["content"] == "One moment. "
+    assert len(both["message"]["tool_calls"]) == 2
+    broken = await hermes.ask("<tool_call>\n{weather}")
+    assert broken["message"]["content"] == "<tool_call>\n{weather}"
+    assert broken["finish_reason"] == "stop"
+
+
+async def test_none_is_text_whatever_the_model_writes(rig: MakeRig) -> None:
+    """And a special token that marks calls is no text."""
+    hermes, mistral = rig(families.HERMES), rig(families.MISTRAL)
+    choice = await hermes.ask(WRITTEN["hermes"], tool_choice="none")
+    assert choice["message"]["content"] == WRITTEN["hermes"]
+    choice = await mistral.ask(WRITTEN["mistral"], tool_choice="none")
+    assert choice["message"]["content"] == WRITTEN["mistral"].removeprefix("[TOOL_CALLS]")
+
+
+@pytest.mark.parametrize("template", [*families.TEMPLATES.values(), families.PLAIN])
+async def test_call_results_where_it_must(rig: MakeRig, template: str) -> None:
+    """Whatever the model would say, whether or not its template knows tools."""
+    made = rig(template)
+    named = {"type": "function", "function": {"name": "weather"}}
+    for choice, tools in ((named, TOOLS), ("required", STRICT)):
+        answer = await made.ask("I would rather not.", tool_choice=choice, tools=tools)
+        assert answer["finish_reason"] == "tool_calls"
+        for call in answer["message"]["tool_calls"]:
+            assert call["function"]["name"] == "weather"
+            jsonschema.validate(json.loads(call["function"]["arguments"]), SCHEMA)
+
+
+@pytest.mark.parametrize("family", WRITTEN)
+async def test_strict_arguments_keep_to_their_schema(rig: MakeRig, family: str) -> None:
+    """The text before is free; behind the marker there is nothing but a valid call."""
+    made = rig(families.TEMPLATES[family])
+    wrong = WRITTEN[family].replace('"Rome"', "12").replace('"c"', '"kelvin"')
+    loose = await made.ask(wrong)
+    arguments = json.loads(loose["message"]["tool_calls"][0]["function"]["arguments"])
+    assert arguments == {"city": 12, "unit": "kelvin"}
+    strict = await made.ask(wrong, tools=STRICT)
+    arguments = json.loads(strict["message"]["tool_calls"][0]["function"]["arguments"])
+    jsonschema.validate(arguments, SCHEMA)
+    assert (await made.ask("Hello.", tools=STRICT))["message"]["content"] == "Hello."
+
+
+async def test_only_one_call_where_one_is_wanted(rig: MakeRig) -> None:
+    """By the reader where the model is free, by the form where it is not."""
+    hermes = rig(families.HERMES)
+    for fields in ({}, {"tool_choice": "required"}, {"tools": STRICT}):
+        two = await hermes.ask(
+            WRITTEN["hermes"] + "\n" + WRITTEN["hermes"], parallel_tool_calls=False, **fields
+        )
+        assert len(two["message"]["tool_calls"]) == 1
+
+
+async def test_cut_call_keeps_its_arguments(rig: MakeRig) -> None:
+    """finish_reason is `length`, and the arguments end where they were cut."""
+    made = rig(families.HERMES)
+    size = len(made.model.tokenizer.encode('<tool_call>\n{"name": "weather", "arguments": {"city'))
+    choice = await made.ask(WRITTEN["hermes"], max_tokens=size)
+    assert choice["finish_reason"] == "length"
+    assert choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"city'
+
+
+async def test_every_choice_has_calls_of_its_own(rig: MakeRig) -> None:
+    """Of n answers each is read by itself."""
+    made = rig(families.HERMES)
+    made.model.says(WRITTEN["hermes"])
+    whole = await made.backend.generate(made.request({"n": 2}))
+    calls = [choice["message"]["tool_calls"][0] for choice in whole.body["choices"]]
+    assert len({call["id"] for call in calls}) == 2
+    chunks = [chunk.body async for chunk in made.backend.stream(made.request({"n": 2}))]
+    heads = [
+        (choice["index"], call["index"])
+        for chunk in chunks
+        for choice in chunk["choices"]
+        for call in choice["delta"].get("tool_calls", [])
+        if "id" in call
+    ]
+    assert sorted(heads) == [(0, 0), (1, 0)]
+
+
+async def test_results_go_back_to_the_model(rig: MakeRig) -> None:
+    """The next turn holds the call and its result, with `tools` or without."""
+    made = rig(families.HERMES)
+    call = (await made.ask(WRITTEN["hermes"]))["message"]
+    talk = [
+        {"role": "user", "content": "hello"},
+        call,
+        {"role": "tool", "tool_call_id": call["tool_calls"][0]["id"], "content": "sunny"},
+    ]
+    for tools in (TOOLS, None):
+        answer = await made.ask("It is sunny.", messages=talk, tools=tools)
+        assert answer["message"]["content"] == "It is sunny."
+
+
+@pytest.mark.parametrize(
+    ("template", "fields", "param"),
+    [
+        (families.PLAIN, {}, "tools"),
+        (families.HERMES, {"tool_choice": "all"}, "tool_choice"),
+        (families.HERMES, {"tools": [], "tool_choice": "required"}, "tool_choice"),
+        (families.HERMES, {"functions": [{"name": "f"}]}, "functions"),
+        (families.HERMES, {"tool_choice": "required", "ignore_eos": True}, "ignore_eos"),
+        (families.HERMES, {"tool_choice": "required", "tools": [
+            {"type": "function", "function": {"name": "f", "parameters": {"properties": 3}}}]},
+         "tools"),
+    ],
+)  # fmt: skip
+async def test_what_cannot_be_kept_is_refused(
+    rig: MakeRig, template: str, fields: dict[str, Any], param: str
+) -> None:
+    """With the field's name, before anything is generated."""
+    made = rig(template)
+    with pytest.raises(InvalidRequestError) as refusal:
+        await made.backend.generate(made.request(fields))
+    assert refusal.value.param == param
+
+
+async def test_stream_that_is_left_ends_the_request(rig: MakeRig) -> None:
+    """In the middle of a call, as anywhere."""
+    made = rig(families.HERMES)
+    made.model.says(WRITTEN["hermes"])
+    stream = made.backend.stream(made.request({"tools": STRICT}))
+    async for chunk in stream:
+        if chunk.body["choices"][0]["delta"].get("tool_calls"):
+            break
+    await stream.aclose()
+    usage = await made.backend.usage_of("r")
+    assert usage is not None
+    assert usage.completion_tokens > 0
+    assert (await made.backend.probe()).running == 0
