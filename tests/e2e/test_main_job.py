@@ -7,9 +7,10 @@ import time
 from decimal import Decimal
 from typing import Any, Literal
 
+import httpx
 import openai
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from tests.e2e.serving import Headgate, wait_for
 
@@ -350,6 +351,53 @@ def test_metrics_are_prometheus(headgate: Headgate) -> None:
         "headgate_tokens",
         "headgate_cost_usd",
     } <= names
+
+
+class Weather(BaseModel):
+    """What the weather is in a city."""
+
+    city: str = Field(max_length=20)
+    unit: Literal["celsius", "fahrenheit"]
+
+
+def test_model_is_made_to_call_a_function(headgate: Headgate) -> None:
+    """Whole, streamed, out of the cache and as a response; models that do not know when to call
+    are not left to choose, and the route says so."""
+    tool = openai.pydantic_function_tool(Weather)
+    ask: dict[str, Any] = {
+        "model": "auto",
+        "messages": [{"role": "user", "content": "How warm is it in Berlin, in celsius?"}],
+        "tools": [tool],
+        "tool_choice": {"type": "function", "function": {"name": "Weather"}},
+        "max_tokens": 120,
+        "temperature": 0,
+    }
+    sdk = headgate.sdk()
+    whole = sdk.chat.completions.parse(**ask)
+    assert whole.choices[0].finish_reason == "tool_calls"
+    assert whole.choices[0].message.content is None
+    (call,) = whole.choices[0].message.tool_calls or []
+    assert isinstance(call.function.parsed_arguments, Weather)
+    with sdk.chat.completions.stream(**ask, extra_headers={"x-headgate-cache": "off"}) as stream:
+        told = stream.get_final_completion().choices[0]
+    assert told.finish_reason == "tool_calls"
+    assert told.message.tool_calls
+    Weather.model_validate_json(told.message.tool_calls[0].function.arguments)
+    wait_for(lambda: _cache_of(headgate, ask) == "exact", what="an exact hit")
+    response = sdk.responses.create(
+        model="auto",
+        input="How warm is it in Berlin, in celsius?",
+        tools=[{"type": "function", **tool["function"]}],  # type: ignore[typeddict-item]
+        tool_choice="required",
+        max_output_tokens=200,
+    )
+    assert response.output[0].type == "function_call"
+    with pytest.raises(openai.BadRequestError) as refusal:
+        sdk.chat.completions.create(**{**ask, "tool_choice": "auto"})
+    assert refusal.value.param == "tools"
+    story = httpx.post(f"{headgate.url}/route/explain", json=ask, timeout=30).json()
+    assert (story["rule"], story["winner"]) == ("tool-calls", "base")
+    assert story["facts"]["needs"] == ["tool_choice"]
 
 
 def _cache_of(headgate: Headgate, ask: dict[str, object], cache: str | None = None) -> str:
