@@ -24,15 +24,24 @@ _SIGNS: Mapping[str, Callable[[float, float], float]] = {
     "x": operator.mul,
     "times": operator.mul,
 }
-_SUM = re.compile(r"(?<![\d.])(\d{1,9}) ?([-+*/×x]|plus|minus|times) ?(\d{1,9})(?!\.?\d)", re.I)
+_SIGN = r"(?:[-+*/×x]|plus|minus|times)"
+_SUM = re.compile(
+    rf"(?<![\d.])(?<![-+*/×] )(?<![-+*/×(])(\d{{1,9}}) ?({_SIGN}) ?(\d{{1,9}})"
+    rf"(?!\.?\d| ?[)]| ?{_SIGN} ?\d)",
+    re.IGNORECASE,
+)
+"""Of two numbers only: no part of a longer term."""
 _EQUATION = re.compile(r"(\d{1,9}) ?([-+*/×x]) ?(\d{1,9}) ?= ?(\d{1,9})(?!\.?\d)")
-_TERM = re.compile(r"(?<![\w.])[(\d][\d ()+*/×-]{3,60}[\d)](?![\w.])")
+_TERM = re.compile(r"(?<![\w.])(?<![-+*/×] )[(\d][\d ()+*/×-]{3,60}[\d)](?!\w|\.\d)")
+_HAS_SIGN = re.compile(r"[-+*/×]")
 _DATE = re.compile(r"\d+([-/])\d+(\1\d+)*")
 """Or a telephone's number, or from one number to another."""
 _SPELLED = (
     (re.compile(r"\b(add|adds|sum|total|together|plus)\b"), operator.add),
     (re.compile(r"\b(multipl\w+|product|times)\b"), operator.mul),
-    (re.compile(r"\b(divid\w+|quotient|over|split)\b"), _SIGNS["/"]),
+    (re.compile(r"\b(divid\w+|quotient|over)\b"), _SIGNS["/"]),
+    (re.compile(r"\bsplit\b"), lambda a, b: max(a, b) / min(a, b) if a and b else math.nan),
+    (re.compile(r"\b(go|goes|fit|fits) into\b"), lambda a, b: b / a if a else math.nan),
 )
 _LESS = re.compile(r"\b(subtract\w*|take|minus|less|difference|deduct|remove)\b")
 _MOST = re.compile(r"\b(largest|biggest|greatest|highest|maximum|larger|bigger|greater|higher)\b")
@@ -42,7 +51,7 @@ _THAN = re.compile(
 )
 _FEWER = ("less", "smaller", "lower")
 _EVENLY = re.compile(r"\b(divisible|evenly|multiple|whole number)\b")
-_DIVIDES = re.compile(r"\b(\d{1,9}) divides (\d{1,9})\b")
+_DIVIDES = re.compile(r"\b(\d{1,9}) (?:divides|go into|a factor of) (\d{1,9})\b")
 _LISTED = re.compile(r"\b(items?|words?|things?|listed|names?|entries)\b")
 _BACK = re.compile(r"\b(revers\w*|backwards?|last to first)\b")
 _PLACE = re.compile(
@@ -53,12 +62,14 @@ _ENDS = ("last", "final", "end", "ends")
 _LETTER_AT = re.compile(
     r"\b(?:which|what|by|first|second|third|fourth|fifth|sixth|seventh|last|final|ending) letter\b"
 )
-_LETTERS = re.compile(r"\bletters?\b")
-_COUNT = re.compile(r"\b(how many|how often|how long|number|length|count|times)\b")
+_LETTERS = re.compile(r"\b(letters?|characters?)\b")
+_COUNT = re.compile(r"\b(how many|how often|how long|number of|length|count|times)\b")
 _LONG = re.compile(r"\b(how long is|length of) the word\b")
 _VOWELS = re.compile(r"\bvowels?\b")
-_CAPITALS = re.compile(r"\b(upper ?case|capitals|capital letters)\b")
-_SMALL = re.compile(r"\b(lower ?case|small letters|without capitals?)\b")
+_CAPITALS = re.compile(
+    r"\b(upper ?case|capitals|capital letters|all caps|capitalize every letter)\b"
+)
+_SMALL = re.compile(r"\b(lower ?case|small letters|(?:without|remove the) capitals?)\b")
 _ABOUT = re.compile(r"\b(?:word|in|of|does|at|is) ([a-z]{3,})\b")
 """The word whose letters are asked for, where none is quoted."""
 _NOT_ABOUT = ("the", "this", "that", "word", "letter", "letters", "vowels", "each", "are")
@@ -90,13 +101,14 @@ def sums_of(
     question = question[-_MOST_CHARS:]
     low, told = question.lower(), answer.lower().strip(" .!\n")
     last = float(said[-1]) if said else None
+    signed = -last if last is not None and told.startswith("-") and len(said) == 1 else last
     equations = _EQUATION.findall(answer)
     wrong = sum(_reckoned(one, sign, other) != float(is_) for one, sign, other, is_ in equations)
     return (
-        _of_one_sum(question, last),
+        _of_one_sum(question, signed),
         float(len(equations)),
         float(wrong),
-        _of_term(question, last),
+        _of_term(question, signed),
         *_of_two(low, asked, last),
         *_of_yes(low, asked, told),
         _compared(low, asked, said),
@@ -122,7 +134,7 @@ def _of_one_sum(question: str, last: float | None) -> float:
 
 def _of_term(question: str, last: float | None) -> float:
     """Of several signs, by their precedence."""
-    found = _TERM.search(question)
+    found = next((one for one in _TERM.finditer(question) if _HAS_SIGN.search(one[0])), None)
     if found is None or last is None or _DATE.fullmatch(found[0]):
         return 0.0
     try:
