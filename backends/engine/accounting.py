@@ -1,6 +1,7 @@
 """Where the engine's time went: each step's time shared among its sequences, idle measured."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 
 from msgspec import Struct
 
@@ -108,13 +109,18 @@ class StepBill:
     """
 
     def __init__(
-        self, running: Sequence[Request], scheduled: Sequence[ScheduledSequence], costs: StepCosts
+        self,
+        running: Sequence[Request],
+        scheduled: Sequence[ScheduledSequence],
+        costs: StepCosts,
+        steps: int = 1,
     ) -> None:
+        """`steps`: so many were taken in a row, each with a token of every sequence."""
         self._holders = [(request.spent, len(request.block_ids)) for request in running]
         self._costs = costs
         self._owners: list[tuple[Spent, str]] = []
         self._weights: list[int] = []
-        self.work = StepWork()
+        self.work = StepWork(steps=steps)
         self.prompt_tokens = 0
         self.recomputed_tokens = 0
         self.draft_tokens = 0
@@ -133,20 +139,26 @@ class StepBill:
 
     def _enter_all(self, scheduled: Sequence[ScheduledSequence]) -> None:
         """Count the known tokens of every sequence; nearly all are one token of an answer."""
-        costs = self._costs
-        token_weight = costs.fixed_weight + costs.decode_weight + 1
+        costs, steps = self._costs, self.work.steps
+        token_weight = steps * (costs.fixed_weight + costs.decode_weight) + 1
         attend_weight = costs.decode_attend_weight
+        later = steps * (steps + 1) // 2
         decoded = attended = 0
         for part in scheduled:
             request, start = part.request, part.start
             is_answer = start >= request.num_prompt_tokens and start >= request.max_computed_tokens
             if is_answer and part.num_tokens == part.num_drafts + 1:
-                decoded += 1
-                attended += start + 1
+                decoded += steps
+                seen = steps * start + later
+                attended += seen
                 self._owners.append((request.spent, "decode_ns"))
-                self._weights.append(token_weight + (start + 1) * attend_weight)
+                self._weights.append(token_weight + seen * attend_weight)
             else:
                 self._enter(part)
+                if steps > 1:
+                    end, more = start + part.num_tokens, steps - 1
+                    fixed = more * costs.fixed_weight
+                    self._add(request.spent, "decode_ns", end, end + more, fixed)
         self.work.decode_tokens += decoded
         self.work.decode_attended += attended
 
@@ -232,22 +244,28 @@ def abandon(choices: Sequence[Request], delivered_tokens: int) -> None:
 
 def usage_of(choices: Sequence[Request]) -> Usage:
     """The usage of a whole request: its prompt once, everything else over all choices."""
-    spent = [choice.spent for choice in choices]
-    kv_byte_ns = sum(s.kv_byte_ns for s in spent)
+    first = choices[0]
+    spent = first.spent if len(choices) == 1 else _sum(choices)
     return Usage(
-        prompt_tokens=choices[0].num_prompt_tokens,
-        completion_tokens=sum(len(choice.output_token_ids) for choice in choices),
-        cached_tokens=choices[0].cached_tokens,
-        accepted_prediction_tokens=sum(s.prediction_accepted for s in spent),
-        rejected_prediction_tokens=sum(s.prediction_rejected for s in spent),
+        prompt_tokens=first.num_prompt_tokens,
+        completion_tokens=sum([len(choice.output_token_ids) for choice in choices]),
+        cached_tokens=first.cached_tokens,
+        accepted_prediction_tokens=spent.prediction_accepted,
+        rejected_prediction_tokens=spent.prediction_rejected,
         headgate=EngineUsage(
-            prefill_ns=sum(s.prefill_ns for s in spent),
-            decode_ns=sum(s.decode_ns for s in spent),
-            speculation_ns=sum(s.speculation_ns for s in spent),
-            recompute_ns=sum(s.recompute_ns for s in spent),
-            abandoned_ns=sum(s.abandoned_ns for s in spent),
-            kv_byte_seconds=(kv_byte_ns + _NS_PER_S // 2) // _NS_PER_S,
-            draft_tokens=sum(s.draft_tokens for s in spent),
-            draft_accepted=sum(s.draft_accepted for s in spent),
+            prefill_ns=spent.prefill_ns,
+            decode_ns=spent.decode_ns,
+            speculation_ns=spent.speculation_ns,
+            recompute_ns=spent.recompute_ns,
+            abandoned_ns=spent.abandoned_ns,
+            kv_byte_seconds=(spent.kv_byte_ns + _NS_PER_S // 2) // _NS_PER_S,
+            draft_tokens=spent.draft_tokens,
+            draft_accepted=spent.draft_accepted,
         ),
     )
+
+
+def _sum(choices: Sequence[Request]) -> Spent:
+    names = [field.name for field in fields(Spent)]
+    sums = {name: sum(getattr(choice.spent, name) for choice in choices) for name in names}
+    return Spent(**sums)

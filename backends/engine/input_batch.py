@@ -79,7 +79,7 @@ class _Decodes:
             positions=torch.from_numpy(self._positions),
             slot_mapping=torch.from_numpy(self._slots),
             block_tables=torch.from_numpy(self._tables),
-            query_start_lens=torch.arange(count + 1, dtype=torch.int32),
+            query_start_lens=torch.from_numpy(np.arange(count + 1, dtype=np.int32)),
             context_lens=torch.from_numpy(self._ends),
             max_query_len=1,
             max_context_len=0,

@@ -134,7 +134,7 @@ class Request:
         Sets `finish_reason` and `stop_reason` when a stop token or `max_tokens` ends it.
         """
         outputs = self.output_token_ids
-        if not self.stop_ids and len(outputs) + len(tokens) < self.max_tokens:
+        if self.stop_ids.isdisjoint(tokens) and len(outputs) + len(tokens) < self.max_tokens:
             outputs.extend(tokens)
             self.token_ids.extend(tokens)
             return tokens

@@ -43,7 +43,9 @@ _UNIT: Final = 64
 
 
 class StepWork(Struct):
-    """What was computed in a step."""
+    """What was computed in a step, or in several in a row."""
+
+    steps: int = 1
 
     prefill_tokens: int = 0
     decode_tokens: int = 0
@@ -76,9 +78,10 @@ class StepCosts:
         return StepCoefficients(**dict(zip(names, self._fit.coefficients(), strict=True)))
 
     def observe(self, work: StepWork, took_ns: int) -> None:
-        """A step that computed `work` took so long."""
+        """Computing `work` took so long."""
         prefill = (work.prefill_tokens, work.prefill_attended)
-        self._fit.observe((1, *prefill, work.decode_tokens, work.decode_attended), took_ns)
+        terms = (work.steps, *prefill, work.decode_tokens, work.decode_attended)
+        self._fit.observe(terms, took_ns)
         if self._fit.changes != self._weighed:
             self._weigh()
 
