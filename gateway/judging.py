@@ -117,11 +117,11 @@ class Judging:
         if not body.get("temperature", 1.0):
             body["temperature"] = SAMPLE_TEMPERATURE
         found = await self._ask(x, backend, replace(request, body=body))
-        others = [text_of(choice) for choice in found.body.get("choices", ())]
+        others = [told_of(choice) for choice in found.body.get("choices", ())]
         if not others:
             raise BackendResponseError(f"backend {backend!r} gave no further answers")
         return [
-            sum(agreement(text_of(choice), other) for other in others) / len(others)
+            sum(agreement(told_of(choice), other) for other in others) / len(others)
             for choice in choices
         ]
 
@@ -135,7 +135,7 @@ class Judging:
             raise ClosedError(f"there is no backend {name!r}", backend=name)
         found = []
         for choice in choices:
-            text = _QUESTION.format(question=question_of(x), answer=text_of(choice))
+            text = _QUESTION.format(question=question_of(x), answer=told_of(choice))
             body = {
                 "model": settings.model if settings.kind == "openai" else name,
                 "messages": [{"role": "user", "content": text}],
@@ -203,7 +203,12 @@ class Judging:
 
 
 def _read(choice: Mapping[str, Any], question: str) -> Signals | None:
-    """What a choice's tokens say, and its words, too, where the question is given."""
+    """What a choice's tokens say, and its words, too, where the question is given.
+
+    Nothing of a call's: what its form prescribes tells nothing of what the model thinks.
+    """
+    if _calls(choice):
+        return None
     signals = signals_of(choice)
     if signals is None or not question:
         return signals
@@ -215,6 +220,17 @@ def text_of(choice: Mapping[str, Any]) -> str:
     message = choice.get("message")
     text = message.get("content") if isinstance(message, Mapping) else choice.get("text")
     return text if isinstance(text, str) else ""
+
+
+def told_of(choice: Mapping[str, Any]) -> str:
+    """What a choice says and whom it calls."""
+    functions = [call.get("function") or {} for call in _calls(choice)]
+    calls = [f"{function.get('name')}({function.get('arguments')})" for function in functions]
+    return "\n".join(filter(None, [text_of(choice), *calls]))
+
+
+def _calls(choice: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return (choice.get("message") or {}).get("tool_calls") or ()
 
 
 def question_of(x: Exchange) -> str:

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
+from backends.contract import Completion, GenerateRequest
 from backends.echo import EchoBackend
 from gateway.answer_format import format_problem
 from gateway.cascade_costs import climbing
 from gateway.drafts import BREAK_EVEN, TRY_AGAIN_EVERY, Drafts
 from gateway.hidden import hide_logprobs
-from gateway.judging import agreement, yes_of
+from gateway.judging import agreement, told_of, yes_of
 from gateway.routing.classifier import SHIPPED_HEAD, Head
 from gateway.routing.judges import Calibration, Judges, Signals, signals_of
 from policies.model import Accept, Decision
@@ -222,6 +223,41 @@ async def test_consistency_asks_again_and_is_paid(tmp_path: Path) -> None:
         assert (again["n"], again["temperature"]) == (2, 0.7)
         kinds = [charge.kind for charge in (await served.settled(answer)).charges]
         assert kinds == ["answer", "judge"]
+
+
+class Calling(EchoBackend):
+    """An echo that calls a function, as sure of it as of its words."""
+
+    async def generate(self, request: GenerateRequest) -> Completion:
+        answer = await super().generate(request)
+        function = {"name": "add", "arguments": '{"n": 1}'}
+        message = answer.body["choices"][0]["message"]
+        message |= {"content": None, "tool_calls": [{"id": "c", "function": function}]}
+        return answer
+
+
+@pytest.mark.parametrize(("judge", "rungs"), [("logprob", "low=?"), ("format", "low=1.000")])
+async def test_calls_are_judged_by_their_form_alone(tmp_path: Path, judge: str, rungs: str) -> None:
+    """Tokens that a form prescribes tell nothing, however likely they were."""
+    chosen = ladder(tmp_path, f"judge = '{judge}', min = 0.5")
+    for backend in chosen.backends:
+        backend.accepts.append("tool_choice")
+    backends = {**echoes(), "low": Calling("low", logprob=SURE)}
+    async with gateway(chosen, backends) as served:
+        answer = await served.chat(tools=[TOOL], tool_choice="required")
+        assert answer.headers["x-headgate-rungs"].split(", ")[0] == rungs
+
+
+def test_calls_agree_where_they_ask_for_the_same() -> None:
+    """Two answers without words are not alike for that."""
+
+    def call(**arguments: int) -> dict[str, Any]:
+        function = {"name": "add", "arguments": str(arguments)}
+        return {"message": {"content": None, "tool_calls": [{"function": function}]}}
+
+    assert agreement(told_of(call(a=1)), told_of(call(a=1))) == 1.0
+    assert agreement(told_of(call(a=1)), told_of(call(b=27))) < 1.0
+    assert told_of({"message": {"content": "words"}}) == told_of({"text": "words"}) == "words"
 
 
 async def test_broken_form_is_never_accepted(tmp_path: Path) -> None:
