@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from urllib.parse import urlencode
@@ -103,9 +104,21 @@ class _Names:
             chosen = {**self._fixed, key: row[key], **self._when, **self._compare}
             found[key] = "/costs?" + urlencode({"group_by": further, **chosen})
         fits = {**self._fixed, **own}
-        if set(fits) <= set(FILTERS):
-            found["requests"] = "/requests?" + urlencode({**fits, **self._when})
+        named = all(row[key] for key in self._groups)  # of what has no name there is no list
+        if named and set(fits) <= set(FILTERS):
+            found["requests"] = "/requests?" + urlencode({**fits, **self._within(row)})
         return found
+
+    def _within(self, row: Mapping[str, Any]) -> Mapping[str, str]:
+        """The period that a row is about."""
+        if "hour" in row:
+            hour = datetime.fromisoformat(row["hour"])
+            end = (hour.astimezone(UTC) + timedelta(hours=1)).astimezone(hour.tzinfo)
+            return {"since": row["hour"], "until": end.isoformat()}
+        if "day" in row:
+            until = date.fromisoformat(row["day"]) + timedelta(days=1)
+            return {"since": row["day"], "until": until.isoformat()}
+        return self._when
 
     def without(self, key: str) -> str:
         """The same report without one filter."""

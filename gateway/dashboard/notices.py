@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from gateway.alerts.model import Alert
+from gateway.alerts.model import Alert, moment
 from gateway.dashboard.render import share
 from gateway.dashboard.visitor import Visit
 
@@ -20,6 +20,9 @@ class Notice(Struct, frozen=True, kw_only=True):
     text: str
     href: str = ""
     """Where something can be done about it."""
+    since: str = ""
+    until: str = ""
+    """RFC 3339, where they are known."""
 
 
 def notices(
@@ -35,8 +38,9 @@ def notices(
     found += [
         Notice(
             level="info",
-            text=f"Override {one['slot']} = {one['value']}, until {one['until']}.",
+            text=f"Override {one['slot']} = {one['value']}",
             href="/routing#overrides",
+            until=one["until"],
         )
         for one in health["overrides"]
     ]
@@ -50,7 +54,12 @@ def _of_alerts(visit: Visit, firing: Sequence[Alert]) -> list[Notice]:
     sees_budgets = visit.caller.can("budgets:read", team=visit.caller.team)
     href = "/alerts" if visit.caller.can("operations:read") else ""
     return [
-        Notice(level=_LEVELS.get(alert.severity, "info"), text=f"{alert.title}.", href=href)
+        Notice(
+            level=_LEVELS.get(alert.severity, "info"),
+            text=alert.title,
+            href=href,
+            since=moment(alert.opened_at),
+        )
         for alert in firing
         if alert.kind != "budget" and (sees_budgets or alert.kind not in _OF_BUDGETS)
     ]
@@ -64,6 +73,6 @@ def _of_budget(budget: dict[str, Any]) -> Notice | None:
     words = f"{budget['scope']} has used {share(budget['used'])} of ${budget['limit_usd']}"
     return Notice(
         level="bad" if budget["used"] >= 1 and not budget["soft"] else "warn",
-        text=f"{words} per {budget['window']}.",
+        text=f"{words} per {budget['window']}",
         href="/budgets",
     )

@@ -52,7 +52,7 @@ def html(template: str, values: Mapping[str, Any], status: int = 200) -> Respons
 def csv_file(chart: Chart) -> Response[str]:
     """A chart's numbers, to save."""
     headers = {**HEADERS, "content-disposition": f'attachment; filename="{chart.name}.csv"'}
-    return Response(csv_of(chart), headers=headers, media_type="text/csv; charset=utf-8")
+    return Response(csv_of(chart), headers=headers, media_type="text/csv")
 
 
 def static_file(name: str) -> bytes | None:

@@ -17,6 +17,7 @@ from gateway.ledger.database import open_engine
 from gateway.ledger.key_store import NewKey, create_key
 from gateway.ledger.money import short_usd
 from gateway.ledger.records import Settlement
+from gateway.ledger.report_query import GROUP_KEYS, TIME_KEYS
 from gateway.ledger.repository import Repository
 from gateway.ledger.tables import audit_log
 from gateway.settings import Settings
@@ -78,6 +79,24 @@ async def test_pages_show_what_was_asked_and_what_it_cost(tmp_path: Path) -> Non
         assert "anonymous · small" in costs
         for path in PATHS:
             assert "<main" in (await page(served, path)).text
+
+
+async def test_costs_by_every_key_have_their_page(tmp_path: Path) -> None:
+    """Also by keys that no list of requests can be filtered by: those rows have no such link."""
+    async with gateway(priced(tmp_path)) as served:
+        await served.settled(
+            await served.chat("what is up?", user="u", headers={"x-headgate-tags": "a=b"})
+        )
+        listed = {"team", "key", "user", "model", "backend", "rule", "task"}
+        for key in (*GROUP_KEYS, "tag:a"):
+            beside = "" if key in TIME_KEYS else "&compare=previous"
+            shown = (await page(served, f"/costs?group_by={key}{beside}")).text
+            assert "<tfoot>" in shown, key
+            assert (">requests</a>" in shown) == (key in listed | set(TIME_KEYS)), key
+        day = (await page(served, "/costs?group_by=day")).text
+        behind = re.search(r'"(/requests\?since=\d{4}-\d\d-\d\d&amp;until=\d{4}-\d\d-\d\d)"', day)
+        assert behind, "the requests of that day"
+        assert "/request/" in (await page(served, behind[1].replace("&amp;", "&"))).text
 
 
 async def test_routing_counts_requests_under_who_answered_them(tmp_path: Path) -> None:
