@@ -5,8 +5,9 @@ from typing import Any
 
 import httpx
 import msgspec
+from msgspec.structs import replace
 
-from backends.contract import Chunk, Completion, Endpoint
+from backends.contract import Chunk, Completion, Endpoint, Usage
 from backends.errors import BackendResponseError, BackendTimeoutError
 from backends.http_replica import TRANSPORT_ERRORS, body_pieces, drain, transport_cause
 from backends.openai_errors import broken_off, describe_error
@@ -20,7 +21,7 @@ def read_completion(backend: str, endpoint: Endpoint, content: bytes) -> Complet
     try:
         body = msgspec.json.decode(content)
         if isinstance(body, dict) and isinstance(body.get(needed), list):
-            return Completion(body=body, usage=usage_from_wire(body.get("usage")))
+            return Completion(body=body, usage=_usage(body))
         problem = f"no list {needed!r} in it"
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         problem = str(error)
@@ -72,7 +73,19 @@ def _chunk(backend: str, body: Any) -> Chunk:
         raise ValueError(f"an event holds {type(body).__name__}, not an object")
     if body.get("error"):
         raise broken_off(backend, describe_error(body)[0] or str(body["error"]))
-    return Chunk(body=body, usage=usage_from_wire(body.get("usage")))
+    return Chunk(body=body, usage=_usage(body))
+
+
+def _usage(body: Mapping[str, Any]) -> Usage | None:
+    """As the server counts; llama.cpp tells beside it what of a prompt it had read before."""
+    usage, timings = usage_from_wire(body.get("usage")), body.get("timings")
+    if usage is None or usage.cached_tokens or not isinstance(timings, dict):
+        return usage
+    cached, read = timings.get("cache_n"), timings.get("prompt_n")
+    if cached is None and isinstance(read, int):  # before it had a figure of its own
+        cached = usage.prompt_tokens - read
+    known = isinstance(cached, int) and 0 < cached <= usage.prompt_tokens
+    return replace(usage, cached_tokens=cached) if known else usage
 
 
 def _finishes(body: Mapping[str, Any]) -> bool:

@@ -97,6 +97,10 @@ class ServerMetrics(Struct, frozen=True, kw_only=True):
                 found[field] = found.get(field, 0.0) + number
         return msgspec.convert(found, cls, strict=False)
 
+    def cached_since(self, before: "ServerMetrics") -> float:
+        """Tokens of prompts that were in its prefix cache, between two readings."""
+        return _more(self.cached_tokens, before.cached_tokens)
+
     def since(self, before: "ServerMetrics") -> Iterator[tuple[Terms, float]]:
         """What happened between two readings: the terms of a request's work (requests, fresh
         prompt tokens, answer tokens, answer tokens x requests beside them), and their seconds."""

@@ -147,7 +147,8 @@ class Attempts:
         began = x.asked_at = time.perf_counter()
         failure: str | None = None
         prompt_tokens = x.facts.features.prompt_tokens
-        with parts.registry.running(name), parts.foreign.flight(x, name, prompt_tokens):
+        flight = parts.foreign.flight(x, name, prompt_tokens, request.body)
+        with parts.registry.running(name), flight:
             try:
                 async with held_as_it_goes(parts, x, name):
                     if x.streams:

@@ -83,7 +83,8 @@ class Call:
             self._counted.callback(at_end)
         assert x.facts is not None
         prompt_tokens = x.facts.features.prompt_tokens
-        self._counted.enter_context(parts.foreign.flight(self.watched, backend, prompt_tokens))
+        flight = parts.foreign.flight(self.watched, backend, prompt_tokens, request.body)
+        self._counted.enter_context(flight)
         streams = bool(request.body.get("stream"))
         work: Coroutine[None, None, None] = self._open() if streams else self._whole()
         self.answering = asyncio.create_task(work, name=f"call {request.request_id}")

@@ -85,7 +85,8 @@ class Shadows:
         began = time.perf_counter()
         try:
             watched, prompt_tokens = Unwatched(), x.facts.features.prompt_tokens
-            with parts.registry.running(name), parts.foreign.flight(watched, name, prompt_tokens):
+            flight = parts.foreign.flight(watched, name, prompt_tokens, request.body)
+            with parts.registry.running(name), flight:
                 completion = await parts.backends[name].generate(request)
                 in_flight = parts.registry.in_flight(name)
                 machine_ns = parts.foreign.end(watched, name, completion.usage)

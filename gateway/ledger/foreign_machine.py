@@ -14,6 +14,7 @@ from msgspec import Struct, field
 from backends.fitting import LinearFit
 from backends.meter import MeterSlot
 from backends.server_metrics import ServerMetrics
+from gateway.ledger.foreign_cache import PrefixCache
 from gateway.ledger.foreign_work import Weights
 
 _EARLY: Final = 10
@@ -47,6 +48,7 @@ class Server(Struct, eq=False):
     prompts: LinearFit = field(default_factory=lambda: LinearFit((10.0, 1.0)))
     """Tokens of a prompt as the server counts them: per request, and per token of ours."""
     metrics: ServerMetrics | None = None
+    cache: PrefixCache = field(default_factory=PrefixCache)
 
     def first_after(self, prompt_tokens: int) -> int:
         """How long a prompt of so many tokens will probably take to be read, nanoseconds."""
@@ -72,6 +74,8 @@ class Flight(Struct, eq=False):
     """What the machine's integral of 1 / (requests in flight) stood at when it began."""
     expected_ns: int
     """When its prompt will probably have been read."""
+    seen_share: float = 0.0
+    """Of its prompt, what began an earlier one."""
     decodes_ns: int | None = None
     """Since when it decodes; None: its prompt has not been read."""
     decoding_ns: float = 0.0

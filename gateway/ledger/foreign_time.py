@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol
 
 from backends.contract import Chunk, Usage
 from backends.meter import MeterSlot
+from backends.prefixes import prefix_blocks
 from backends.server_metrics import ServerMetrics
 from gateway.ledger.foreign_machine import Flight, Machine, Server, Watched
 from gateway.ledger.foreign_work import Seen
@@ -65,21 +66,35 @@ class ForeignTime:
         return list(self._servers)
 
     def flight(
-        self, watched: Watched, backend: str, prompt_tokens: int
+        self,
+        watched: Watched,
+        backend: str,
+        prompt_tokens: int,
+        body: Mapping[str, Any] | None = None,
     ) -> contextlib.AbstractContextManager[None]:
         """A request is at a backend while inside; `end` it there to know its share.
 
         Left without that, what it used is lost.
+
+        Args:
+            body: as it is sent; tells what of its prompt the server has read before.
         """
         server = self._servers.get(backend)
-        return _NOTHING if server is None else self._inside(server, watched, prompt_tokens)
+        if server is None:
+            return _NOTHING
+        blocks = () if body is None or server.cache.reports else prefix_blocks(body)
+        return self._inside(server, watched, prompt_tokens, server.cache.sent(blocks))
 
     @contextlib.contextmanager
-    def _inside(self, server: Server, watched: Watched, prompt_tokens: int) -> Iterator[None]:
+    def _inside(
+        self, server: Server, watched: Watched, prompt_tokens: int, seen_share: float
+    ) -> Iterator[None]:
         machine, now_ns = server.machine, self._now_ns()
         machine.collect(now_ns)
         expected_ns = now_ns + server.first_after(prompt_tokens)
-        flight = Flight(server, watched, prompt_tokens, now_ns, machine.parts_ns, expected_ns)
+        flight = Flight(
+            server, watched, prompt_tokens, now_ns, machine.parts_ns, expected_ns, seen_share
+        )
         if not machine.flights:
             machine.busy_since_ns = now_ns
         machine.flights[id(watched)] = flight
@@ -141,7 +156,10 @@ class ForeignTime:
         server = self._servers[backend]
         before, server.metrics = server.metrics, metrics
         if before is None:
+            if metrics.cached_tokens is not None:
+                server.cache.expected()
             return
+        server.cache.heard(metrics.cached_since(before))
         for terms, seconds in metrics.since(before):
             server.weights.told(terms, seconds * 1e9)
 
@@ -171,7 +189,10 @@ class ForeignTime:
             return 0
         machine.changed()
         machine.travelled(flight.server.weights.own_ns)
-        fresh = max(0, usage.prompt_tokens - usage.cached_tokens)
+        cached = flight.server.cache.cached(
+            usage.prompt_tokens, usage.cached_tokens, flight.seen_share
+        )
+        fresh = max(0, usage.prompt_tokens - cached)
         work_ns = flight.server.weights.work_ns(
             usage.prompt_tokens, fresh, usage.completion_tokens, machine.beside(flight, now_ns)
         )

@@ -25,6 +25,7 @@ from backends.errors import (
     ContextLengthError,
     InvalidRequestError,
 )
+from backends.openai_answers import read_completion
 from backends.openai_http import OpenAIHTTPBackend
 from backends.tokenizer import Tokenizer
 from tests.backends.raw_upstream import SSE_HEAD, http, raw_upstream
@@ -434,3 +435,26 @@ async def test_a_tokenizer_of_ours_counts_without_asking() -> None:
         assert await backend.count_tokens({"prompt": ["Hello!", "Hello!"]}) == 2 * one
         assert await backend.count_tokens({"prompt": [1, 2, 3]}) == 3
         assert await backend.count_tokens({"prompt": [[1, 2], [3]]}) == 3
+
+
+@pytest.mark.parametrize(
+    ("timings", "details", "cached"),
+    [
+        ({"cache_n": 90, "prompt_n": 10}, None, 90),
+        ({"prompt_n": 10, "prompt_ms": 3.5}, None, 90),
+        ({"cache_n": 0, "prompt_n": 100}, None, 0),
+        ({"cache_n": 90, "prompt_n": 10}, {"cached_tokens": 64}, 64),
+        ({"cache_n": 200}, None, 0),
+        ({"cache_n": "many"}, None, 0),
+        ("none", None, 0),
+    ],
+)
+def test_llama_cpp_s_timings_tell_of_its_cache(
+    timings: object, details: dict[str, int] | None, cached: int
+) -> None:
+    """Where `usage` does not say what of a prompt was cached, its timings do."""
+    usage = {"prompt_tokens": 100, "completion_tokens": 2, "prompt_tokens_details": details}
+    body = {"choices": [{"index": 0}], "usage": usage, "timings": timings}
+    found = read_completion("up", "chat/completions", json.dumps(body).encode()).usage
+    assert found is not None
+    assert found.cached_tokens == cached

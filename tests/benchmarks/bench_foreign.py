@@ -5,6 +5,8 @@ taken out of every answer before the gateway sees it, and kept. The gateway shar
 time as it does behind vLLM. Three teams of unequal mix send streams and whole answers through it;
 after a warm-up each request's share is compared with what the engine measured, and each team's sum.
 `--load cached`: the server has a prefix cache, and one of the teams asks about three long texts.
+`--load silent`: so it has, but as vLLM is by default its answers do not say what was cached, only
+the sum at its /metrics.
 """
 
 import argparse
@@ -61,23 +63,34 @@ _LOADS = {
         "cached": Team((5, 60), (20, 60), streamed=True, shared_words=260),
     },
 }
+_LOADS["silent"] = _LOADS["cached"]
 _CLIENTS = 2
 
 
 class Plain:
     """A server like any other: its own measurements are kept here and not passed on."""
 
-    def __init__(self, backend: OpenAIHTTPBackend) -> None:
+    def __init__(self, backend: OpenAIHTTPBackend, *, silent: bool) -> None:
         self.name = backend.name
         self.measured_ns: dict[str, int] = {}
         self._backend = backend
+        self._silent = silent
+        self._cached_tokens = 0
 
     def _stripped(self, request_id: str, body: dict[str, Any], usage: Usage | None) -> Usage | None:
         if usage is None or usage.headgate is None:
             return usage
         self.measured_ns[request_id] = usage.headgate.billable_ns
         body["usage"].pop("headgate", None)
+        self._cached_tokens += usage.cached_tokens
+        if self._silent:
+            body["usage"].pop("prompt_tokens_details", None)
+            usage = replace(usage, cached_tokens=0)
         return replace(usage, headgate=None)
+
+    async def metrics_text(self) -> str:
+        """What a silent server tells beside its answers."""
+        return f"vllm:prefix_cache_hits_total {self._cached_tokens}\n" if self._silent else ""
 
     async def generate(self, request: GenerateRequest) -> Completion:
         """As the server answers."""
@@ -160,7 +173,8 @@ async def measure(url: str, folder: Path, load: str, requests: int) -> dict[str,
         backends=[backend],
         state_dir=str(folder),
     )
-    plain = Plain(OpenAIHTTPBackend("posing", [url], model="posing"))
+    posing = OpenAIHTTPBackend("posing", [url], model="posing")
+    plain = Plain(posing, silent=load == "silent")
     app = create_app(settings, backends={"posing": plain})
     sent: dict[str, str] = {}
     async with app.lifespan():
@@ -223,7 +237,7 @@ def main() -> None:
     figures = describe(
         "three teams of unequal mix, six clients, our engine posing as a plain OpenAI server on a "
         "machine paid by the hour; the first 60 requests are not counted. cached: one team shares "
-        "three long texts in the server's prefix cache"
+        "three long texts in the server's prefix cache; silent: likewise, but only /metrics says so"
     ) | {"model": arguments.model, "results": results}
     print(json.dumps(figures, indent=2))
     write(arguments.out, figures)
@@ -235,7 +249,7 @@ def _served(model: str, load: str, requests: int) -> dict[str, Any]:
     command = [sys.executable, "-P", "-m", "backends.server", "--model", model]
     command += ["--served-model-name", "posing", "--port", str(port), "--threads", "1"]
     command += ["--speculation-method", "off"]
-    if load != "cached":
+    if load == "mixed":
         command += ["--no-enable-prefix-caching"]
     with (
         tempfile.TemporaryDirectory() as folder,

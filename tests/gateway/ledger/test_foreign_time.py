@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from backends.contract import Chunk, Usage
 from backends.meter import Meter
 from backends.server_metrics import ServerMetrics
+from gateway.ledger.foreign_cache import PrefixCache
 from gateway.ledger.foreign_machine import Unwatched
 from gateway.ledger.foreign_time import ForeignTime, foreign_machine
 from gateway.price_settings import MachineSettings, PriceSettings
@@ -206,6 +207,56 @@ def test_cached_prompts_are_attended_to_at_their_own_price() -> None:
         foreign.tick()
     assert charged[2000] == pytest.approx(2 * MS + 33 * 10.5 * MS, rel=0.1)
     assert charged[0] == pytest.approx(42 * MS + 33 * 20.5 * MS, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("cached_each", "gap"), [(2000, 8), (0, 1)], ids=["a silent cache", "no cache"]
+)
+def test_cache_that_answers_do_not_tell_of_is_known_by_its_sum(cached_each: int, gap: int) -> None:
+    """What was sent before is cached as far as /metrics says so; a server without a cache sums up
+    nothing, and charges a repeated beginning like any other."""
+    clock, total = Clock(), 0
+    foreign = ForeignTime(SETTINGS, now_ns=clock)
+    foreign.heard("vllm", ServerMetrics(cached_tokens=0))
+    long = "a story that is told again and again " * 200
+    charged: dict[int, int] = {}
+    for turn in range(200):
+        repeats = turn % 2
+        text = long if repeats else f"{turn} {long}"
+        cached = cached_each * repeats * (turn > 1)
+        total += cached
+        watched = Unwatched()
+        with foreign.flight(watched, "vllm", 2100, {"prompt": text}):
+            clock.now += (2100 - cached) * MS // 50
+            for watched.tokens_seen in range(1, 34):
+                clock.now += 10 * MS
+                foreign.look(watched, "vllm", clock.now)
+            usage = Usage(prompt_tokens=2100, completion_tokens=33)
+            charged[repeats] = foreign.end(watched, "vllm", usage) or 0
+        foreign.tick()
+        if turn % 10 == 9:
+            foreign.heard("vllm", ServerMetrics(cached_tokens=total))
+    assert charged[0] == pytest.approx(42 * MS + 33 * 10 * MS, rel=0.1)
+    assert charged[0] - charged[1] == pytest.approx((cached_each // 50) * MS, abs=gap * MS)
+
+
+def test_prefix_cache_believes_what_answers_say_and_keeps_the_newest_beginnings() -> None:
+    """One answer that tells of cached tokens is enough; old beginnings make room for new ones."""
+    cache = PrefixCache()
+    assert cache.sent((1, 2, 3, 4)) == 0.0
+    assert cache.sent((1, 2, 8, 9)) == 0.5
+    assert cache.cached(100, 0, 0.5) == 0, "nobody says that there is a cache"
+    cache.expected()
+    assert cache.cached(100, 0, 0.5) == 50
+    cache.heard(0)
+    assert cache.cached(1_000_000, 0, 1.0) > 0
+    cache.heard(0)
+    assert cache.cached(100, 0, 1.0) == 0, "a million might have been, and none was"
+    assert cache.cached(100, 64, 0.0) == 64
+    assert cache.cached(100, 0, 1.0) == 0
+    for block in range(100, 40_000):
+        cache.sent((block,))
+    assert (cache.sent((100,)), cache.sent((39_999,))) == (0.0, 1.0)
 
 
 _steps = st.lists(
