@@ -5,7 +5,7 @@ import string
 from typing import Any, Final
 
 from backends.contract import FinishReason
-from backends.tools.formats import ToolFormat
+from backends.tools.formats import SHORT_ID, ToolFormat
 from backends.tools.reader import CallReader, Piece, read_calls
 
 _ALPHABET: Final = string.ascii_letters + string.digits
@@ -60,7 +60,7 @@ class AnswerCalls:
         return calls
 
     def _new_id(self) -> str:
-        size = 9 if self._spoken.short_ids else 24
+        size = SHORT_ID if self._spoken.short_ids else 24
         name = "".join(secrets.choice(_ALPHABET) for _ in range(size))
         return name if self._spoken.short_ids else f"call_{name}"
 

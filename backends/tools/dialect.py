@@ -11,7 +11,7 @@ from backends.tools.answer import AnswerCalls
 from backends.tools.asked import AskedTools
 from backends.tools.formats import FORMATS, HERMES, ToolCallParser, ToolFormat, format_of
 from backends.tools.grammar import calls_form
-from backends.tools.messages import described, spelled_out
+from backends.tools.messages import described, spelled_out, with_short_ids
 
 
 class ToolTokenizer(Protocol):
@@ -108,8 +108,11 @@ class Dialect:
         """Messages and tools as this model's template takes them."""
         if tools:
             tools = [described(tool) for tool in tools]
-        if self._native:
-            return messages, tools
-        if tools or any("tool_calls" in m or m["role"] == "tool" for m in messages):
-            return spelled_out(messages, tools, self._spoken), None
-        return messages, None
+        called = any("tool_calls" in message for message in messages)
+        if not self._native:
+            if tools or called or any(message["role"] == "tool" for message in messages):
+                messages = spelled_out(messages, tools, self._spoken)
+            return messages, None
+        if called and self._spoken.short_ids:
+            messages = with_short_ids(messages)
+        return messages, tools

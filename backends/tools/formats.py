@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
+SHORT_ID: Final = 9
 ToolCallParser = Literal["auto", "hermes", "llama3_json", "mistral"]
 
 
@@ -38,7 +39,7 @@ class ToolFormat(Struct, frozen=True, kw_only=True):
     signs: tuple[str, ...]
     """Any of these in a chat template says that its model writes this."""
     short_ids: bool = False
-    """Ids of nine letters or digits, which is all that the templates take."""
+    """Ids of `SHORT_ID` letters or digits, which is all that the templates take."""
 
     def head(self, name: str) -> str:
         """What a call is up to its arguments."""

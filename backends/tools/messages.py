@@ -1,11 +1,12 @@
 """Tools told in plain words, for models whose chat template has no place for them."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backends.errors import InvalidRequestError
-from backends.tools.formats import ToolFormat
+from backends.tools.formats import SHORT_ID, ToolFormat
 
 
 def described(tool: Mapping[str, Any]) -> dict[str, Any]:
@@ -16,6 +17,26 @@ def described(tool: Mapping[str, Any]) -> dict[str, Any]:
     told = {name: value for name, value in function.items() if name != "strict" and value}
     told.setdefault("parameters", {"type": "object", "properties": {}})
     return {"type": "function", "function": told}
+
+
+def with_short_ids(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages whose calls have ids of nine letters or digits, whoever made the calls."""
+    short = []
+    for message in messages:
+        plain = dict(message)
+        if "tool_call_id" in plain:
+            plain["tool_call_id"] = _short(plain["tool_call_id"])
+        if "tool_calls" in plain:
+            calls = plain["tool_calls"]
+            plain["tool_calls"] = [{**call, "id": _short(call.get("id", ""))} for call in calls]
+        short.append(plain)
+    return short
+
+
+def _short(name: str) -> str:
+    if len(name) == SHORT_ID and name.isalnum() and name.isascii():
+        return name
+    return hashlib.sha256(name.encode()).hexdigest()[:SHORT_ID]
 
 
 def spelled_out(

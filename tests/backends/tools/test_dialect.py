@@ -63,6 +63,21 @@ def test_templates_are_told_of_tools_as_they_know_them(name: str) -> None:
     assert "Adds." not in plain
 
 
+def test_calls_of_other_models_have_ids_that_a_template_takes() -> None:
+    """A talk may come from another backend; a call and its result still belong together."""
+    long = "call_" + "x" * 24
+    talk = [
+        {"role": "assistant", "content": "", "tool_calls": [{**CALL, "id": long}]},
+        {"role": "tool", "tool_call_id": long, "content": "2"},
+    ]
+    told, _ = Dialect(families.tokenizer(families.MISTRAL)).told(talk, None)
+    name = told[0]["tool_calls"][0]["id"]
+    assert len(name) == 9
+    assert name.isalnum()
+    assert told[1]["tool_call_id"] == name
+    assert Dialect(families.tokenizer(families.HERMES)).told(talk, None)[0] == talk
+
+
 def test_special_tokens_in_tools_stay_text() -> None:
     """What a client calls a property ends no message."""
     tokenizer = families.tokenizer(families.MISTRAL)
