@@ -1,8 +1,8 @@
 """What a server had in its prefix cache of a prompt, where its answers do not say.
 
 vLLM and SGLang tell `cached_tokens` with an answer only if they are started so, but both sum them
-up at /metrics. Which beginnings of prompts were sent there is known; how much of what could have been
-cached was, the sum says: a server without a cache, or with a small one, has hardly any. So a
+up at /metrics. Which beginnings of prompts were sent there is known; how much of what could have
+been cached was, the sum says: a server without a cache, or with a small one, has hardly any. So a
 request's cached tokens are what of its prompt was seen before, times that share.
 """
 
