@@ -1,7 +1,7 @@
 """`/costs`: any grouping, any period, beside the period before, down to the single requests."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -98,9 +98,7 @@ class _Names:
         own = {key: row[key] for key in self._groups if key not in TIME_KEYS and row[key]}
         found = {}
         for key in own:
-            further = DRILL.get(key, "team")
-            while further in {**self._fixed, **own} and further in DRILL and further != key:
-                further = DRILL[further]
+            further = further_down(key, {**self._fixed, **own})
             chosen = {**self._fixed, key: row[key], **self._when, **self._compare}
             found[key] = "/costs?" + urlencode({"group_by": further, **chosen})
         fits = {**self._fixed, **own}
@@ -125,6 +123,17 @@ class _Names:
         kept = {name: value for name, value in self._fixed.items() if name != key}
         groups = {"group_by": ",".join(self._groups)}
         return "/costs?" + urlencode({**groups, **kept, **self._when, **self._compare})
+
+
+def further_down(key: str, known: Container[str]) -> str:
+    """What a reader of a row asks next: of what follows its key the first that is not known yet;
+    the way goes round, so it ends where all is known."""
+    passed = {key}
+    further = DRILL.get(key, "team")
+    while further in known and further not in passed:
+        passed.add(further)
+        further = DRILL[further]
+    return further
 
 
 def _over_time(

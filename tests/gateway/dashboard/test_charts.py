@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from gateway.dashboard.charts import Chart, csv_of, over_time
+from gateway.dashboard.costs import KEYS, further_down
 from gateway.dashboard.periods import period_of, steps
 from gateway.dashboard.routing import _curve
 from gateway.ledger.records import CandidateRecord
@@ -19,6 +20,22 @@ def test_many_series_become_few_and_lose_nothing() -> None:
     assert series == ("s5", "s6", "s7", "s8", "s9", "other")
     assert [sum(row[1:]) for row in rows] == [45.0, 55.0]  # type: ignore[arg-type]
     assert over_time({}, (0.0,)) == ((), [(0.0,)])
+
+
+@pytest.mark.parametrize(
+    ("key", "known", "next_"),
+    [
+        ("team", {"team"}, "key"),
+        ("team", {"team", "key"}, "task"),
+        ("tag:env", {"tag:env"}, "team"),
+        ("team", {"team", "key", "task", "backend"}, "team"),
+        ("user", {"user", "task", "backend", "team", "key"}, "task"),
+        ("policy", {*KEYS}, "backend"),
+    ],
+)
+def test_way_down_ends_where_all_is_known(key: str, known: set[str], next_: str) -> None:
+    """The keys follow each other in a ring, which not every key is in."""
+    assert further_down(key, known) == next_
 
 
 def test_csv_keeps_numbers_and_disarms_formulas() -> None:
