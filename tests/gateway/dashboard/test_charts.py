@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from gateway.dashboard.charts import Chart, csv_of, over_time
+from gateway.dashboard.charts import Cell, Chart, csv_of, over_time
 from gateway.dashboard.costs import KEYS, further_down
 from gateway.dashboard.periods import period_of, steps
 from gateway.dashboard.routing import _curve
@@ -40,7 +40,7 @@ def test_way_down_ends_where_all_is_known(key: str, known: set[str], next_: str)
 
 def test_csv_keeps_numbers_and_disarms_formulas() -> None:
     """Times in UTC, amounts as they are, texts that spreadsheets would run as texts."""
-    rows = [
+    rows: list[tuple[Cell, ...]] = [
         (0.0, 0.1 + 0.2, "-0.5", "=1+1", None),
         (3600.0, 2, "0.000000001", "a,b", "@x"),
         (7200.0, 1.665e-05, 0.0, -1e3, 1e-12),
