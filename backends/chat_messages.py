@@ -51,5 +51,6 @@ def _calls(calls: Sequence[Any], where: str) -> list[dict[str, Any]]:
                     f"The arguments of {function['name']!r} are not JSON: {error}.",
                     param=f"{where}[{number}].function.arguments",
                 ) from None
-        read.append({**call, "function": {**function, "arguments": arguments}})
+        written = {"name": function["name"], "arguments": arguments}
+        read.append({**call, "function": written})
     return read

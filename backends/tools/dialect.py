@@ -11,7 +11,7 @@ from backends.tools.answer import AnswerCalls
 from backends.tools.asked import AskedTools
 from backends.tools.formats import FORMATS, HERMES, ToolCallParser, ToolFormat, format_of
 from backends.tools.grammar import calls_form
-from backends.tools.messages import described, spelled_out, with_short_ids
+from backends.tools.messages import described, spelled_out, with_names, with_short_ids
 
 
 class ToolTokenizer(Protocol):
@@ -113,6 +113,8 @@ class Dialect:
             if tools or called or any(message["role"] == "tool" for message in messages):
                 messages = spelled_out(messages, tools, self._spoken)
             return messages, None
-        if called and self._spoken.short_ids:
-            messages = with_short_ids(messages)
+        if called:
+            messages = with_names(messages)
+            if self._spoken.short_ids:
+                messages = with_short_ids(messages)
         return messages, tools

@@ -10,13 +10,29 @@ from backends.tools.formats import SHORT_ID, ToolFormat
 
 
 def described(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """A tool as templates know them: with parameters always, and without what only we read."""
+    """A tool as templates know them: with all that they name, and without what only we read."""
     function = tool.get("function")
     if not isinstance(function, Mapping):
         raise InvalidRequestError("A tool has no function.", param="tools")
-    told = {name: value for name, value in function.items() if name != "strict" and value}
-    told.setdefault("parameters", {"type": "object", "properties": {}})
+    told = {name: value for name, value in function.items() if name != "strict"}
+    told["description"] = told.get("description") or ""
+    told["parameters"] = told.get("parameters") or {"type": "object", "properties": {}}
     return {"type": "function", "function": told}
+
+
+def with_names(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages whose results name their functions, which some templates ask for."""
+    called = {
+        call.get("id"): call["function"]["name"]
+        for message in messages
+        for call in message.get("tool_calls", ())
+    }
+    return [
+        {"name": called[message["tool_call_id"]], **message}
+        if message.get("tool_call_id") in called
+        else dict(message)
+        for message in messages
+    ]
 
 
 def with_short_ids(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

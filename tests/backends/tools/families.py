@@ -8,9 +8,12 @@ SPECIALS = ["[TOOL_CALLS]", "<|python_tag|>"]
 """Mistral's and Llama's markers are special tokens; Hermes's are added, but plain text."""
 END = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 HERMES = (
-    "{% if tools %}<|system|>{% for t in tools %}{{ t | tojson }}\n{% endfor %}"
+    "{% if tools %}<|system|>{% for t in tools %}{{ t | tojson }}"
+    "{{ ' - ' + t.function.description }}\n{% endfor %}"
     "Call with <tool_call>{...}</tool_call>.<|end|>{% endif %}"
     "{% for m in messages %}<|{{ 'user' if m.role == 'tool' else m.role }}|>{{ m.content }}"
+    "{% if m.role == 'tool' and m.name is not defined %}"
+    "{{ raise_exception('results name their functions') }}{% endif %}"
     "{% for c in m.tool_calls or [] %}<tool_call>\n"
     '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}'
     "\n</tool_call>{% endfor %}<|end|>{% endfor %}" + END
