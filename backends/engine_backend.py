@@ -34,6 +34,7 @@ from backends.tokenizer import Tokenizer
 from backends.tools.asked import read_tools
 from backends.tools.dialect import NO_TOOLS, Dialect, ToolTurn
 from backends.tools.formats import ToolCallParser
+from backends.tools.grammar import refusal_of_calls
 from backends.wire import (
     CAPABILITY_FIELDS,
     ENGINE_CAPABILITIES,
@@ -225,16 +226,13 @@ class EngineBackend:
             return self._engine_ids(f"{request_id}~{uuid.uuid4().hex[:8]}", count)
         return ids
 
-    async def _grammar(self, form: StructuredOutputsParams, param: str) -> Grammar:
-        """Compile the form that an answer must have, beside everything else, unless it is kept.
-
-        `param` is the field that asked for it.
-        """
+    async def _grammar(self, form: StructuredOutputsParams, wire: Any, turn: ToolTurn) -> Grammar:
+        """Compile the form that an answer must have, beside everything else, unless it is kept."""
         grammar = self._grammars.kept(form)
         if grammar is not None:
             return grammar
         loop = asyncio.get_running_loop()
-        compiling = loop.run_in_executor(self._compiling, self._grammars.compile, form)
+        compiling = loop.run_in_executor(self._compiling, self._compile, form, turn)
         try:
             return await asyncio.wait_for(compiling, _COMPILE_TIMEOUT_S)
         except TimeoutError:
@@ -242,8 +240,19 @@ class EngineBackend:
                 f"The answer's form was not compiled within {_COMPILE_TIMEOUT_S:g} s; try again."
             ) from None
         except InvalidRequestError as error:
-            error.param = param
+            if error.param is None:
+                own = wire.structured_outputs is not None
+                error.param = "structured_outputs" if own else "response_format"
             raise
+
+    def _compile(self, form: StructuredOutputsParams, turn: ToolTurn) -> Grammar:
+        """On the thread that compiles."""
+        try:
+            return self._grammars.compile(form)
+        except InvalidRequestError as error:
+            if not turn.constrains:
+                raise
+            raise refusal_of_calls(turn.functions, error, self._grammars.compile) from None
 
     def _turn(self, wire: ChatCompletionRequest, params: SamplingParams) -> ToolTurn:
         """What the tools of a chat come to."""
@@ -251,13 +260,8 @@ class EngineBackend:
         asked = read_tools(wire.tools, wire.tool_choice, wire.parallel_tool_calls)
         return ToolTurn(form=form) if asked is None else self._dialect.turn(asked, form)
 
-    async def _start(self, request: GenerateRequest) -> "_Job":
-        """Check, tokenise and queue a request."""
-        if self._engine.stats().waiting >= self._max_waiting:
-            raise BackendOverloadedError(
-                f"The queue is full ({self._max_waiting} requests); try again later."
-            )
-        arrived_s = time.monotonic()
+    def _read(self, request: GenerateRequest) -> tuple[Any, SamplingParams]:
+        """Check a body."""
         chat = request.endpoint == "chat/completions"
         kind: Any = ChatCompletionRequest if chat else CompletionRequest
         try:
@@ -268,12 +272,23 @@ class EngineBackend:
         except WireError as error:
             raise InvalidRequestError(error.message, param=error.param) from None
         _refuse_capabilities(request.body, params.n)
+        return wire, params
+
+    async def _start(self, request: GenerateRequest) -> "_Job":
+        """Check, tokenise and queue a request."""
+        if self._engine.stats().waiting >= self._max_waiting:
+            raise BackendOverloadedError(
+                f"The queue is full ({self._max_waiting} requests); try again later."
+            )
+        arrived_s = time.monotonic()
+        chat = request.endpoint == "chat/completions"
+        wire, params = self._read(request)
         turn = NO_TOOLS
         if chat and (wire.tools or wire.tool_choice):
             turn = self._turn(wire, params)
             params = msgspec.structs.replace(params, structured_outputs=turn.form)
         form = params.structured_outputs
-        grammar = None if form is None else await self._grammar(form, _asked_by(wire, turn))
+        grammar = None if form is None else await self._grammar(form, wire, turn)
         prediction = None
         if chat:
             prompts = [await self.encode_chat(request.body["messages"], turn.tools)]
@@ -373,13 +388,6 @@ class _Job:
 def _part_id(request_id: str, place: int) -> str:
     """The engine's id of one of several prompts."""
     return f"{request_id}/{place}"
-
-
-def _asked_by(wire: Any, turn: ToolTurn) -> str:
-    """The field that wants an answer to have a form."""
-    if turn.constrains:
-        return "tools"
-    return "response_format" if wire.structured_outputs is None else "structured_outputs"
 
 
 def _refuse_capabilities(body: Mapping[str, Any], n: int) -> None:

@@ -8,7 +8,7 @@ from msgspec import Struct
 from backends.contract import StructuredOutputsParams
 from backends.errors import InvalidRequestError
 from backends.tools.answer import AnswerCalls
-from backends.tools.asked import AskedTools
+from backends.tools.asked import AskedTools, Function
 from backends.tools.formats import FORMATS, HERMES, ToolCallParser, ToolFormat, format_of
 from backends.tools.grammar import calls_form
 from backends.tools.messages import described, spelled_out, with_names, with_short_ids
@@ -34,6 +34,7 @@ class ToolTurn(Struct, frozen=True, kw_only=True):
         tools: for the chat template; None: it is told of none.
         form: that the answer must have.
         constrains: whether it is tools that ask for that form.
+        functions: that the answer may call.
         spoken: how calls stand in the answer; None: there are none in it.
         several: whether calls after the first count.
         shown_ids: special tokens that belong to the answer's text.
@@ -42,6 +43,7 @@ class ToolTurn(Struct, frozen=True, kw_only=True):
     tools: Sequence[Mapping[str, Any]] | None = None
     form: StructuredOutputsParams | None = None
     constrains: bool = False
+    functions: tuple[Function, ...] = ()
     spoken: ToolFormat | None = None
     several: bool = True
     shown_ids: frozenset[int] = frozenset()
@@ -97,6 +99,7 @@ class Dialect:
             tools=asked.tools,
             form=form,
             constrains=constrains,
+            functions=asked.callable,
             spoken=self._spoken,
             several=asked.several,
             shown_ids=frozenset() if self._marker_id is None else frozenset({self._marker_id}),

@@ -1,6 +1,7 @@
 """Which answers are calls of the tools at hand, as a grammar in `llguidance`'s dialect of Lark."""
 
 import json
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from backends.contract import StructuredOutputsParams
@@ -53,6 +54,23 @@ def calls_form(
         head = json.dumps(spoken.head(function.name))
         lines.append(f'call_{place}: {head} %json {_schema(function)} "}}"')
     return StructuredOutputsParams(grammar="\n".join(lines))
+
+
+def refusal_of_calls(
+    functions: Sequence[Function],
+    refused: InvalidRequestError,
+    compile_: Callable[[StructuredOutputsParams], object],
+) -> InvalidRequestError:
+    """Why a form of calls was refused, by the function whose parameters are to blame."""
+    for function in functions:
+        strict = function.strict is True
+        try:
+            compile_(StructuredOutputsParams(json=function.parameters or {}, strict=strict))
+        except InvalidRequestError as error:
+            return InvalidRequestError(
+                f"Parameters of the function {function.name!r}: {error.message}", param="tools"
+            )
+    return InvalidRequestError(refused.message, param="tools")
 
 
 def _schema(function: Function) -> str:

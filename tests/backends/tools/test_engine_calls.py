@@ -285,6 +285,15 @@ async def test_what_cannot_be_kept_is_refused(
     assert refusal.value.param == param
 
 
+async def test_refusal_of_a_schema_names_its_function(rig: MakeRig) -> None:
+    """Of many functions one is to blame."""
+    odd = {"name": "odd", "strict": True, "parameters": {"properties": {"a": {"not": {}}}}}
+    tools = [*STRICT, {"type": "function", "function": odd}]
+    made = rig(families.HERMES)
+    with pytest.raises(InvalidRequestError, match="function 'odd': The JSON Schema cannot"):
+        await made.backend.generate(made.request({"tools": tools}))
+
+
 async def test_stream_that_is_left_ends_the_request(rig: MakeRig) -> None:
     """In the middle of a call, as anywhere."""
     made = rig(families.HERMES)
