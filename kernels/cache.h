@@ -149,17 +149,27 @@ template <int KIND>
 struct Slots {
     const void* data;
     int64_t first, stride;
+    int64_t ahead = 0;  // from a slot to one that is read soon; 0: none is asked for
 
-    Slots from(int slot) const { return {data, first + slot * stride, stride}; }
+    Slots from(int slot) const { return {data, first + slot * stride, stride, ahead}; }
+    Slots alone() const { return {data, first, stride}; }
     Vector at(int slot, int d) const { return load_as<KIND>(data, first + slot * stride + d); }
+    // Asks for what is read soon, a slot for each that is read: memory gives it meanwhile, where it
+    // would hold up a burst.
+    void fetch(int slot, int dim) const {
+        constexpr int LINE = 64, BYTES = KIND == FP32 ? 4 : 2;
+        if (ahead == 0) return;
+        const char* from = static_cast<const char*>(data) + (first + slot * stride + ahead) * BYTES;
+        for (int at = 0; at < dim * BYTES; at += LINE) __builtin_prefetch(from + at);
+    }
 };
 
-// One head of slots [slot, slot + count), as they lie.
+// One head of slots [slot, slot + count), as they lie; `next` is the first of those to ask for.
 template <int KIND>
 inline Slots<KIND> slots_of(const CacheHalf& half, const CacheShape& shape, int64_t slot,
-                            int head) {
+                            int64_t next, int head) {
     const int64_t stride = int64_t{shape.heads} * shape.dim;
-    return {half.data, slot * stride + int64_t{head} * shape.dim, stride};
+    return {half.data, slot * stride + int64_t{head} * shape.dim, stride, (next - slot) * stride};
 }
 
 // The same, widened into `room` [count, dim].

@@ -66,9 +66,11 @@ inline void score_rows(const float* queries, const Slots<KIND>& keys, int count,
     Vector products[ROWS][LANES];
     if (count == LANES) {
 #pragma GCC unroll 16
-        for (int slot = 0; slot < LANES; ++slot)
+        for (int slot = 0; slot < LANES; ++slot) {
+            keys.fetch(slot, dim);
             for (int row = 0; row < ROWS; ++row)
                 products[row][slot] = multiply<DIM>(queries + row * dim, keys, slot, dim);
+        }
     } else {  // Missing slots count as zeros, so that a score is added up alike in any tile.
         for (int slot = 0; slot < LANES; ++slot)
             for (int row = 0; row < ROWS; ++row)
@@ -92,15 +94,19 @@ void score(Rows& rows, int head, const Slots<KIND>& keys, int slots, int first, 
     const int end = (head + 1) * rows.count;
     for (int tile = 0; tile < slots; tile += LANES) {
         const int count = std::min(LANES, slots - tile);
-        const auto run = [&](int row, auto together) {
-            score_rows<DIM, decltype(together)::value>(
-                rows.queries.data() + row * dim, keys.from(tile), count, dim,
-                rows.scores.data() + static_cast<int64_t>(row) * context + first + tile, context);
-        };
+        Slots<KIND> read = keys.from(tile);
         int row = head * rows.count;
-        if (LANES == 16)
-            for (; row + 2 <= end; row += 2) run(row, std::integral_constant<int, 2>{});
-        for (; row < end; ++row) run(row, std::integral_constant<int, 1>{});
+        const auto run = [&](auto together) {
+            constexpr int ROWS = decltype(together)::value;
+            for (; row + ROWS <= end; row += ROWS, read = read.alone())
+                score_rows<DIM, ROWS>(
+                    rows.queries.data() + row * dim, read, count, dim,
+                    rows.scores.data() + static_cast<int64_t>(row) * context + first + tile,
+                    context);
+        };
+        if (LANES == 16 && end - row == 3) run(std::integral_constant<int, 3>{});
+        if (LANES == 16) run(std::integral_constant<int, 2>{});
+        run(std::integral_constant<int, 1>{});
     }
 }
 
@@ -118,6 +124,7 @@ void weigh_rows(Rows& rows, int row, const Slots<KIND>& values, int slots, int64
         }
     }
     for (int slot = 0; slot < slots; ++slot) {
+        values.fetch(slot, DIM);
         for (int part = 0; part < PARTS; ++part) {
             const Vector read = values.at(slot, part * LANES);
             for (int r = 0; r < ROWS; ++r)
@@ -137,12 +144,16 @@ void weigh(Rows& rows, int head, const Slots<KIND>& values, int slots, int first
     int row = head * rows.count;
     const int end = row + rows.count;
     if constexpr (DIM != 0) {
-        constexpr int TOGETHER = DIM <= 64 ? 4 : 2;
-        for (; row + TOGETHER <= end; row += TOGETHER)
-            weigh_rows<DIM, TOGETHER>(rows, row, values, slots, first, context);
-        for (; row + 2 <= end; row += 2)
-            weigh_rows<DIM, 2>(rows, row, values, slots, first, context);
-        for (; row < end; ++row) weigh_rows<DIM, 1>(rows, row, values, slots, first, context);
+        Slots<KIND> read = values;
+        const auto run = [&](auto together) {
+            constexpr int ROWS = decltype(together)::value;
+            for (; row + ROWS <= end; row += ROWS, read = read.alone())
+                weigh_rows<DIM, ROWS>(rows, row, read, slots, first, context);
+        };
+        if (DIM <= 64) run(std::integral_constant<int, 4>{});
+        if (DIM <= 64) run(std::integral_constant<int, 3>{});
+        run(std::integral_constant<int, 2>{});
+        run(std::integral_constant<int, 1>{});
     }
     for (; row < end; ++row) {
         const float* weights = rows.scores.data() + static_cast<int64_t>(row) * context + first;
@@ -156,19 +167,33 @@ void weigh(Rows& rows, int head, const Slots<KIND>& values, int slots, int first
     }
 }
 
+// Asks for one head's share of a block that is read soon: blocks lie anywhere in memory.
+inline void fetch(const CacheHalf& half, const CacheShape& shape, int64_t slot, int slots,
+                  int head) {
+    constexpr int LINE = 64;
+    const int bytes = shape.bytes_of_number();
+    const int64_t stride = int64_t{shape.heads} * shape.dim * bytes;
+    const char* from = static_cast<const char*>(half.data) + slot * stride +
+                       int64_t{head} * shape.dim * bytes;
+    for (int row = 0; row < slots; ++row)
+        for (int at = 0; at < shape.dim * bytes; at += LINE)
+            __builtin_prefetch(from + row * stride + at);
+}
+
 // Hands one head of slots to body, as they lie or widened: few rows widen 16 bits as they read,
-// many would each do so again.
+// many would each do so again. Slots from `next` on follow soon.
 template <class Body>
-inline void with_slots(const CacheHalf& half, const CacheShape& shape, int64_t slot, int count,
-                       int head, Rows& rows, const Body& body) {
-    if (shape.kind == FP32) return body(slots_of<FP32>(half, shape, slot, head));
+inline void with_slots(const CacheHalf& half, const CacheShape& shape, int64_t slot, int64_t next,
+                       int count, int head, Rows& rows, const Body& body) {
+    if (shape.kind == FP32) return body(slots_of<FP32>(half, shape, slot, next, head));
 #if defined(__AVX2__)  // else several instructions widen a number, and compilers take long over it
     constexpr int MOST_ROWS_WIDENING = 4;
     if (rows.count <= MOST_ROWS_WIDENING) {
-        if (shape.kind == FP16) return body(slots_of<FP16>(half, shape, slot, head));
-        if (shape.kind == BF16) return body(slots_of<BF16>(half, shape, slot, head));
+        if (shape.kind == FP16) return body(slots_of<FP16>(half, shape, slot, next, head));
+        if (shape.kind == BF16) return body(slots_of<BF16>(half, shape, slot, next, head));
     }
 #endif
+    if (next != slot) fetch(half, shape, next, count, head);
     body(widen_slots(half, shape, slot, count, head, rows.block.data()));
 }
 
@@ -235,19 +260,6 @@ float softmax(float* scores, const Visible& visible, int context, const float* s
         if (visible.hides(i)) scores[i] = 0.0f;
     if (sink) total += exponential(Vector{} + (*sink - maximum))[0];
     return 1.0f / total;
-}
-
-// Asks for one head's share of a block that is read soon: blocks lie anywhere in memory.
-inline void fetch(const CacheHalf& half, const CacheShape& shape, int64_t slot, int slots,
-                  int head) {
-    constexpr int LINE = 64;
-    const int bytes = shape.bytes_of_number();
-    const int64_t stride = int64_t{shape.heads} * shape.dim * bytes;
-    const char* from = static_cast<const char*>(half.data) + slot * stride +
-                       int64_t{head} * shape.dim * bytes;
-    for (int row = 0; row < slots; ++row)
-        for (int at = 0; at < shape.dim * bytes; at += LINE)
-            __builtin_prefetch(from + row * stride + at);
 }
 
 // The queries and place of one task.
@@ -319,9 +331,7 @@ int attend(Rows& rows, const Attention& call, const LayerCache& cache, const Cac
         const int slots = std::min(size, context - first);
         const int64_t next = first + size < context ? std::max(table[first / size + 1], 0) : block;
         for (int head = 0; head < heads; ++head) {
-            fetch(cache.keys, shape, next * size, slots, first_head + head);
-            fetch(cache.values, shape, block * size, slots, first_head + head);
-            with_slots(cache.keys, shape, block * size, slots, first_head + head, rows,
+            with_slots(cache.keys, shape, block * size, next * size, slots, first_head + head, rows,
                        [&](const auto& keys) {
                            score<DIM>(rows, head, keys, slots, first, context, shape.dim);
                        });
@@ -336,10 +346,12 @@ int attend(Rows& rows, const Attention& call, const LayerCache& cache, const Cac
             softmax(scores, seen, context, call.sinks ? call.sinks + query_head : nullptr);
     });
     for (int first = begin; first < context; first += size) {
-        const int64_t slot = int64_t{table[first / size]} * size;
+        const int64_t block = table[first / size];
         const int slots = std::min(size, context - first);
+        const int64_t next = first + size < context ? table[first / size + 1] : block;
         for (int head = 0; head < heads; ++head) {
-            with_slots(cache.values, shape, slot, slots, first_head + head, rows,
+            with_slots(cache.values, shape, block * size, next * size, slots, first_head + head,
+                       rows,
                        [&](const auto& values) {
                            weigh<DIM>(rows, head, values, slots, first, context, shape.dim);
                        });
