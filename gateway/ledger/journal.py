@@ -51,7 +51,11 @@ class Segment:
 
 
 class Journal:
-    """The journal of one process: `append` on the event loop, fsync on a thread of its own."""
+    """The journal of one process: `append` on the event loop, fsync on a thread of its own.
+
+    What says that it waits for the disk belongs on other threads than the event loop's; `append`
+    does not wait for it.
+    """
 
     def __init__(self, folder: Path, *, segment_bytes: int = SEGMENT_BYTES) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -76,19 +80,20 @@ class Journal:
         """
         lines = b"".join(b"%08x %b\n" % (zlib.crc32(payload), payload) for payload in payloads)
         segment: Segment | None = None
-        try:
-            segment = self._active(len(lines))
-            written = os.write(segment.descriptor, lines)
-            if written != len(lines):
-                raise OSError(28, f"wrote {written} of {len(lines)} bytes")
-        except OSError as error:
-            if segment is not None:
-                self._cut_back(segment)
-            self._failed(error)
-            return None
-        segment.size += len(lines)
-        segment.appended += len(payloads)
-        segment.dirty = True
+        with self._lock:
+            try:
+                segment = self._active(len(lines))
+                written = os.write(segment.descriptor, lines)
+                if written != len(lines):
+                    raise OSError(28, f"wrote {written} of {len(lines)} bytes")
+            except OSError as error:
+                if segment is not None:
+                    self._cut_back(segment)
+                self._failed(error)
+                return None
+            segment.size += len(lines)
+            segment.appended += len(payloads)
+            segment.dirty = True
         self._dirty.set()
         self.last_error = None
         return segment
@@ -96,11 +101,11 @@ class Journal:
     def _active(self, more_bytes: int) -> Segment:
         active = self._segments[-1] if self._segments else None
         if active is None or active.closed or active.size + more_bytes > self._room():
-            self.rotate()
+            if active is not None:
+                active.closed = True
             name = f"{os.getpid()}-{uuid.uuid4().hex[:12]}{SUFFIX}"
             active = Segment(self.folder / name)
-            with self._lock:
-                self._segments.append(active)
+            self._segments.append(active)
         return active
 
     def _room(self) -> int:
@@ -120,45 +125,48 @@ class Journal:
             log.error("journal_write_failed", folder=str(self.folder), error=str(error))
         self.last_error = str(error)
 
-    def rotate(self) -> None:
-        """Close the active segment for new rows."""
-        if self._segments:
-            self._segments[-1].closed = True
-            self._remove_done()
-
     def committed(self, segment: Segment, rows: int) -> None:
-        """Note that `rows` more rows of the segment are in the database; forget it when all are."""
-        segment.committed += rows
-        if segment.done and segment.closed:
-            self._remove_done()
-        elif segment.done:
+        """Note that `rows` more rows of the segment are in the database; forget it when all are.
+
+        Waits for the disk: shortening a file waits for what is being written of it.
+        """
+        with self._lock:
+            segment.committed += rows
+            empties = segment.done and not segment.closed
+            segment.closed = segment.closed or empties  # no row goes in meanwhile
+        if empties:
             self._empty(segment)
+        self._remove_done()
 
     def _empty(self, segment: Segment) -> None:
         """What stands in the database need not stand here too: deleting data looks there only."""
         try:
             os.ftruncate(segment.descriptor, 0)
         except OSError as error:
-            segment.closed = True
             self._failed(error)
             return
-        segment.size = segment.appended = segment.committed = 0
+        with self._lock:
+            if segment is self._segments[-1]:
+                segment.size = segment.appended = segment.committed = 0
+                segment.closed = False
 
     def _remove_done(self) -> None:
-        for segment in [s for s in self._segments if s.closed and s.done]:
-            with self._lock:
-                self._segments.remove(segment)
-                segment.path.unlink(missing_ok=True)
-                os.close(segment.descriptor)
+        with self._lock:
+            gone = [segment for segment in self._segments if segment.closed and segment.done]
+            self._segments = [segment for segment in self._segments if segment not in gone]
+        for segment in gone:
+            segment.path.unlink(missing_ok=True)
+            os.close(segment.descriptor)
 
     def spilled(self) -> list[Segment]:
         """Segments with rows that memory no longer has."""
         return [segment for segment in self._segments if segment.spilled]
 
     def replayed(self, segment: Segment) -> None:
-        """Note that a spilled segment was read and committed as a whole."""
-        segment.spilled = False
-        segment.committed = segment.appended
+        """Note that a spilled segment was read and committed as a whole. Waits for the disk."""
+        with self._lock:
+            segment.spilled = False
+            segment.committed = segment.appended
         self._remove_done()
 
     @property
@@ -190,7 +198,9 @@ class Journal:
 
     def close(self) -> None:
         """Sync and let go. Segments with rows that are not committed stay for a later replay."""
-        self.rotate()
+        if self._segments:
+            self._segments[-1].closed = True
+        self._remove_done()
         self._stop.set()
         self._dirty.set()
         self._syncer.join(timeout=5)

@@ -347,7 +347,7 @@ class Ledger:
                 if made and heeded is not None and self._too_late is not None:
                     self._too_late(settlement, made - heeded.ids)
             for segment, rows in by_segment.items():
-                self._journal.committed(segment, rows)
+                await asyncio.to_thread(self._journal.committed, segment, rows)
 
     async def _write(
         self,
@@ -384,7 +384,7 @@ class Ledger:
         for segment in self._journal.spilled():
             segment.closed = True
             self._replayed += await self._replay(segment.path)
-            self._journal.replayed(segment)
+            await asyncio.to_thread(self._journal.replayed, segment)
 
     async def take_over(self) -> None:
         """Write what dead processes left in their journals. Raises SQLAlchemyError, OSError."""
