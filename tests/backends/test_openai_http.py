@@ -376,9 +376,29 @@ async def test_probe_reads_our_own_health() -> None:
     body = json.dumps(health).encode()
     async with raw_upstream(http("200 OK", body)) as up, client(up.url, up.url) as backend:
         found = await backend.probe()
+    assert found.accepts is None
     assert up.requests[0].startswith(b"GET /health ")
     assert (found.running, found.waiting, found.capacity) == (4, 2, 128)
     assert (found.ready, found.model_revision, found.context_tokens) == (True, "abc", 2048)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "common"),
+    [(["a", "b"], ["b", "c"], ("b",)), (["a"], None, None), ([], [], ())],
+)
+async def test_replicas_accept_what_all_of_them_do(first: Any, second: Any, common: Any) -> None:
+    """Nothing is known where one of them does not say."""
+
+    def said(accepts: Any) -> bytes:
+        health = {"model_revision": "abc", "accepts": accepts}
+        return http("200 OK", json.dumps(health).encode())
+
+    async with (
+        raw_upstream(said(first)) as one,
+        raw_upstream(said(second)) as other,
+        client(one.url, other.url) as backend,
+    ):
+        assert (await backend.probe()).accepts == common
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,15 @@ async def test_cards_say_what_settings_and_probe_know() -> None:
     assert registry.ready_names() == ["a", "b", "e", "minilm"]
 
 
+async def test_engines_accept_what_their_model_does() -> None:
+    """And what the operator says they do."""
+    a, b = Probed("a"), Probed("b")
+    a.health = b.health = BackendHealth(ready=True, accepts=("tool_choice",))
+    cards = (await registry_of(a=a, b=b)).cards()
+    assert cards["a"].accepts == {"tool_choice", "tools"}
+    assert cards["b"].accepts == set(), "others' servers are believed by configuration only"
+
+
 async def test_backend_is_not_ready_before_its_first_probe() -> None:
     """Nobody is sent to a backend of which nothing is known."""
     registry = BackendRegistry(SETTINGS, {"a": Probed("a")})
