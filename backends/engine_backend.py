@@ -188,6 +188,8 @@ class EngineBackend:
         plain, options["tools"] = self._dialect.told(written, tools)
         self._refuse_too_long("".join(m["content"] for m in plain), "messages")
         length = sum(len(message["content"]) for message in plain)
+        if tools:
+            length += len(msgspec.json.encode(tools))
         if length <= _OFF_LOOP_CHARACTERS:
             return self._tokenizer.encode_chat(plain, **options)
         return await asyncio.to_thread(self._tokenizer.encode_chat, plain, **options)

@@ -10,6 +10,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
+from backends.chat_messages import plain_message
 from backends.contract import FinishReason, SamplingParams, TokenEvent, TokenLogprob, Usage
 from backends.engine.config import SpeculationConfig
 from backends.engine.factory import build_engine
@@ -18,6 +19,7 @@ from backends.models.folder import model_folder
 from backends.models.generation import default_sampling
 from backends.sampling.grammar import GrammarCompiler
 from backends.tokenizer import Tokenizer
+from backends.tools.dialect import Dialect
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 """Text, token ids, or vLLM's {"prompt": text} or {"prompt_token_ids": ids}."""
@@ -116,18 +118,24 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answer one conversation or many, rendered by the model's chat template.
 
+        Models whose template knows no tools are told of them in words. As in vLLM calls are not
+        read out of the answers.
+
         Raises:
             ModelLoadError: the model has no chat template.
             InvalidRequestError: the template refuses the messages, or they do not fit.
         """
         one = not messages or isinstance(messages[0], Mapping)
         chats: Iterable[Any] = [messages] if one else messages
-        encoded = [
-            self.tokenizer.encode_chat(
-                chat, add_generation_prompt=add_generation_prompt, tools=tools
+        dialect, encoded = Dialect(self.tokenizer), []
+        for chat in chats:
+            plain = [plain_message(place, message) for place, message in enumerate(chat)]
+            told, told_tools = dialect.told(plain, tools)
+            encoded.append(
+                self.tokenizer.encode_chat(
+                    told, add_generation_prompt=add_generation_prompt, tools=told_tools
+                )
             )
-            for chat in chats
-        ]
         return self._run([(None, ids) for ids in encoded], sampling_params)
 
     def get_default_sampling_params(self) -> SamplingParams:

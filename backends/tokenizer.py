@@ -5,6 +5,7 @@ constant time and never splits a UTF-8 character.
 """
 
 import codecs
+import copy
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -290,7 +291,6 @@ class _TokenBytes(dict[int, bytes]):
         super().__init__()
         self._rust = rust
         self._special_ids = special_ids
-        self._name = name
         self._showing: dict[frozenset[int], _TokenBytes] = {}
         self._alphabet = None
         self.strips_start = False
@@ -311,9 +311,11 @@ class _TokenBytes(dict[int, bytes]):
     def showing(self, shown_ids: frozenset[int]) -> "_TokenBytes":
         """The same of a text in which these special tokens are named."""
         if shown_ids not in self._showing:
-            self._showing[shown_ids] = _TokenBytes(
-                self._rust, self._special_ids - shown_ids, self._name
-            )
+            table = copy.copy(self)
+            table._special_ids = self._special_ids - shown_ids
+            for token_id in shown_ids:
+                table.pop(token_id, None)
+            self._showing[shown_ids] = table
         return self._showing[shown_ids]
 
     def __missing__(self, token_id: int) -> bytes:

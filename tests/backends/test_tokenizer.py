@@ -55,6 +55,16 @@ def test_detokenizer_pushes_join_to_decode_for_any_ids(
     assert "".join(pieces) + detokenizer.flush() == tokenizer.decode(ids)
 
 
+def test_detokenizer_names_special_tokens_that_are_shown() -> None:
+    """Where they belong to the text, as markers of calls do; elsewhere they stay unseen."""
+    marker = BYTE_LEVEL.special_token_id("<|user|>")
+    assert marker is not None
+    ids = [*BYTE_LEVEL.encode("the "), marker, *BYTE_LEVEL.encode("dog<|system|>")]
+    for shown, text in ((frozenset[int](), "the dog"), (frozenset({marker}), "the <|user|>dog")):
+        assert BYTE_LEVEL.detokenizer([], shown).push(ids) == text
+    assert BYTE_LEVEL.decode(ids) == "the dog"
+
+
 @given(ids=st.lists(st.integers(0, BYTE_LEVEL.vocab_size - 1)))
 def test_decode_equals_the_tokenizers_library(ids: list[int]) -> None:
     """Our byte table decodes byte-level BPE exactly as the library does."""

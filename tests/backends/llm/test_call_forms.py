@@ -30,7 +30,7 @@ PROMPTS = ["the quick brown fox", "numbers 1 2 3 4 and numbers 1 2 3 4", "héllo
 
 @pytest.fixture(scope="module")
 def folder(make_checkpoint: Callable[..., Path]) -> Path:
-    return save_folder(make_checkpoint(seed=3))
+    return save_folder(make_checkpoint(seed=3, max_position_embeddings=1024))
 
 
 def _answers(folder: Path, **options: Any) -> tuple[LLM, list[list[int]]]:
@@ -69,6 +69,22 @@ def test_lazy_forms_hold_through_speculation_and_preemption(folder: Path) -> Non
     tight, recomputed = _answers(folder, num_blocks=34, block_size=8, enable_prefix_caching=False)
     assert recomputed == plain
     assert tight.engine.stats().preemptions > 0
+
+
+def test_chats_in_process_are_told_of_tools_in_words(folder: Path) -> None:
+    """Of a model whose template knows none; and calls are words that the assistant said."""
+    llm = LLM(str(folder), dtype="float32", threads=1)
+    call = {"id": "x", "type": "function", "function": {"name": "note", "arguments": "{}"}}
+    chat: list[dict[str, Any]] = [{"role": "user", "content": "hi"}]
+    talk = [*chat, {"role": "assistant", "tool_calls": [call]}]
+    tools = [{"type": "function", "function": TOOL}]
+    few = SamplingParams(max_tokens=1)
+    sizes = [
+        len(llm.chat(messages, few, tools=told)[0].prompt_token_ids)
+        for messages, told in ((chat, None), (chat, tools), (talk, None))
+    ]
+    assert sizes[1] > sizes[0] + 50
+    assert sizes[2] > sizes[0] + 20
 
 
 def _around_marker(llm: LLM, ids: list[int]) -> tuple[str, bool, str]:
