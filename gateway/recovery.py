@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from backends.contract import Usage
 from backends.errors import BackendError
 from gateway.ledger import reservation_log
+from gateway.ledger.heeded import heard_of_none
 from gateway.ledger.journal import SUFFIX as JOURNAL_SUFFIX
 from gateway.ledger.pricing import price_usage
 from gateway.ledger.records import ChargeRecord, RequestRecord, Settlement
@@ -83,7 +84,8 @@ class Recovery:
         left = [held[name] for name in await parts.ledger.missing(held)]
         usages = await self._usages(left)
         for one in left:
-            parts.ledger.settle(self._settlement(one, orphan.owner, usages))
+            settlement = self._settlement(one, orphan.owner, usages)
+            parts.ledger.settle(settlement, heeded=heard_of_none(one.at))
         if not await parts.ledger.flush():
             raise OSError("the ledger does not take the rows yet")
         ended = await parts.budgets.end_leases(orphan.owner)

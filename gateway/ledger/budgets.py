@@ -7,6 +7,7 @@ needs a transaction. Slices shrink as the limit comes near, and return when they
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,11 @@ from gateway.errors import GatewayError
 from gateway.ledger import budget_store as store
 from gateway.ledger.budget_alerts import Thresholds
 from gateway.ledger.budget_store import Budget, BudgetId, Counter, Spend
+from gateway.ledger.database import writing
 from gateway.ledger.database_clock import DatabaseClock
 from gateway.ledger.heeded import Heeded
 from gateway.ledger.keys import Caller
-from gateway.ledger.late_spending import by_backend
+from gateway.ledger.late_spending import by_backend, count_unheard
 from gateway.ledger.leases import BEATS_PER_LEASE, LEASE_S, Leases
 from gateway.ledger.money import share
 from gateway.ledger.overruns import Overruns
@@ -224,9 +226,24 @@ class Budgets:
     ) -> None:
         if not missed <= self.heeded.ids:
             await self._leases.guarded(self.refresh)
+        # A lease counts what began under its budget: when it ends, too, by what its owner booked.
+        started_us = round(request.started_at * 1e6)
+        younger = {one for one in missed if one[2] > started_us}
+        mine = missed - younger if request.worker == self._leases.owner else frozenset()
         caller = Caller(key_id=request.key, team=request.team, user=request.user)
         found = self._concerned(caller, request.tags, cost, request.started_at)
-        self._count([one for one in found if one[1].id in missed], caller)
+        self._count([one for one in found if one[1].id in mine], caller)
+        if mine != missed:
+            await self._leases.guarded(partial(self._count_unheard, request, cost, missed - mine))
+
+    async def _count_unheard(
+        self, request: RequestRecord, cost: Mapping[str, int], missed: Set[BudgetId]
+    ) -> None:
+        async with writing(self._engine) as connection:
+            now = self.clock()
+            beyond = await count_unheard(connection, request, cost, missed, now=now)
+        if beyond:
+            self.overruns.note(request.key, beyond, now)
 
     def _count(self, found: Iterable[tuple[Counter, Budget, int]], caller: Caller) -> None:
         short = []

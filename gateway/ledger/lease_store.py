@@ -263,6 +263,17 @@ async def _reap_one(connection: "AsyncConnection", seen: Any, *, certain: bool) 
     return row.ended_us is None
 
 
+async def counts_all_of(
+    connection: "AsyncConnection", counter: Counter, owner: str, started_us: int
+) -> bool:
+    """Whether the end of the owner's lease, if it has one, counts a request that began then."""
+    mine = select(leases.c.created_us).where(_leased(counter), leases.c.owner == owner)
+    leased_us = (await connection.execute(mine)).scalar_one_or_none()
+    if leased_us is None:
+        return False
+    return started_us >= await _counts_since_us(connection, counter, leased_us)
+
+
 async def _counts_since_us(connection: "AsyncConnection", counter: Counter, leased_us: int) -> int:
     """From when on the requests of a lease's owner were under its budget."""
     made = await connection.execute(

@@ -53,7 +53,7 @@ class Leases:
         self, engine: "AsyncEngine", *, owner: str | None = None, lease_s: float = LEASE_S
     ) -> None:
         self._engine = engine
-        self._owner = owner or worker_id()
+        self.owner = owner or worker_id()
         self._lease_s = lease_s
         self.spend: dict[Counter, Spend] = {}
         """What all processes have spent and reserved, as last read."""
@@ -150,13 +150,13 @@ class Leases:
                         continue  # another request's transaction brought enough
                     if not part.leased:
                         await store.ensure_counter(connection, counter)
-                    asked = part.lease(self._owner)
+                    asked = part.lease(self.owner)
                     spend, stands = await self._book(connection, counter, asked)
                     limit = await lease_store.limit_of(connection, budget)
                     missing = nano_usd - (stands.outstanding - asked.held)
                     more = missing + _spare(limit, spend, missing)
                     if not await lease_store.grant(
-                        connection, counter, self._owner, more, limit_nano_usd=limit
+                        connection, counter, self.owner, more, limit_nano_usd=limit
                     ):
                         assert limit is not None, "only a limit refuses"
                         raise self._refusal(counter, budget, limit, spend, nano_usd)
@@ -190,7 +190,7 @@ class Leases:
 
     async def _sync_one(self, counter: Counter, part: Slice, give_back: int) -> None:
         part.granted -= give_back  # nobody reserves it while it is on its way
-        asked = part.lease(self._owner)
+        asked = part.lease(self.owner)
         try:
             async with self._engine.begin() as connection:
                 if not part.leased:
@@ -207,7 +207,7 @@ class Leases:
         """Forget a slice of a window that is over."""
         del self.slices[counter]
         async with self._engine.begin() as connection:
-            await lease_store.drop(connection, counter, self._owner)
+            await lease_store.drop(connection, counter, self.owner)
 
     async def return_all(self, tasks: "Sequence[asyncio.Task[None]]") -> None:
         """End these tasks without cutting a transaction; book what was spent, give all back."""
@@ -234,7 +234,7 @@ class Leases:
         """
         was_silent, self._silent = self._silent, True
         async with self._engine.begin() as connection:
-            await lease_store.extend(connection, self._owner, ttl_us=round(self._lease_s * 1e6))
+            await lease_store.extend(connection, self.owner, ttl_us=round(self._lease_s * 1e6))
         self._silent = False
         if was_silent:
             return

@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 
 from gateway.ledger import journal as journals
 from gateway.ledger.budget_store import BudgetId
-from gateway.ledger.heeded import Heeded, made_since_us
+from gateway.ledger.heeded import Heeded, heard_of_none, made_since_us
 from gateway.ledger.journal import Journal, Segment
 from gateway.ledger.records import Settlement
 from gateway.ledger.report_query import ReportError
@@ -45,6 +45,16 @@ FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.1, 5.0
 
 TooLate = Callable[[Settlement, Set[BudgetId]], None]
 """Told of a row that was written after budgets were made that it was not held against."""
+
+
+class _Done(msgspec.Struct):
+    """Of a batch, also if it is written in parts."""
+
+    budgets: set[BudgetId] = msgspec.field(default_factory=set)
+    """Made lately."""
+    requests: set[str] = msgspec.field(default_factory=set)
+    """Ids of those that were not there before."""
+
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Settlement).decode
@@ -336,16 +346,16 @@ class Ledger:
             size = min(waiting - start, self._database.batch_size)
             batch = list(islice(self._queue, size))
             since_us = made_since_us(heeded for *_, heeded in batch)
-            made: set[BudgetId] = set()
-            self._written += await self._write([one for one, *_ in batch], since_us, made)
+            done = _Done()
+            self._written += await self._write([one for one, *_ in batch], since_us, done)
             by_segment: dict[Segment, int] = {}
             for settlement, segment, heeded in batch:
                 self._queue.popleft()
                 self._pending.pop(settlement.request.request_id, None)
                 if segment is not None:
                     by_segment[segment] = by_segment.get(segment, 0) + 1
-                if made and heeded is not None and self._too_late is not None:
-                    self._too_late(settlement, made - heeded.ids)
+                if done.budgets and heeded is not None and self._too_late is not None:
+                    self._too_late(settlement, done.budgets - heeded.ids)
             for segment, rows in by_segment.items():
                 await asyncio.to_thread(self._journal.committed, segment, rows)
 
@@ -353,17 +363,19 @@ class Ledger:
         self,
         settlements: Sequence[Settlement],
         since_us: int | None = None,
-        made: set[BudgetId] | None = None,
+        done: "_Done | None" = None,
     ) -> int:
         """Insert a batch; a row that SQL can never take is kept aside, the others go in.
 
         Args:
-            since_us, made: budgets made since then are added to these.
+            since_us: budgets made since then are looked for.
+            done: what was found and done is added to it.
         """
         try:
-            found = await self._repository.write(settlements, budgets_since_us=since_us)
-            if made is not None:
-                made |= found
+            written = await self._repository.write(settlements, budgets_since_us=since_us)
+            if done is not None:
+                done.budgets |= written.budgets
+                done.requests |= written.requests
             return len(settlements)
         except (SQLAlchemyError, OverflowError, ValueError) as error:
             if not _is_the_rows_fault(error):
@@ -372,8 +384,8 @@ class Ledger:
                 self._keep_aside(settlements[0], error)
                 return 0
         half = len(settlements) // 2
-        first = await self._write(settlements[:half], since_us, made)
-        return first + await self._write(settlements[half:], since_us, made)
+        first = await self._write(settlements[:half], since_us, done)
+        return first + await self._write(settlements[half:], since_us, done)
 
     def _keep_aside(self, settlement: Settlement, error: Exception) -> None:
         self._kept_aside += 1
@@ -390,7 +402,7 @@ class Ledger:
         """Write what dead processes left in their journals. Raises SQLAlchemyError, OSError."""
         for orphan in journals.take_over(self._folder):
             try:
-                rows = await self._replay(orphan.path)
+                rows = await self._replay(orphan.path, orphaned=True)
             except BaseException:
                 orphan.release()
                 raise
@@ -398,8 +410,9 @@ class Ledger:
             self._replayed += rows
             log.info("journal_replayed", path=str(orphan.path), rows=rows)
 
-    async def _replay(self, path: Path) -> int:
+    async def _replay(self, path: Path, *, orphaned: bool = False) -> int:
         rows = 0
+        write = self._write_orphaned if orphaned else self._write
         batch: list[Settlement] = []
         for payload in journals.read(path):
             try:
@@ -408,9 +421,19 @@ class Ledger:
                 journals.keep_aside(path, payload, reason=str(error))
                 self._kept_aside += 1
             if len(batch) >= self._database.batch_size:
-                rows += await self._write(batch)
+                rows += await write(batch)
                 batch = []
-        return rows + (await self._write(batch) if batch else 0)
+        return rows + (await write(batch) if batch else 0)
+
+    async def _write_orphaned(self, settlements: Sequence[Settlement]) -> int:
+        """The rows of a dead process; nobody knows which budgets it had heard of."""
+        heeded = [heard_of_none(one.request.started_at) for one in settlements]
+        done = _Done()
+        rows = await self._write(settlements, made_since_us(heeded), done)
+        for one in settlements:
+            if done.budgets and one.request.request_id in done.requests and self._too_late:
+                self._too_late(one, done.budgets)
+        return rows
 
     async def _prune(self, retention_days: int | None) -> None:
         """Remove old rows now and every hour, and make room for new months."""

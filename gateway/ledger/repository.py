@@ -76,12 +76,15 @@ class _Known(Struct, kw_only=True):
     budgets: set[BudgetId]
 
 
-class _Written(Struct):
+class Written(Struct):
     """What a transaction has done, should it be committed."""
 
     keys: dict[Key, int]
     """The roll-ups' new keys, which the database has then."""
     budgets: set[BudgetId]
+    """Those made since the moment that was asked about."""
+    requests: set[str]
+    """Ids of those that were not there before."""
 
 
 class Repository:
@@ -105,11 +108,11 @@ class Repository:
 
     async def write(
         self, settlements: Sequence[Settlement], *, budgets_since_us: int | None = None
-    ) -> set[BudgetId]:
+    ) -> Written:
         """Write all in one transaction; rows that are already there stay as they are.
 
-        Returns:
-            The budgets made since then (None: does not matter) that these rows came too late for.
+        Args:
+            budgets_since_us: budgets made since then are looked for; None: they do not matter.
 
         Raises:
             SQLAlchemyError: nothing was written.
@@ -119,7 +122,7 @@ class Repository:
         if len(self._keys) > _MOST_KEYS:
             self._keys.clear()
         self._keys.update(done.keys)
-        return done.budgets
+        return done
 
     async def write_on(
         self,
@@ -127,7 +130,7 @@ class Repository:
         settlements: Sequence[Settlement],
         *,
         budgets_since_us: int | None = None,
-    ) -> _Written:
+    ) -> Written:
         """The same inside the caller's transaction, begun by `writing`."""
         driver = await direct(connection)
         merged, others = _merged(without_nul(one) if _has_nul(one) else one for one in settlements)
@@ -164,7 +167,7 @@ class Repository:
             await chain.extend(connection, written, requests=mine)
         if others:
             keys |= (await self.write_on(connection, others)).keys
-        return _Written(keys, known.budgets)
+        return Written(keys, known.budgets, mine)
 
     async def _look_up(
         self,

@@ -1,10 +1,12 @@
 """A budget that is made while other processes answer counts each of their requests once."""
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
+from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.ledger import budget_store as store
@@ -12,6 +14,7 @@ from gateway.ledger.budget_store import Budget, Spend
 from gateway.ledger.budgets import Budgets
 from gateway.ledger.late_spending import by_backend
 from gateway.ledger.ledger import Ledger
+from gateway.ledger.tables import leases
 from gateway.settings import Settings
 from tests.gateway.ledger.budget_samples import TEAM, set_limit, spend_of, still
 from tests.gateway.ledger.samples import NOW, settlement
@@ -26,9 +29,9 @@ ORDERS = [
 class Process:
     """A gateway's budgets and ledger; nothing is written or heard of unless it is told to."""
 
-    def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
-        self.budgets: Budgets = still(engine, "other")
-        self.ledger = Ledger(settings, engine, worker="other", too_late=self.budgets.too_late)
+    def __init__(self, engine: AsyncEngine, settings: Settings, name: str = "other") -> None:
+        self.budgets: Budgets = still(engine, name)
+        self.ledger = Ledger(settings, engine, worker=name, too_late=self.budgets.too_late)
 
     async def settle(self, name: str) -> None:
         """Answer a request that no budget had held."""
@@ -114,3 +117,58 @@ async def test_budget_in_another_time_zone_is_another_one(
     await process.write()
     await process.budgets.aclose()
     assert await spend_of(engine, moved) == Spend(spent=1_000)
+
+
+async def _leased_now(engine: AsyncEngine) -> None:
+    """Leases begin by the database's clock; here they began when the budgets' stands."""
+    async with engine.begin() as connection:
+        await connection.execute(update(leases).values(created_us=round(NOW * 1e6)))
+
+
+@pytest.mark.parametrize("heard", [False, True], ids=["", "leased"])
+@pytest.mark.parametrize("began", [NOW - 1, NOW + 1], ids=["before", "after"])
+async def test_rows_of_a_killed_process_count_once_in_a_budget_made_meanwhile(
+    engine: AsyncEngine, settings: Settings, process: Process, began: float, heard: bool
+) -> None:
+    """Its journal is replayed by another one. Whether or not it heard of the budget in time to
+    lease from it, and whether its row began before the budget or after: it is counted once."""
+    row = settlement("r1", started_at=began)
+    process.ledger.settle(row, heeded=process.budgets.heeded)
+    budget = await set_limit(engine, 10_000)
+    if heard:
+        await process.budgets.refresh()
+        held = await process.budgets.reserve(TEAM, 500)
+        process.ledger.settle(settlement("r2", started_at=NOW + 2), heeded=held.heeded)
+        held.settle(1_000)
+    await process.ledger.journalled(alone=True)
+    process.ledger._journal.close()  # what a dead process holds, nobody locks
+    await _leased_now(engine)
+
+    other = Process(engine, settings, "alive")
+    for _ in range(2):  # the second time there is nothing new in it
+        await other.ledger.take_over()
+    await other.budgets.end_leases("other")
+    await other.budgets.aclose()
+    await other.ledger.aclose()
+    assert (await spend_of(engine, budget)).used == (2_000 if heard else 1_000)
+
+
+async def test_row_counted_too_late_stays_counted_when_its_process_is_killed(
+    engine: AsyncEngine, process: Process
+) -> None:
+    """It began before the budget, so whoever ends the lease does not find it there."""
+    row = settlement("r1", started_at=NOW - 1)
+    process.ledger.settle(row, heeded=process.budgets.heeded)
+    budget = await set_limit(engine, 10_000)
+    await process.write()
+    await asyncio.gather(*process.budgets._leases.background)
+    held = await process.budgets.reserve(TEAM, 500)
+    process.ledger.settle(settlement("r2", started_at=NOW + 1), heeded=held.heeded)
+    held.settle(1_000)
+    await process.write()
+    await process.budgets.sync()
+    await _leased_now(engine)
+    other = still(engine, "alive")
+    await other.end_leases("other")
+    assert (await spend_of(engine, budget)).used == 2_000
+    await other.aclose()
