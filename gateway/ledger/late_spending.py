@@ -158,4 +158,5 @@ async def _add(
         .where(store.is_counter(counter))
         .values(spent_nano_usd=spent, overrun_nano_usd=overrun)
     )
-    return max(overrun - row.overrun_nano_usd, 0)
+    beyond: int = max(overrun - row.overrun_nano_usd, 0)
+    return beyond
