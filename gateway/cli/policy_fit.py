@@ -120,10 +120,12 @@ def _print_card(card: dict[str, Any], out: str) -> None:
     for name in ("router", "length", "shuffled", "oracle"):
         figures = card if name == "router" else card["baselines"][name]
         rows.append([name, *(_interval(figures[key]) for key in keys)])
+    second = card.get("second_stage")
+    if second is not None and second["area"] is not None:
+        rows.append(["second look", *(_interval(second[key]["second"]) for key in keys)])
     table(["router", "APGR", "CPT50", "CPT80", "area"], rows)
     gate = card["sensitivity"]
     click.echo(f"words put around a prompt move it: {'little' if gate['passed'] else 'TOO MUCH'}")
-    second = card.get("second_stage")
     if second is not None and second["area"] is not None:
         gain = _interval(second["area"]["gain"])
         use = "used where it may pay" if second["helps"] else "used only where a policy asks for it"

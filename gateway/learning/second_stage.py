@@ -1,9 +1,9 @@
 """Fitting the second head: what a text's meaning adds to what the first head says of it.
 
 The first head's log-odds (out of fold) stand beside the encoder's vector under one ridge an output;
-the folds are the first head's. Rows count again in a disguise, as there. The
-card says whether it helps: area and AUC of both on the same rows, and the difference with its
-interval by the same draws.
+the folds are the first head's. Rows count again in a disguise, as there. What is measured is what
+is served: half way between both heads. The card says whether it helps: area, APGR, CPT50 and AUC of
+both on the same rows, and the difference with its interval by the same draws.
 """
 
 import json
@@ -20,9 +20,9 @@ from msgspec import Struct
 from msgspec.structs import asdict
 from numpy.typing import NDArray
 
-from gateway.learning.card import complete
+from gateway.learning.card import complete, lengths_of
 from gateway.learning.confounders import disguised, dressed, sensitivity
-from gateway.learning.curves import Figure, by_merit, cost_curves
+from gateway.learning.curves import Figure, by_merit, cost_curves, ranking
 from gateway.learning.head_file import write_json
 from gateway.learning.judges import logits
 from gateway.learning.outcomes import Outcomes
@@ -89,7 +89,7 @@ class Second(Struct, frozen=True):
     linear: Linear
     calibration: Calibration
     quality: Floats
-    """[N, K], each row by heads that have not seen its group."""
+    """[N, K], the second opinion on each row, by heads that have not seen its group."""
     disguised: dict[str, Floats]
 
 
@@ -113,7 +113,8 @@ class SecondStage(Struct, frozen=True):
     @property
     def summary(self) -> dict[str, Any]:
         """For the first head's card."""
-        return {"encoder": self.encoder, "area": self.card["area"], "helps": self.card["helps"]}
+        names = ("area", "apgr", "cpt50", "cpt80", "apgr_above_length", "helps")
+        return {"encoder": self.encoder, **{name: self.card[name] for name in names}}
 
     def write(self, head: str, out: Path) -> dict[str, Any]:
         """Write second.npz and second.json beside the head of that version; returns the card."""
@@ -177,9 +178,17 @@ def fit_second(
     return Second(
         linear=linear,
         calibration=calibration,
-        quality=calibrated(raw, targets, folds, train, backends)[0],
-        disguised={kind: calibration(part)[0] for kind, part in raw_gate.items()},
+        quality=_between(fitted.quality, calibrated(raw, targets, folds, train, backends)[0]),
+        disguised={
+            kind: _between(fitted.disguised[kind], calibration(part)[0])
+            for kind, part in raw_gate.items()
+        },
     )
+
+
+def _between(first: Floats, second: Floats) -> Floats:
+    """Half way in log-odds, as a second head serves it."""
+    return np.asarray(1 / (1 + np.exp(-(logits(first) + logits(second)) / 2)))
 
 
 def _beside(quality: Floats, vectors: Floats) -> Floats:
@@ -211,8 +220,7 @@ def second_card(
         "quality": by_head,
         "shift": dict(zip(outcomes.backends, moves.round(4).tolist(), strict=True)),
         "sensitivity": sensitivity(second.quality, second.disguised),
-        "area": None,
-        "helps": None,
+        **dict.fromkeys(("area", "apgr", "cpt50", "cpt80", "apgr_above_length", "helps")),
     }
     rows = complete(outcomes)
     if len(outcomes.backends) < 2 or not rows.any():
@@ -225,8 +233,21 @@ def second_card(
     first, after = curves.area("first"), curves.area("second")
     gain = Figure.of(after - first)
     area = {"first": Figure.of(first), "second": Figure.of(after), "gain": gain}
+    dearer = scores[:, -1] - scores[:, 0]
+    ranked = {
+        name: ranking((q[:, -1] - q[:, 0])[rows], dearer, groups[rows]) for name, q in both.items()
+    }
+    length = ranking(lengths_of(outcomes)[rows], dearer, groups[rows])
+    above = {name: found.apgr - length.apgr for name, found in ranked.items()}
     return card | {
         "area": {name: asdict(figure) for name, figure in area.items()},
+        **{
+            figure: {
+                name: asdict(Figure.of(getattr(found, figure))) for name, found in ranked.items()
+            }
+            for figure in ("apgr", "cpt50", "cpt80")
+        },
+        "apgr_above_length": {name: asdict(Figure.of(draws)) for name, draws in above.items()},
         "helps": gain.low is not None and gain.low > 0,
     }
 

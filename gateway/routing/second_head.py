@@ -1,8 +1,9 @@
 """The second head: P(each backend answers well) from the first head's view and a text's meaning.
 
 A vector of the sentence encoder stands beside the first head's log-odds; what is read off both is
-one linear output per backend and per gain, as in the first head. `policy fit` writes it as
-second.npz, with its card, beside the head that it was fitted over.
+one linear output per backend and per gain. Half way between that and what the first head said, in
+log-odds, is the second opinion: the two err differently. `policy fit` writes it as second.npz, with
+its card, beside the head that it was fitted over.
 """
 
 import json
@@ -21,7 +22,7 @@ from gateway.routing.judges import EDGE
 
 SECOND = "second.npz"
 SECOND_CARD = "second.json"
-FORMAT = 1
+FORMAT = 2
 MAX_CHARS = 1_000
 """Of a text that the encoder is shown; the semantic cache shows it no more either."""
 VECTOR_SCALE = 3.0
@@ -99,4 +100,11 @@ class SecondHead(Struct, frozen=True, kw_only=True):
         for place, gain in enumerate(outputs[count:], start=1):
             other = good[0] + min(1.0, max(-1.0, gain))
             good[place] = min(1.0, max(0.0, (good[place] + other) / 2))
-        return dict(first) | dict(zip(self.backends, good, strict=True))
+        second = zip(self.backends, good, strict=True)
+        return dict(first) | {name: _between(first[name], p) for name, p in second}
+
+
+def _between(first: float, second: float) -> float:
+    """The probability whose log-odds are half way between two others'."""
+    middle = (log_odds(first, edge=EDGE) + log_odds(second, edge=EDGE)) / 2
+    return 1.0 / (1.0 + math.exp(-middle))

@@ -70,6 +70,10 @@ def test_vectors_that_know_more_help_and_the_card_says_so(made: Made, tmp_path: 
     assert stage.card["area"]["gain"]["low"] > 0.2
     auc = {name: by["cheap-one"]["auc"] for name, by in stage.card["quality"].items()}
     assert auc["second"] > 0.95 > 0.65 > auc["first"]
+    summary = stage.summary
+    assert summary["apgr"]["second"]["low"] > summary["apgr"]["first"]["value"]
+    assert summary["cpt50"]["second"]["high"] < summary["cpt50"]["first"]["value"]
+    assert summary["apgr_above_length"]["second"]["low"] > 0
     stage.write("v1", tmp_path)
     head = SecondHead.load(tmp_path, "v1")
     assert head is not None
