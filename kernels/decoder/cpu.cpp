@@ -242,17 +242,16 @@ void run_layers(Team& team, const Decoder& d, const Batch& batch, const std::vec
     });
 }
 
-// The final norm and the head over some rows of the stream, each where `row_at` says.
+// The final norm over some rows of the stream, each where `row_at` says: the head's input.
 template <class RowAt>
-void run_head(Team& team, const Decoder& d, const Scratch& scratch, int rows, const RowAt& row_at,
-              float* out) {
+void norm_for_head(Team& team, const Decoder& d, const Scratch& scratch, int rows,
+                   const RowAt& row_at) {
     static thread_local std::vector<float> row_memory;
     row_memory.resize(d.hidden);
     each_row(team, rows, [&](int row) {
         norm_row(row_at(row), d.norm, row_memory.data(), d.eps, d.hidden);
         scratch.take(d.head, row_memory.data(), row, rows);
     });
-    scratch.multiply_by(d.head, team, rows, out);
 }
 
 // The place of a row's largest value, the first of equals.
@@ -296,13 +295,26 @@ extern "C" int decoder_step(const Decoder* decoder, const Batch* batch, float* r
     const Scratch scratch = Scratch::in(memory, d, batch->tokens);
     std::atomic<int> outcome{OK};
     const std::vector<Task>& listed = tasks;  // The caller's, not each helper's own.
+#if defined(BF16_TILES)
+    static thread_local std::vector<Largest> largest;
+    std::vector<Largest>& found = largest;
+    found.resize(int64_t{num_rows} * Team(threads, nullptr).shares_of(INT_MAX));
+#endif
     pool().run(threads, PARTS_OF_LAYER * d.num_layers + 4, [&](Team& team) {
         run_layers(team, d, *batch, listed, scratch, residual, outcome);
         if (!logits) return;
         const auto row_at = [&](int row) {
             return residual + (rows ? rows[row] : row) * int64_t{d.hidden};
         };
-        run_head(team, d, scratch, num_rows, row_at, logits);
+        norm_for_head(team, d, scratch, num_rows, row_at);
+#if defined(BF16_TILES)
+        const FloatWeight head = Scratch::floats_of(d.head);
+        if (likeliest && !d.head.coded() && !head.bias && FloatRows::tiled(head)) {
+            likeliest_tiled(team, scratch.inputs.planes, num_rows, head, found, likeliest);
+            return;
+        }
+#endif
+        scratch.multiply_by(d.head, team, num_rows, logits);
         if (!likeliest) return;
         team.each(num_rows, [&](int row) {
             likeliest[row] = likeliest_of(logits + int64_t{row} * d.head.channels, d.head.channels);
@@ -343,8 +355,9 @@ extern "C" int decoder_logits(const Decoder* decoder, const float* hidden, int r
     const Decoder& d = *decoder;
     const Scratch scratch = Scratch::in(memory, d, rows);
     pool().run(threads, 2, [&](Team& team) {
-        run_head(team, d, scratch, rows,
-                 [&](int row) { return hidden + int64_t{row} * d.hidden; }, out);
+        norm_for_head(team, d, scratch, rows,
+                      [&](int row) { return hidden + int64_t{row} * d.hidden; });
+        scratch.multiply_by(d.head, team, rows, out);
     });
     return OK;
 }

@@ -145,9 +145,8 @@ void split_row(const float* x, const FloatWeight& w, uint16_t* planes, int row) 
     }
 }
 
-// Up to two tiles of rows times one block of channels.
-void multiply_planes(uint16_t* planes, int row, int end, const FloatWeight& w, int block,
-                     float* out) {
+// Up to two tiles of rows times one block of channels, left in tiles 0 to 3.
+inline void add_up_planes(uint16_t* planes, int row, int end, const FloatWeight& w, int block) {
     const bool second = end - row > TILE_ROWS;
     const uint16_t* weight = static_cast<const uint16_t*>(w.packed) + block * w.block_size();
     const uint16_t* upper = plane_row(planes, w, row);
@@ -173,6 +172,26 @@ void multiply_planes(uint16_t* planes, int row, int end, const FloatWeight& w, i
             }
         }
     }
+}
+
+// What they add up to: [half of the rows, half of the channels, rows, channels].
+struct alignas(64) PlaneSums {
+    float numbers[2][PACKED_VECTORS][TILE_ROWS][LANES];
+
+    explicit PlaneSums(bool second) {
+        _tile_stored(0, numbers[0][0], 64);
+        _tile_stored(1, numbers[0][1], 64);
+        if (!second) return;
+        _tile_stored(2, numbers[1][0], 64);
+        _tile_stored(3, numbers[1][1], 64);
+    }
+    Vector of(int row, int v) const { return load(numbers[row / TILE_ROWS][v][row % TILE_ROWS]); }
+};
+
+void multiply_planes(uint16_t* planes, int row, int end, const FloatWeight& w, int block,
+                     float* out) {
+    const bool second = end - row > TILE_ROWS;
+    add_up_planes(planes, row, end, w, block);
     if (!w.bias && (block + 1) * PACKED_CHANNELS <= w.channels) {
         float* to = out + int64_t{row} * w.channels + block * PACKED_CHANNELS;
         const int64_t apart = 4 * int64_t{w.channels};
@@ -184,17 +203,10 @@ void multiply_planes(uint16_t* planes, int row, int end, const FloatWeight& w, i
         }
         return;
     }
-    alignas(64) float sums[4][TILE_ROWS][LANES];
-    _tile_stored(0, sums[0], 64);
-    _tile_stored(1, sums[1], 64);
-    if (second) {
-        _tile_stored(2, sums[2], 64);
-        _tile_stored(3, sums[3], 64);
-    }
+    const PlaneSums sums(second);
     for (int r = 0; row + r < end; ++r)
         for (int v = 0; v < PACKED_VECTORS; ++v)
-            finish_floats(load(sums[r / TILE_ROWS * 2 + v][r % TILE_ROWS]), w,
-                          block * PACKED_CHANNELS + v * LANES,
+            finish_floats(sums.of(r, v), w, block * PACKED_CHANNELS + v * LANES,
                           out + int64_t{row + r} * w.channels);
 }
 
@@ -207,21 +219,86 @@ inline void load_shapes(int rows) {
     _tile_loadconfig(&shapes);
 }
 
-// Rows that `split_row` has cut.
-void multiply_tiled(Team& team, uint16_t* planes, int rows, const FloatWeight& w, float* out) {
-    const int panels = (rows + PANEL_ROWS - 1) / PANEL_ROWS, blocks = w.blocks();
-    const int shares = team.shares_of(blocks);
+// Hands body(rows from, to, blocks from, to, share) what `split_row` has cut, two tiles of rows at a
+// time.
+template <class Body>
+void each_tiled(Team& team, int rows, int blocks, const Body& body) {
+    const int panels = (rows + PANEL_ROWS - 1) / PANEL_ROWS, shares = team.shares_of(blocks);
     team.each(panels * shares, [&](int task) {
         const int share = task % shares, first = task / shares * PANEL_ROWS;
+        const int block = static_cast<int>(int64_t{blocks} * share / shares);
         const int last = static_cast<int>(int64_t{blocks} * (share + 1) / shares);
         for (int row = first; row < std::min(first + PANEL_ROWS, rows); row += TILED_ROWS) {
             const int end = std::min(row + TILED_ROWS, rows);
             load_shapes(end - row);
-            for (int block = static_cast<int>(int64_t{blocks} * share / shares); block < last;
-                 ++block)
-                multiply_planes(planes, row, end, w, block, out);
+            body(row, end, block, last, share);
         }
         _tile_release();
+    });
+}
+
+void multiply_tiled(Team& team, uint16_t* planes, int rows, const FloatWeight& w, float* out) {
+    each_tiled(team, rows, w.blocks(), [&](int row, int end, int block, int last, int) {
+        for (; block < last; ++block) multiply_planes(planes, row, end, w, block, out);
+    });
+}
+
+// A row's largest product in some of the channels, and the first channel that has it.
+struct Largest {
+    float value;
+    int channel;
+};
+
+// Of rows [row, end) in blocks [block, last): into found [end - row].
+void find_largest(uint16_t* planes, int row, int end, const FloatWeight& w, int block, int last,
+                  Largest* found) {
+    const int rows = end - row;
+    constexpr float LOWEST = -__builtin_inff();
+    Vector most[TILED_ROWS];
+    Ints from[TILED_ROWS];  // the vector of channels that each lane's is in
+    std::fill_n(most, rows, Vector{} + LOWEST);
+    std::fill_n(from, rows, Ints{} + block * PACKED_CHANNELS);
+    for (; block < last; ++block) {
+        add_up_planes(planes, row, end, w, block);
+        const PlaneSums sums(rows > TILE_ROWS);
+        for (int v = 0; v < PACKED_VECTORS; ++v) {
+            const int channel = block * PACKED_CHANNELS + v * LANES;
+            const int count = w.channels - channel;
+            if (count <= 0) break;
+            for (int r = 0; r < rows; ++r) {
+                Vector some = sums.of(r, v);
+                if (count < LANES)
+                    some = load_some(reinterpret_cast<const float*>(&some), count, LOWEST);
+                const auto more = some > most[r];
+                most[r] = more ? some : most[r];
+                from[r] = more ? Ints{} + channel : from[r];
+            }
+        }
+    }
+    for (int r = 0; r < rows; ++r) {
+        found[r] = {largest_lane(most[r]), w.channels};
+        for (int lane = 0; lane < LANES; ++lane)
+            if (most[r][lane] == found[r].value)
+                found[r].channel = std::min(found[r].channel, from[r][lane] + lane);
+    }
+}
+
+// The first of each row's largest products, which are not kept.
+void likeliest_tiled(Team& team, uint16_t* planes, int rows, const FloatWeight& w,
+                     std::vector<Largest>& found, int64_t* likeliest) {
+    each_tiled(team, rows, w.blocks(), [&](int row, int end, int block, int last, int share) {
+        find_largest(planes, row, end, w, block, last, found.data() + int64_t{share} * rows + row);
+    });
+    const int shares = team.shares_of(w.blocks());
+    team.each(1, [&](int) {
+        for (int row = 0; row < rows; ++row) {
+            Largest best = found[row];
+            for (int share = 1; share < shares; ++share) {
+                const Largest& other = found[int64_t{share} * rows + row];
+                if (other.value > best.value) best = other;
+            }
+            likeliest[row] = best.channel;
+        }
     });
 }
 

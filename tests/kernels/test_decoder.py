@@ -179,8 +179,12 @@ class Model:
     def _linear(self, channels: int, inputs: int) -> PackedWeight:
         bias = self._random(channels) if self._biased else None
         weight = self._random(channels, inputs) / inputs**0.5
+        if "twice" in self._kind and channels == VOCABULARY:
+            weight = weight[: channels // 2].repeat(2, 1)
         if "fp32" in self._kind:
             return PackedWeight(pack(weight), None, bias, channels, inputs)
+        if "bf16" in self._kind:
+            return PackedWeight(pack(weight.bfloat16()), None, bias, channels, inputs)
         if "int4" in self._kind and inputs % GROUP == 0:
             scale = weight.view(channels, -1, GROUP).abs().amax(dim=-1) / 7
             codes = (weight / scale.repeat_interleave(GROUP, 1)).round().to(torch.uint8) + 8
@@ -205,7 +209,9 @@ class Model:
         return random(*shape, seed=self._seed)
 
 
-@pytest.fixture(params=["int8", "fp32", "int4 and int8 biased", "int4, floats", "int8 and more"])
+@pytest.fixture(
+    params=["int8", "fp32", "bf16", "int4 and int8 biased", "int4, floats", "int8 and more"]
+)
 def model(request: pytest.FixtureRequest) -> Model:
     return Model(request.param)
 
@@ -282,6 +288,24 @@ def test_decoder_leaves_scattered_caches_to_the_ops(model: Model) -> None:
     """What is not contiguous is not read as if it were."""
     scattered = [(keys.transpose(0, 1), values) for keys, values, *_ in model.new_caches()]
     assert not model.decoder.can_use(scattered)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("kind", ["bf16 twice", "bf16 twice biased", "int8 twice"])
+def test_decoder_takes_the_first_of_equals(kind: str, threads: int) -> None:
+    """Where every token has a twin: the first, however many rows there are and threads look."""
+    model, before = Model(kind), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for sequences in ([(0, 20, 20), (2, 21, 21)], [(1, 1, 1)]):
+            step = _step(sequences)
+            assert model.decoder.can_use(model.new_caches())
+            logits = model.decoder.step(*vars(step).values()).tolist()
+            tokens = model.decoder.likeliest(*vars(step).values())
+            assert tokens == [row.index(max(row)) for row in logits]
+            assert "biased" in kind or max(tokens) < VOCABULARY // 2
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp32"])
