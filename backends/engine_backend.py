@@ -29,7 +29,7 @@ from backends.errors import (
     InvalidRequestError,
 )
 from backends.openai_responses import ResponseWriter, total_usage
-from backends.sampling.grammar import Grammar, GrammarCompiler
+from backends.sampling.grammar import FormRefusedError, Grammar, GrammarCompiler
 from backends.tokenizer import Tokenizer
 from backends.tools.asked import read_tools
 from backends.tools.dialect import NO_TOOLS, Dialect, ToolTurn
@@ -242,16 +242,16 @@ class EngineBackend:
                 f"The answer's form was not compiled within {_COMPILE_TIMEOUT_S:g} s; try again."
             ) from None
         except InvalidRequestError as error:
-            if error.param is None:
-                own = wire.structured_outputs is not None
-                error.param = "structured_outputs" if own else "response_format"
+            own = wire.structured_outputs is not None
+            asked_by = "structured_outputs" if own else "response_format"
+            error.param = "tools" if turn.constrains else asked_by
             raise
 
     def _compile(self, form: StructuredOutputsParams, turn: ToolTurn) -> Grammar:
         """On the thread that compiles."""
         try:
             return self._grammars.compile(form)
-        except InvalidRequestError as error:
+        except FormRefusedError as error:
             if not turn.constrains:
                 raise
             raise refusal_of_calls(turn.functions, error, self._grammars.compile) from None

@@ -141,6 +141,10 @@ class GrammarError(InvalidRequestError):
         self.request_id = request_id
 
 
+class FormRefusedError(InvalidRequestError):
+    """A form is malformed, too large, or asks for what cannot be enforced."""
+
+
 class Grammar:
     """A compiled grammar, of which every answer gets its own copy to follow."""
 
@@ -177,8 +181,9 @@ class GrammarCompiler:
         """Compile, one at a time; may take a second. Leaves Python to others meanwhile.
 
         Raises:
-            InvalidRequestError: the form is malformed, too large, or asks for what cannot be
-                enforced; or `llguidance` is not installed.
+            FormRefusedError: that cannot be.
+            InvalidRequestError: nor can any other: `llguidance` is not installed, or the model's
+                answers have no end.
         """
         with self._compiling:
             found = self.kept(wanted)
@@ -309,9 +314,9 @@ def json_options(*, strict: bool) -> dict[str, Any]:
     return options if strict else {**options, "lenient": True, "coerce_one_of": True}
 
 
-def _refusal(wanted: StructuredOutputsParams, reason: str) -> InvalidRequestError:
+def _refusal(wanted: StructuredOutputsParams, reason: str) -> FormRefusedError:
     kind = next(name for name in _NAMES if getattr(wanted, name) not in (None, False))
-    return InvalidRequestError(f"{_NAMES[kind]} cannot be enforced: {_one_line(reason)}.")
+    return FormRefusedError(f"{_NAMES[kind]} cannot be enforced: {_one_line(reason)}.")
 
 
 def _one_line(reason: str) -> str:

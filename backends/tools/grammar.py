@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from backends.contract import StructuredOutputsParams
 from backends.errors import InvalidRequestError
-from backends.sampling.grammar import json_options
+from backends.sampling.grammar import FormRefusedError, json_options
 from backends.tools.asked import AskedTools, Function
 from backends.tools.formats import ToolFormat
 
@@ -58,19 +58,19 @@ def calls_form(
 
 def refusal_of_calls(
     functions: Sequence[Function],
-    refused: InvalidRequestError,
+    refused: FormRefusedError,
     compile_: Callable[[StructuredOutputsParams], object],
-) -> InvalidRequestError:
+) -> FormRefusedError:
     """Why a form of calls was refused, by the function whose parameters are to blame."""
     for function in functions:
         strict = function.strict is True
         try:
             compile_(StructuredOutputsParams(json=function.parameters or {}, strict=strict))
-        except InvalidRequestError as error:
-            return InvalidRequestError(
-                f"Parameters of the function {function.name!r}: {error.message}", param="tools"
+        except FormRefusedError as error:
+            return FormRefusedError(
+                f"Parameters of the function {function.name!r}: {error.message}"
             )
-    return InvalidRequestError(refused.message, param="tools")
+    return refused
 
 
 def _schema(function: Function) -> str:
