@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from litestar import Litestar
@@ -18,6 +19,7 @@ from litestar.plugins import PluginProtocol
 from litestar.plugins.core import MsgspecDIPlugin
 
 from backends.contract import Backend
+from gateway.api.chat import Handler, chat_handlers
 from gateway.api.errors import error_handlers
 from gateway.api.routes import routes
 from gateway.assembly import assemble
@@ -79,8 +81,9 @@ def create_app(
             await pipeline.shadows.aclose()
             await pipeline.late_charges.aclose()
 
-    return _App(
-        route_handlers=routes(pipeline, batches),
+    chats = chat_handlers(pipeline)
+    app = _App(
+        route_handlers=routes(pipeline, batches, chats),
         exception_handlers=error_handlers(),
         lifespan=[lifespan],
         cors_config=_cors(parts.settings.server.cors_origins),
@@ -89,6 +92,9 @@ def create_app(
         openapi_config=None,
         logging_config=None,
     )
+    if app.cors_config is None:  # else browsers' preflights and headers are Litestar's to add
+        app.chats = chats
+    return app
 
 
 class _App(Litestar):
@@ -97,8 +103,14 @@ class _App(Litestar):
     They are added whenever those packages can be imported, and take 12 MB of every process.
     """
 
+    chats: Mapping[str, Handler] = MappingProxyType({})
+    """By path, called past Litestar: six calls to get there cost more than a look into a cache."""
+
     def __call__(self, scope: Any, receive: Any, send: Any) -> Coroutine[Any, Any, None]:
         """HEAD is GET; the server leaves the body away."""
+        chat = self.chats.get(scope.get("path"))
+        if chat is not None:
+            return chat(scope, receive, send)
         if scope.get("method") == "HEAD":
             scope["method"] = "GET"
         return super().__call__(scope, receive, send)

@@ -1,10 +1,12 @@
 """All routes, in one list."""
 
+from collections.abc import Mapping
+
 from litestar.handlers import ASGIRouteHandler, HTTPRouteHandler
 
 from gateway.api.admin import admin_routes
 from gateway.api.batches import batch_routes
-from gateway.api.chat import chat_routes
+from gateway.api.chat import Handler, chat_routes
 from gateway.api.feedback import feedback_routes
 from gateway.api.files import file_routes
 from gateway.api.health import health_routes, installed_version
@@ -18,10 +20,12 @@ from gateway.dashboard.pages import dashboard_routes
 from gateway.pipeline import Pipeline
 
 
-def routes(pipeline: Pipeline, batches: BatchRunner) -> list[ASGIRouteHandler | HTTPRouteHandler]:
-    """Everything the gateway answers."""
+def routes(
+    pipeline: Pipeline, batches: BatchRunner, chats: Mapping[str, Handler]
+) -> list[ASGIRouteHandler | HTTPRouteHandler]:
+    """Everything the gateway answers; `chats` by path."""
     found: list[ASGIRouteHandler | HTTPRouteHandler] = [
-        *chat_routes(pipeline),
+        *chat_routes(chats),
         *model_routes(pipeline),
         *file_routes(pipeline, batches),
         *batch_routes(pipeline, batches),
