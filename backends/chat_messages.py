@@ -23,11 +23,15 @@ def plain_message(place: int, message: Mapping[str, Any]) -> dict[str, Any]:
                     param=f"messages[{place}].content[{number}]",
                 )
         content = "".join(part["text"] for part in content)
-    # Templates ask whether a message has calls, not whether they are null.
-    plain = {name: value for name, value in message.items() if value is not None}
-    plain["content"] = content or ""
-    if plain.get("role") == "developer":
-        plain["role"] = "system"
+    role = message.get("role")
+    plain = {
+        **message,
+        "role": "system" if role == "developer" else role,
+        "content": content or "",
+    }
+    if None in plain.values():
+        # Templates ask whether a message has calls, not whether they are null.
+        plain = {name: value for name, value in plain.items() if value is not None}
     if "tool_calls" in plain:
         plain["tool_calls"] = _calls(plain["tool_calls"], f"messages[{place}].tool_calls")
         if not plain["tool_calls"]:

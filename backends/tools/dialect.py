@@ -109,15 +109,11 @@ class Dialect:
         self, messages: Sequence[dict[str, Any]], tools: Sequence[Mapping[str, Any]] | None
     ) -> tuple[Sequence[dict[str, Any]], Sequence[Mapping[str, Any]] | None]:
         """Messages and tools as this model's template takes them."""
-        if tools:
-            tools = [described(tool) for tool in tools]
-        called = any("tool_calls" in message for message in messages)
-        if not self._native:
-            if tools or called or any(message["role"] == "tool" for message in messages):
-                messages = spelled_out(messages, tools, self._spoken)
+        called = any("tool_calls" in m or "tool_call_id" in m for m in messages)
+        if not tools and not called:
             return messages, None
-        if called:
-            messages = with_names(messages)
-            if self._spoken.short_ids:
-                messages = with_short_ids(messages)
-        return messages, tools
+        tools = [described(tool) for tool in tools or ()] or None
+        if not self._native:
+            return spelled_out(messages, tools, self._spoken), None
+        messages = with_names(messages)
+        return with_short_ids(messages) if self._spoken.short_ids else messages, tools
