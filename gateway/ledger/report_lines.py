@@ -22,7 +22,8 @@ from sqlalchemy import Select
 from gateway.ledger import report_sql as sql
 from gateway.ledger import subjects
 from gateway.ledger.report_query import CHARGE_KEYS, TIME_KEYS, ReportQuery
-from gateway.ledger.report_sums import FromSums, KeySums, Row
+from gateway.ledger.report_rollups import batches
+from gateway.ledger.report_sums import FromSums, KeySums, Row, taken_out
 from gateway.ledger.subjects import SUBJECT_KINDS
 
 if TYPE_CHECKING:
@@ -92,15 +93,30 @@ async def lines_of(
     sums = known or KeySums()
     lines: dict[Group, Line] = {}
     plan = await sums.plan(connection, query)
-    for buckets in plan.batches:
-        found = await sums.of(connection, query, buckets, counts=wanted != {"costs"})
+    counts = wanted != {"costs"}
+    for buckets in batches(plan.buckets):
+        found = await sums.of(connection, query, buckets, counts=counts)
         await _add(connection, lines, FromSums(query, found), wanted)
+    for buckets in batches(plan.moved):
+        found = await sums.of(connection, query, buckets, counts=counts)
+        for rows in (found, taken_out(found)):
+            await _add(connection, lines, FromSums(query, rows), wanted)
+    if plan.moved:
+        lines = _without_empty(lines)
     for begin_us, end_us in plan.rows:
         part = replace(query, since=moment_of(begin_us), until=moment_of(end_us))
         await _add(connection, lines, sql.FromRows(part), wanted)
     if not query.group_by:
         lines.setdefault((), Line())
     return lines
+
+
+def _without_empty(lines: Mapping[Group, Line]) -> dict[Group, Line]:
+    """Without groups of which all was moved to another day."""
+    for line in lines.values():
+        used = {name: on for name, on in line.by_machine.items() if on != OnMachine()}
+        line.by_machine = used
+    return {group: line for group, line in lines.items() if line != Line()}
 
 
 async def _add(

@@ -1,14 +1,16 @@
 """Reports out of the roll-ups: which buckets answer a period.
 
 A period is cut into pieces: whole days, hours and quarters of an hour come from the roll-ups, in
-the coarsest buckets that no local day or hour cuts in two (in India hours from half past to half
-past); what is left at both ends, less than a quarter of an hour each, is read from the rows, as is
-everything older than the roll-ups. Where local days begin within such an hour (Nepal), that hour is
-read by quarters, the others whole.
+the coarsest buckets that no local hour cuts in two (in India hours from half past to half past);
+what is left at both ends, less than a quarter of an hour each, is read from the rows, as is
+everything older than the roll-ups.
+
+By local days UTC's are read: each counts in the local day of its noon, and the few hours of it that
+lie in another are moved there, taken out of the one and added to the other.
 """
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
@@ -44,8 +46,6 @@ class Piece(Struct, frozen=True):
     span_s: int
     from_us: int
     until_us: int
-    without_us: tuple[int, ...] = ()
-    """Buckets in between that are left out."""
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -54,15 +54,14 @@ class Plan(Struct, frozen=True, kw_only=True):
     buckets: tuple[Piece, ...]
     rows: tuple[tuple[int, int], ...]
     """Periods, unix microseconds, half-open, to be read row by row."""
+    moved: tuple[Piece, ...] = ()
+    """Of the days among the buckets, what lies in another local day than their noon."""
 
-    @property
-    def batches(self) -> Iterator[tuple[Piece, ...]]:
-        """The buckets in as many pieces at once as a statement may name; a statement of its own
-        for a long one with holes, whose rows are read in order then."""
-        alike = tuple(piece for piece in self.buckets if not piece.without_us)
-        for start in range(0, len(alike), _PIECES_AT_ONCE):
-            yield alike[start : start + _PIECES_AT_ONCE]
-        yield from ((piece,) for piece in self.buckets if piece.without_us)
+
+def batches(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, ...]]:
+    """As many at once as a statement may name."""
+    for start in range(0, len(pieces), _PIECES_AT_ONCE):
+        yield tuple(pieces[start : start + _PIECES_AT_ONCE])
 
 
 def can_answer(query: ReportQuery) -> bool:
@@ -88,15 +87,13 @@ def plan(query: ReportQuery, *, rollups_from_us: int, held_us: tuple[int, int]) 
     if not can_answer(query) or whole[0] >= whole[1]:
         return Plan(buckets=(), rows=((since_us, until_us),))
     held = max(whole[0], held_us[0]), min(whole[1], held_us[1] + _DAY_US)
-    spans_s = _spans_s(query, *held)
     rows = [(since_us, whole[0]), (whole[1], until_us)]
-    if len(spans_s) == 1 and "hour" not in query.group_by:
-        buckets = _around_midnights(query, *held)
-    else:
-        buckets = _cut(*whole, spans_s)
+    by_day = "day" in query.group_by and "hour" not in query.group_by
+    buckets = tuple(_cut(*(held if by_day else whole), _spans_s(query, *held)))
     return Plan(
-        buckets=tuple(buckets),
+        buckets=buckets,
         rows=tuple((begin, end) for begin, end in rows if begin < end),
+        moved=tuple(_moved(query, buckets)) if by_day else (),
     )
 
 
@@ -115,25 +112,21 @@ def _cut(from_us: int, until_us: int, spans_s: Sequence[int]) -> Iterator[Piece]
     yield from _cut(end, until_us, spans_s[:-1])
 
 
-def _around_midnights(query: ReportQuery, from_us: int, until_us: int) -> Iterator[Piece]:
-    """Hours, but quarters for those in which a local day begins."""
-    zone, hour_us = ZoneInfo(query.tz), HOUR_S * 1_000_000
-    begin, end = _ceil(from_us, hour_us), until_us - until_us % hour_us
-    if begin >= end:
-        yield from _cut(from_us, until_us, [QUARTER_S])
-        return
-    yield from _cut(from_us, begin, [QUARTER_S])
-    yield from _cut(end, until_us, [QUARTER_S])
-    day, last = (datetime.fromtimestamp(us / 1e6, zone).date() for us in (begin, end))
-    cut = []
-    while day <= last:
-        midnight_us = round(datetime.combine(day, time(), zone).timestamp()) * 1_000_000
-        hour = midnight_us - midnight_us % hour_us
-        if hour != midnight_us and begin <= hour < end:
-            cut.append(hour)
-        day += timedelta(days=1)
-    yield Piece(HOUR_S, begin, end, tuple(cut))
-    yield from (Piece(QUARTER_S, hour, hour + hour_us) for hour in cut)
+def _moved(query: ReportQuery, buckets: Sequence[Piece]) -> Iterator[Piece]:
+    """What of each UTC day lies in the local day before that of its noon, and in the one after."""
+    zone = ZoneInfo(query.tz)
+    for piece in buckets:
+        if piece.span_s != DAY_S:
+            continue
+        for from_us in range(piece.from_us, piece.until_us, _DAY_US):
+            day = datetime.fromtimestamp((from_us + _DAY_US // 2) // 1_000_000, zone).date()
+            begin_us, end_us = (_midnight_us(day + timedelta(days=n), zone) for n in (0, 1))
+            yield from _cut(from_us, begin_us, [QUARTER_S, HOUR_S])
+            yield from _cut(end_us, from_us + _DAY_US, [QUARTER_S, HOUR_S])
+
+
+def _midnight_us(day: date, zone: ZoneInfo) -> int:
+    return round(datetime.combine(day, time(), zone).timestamp()) * 1_000_000
 
 
 def _ceil(at_us: int, span_us: int) -> int:
@@ -141,18 +134,18 @@ def _ceil(at_us: int, span_us: int) -> int:
 
 
 def _spans_s(query: ReportQuery, from_us: int, until_us: int) -> Sequence[int]:
-    """The spans whose buckets lie in one local day (or hour) throughout the period, widest last."""
-    times = [key for key in query.group_by if key in TIME_KEYS]
-    if not times:
+    """The spans whose buckets lie in one local day or hour, if that is asked for, throughout the
+    period, widest last; days lie in one but for what is moved."""
+    if not set(query.group_by) & set(TIME_KEYS):
         return (QUARTER_S, HOUR_S, DAY_S)
     zone, offsets_s = ZoneInfo(query.tz), set()
     for at_us in (*range(from_us, until_us, _DAY_US), until_us):
         offset = datetime.fromtimestamp(at_us / 1e6, UTC).astimezone(zone).utcoffset()
         assert offset is not None, "the moment is aware"
         offsets_s.add(round(offset.total_seconds()))
-    if "hour" not in times and offsets_s == {0}:
-        return (QUARTER_S, HOUR_S, DAY_S)
     past_the_hour_s = {offset % HOUR_S for offset in offsets_s}
+    if "hour" not in query.group_by:
+        return (QUARTER_S, HOUR_S, DAY_S) if past_the_hour_s == {0} else (QUARTER_S, DAY_S)
     if past_the_hour_s == {0}:
         return (QUARTER_S, HOUR_S)
     return (QUARTER_S, HALF_PAST_S) if past_the_hour_s == {HOUR_S // 2} else (QUARTER_S,)
@@ -161,8 +154,7 @@ def _spans_s(query: ReportQuery, from_us: int, until_us: int) -> Sequence[int]:
 def within(piece: Piece) -> "ColumnElement[bool]":
     """Whether a bucket is one of the piece's."""
     at = _R.bucket_us
-    within = and_(_R.span_s == piece.span_s, at >= piece.from_us, at < piece.until_us)
-    return and_(within, at.not_in(piece.without_us)) if piece.without_us else within
+    return and_(_R.span_s == piece.span_s, at >= piece.from_us, at < piece.until_us)
 
 
 async def first_us(connection: "AsyncConnection") -> int | None:

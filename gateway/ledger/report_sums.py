@@ -8,12 +8,20 @@ key, found once; with time in it by one statement, by the keys that are asked fo
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Select, false, func, literal, null, or_, select
+from sqlalchemy import Select, case, false, func, literal, null, or_, select
 
 from gateway.ledger import state
 from gateway.ledger.report_query import CHARGE_KEYS, TIME_KEYS, ReportQuery
 from gateway.ledger.report_rollups import Piece, Plan, held_us, plan, within
-from gateway.ledger.rollups import GROUP_KEYS, QUARTER_US, SUMS, WORK_KEYS, first_bit
+from gateway.ledger.rollups import (
+    DAY_S,
+    GROUP_KEYS,
+    QUARTER_S,
+    QUARTER_US,
+    SUMS,
+    WORK_KEYS,
+    first_bit,
+)
 from gateway.ledger.tables import rollup_keys, rollups
 
 if TYPE_CHECKING:
@@ -29,6 +37,9 @@ _TOKENS = ("prompt_tokens", "cached_prompt_tokens", "completion_tokens")
 _COSTS = ("cost_nano_usd", "requests", "prompt_tokens", "completion_tokens")
 _OF_REQUESTS = ("requests", "errors", *_HITS, *_TOKENS)
 _WORK = tuple(key for key in CHARGE_KEYS if key != "backend")
+_QUARTERS = DAY_S // QUARTER_S
+"""Of a day."""
+_SUMS_AT = _AT[SUMS[0]]
 Row = tuple[Any, ...]
 """In the places of _AT; time: quarters of an hour since 1970."""
 
@@ -70,6 +81,16 @@ class KeySums:
         return self._known[pieces]
 
 
+def taken_out(rows: Sequence[Row]) -> list[Row]:
+    """What takes these sums out of the days that they were counted in."""
+    found: list[Row] = []
+    for at, *rest in rows:
+        keys, sums = rest[: _SUMS_AT - 1], rest[_SUMS_AT - 1 : -1]
+        noon = at - at % _QUARTERS + _QUARTERS // 2
+        found.append((noon, *keys, *(-(n or 0) for n in sums), None))
+    return found
+
+
 def _by_key(pieces: tuple[Piece, ...]) -> Select[Any]:
     """Added up before the keys are looked up: there are few of them, and many buckets."""
     added = (
@@ -89,7 +110,8 @@ def _in_time(query: ReportQuery, pieces: tuple[Piece, ...], *, counts: bool) -> 
     facts = ("request", "charge") if counts else ("charge",)
     wanted = {*told, *query.group_by, *query.filters}
     keys = [_K[name] for name in _KEYS if name in wanted]
-    quarter = (_R.bucket_us // QUARTER_US).label("quarter")
+    noon_us = case((_R.span_s == DAY_S, DAY_S * 500_000), else_=0)  # a day counts where that lies
+    quarter = ((_R.bucket_us + noon_us) // QUARTER_US).label("quarter")
     shown = [_K[name] if name in wanted else null() for name in _KEYS]
     sums = [func.sum(_R[name]) if counts or name in _COSTS else null() for name in SUMS]
     return (

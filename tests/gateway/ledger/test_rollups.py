@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -17,8 +18,8 @@ from gateway.ledger import check, state
 from gateway.ledger.database import open_engine
 from gateway.ledger.records import Settlement
 from gateway.ledger.report_query import parse_query
-from gateway.ledger.report_rollups import can_answer, plan
-from gateway.ledger.reports import costs_report
+from gateway.ledger.report_rollups import Piece, batches, can_answer, plan
+from gateway.ledger.reports import cost_rows, costs_report
 from gateway.ledger.repository import Repository
 from gateway.ledger.rollups import DAY_S, HALF_PAST_S, HOUR_S, QUARTER_S
 from gateway.ledger.tables import metadata, rollups
@@ -103,6 +104,10 @@ _QUESTIONS: list[dict[str, Any]] = [
     {"group_by": "backend,machine,kind"},
     {"group_by": "day,model"},
     {"group_by": "day,backend", "tz": "Asia/Kolkata"},
+    {"group_by": "day", "tz": "Europe/Berlin", "idle_by": "groups"},
+    {"group_by": "day,kind", "tz": "America/New_York"},
+    {"group_by": "team,day", "tz": "Pacific/Auckland", "filters": {"backend": ["small"]}},
+    {"group_by": "day,machine", "tz": "Asia/Kathmandu", "since": "2026-11-19T07:52:11Z"},
     {"group_by": "hour,team", "tz": "Asia/Kolkata"},
     {"group_by": "hour", "tz": "Europe/Berlin"},
     {"group_by": "hour,kind", "tz": "Asia/Kathmandu"},
@@ -161,6 +166,15 @@ async def test_reports_by_rollups_equal_reports_by_rows(engine: AsyncEngine) -> 
     await Repository(engine).write(rows)
     for asked in _QUESTIONS:
         await _same_by_rows(engine, **asked)
+    now, by_day = (
+        datetime.fromtimestamp(NOW + 300_000, UTC),
+        {"group_by": "day", "tz": "Asia/Tokyo"},
+    )
+    whole = await cost_rows(engine, now=now, **by_day)
+    costs = await cost_rows(engine, now=now, wanted={"costs"}, **by_day)
+    assert [(row["day"], row["cost_usd"]) for row in costs] == [
+        (row["day"], row["cost_usd"]) for row in whole if row["cost_usd"] != "0"
+    ]
 
 
 async def test_concurrent_writers_neither_deadlock_nor_count_twice(engine: AsyncEngine) -> None:
@@ -211,17 +225,45 @@ async def test_rows_older_than_the_rollups_are_read_one_by_one(engine: AsyncEngi
     ]
 
 
+def _cut_up(pieces: Sequence[Piece]) -> list[tuple[int, int]]:
+    """Begin and end of every bucket."""
+    return [
+        (at_us, at_us + abs(piece.span_s) * SECOND_US)
+        for piece in pieces
+        for at_us in range(piece.from_us, piece.until_us, abs(piece.span_s) * SECOND_US)
+    ]
+
+
+def _moved_about(
+    buckets: list[tuple[int, int]], moved: list[tuple[int, int]], zone: ZoneInfo
+) -> list[tuple[int, int]]:
+    """The buckets as they count: days without what is moved out of them, and that by itself."""
+    found = list(moved)
+    for begin, end in buckets:
+        inside = sorted(one for one in moved if begin <= one[0] < end)
+        for left, right in itertools.pairwise([(begin, begin), *inside, (end, end)]):
+            if left[1] < right[0]:
+                found.append((left[1], right[0]))
+        if inside:
+            noon = datetime.fromtimestamp((begin + end) / 2e6, zone).date()
+            kept = found[-1][0] / 1e6
+            assert datetime.fromtimestamp(kept, zone).date() == noon, "it counts where its noon is"
+    return found
+
+
 @pytest.mark.parametrize(
     ("asked", "spans"),
     [
         ({"group_by": "team"}, {DAY_S, HOUR_S, QUARTER_S}),
         ({"group_by": "day"}, {DAY_S, HOUR_S, QUARTER_S}),
-        ({"group_by": "day", "tz": "Europe/Berlin"}, {HOUR_S, QUARTER_S}),
+        ({"group_by": "day", "tz": "Europe/Berlin"}, {DAY_S, HOUR_S, QUARTER_S}),
         ({"group_by": "hour,team"}, {HOUR_S, QUARTER_S}),
-        ({"group_by": "day", "tz": "Asia/Kolkata"}, {HALF_PAST_S, QUARTER_S}),
+        ({"group_by": "day", "tz": "Asia/Kolkata"}, {DAY_S, QUARTER_S}),
         ({"group_by": "hour", "tz": "Asia/Kolkata"}, {HALF_PAST_S, QUARTER_S}),
-        ({"group_by": "day", "tz": "Australia/Adelaide"}, {HALF_PAST_S, QUARTER_S}),
-        ({"group_by": "day", "tz": "Asia/Kathmandu"}, {HOUR_S, QUARTER_S}),
+        ({"group_by": "day", "tz": "America/Havana"}, {DAY_S, HOUR_S, QUARTER_S}),
+        ({"group_by": "day", "tz": "Pacific/Kiritimati"}, {DAY_S, HOUR_S, QUARTER_S}),
+        ({"group_by": "hour", "tz": "Australia/Adelaide"}, {HALF_PAST_S, QUARTER_S}),
+        ({"group_by": "day", "tz": "Asia/Kathmandu"}, {DAY_S, QUARTER_S}),
         ({"group_by": "hour", "tz": "Asia/Kathmandu"}, {QUARTER_S}),
         ({"group_by": "user"}, set()),
         ({"group_by": "team", "filters": {"tag:env": ["prod"]}}, set()),
@@ -237,16 +279,11 @@ def test_plan_uses_the_widest_buckets_that_fit(asked: dict[str, Any], spans: set
     found = plan(query, rollups_from_us=0, held_us=held)
     assert {piece.span_s for piece in found.buckets} == spans
     assert can_answer(query) == bool(spans)
-    assert sum(len(batch) for batch in found.batches) == len(found.buckets)
-    buckets = [
-        (at_us, at_us + abs(piece.span_s) * SECOND_US)
-        for piece in found.buckets
-        for at_us in range(piece.from_us, piece.until_us, abs(piece.span_s) * SECOND_US)
-        if at_us not in piece.without_us
-    ]
+    assert sum(len(batch) for batch in batches(found.buckets)) == len(found.buckets)
+    buckets, moved = _cut_up(found.buckets), _cut_up(found.moved)
     if "day" in query.group_by or "hour" in query.group_by:
         zone, shape = ZoneInfo(query.tz), "%d" if "day" in query.group_by else "%d %H"
-        for moments in buckets:
+        for moments in _moved_about(buckets, moved, zone):
             first, last = (datetime.fromtimestamp(us / 1e6 - i, zone).strftime(shape) for i, us in
                            enumerate(moments))  # fmt: skip
             assert first == last, "no local day or hour ends within a bucket"
