@@ -17,11 +17,11 @@ from backends.contract import (
     GenerateRequest,
     SamplingParams,
     StructuredOutputsParams,
-    TokenEvent,
     Usage,
 )
-from backends.engine.async_engine import AsyncEngine, EngineRequest, EventStream
+from backends.engine.async_engine import AsyncEngine, EngineRequest
 from backends.engine.config import EngineConfig
+from backends.engine_job import EngineJob
 from backends.engine_metrics import EngineMetrics
 from backends.errors import (
     BackendOverloadedError,
@@ -276,7 +276,7 @@ class EngineBackend:
         _refuse_capabilities(request.body, params.n)
         return wire, params
 
-    async def _start(self, request: GenerateRequest) -> "_Job":
+    async def _start(self, request: GenerateRequest) -> EngineJob:
         """Check, tokenise and queue a request."""
         if self._engine.stats().waiting >= self._max_waiting:
             raise BackendOverloadedError(
@@ -329,62 +329,7 @@ class EngineBackend:
             with_logprobs=params.logprobs is not None,
             calls=turn.reads(choices),
         )
-        return _Job(stream, writer, ids, params, self._metrics, arrived_s)
-
-
-class _Job:
-    """One request under way: its events, numbered by choice, and their times."""
-
-    def __init__(
-        self,
-        stream: EventStream,
-        writer: ResponseWriter,
-        ids: Sequence[str],
-        params: SamplingParams,
-        metrics: EngineMetrics,
-        arrived_s: float,
-    ) -> None:
-        self.stream = stream
-        self.writer = writer
-        self.usages: list[Usage] = []
-        self._accrued: dict[str, Usage] = {}
-        self._first_choice = {request_id: place * params.n for place, request_id in enumerate(ids)}
-        self._metrics = metrics
-        self._arrived_s = arrived_s
-        self._first_token_s: dict[int, float] = {}
-        self._tokens: dict[int, int] = {}
-
-    async def events(self) -> AsyncGenerator[tuple[int, TokenEvent], None]:
-        """(choice, event) until all choices have ended."""
-        async for event in self.stream:
-            index = self._first_choice[event.request_id] + event.index
-            self._observe(index, event)
-            if event.usage is not None:
-                self.usages.append(event.usage)
-            yield index, event
-        self._metrics.duration.observe(time.monotonic() - self._arrived_s)
-
-    def so_far(self, event: TokenEvent) -> Usage:
-        """What all prompts together have used, as last told."""
-        assert event.accrued is not None
-        self._accrued[event.request_id] = event.accrued
-        return total_usage(list(self._accrued.values()))
-
-    def _observe(self, index: int, event: TokenEvent) -> None:
-        if index in self._first_token_s:
-            self._tokens[index] += len(event.token_ids)
-        elif event.token_ids:
-            now_s = time.monotonic()
-            if not self._first_token_s:
-                self._metrics.ttft.observe(now_s - self._arrived_s)
-            self._first_token_s[index] = now_s
-            # Tokens of the first event came at once: no time between them.
-            self._tokens[index] = 0
-        if event.finish_reason is not None:
-            self._metrics.requests.labels(event.finish_reason).inc()
-            if self._tokens.get(index):
-                spent_s = time.monotonic() - self._first_token_s[index]
-                self._metrics.tpot.observe(spent_s / self._tokens[index])
+        return EngineJob(stream, writer, ids, params, self._metrics, arrived_s)
 
 
 def _part_id(request_id: str, place: int) -> str:
