@@ -149,7 +149,7 @@ template <int KIND>
 struct Slots {
     const void* data;
     int64_t first, stride;
-    int64_t ahead = 0;  // from a slot to one that is read soon; 0: none is asked for
+    int64_t ahead = 0;  // bytes from a slot to one that is read soon; 0: none is asked for
 
     Slots from(int slot) const { return {data, first + slot * stride, stride, ahead}; }
     Slots alone() const { return {data, first, stride}; }
@@ -159,17 +159,28 @@ struct Slots {
     void fetch(int slot, int dim) const {
         constexpr int LINE = 64, BYTES = KIND == FP32 ? 4 : 2;
         if (ahead == 0) return;
-        const char* from = static_cast<const char*>(data) + (first + slot * stride + ahead) * BYTES;
+        const char* from = static_cast<const char*>(data) + (first + slot * stride) * BYTES + ahead;
         for (int at = 0; at < dim * BYTES; at += LINE) __builtin_prefetch(from + at);
     }
 };
 
-// One head of slots [slot, slot + count), as they lie; `next` is the first of those to ask for.
+// Where slots begin that follow each other.
+struct Place {
+    const CacheHalf* half;
+    int64_t slot;
+
+    uintptr_t address(const CacheShape& shape) const {
+        const int64_t number = slot * shape.heads * shape.dim;
+        return reinterpret_cast<uintptr_t>(half->data) + number * shape.bytes_of_number();
+    }
+};
+
+// One head of slots, as they lie; those at `next` are asked for meanwhile.
 template <int KIND>
-inline Slots<KIND> slots_of(const CacheHalf& half, const CacheShape& shape, int64_t slot,
-                            int64_t next, int head) {
+inline Slots<KIND> slots_of(const Place& at, const Place& next, const CacheShape& shape, int head) {
     const int64_t stride = int64_t{shape.heads} * shape.dim;
-    return {half.data, slot * stride + int64_t{head} * shape.dim, stride, (next - slot) * stride};
+    return {at.half->data, at.slot * stride + int64_t{head} * shape.dim, stride,
+            static_cast<int64_t>(next.address(shape) - at.address(shape))};
 }
 
 // The same, widened into `room` [count, dim].

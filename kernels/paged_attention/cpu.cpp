@@ -167,34 +167,30 @@ void weigh(Rows& rows, int head, const Slots<KIND>& values, int slots, int first
     }
 }
 
-// Asks for one head's share of a block that is read soon: blocks lie anywhere in memory.
-inline void fetch(const CacheHalf& half, const CacheShape& shape, int64_t slot, int slots,
-                  int head) {
+// Asks for one head of slots that are read soon: blocks lie anywhere in memory.
+inline void fetch(const Place& at, const CacheShape& shape, int slots, int head) {
     constexpr int LINE = 64;
-    const int bytes = shape.bytes_of_number();
-    const int64_t stride = int64_t{shape.heads} * shape.dim * bytes;
-    const char* from = static_cast<const char*>(half.data) + slot * stride +
-                       int64_t{head} * shape.dim * bytes;
-    for (int row = 0; row < slots; ++row)
-        for (int at = 0; at < shape.dim * bytes; at += LINE)
-            __builtin_prefetch(from + row * stride + at);
+    const int bytes = shape.dim * shape.bytes_of_number();
+    const char* from = reinterpret_cast<const char*>(at.address(shape)) + int64_t{head} * bytes;
+    for (int row = 0; row < slots; ++row, from += int64_t{shape.heads} * bytes)
+        for (int line = 0; line < bytes; line += LINE) __builtin_prefetch(from + line);
 }
 
 // Hands one head of slots to body, as they lie or widened: few rows widen 16 bits as they read,
-// many would each do so again. Slots from `next` on follow soon.
+// many would each do so again. What lies at `next` is read soon.
 template <class Body>
-inline void with_slots(const CacheHalf& half, const CacheShape& shape, int64_t slot, int64_t next,
-                       int count, int head, Rows& rows, const Body& body) {
-    if (shape.kind == FP32) return body(slots_of<FP32>(half, shape, slot, next, head));
+inline void with_slots(const Place& at, const Place& next, const CacheShape& shape, int count,
+                       int head, Rows& rows, const Body& body) {
+    if (shape.kind == FP32) return body(slots_of<FP32>(at, next, shape, head));
 #if defined(__AVX2__)  // else several instructions widen a number, and compilers take long over it
     constexpr int MOST_ROWS_WIDENING = 4;
     if (rows.count <= MOST_ROWS_WIDENING) {
-        if (shape.kind == FP16) return body(slots_of<FP16>(half, shape, slot, next, head));
-        if (shape.kind == BF16) return body(slots_of<BF16>(half, shape, slot, next, head));
+        if (shape.kind == FP16) return body(slots_of<FP16>(at, next, shape, head));
+        if (shape.kind == BF16) return body(slots_of<BF16>(at, next, shape, head));
     }
 #endif
-    if (next != slot) fetch(half, shape, next, count, head);
-    body(widen_slots(half, shape, slot, count, head, rows.block.data()));
+    fetch(next, shape, count, head);
+    body(widen_slots(*at.half, shape, at.slot, count, head, rows.block.data()));
 }
 
 // What a row sees: positions [from, to), of which those from `tree_from` on only where `tree` is set.
@@ -286,6 +282,10 @@ struct Attention {
     const uint8_t* tree_mask;    // [tokens, tree_width], or null
     int64_t tree_width;
 
+    // The first position of the first block that a task reads.
+    int first_block(const Task& task, int size) const {
+        return visible(task, 0).from / size * size;
+    }
     Visible visible(const Task& task, int query) const {
         const int own = task.position + query;
         Visible seen{0, std::max(0, own + 1), nullptr, 0};
@@ -316,26 +316,27 @@ inline void each_query_row(const Task& task, int first_head, int heads, int grou
 }
 
 // Key heads [first_head, first_head + heads) of one sequence. Blocks are walked once for all of
-// them, because memory is read fastest in its order.
+// them, because memory is read fastest in its order. `after` is read next.
 template <int DIM>
 int attend(Rows& rows, const Attention& call, const LayerCache& cache, const CacheShape& shape,
-           const Task& task, int first_head, int heads) {
+           const Task& task, int first_head, int heads, const Place& after) {
     const int32_t* table = call.block_tables + int64_t{task.sequence} * call.table_len;
     const int context = task.context, size = shape.block_size;
     const int group = call.query_heads / shape.heads;
-    const int begin = call.visible(task, 0).from / size * size;
+    const int begin = call.first_block(task, size);
+    const auto place = [&](const CacheHalf& half, int first) {
+        return Place{&half, int64_t{table[first / size]} * size};
+    };
     make_room(rows.block, int64_t{size} * shape.dim);
     for (int first = begin; first < context; first += size) {
-        const int64_t block = table[first / size];
-        if (block < 0 || block >= shape.num_blocks) return OUT_OF_RANGE;
-        const int slots = std::min(size, context - first);
-        const int64_t next = first + size < context ? std::max(table[first / size + 1], 0) : block;
-        for (int head = 0; head < heads; ++head) {
-            with_slots(cache.keys, shape, block * size, next * size, slots, first_head + head, rows,
-                       [&](const auto& keys) {
-                           score<DIM>(rows, head, keys, slots, first, context, shape.dim);
-                       });
-        }
+        if (table[first / size] < 0 || table[first / size] >= shape.num_blocks) return OUT_OF_RANGE;
+        const int slots = std::min(size, context - first), then = first + size;
+        const Place keys = place(cache.keys, first);
+        const Place next = then < context ? place(cache.keys, then) : place(cache.values, begin);
+        for (int head = 0; head < heads; ++head)
+            with_slots(keys, next, shape, slots, first_head + head, rows, [&](const auto& read) {
+                score<DIM>(rows, head, read, slots, first, context, shape.dim);
+            });
     }
     each_query_row(task, first_head, heads, group, [&](int row, int query, int query_head) {
         float* scores = rows.scores.data() + static_cast<int64_t>(row) * context;
@@ -346,16 +347,13 @@ int attend(Rows& rows, const Attention& call, const LayerCache& cache, const Cac
             softmax(scores, seen, context, call.sinks ? call.sinks + query_head : nullptr);
     });
     for (int first = begin; first < context; first += size) {
-        const int64_t block = table[first / size];
-        const int slots = std::min(size, context - first);
-        const int64_t next = first + size < context ? table[first / size + 1] : block;
-        for (int head = 0; head < heads; ++head) {
-            with_slots(cache.values, shape, block * size, next * size, slots, first_head + head,
-                       rows,
-                       [&](const auto& values) {
-                           weigh<DIM>(rows, head, values, slots, first, context, shape.dim);
-                       });
-        }
+        const int slots = std::min(size, context - first), then = first + size;
+        const Place values = place(cache.values, first);
+        const Place next = then < context ? place(cache.values, then) : after;
+        for (int head = 0; head < heads; ++head)
+            with_slots(values, next, shape, slots, first_head + head, rows, [&](const auto& read) {
+                weigh<DIM>(rows, head, read, slots, first, context, shape.dim);
+            });
     }
     return OK;
 }
@@ -380,9 +378,9 @@ bool list_tasks(const int32_t* query_start_lens, const int32_t* context_lens, in
     return true;
 }
 
-// One task for key heads [first_head, first_head + heads).
+// One task for key heads [first_head, first_head + heads); `following` is probably the next.
 int attend_task(const Attention& call, const LayerCache& cache, const CacheShape& shape,
-                const Task& task, int first_head, int heads) {
+                const Task& task, int first_head, int heads, const Task& following) {
     static thread_local Rows rows;
     const int group = call.query_heads / shape.heads, dim = shape.dim;
     rows.count = task.queries * group;
@@ -399,7 +397,13 @@ int attend_task(const Attention& call, const LayerCache& cache, const CacheShape
     });
     const auto run = dim == 32 ? attend<32> : dim == 64 ? attend<64>
                    : dim == 128 ? attend<128> : attend<0>;
-    const int outcome = run(rows, call, cache, shape, task, first_head, heads);
+    Place after{&cache.keys, 0};
+    if (following.context > 0) {
+        const int64_t row = int64_t{following.sequence} * call.table_len;
+        const int first = call.first_block(following, shape.block_size);
+        after.slot = int64_t{call.block_tables[row + first / shape.block_size]} * shape.block_size;
+    }
+    const int outcome = run(rows, call, cache, shape, task, first_head, heads, after);
     each_query_row(task, first_head, heads, group, [&](int row, int query, int query_head) {
         const int64_t token = int64_t{task.first_row} + query;
         const float* total = rows.totals.data() + int64_t{row} * dim;
@@ -421,7 +425,8 @@ void attend_all(Team& team, const Attention& call, const LayerCache& cache, cons
     team.each(count * parts, [&](int task) {
         // The last queries of a prompt see the most: begin with them.
         const Task& own = tasks[count - 1 - task / parts];
-        if (attend_task(call, cache, shape, own, task % parts * heads, heads) != OK)
+        const Task& following = tasks[std::max(0, count - 2 - task / parts)];
+        if (attend_task(call, cache, shape, own, task % parts * heads, heads, following) != OK)
             outcome.store(OUT_OF_RANGE, std::memory_order_relaxed);
     });
 }
