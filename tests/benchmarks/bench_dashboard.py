@@ -52,6 +52,7 @@ from tests.benchmarks.load import chat_requests, run_load
 PATHS = [page.path for page in PAGES if page.label]
 MORE = (
     "/costs?period=30d&group_by=backend",
+    "/costs?period=30d&group_by=backend&tz=Europe/Berlin",
     "/costs?period=30d&group_by=team,backend&compare=previous",
     "/costs?period=7d&group_by=key&team=t3",
     "/requests?team=t3&backend=b2",
