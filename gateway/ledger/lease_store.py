@@ -275,13 +275,19 @@ async def counts_all_of(
 
 
 async def _counts_since_us(connection: "AsyncConnection", counter: Counter, leased_us: int) -> int:
-    """From when on the requests of a lease's owner were under its budget."""
+    """From when on the requests of a lease's owner are in it.
+
+    A lease that is older than its budget is of an earlier one of the same window, which was
+    removed: what it booked for that, it booked in the same counter.
+    """
     made = await connection.execute(
         select(budgets.c.created_us).where(
             budgets.c.scope == counter.scope, budgets.c.window == counter.window
         )
     )
-    return max(counter.start_us, leased_us - _BEFORE_LEASE_US, made.scalar_one_or_none() or 0)
+    made_us = made.scalar_one_or_none() or 0
+    since_us = max(counter.start_us, leased_us - _BEFORE_LEASE_US)
+    return max(since_us, made_us) if made_us <= leased_us else since_us
 
 
 async def sweep(connection: "AsyncConnection") -> None:

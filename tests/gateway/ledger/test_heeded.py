@@ -172,3 +172,26 @@ async def test_row_counted_too_late_stays_counted_when_its_process_is_killed(
     await other.end_leases("other")
     assert (await spend_of(engine, budget)).used == 2_000
     await other.aclose()
+
+
+async def test_budget_made_again_keeps_what_a_killed_process_spent_before(
+    engine: AsyncEngine, process: Process
+) -> None:
+    """Its lease is of the first one; ending it takes nothing back of what the second began with."""
+    await set_limit(engine, 10_000)
+    await process.budgets.refresh()
+    for name in ("r1", "r2"):
+        held = await process.budgets.reserve(TEAM, 1_000)
+        process.ledger.settle(settlement(name, started_at=NOW), heeded=held.heeded)
+        held.settle(1_000)
+        await process.write()
+        await process.budgets.sync()
+    await _leased_now(engine)
+    async with engine.begin() as connection:
+        await store.remove_budget(connection, scope="team:search", window="day")
+        wanted = Budget(scope="team:search", window="day", limit_nano_usd=10_000)
+        budget = await store.set_budget(connection, wanted, now=NOW + 60)
+    other = still(engine, "alive")
+    await other.end_leases("other")
+    assert await spend_of(engine, budget) == Spend(spent=2_000)
+    await other.aclose()
