@@ -85,7 +85,7 @@ class Replica:
             method,
             url,
             headers=headers,
-            content=content,
+            stream=httpx.ByteStream(content),  # `content` would find headers that aiohttp writes
             extensions={
                 "timeout": {
                     "connect": min(CONNECT_TIMEOUT_S, read_timeout_s),
@@ -93,6 +93,7 @@ class Replica:
                 }
             },
         )
+        request.read()
         connection_made.set(False)
         began = time.monotonic()
         try:
