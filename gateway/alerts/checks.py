@@ -221,12 +221,13 @@ def _objectives(alerts: AlertSettings) -> list[tuple[str, int, float]]:
 
 
 def _burn(name: str, severity: Severity, long_s: float, burn: float, allowed: float) -> Finding:
+    hours = long_s / 3600
     return Finding(
         key=f"slo_burn:{name}:{severity}",
         kind="slo_burn",
         severity=severity,
-        title=f"Objective {name}: the error budget burns {burn:.1f} times too fast",
-        text=f"{burn * allowed:.2%} of the requests of {long_s / 3600:.0f} h missed it, "
+        title=f"Objective {name}: error budget of {hours:.0f} h burns {burn:.1f} times too fast",
+        text=f"{burn * allowed:.2%} of the requests of {hours:.0f} h missed it, "
         f"{allowed:.2%} may; at this rate 30 days' budget lasts {30 * 24 / burn:.0f} h.",
         facts={"objective": name, "burn_rate": round(burn, 2)},
     )
