@@ -2,9 +2,11 @@
 
 import secrets
 import string
+from collections.abc import Sequence
 from typing import Any, Final
 
 from backends.contract import FinishReason
+from backends.tools.asked import Function
 from backends.tools.formats import SHORT_ID, ToolFormat
 from backends.tools.reader import CallReader, Piece, read_calls
 
@@ -14,15 +16,23 @@ _ALPHABET: Final = string.ascii_letters + string.digits
 class AnswerCalls:
     """Reads the choices of one request, as wholes or as they come."""
 
-    def __init__(self, spoken: ToolFormat, *, several: bool, num_choices: int) -> None:
+    def __init__(
+        self,
+        spoken: ToolFormat,
+        functions: Sequence[Function],
+        *,
+        several: bool,
+        num_choices: int,
+    ) -> None:
         self._spoken = spoken
+        self._functions = functions
         self._several = several
-        self._readers = [CallReader(spoken, several=several) for _ in range(num_choices)]
+        self._readers = [CallReader(spoken, functions, several=several) for _ in range(num_choices)]
 
     def message(self, text: str, reason: FinishReason) -> tuple[dict[str, Any], FinishReason]:
         """The fields of a whole answer's message, and why it ended."""
         content, calls = read_calls(
-            self._spoken, text, several=self._several, cut=reason == "length"
+            self._spoken, text, self._functions, several=self._several, cut=reason == "length"
         )
         if not calls:
             return {"content": content}, reason

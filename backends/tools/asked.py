@@ -121,6 +121,11 @@ def _function(place: int, tool: Mapping[str, Any]) -> Function:
             f"parameters of {function.name!r} are of type {schema['type']!r}; allowed: 'object'",
             f"tools[{place}].function.parameters",
         )
+    if schema and not isinstance(schema.get("properties", {}), Mapping):
+        raise _refusal(
+            f"properties of {function.name!r} are no object",
+            f"tools[{place}].function.parameters.properties",
+        )
     return function
 
 

@@ -52,7 +52,9 @@ class ToolTurn(Struct, frozen=True, kw_only=True):
         """For the request's answers; None: as they come."""
         if self.spoken is None:
             return None
-        return AnswerCalls(self.spoken, several=self.several, num_choices=num_choices)
+        return AnswerCalls(
+            self.spoken, self.functions, several=self.several, num_choices=num_choices
+        )
 
 
 NO_TOOLS: Final = ToolTurn()

@@ -9,6 +9,7 @@ from backends.errors import InvalidRequestError
 from backends.sampling.grammar import FormRefusedError, json_options
 from backends.tools.asked import AskedTools, Function
 from backends.tools.formats import ToolFormat
+from backends.tools.grammar_xml import xml_rules
 
 _NO_PARAMETERS: Final[dict[str, Any]] = {"properties": {}, "additionalProperties": False}
 _ANY_TEXT: Final = r"/(.|\n)*/"
@@ -51,8 +52,11 @@ def calls_form(
     lines.append(f"TEXT: {_NO_OBJECT if spoken.bare else _ANY_TEXT}")
     lines.append(f"call: {' | '.join(f'call_{place}' for place in range(len(asked.callable)))}")
     for place, function in enumerate(asked.callable):
-        head = json.dumps(spoken.head(function.name))
-        lines.append(f'call_{place}: {head} %json {_schema(function)} "}}"')
+        if spoken.is_json:
+            head = json.dumps(spoken.head(function.name))
+            lines.append(f'call_{place}: {head} %json {_schema(function)} "}}"')
+        else:
+            lines += xml_rules(f"call_{place}", function)
     return StructuredOutputsParams(grammar="\n".join(lines))
 
 

@@ -68,7 +68,7 @@ def spelled_out(
     lines = ["You can call these functions:"]
     lines += [json.dumps(tool["function"], ensure_ascii=False) for tool in tools]
     lines.append("To call one, answer with nothing but:")
-    lines.append(spoken.spell([("name of the function", "{…}")]))
+    lines.append(spoken.spell([("name of the function", '{"name of a parameter": "its value"}')]))
     told = "\n".join(lines)
     if plain and plain[0]["role"] == "system":
         own = plain[0]["content"]

@@ -1,9 +1,12 @@
 """Calls out of an answer's text, while it comes or as a whole."""
 
 import json
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from backends.tools.asked import Function
 from backends.tools.call_json import CallScanner
+from backends.tools.call_xml import XmlCallScanner
 from backends.tools.formats import ToolFormat
 
 
@@ -32,8 +35,11 @@ class CallReader:
     arguments are out, it stays a call.
     """
 
-    def __init__(self, spoken: ToolFormat, *, several: bool = True) -> None:
-        """`several`: whether calls after the first are read."""
+    def __init__(
+        self, spoken: ToolFormat, functions: Sequence[Function] = (), *, several: bool = True
+    ) -> None:
+        """`functions` say of what types arguments are; `several`: whether calls after the first
+        are read."""
         self._format = spoken
         self._several = several
         self._read = self._read_start if spoken.bare else self._read_text
@@ -43,7 +49,8 @@ class CallReader:
         self._blanks = ""
         """At the answer's beginning: content only if more follows."""
         self._said = False
-        self._scanner = CallScanner()
+        self._functions = functions
+        self._scanner = self._new_scanner()
         self._told = False
         self.calls = 0
 
@@ -108,11 +115,13 @@ class CallReader:
         assert lead is not None, "it may be empty"
         if lead.end() == len(self._held):
             return
-        if self._held[lead.end()] != "{":
-            self._no_call(pieces)
+        rest, begins = self._held[lead.end() :], self._format.begins
+        if not rest.startswith(begins):
+            if not begins.startswith(rest):
+                self._no_call(pieces)
             return
         self._begun += lead.group()
-        self._held = self._held[lead.end() :]
+        self._held = rest
         self._read = self._read_call
 
     def _read_call(self, pieces: list[Piece]) -> None:
@@ -131,7 +140,7 @@ class CallReader:
         elif arguments:
             pieces.append(Piece(arguments, self.calls - 1))
         if scanner.done or scanner.failed:
-            self._scanner, self._told, self._begun = CallScanner(), False, ""
+            self._scanner, self._told, self._begun = self._new_scanner(), False, ""
             self._read = self._read_behind
 
     def _read_behind(self, pieces: list[Piece]) -> None:
@@ -142,22 +151,30 @@ class CallReader:
         elif not self._several:
             self._held = ""
 
+    def _new_scanner(self) -> CallScanner | XmlCallScanner:
+        return CallScanner() if self._format.is_json else XmlCallScanner(self._functions)
+
     def _no_call(self, pieces: list[Piece]) -> None:
         text, self._begun = self._begun, ""
-        self._scanner = CallScanner()
+        self._scanner = self._new_scanner()
         self._read = self._read_text if not self.calls else self._read_behind
         self._say(text, pieces)
 
 
 def read_calls(
-    spoken: ToolFormat, text: str, *, several: bool = True, cut: bool = False
+    spoken: ToolFormat,
+    text: str,
+    functions: Sequence[Function] = (),
+    *,
+    several: bool = True,
+    cut: bool = False,
 ) -> tuple[str | None, list[Call]]:
     """(content, calls) of a whole answer; all of it is content if one of its calls is malformed.
 
     Args:
         cut: the answer was cut off, so that its last call may be incomplete.
     """
-    reader = CallReader(spoken, several=several)
+    reader = CallReader(spoken, functions, several=several)
     content, calls = "", list[Call]()
     for piece in reader.feed(text) + reader.end(cut=cut):
         if piece.call is None:

@@ -36,9 +36,23 @@ LLAMA = (
     "{% else %}<|{{ 'user' if m.role == 'tool' else m.role }}|>{{ m.content }}{% endif %}<|end|>"
     "{% endfor %}" + END
 )
-XML = "{% if tools %}<function=NAME>{% endif %}" + tiny_tokenizers.TEMPLATE
+QWEN_CODER = (
+    "{% if tools %}<|system|>{{ tools | tojson }}\n<tool_call>\n<function=NAME>\n"
+    "<parameter=NAME>\n{% endif %}{% for m in messages %}"
+    "<|{{ 'user' if m.role == 'tool' else m.role }}|>{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}\n<tool_call>\n<function={{ c.function.name }}>\n"
+    "{% for key, value in c.function.arguments | items %}<parameter={{ key }}>\n"
+    "{{ value if value is string else value | tojson }}\n</parameter>\n{% endfor %}"
+    "</function>\n</tool_call>{% endfor %}<|end|>{% endfor %}" + END
+)
+XML = "{% if tools %}<function=NAME>{}</function>{% endif %}" + tiny_tokenizers.TEMPLATE
 PLAIN = tiny_tokenizers.TEMPLATE
-TEMPLATES = {"hermes": HERMES, "mistral": MISTRAL, "llama3_json": LLAMA}
+TEMPLATES = {
+    "hermes": HERMES,
+    "mistral": MISTRAL,
+    "llama3_json": LLAMA,
+    "qwen3_coder": QWEN_CODER,
+}
 
 
 def tokenizer(template: str | None) -> Tokenizer:

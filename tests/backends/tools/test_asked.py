@@ -63,6 +63,12 @@ def test_strict_counts_only_of_what_may_be_called() -> None:
         ([tool(), tool("g"), tool()], None, "tools[2].function.name", "two functions 'f'"),
         ([tool(parameters=[])], None, "tools[0].function.parameters", "object"),
         ([tool(parameters={"type": "array"})], None, "tools[0].function.parameters", "'array'"),
+        (
+            [tool(parameters={"properties": []})],
+            None,
+            "tools[0].function.parameters.properties",
+            "no object",
+        ),
         ([tool(strict="yes")], None, "tools[0].function.strict", "bool"),
         ([tool()], "always", "tool_choice", "'always'"),
         ([tool()], named("g"), "tool_choice.function.name", "'g'"),

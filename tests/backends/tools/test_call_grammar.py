@@ -1,5 +1,7 @@
 """Forms of answers that call: what may be said at each place, by real tokens."""
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,10 +9,10 @@ import pytest
 
 from backends.contract import StructuredOutputsParams
 from backends.errors import InvalidRequestError
-from backends.sampling.grammar import GrammarCompiler
+from backends.sampling.grammar import GrammarCompiler, Matcher
 from backends.tokenizer import Tokenizer
 from backends.tools.asked import read_tools
-from backends.tools.formats import FORMATS, HERMES, LLAMA, ToolFormat
+from backends.tools.formats import FORMATS, HERMES, LLAMA, QWEN_CODER, ToolFormat
 from backends.tools.grammar import calls_form
 from tests.backends.tools.families import tokenizer as make_tokenizer
 
@@ -19,7 +21,7 @@ CITY: dict[str, Any] = {
     "properties": {"city": {"$ref": "#/$defs/name"}, "days": {"type": "integer"}},
     "required": ["city"],
     "additionalProperties": False,
-    "$defs": {"name": {"type": "string", "maxLength": 8}},
+    "$defs": {"name": {"type": "string"}},
 }
 TOOLS = [
     {"type": "function", "function": {"name": "weather", "parameters": CITY, "strict": True}},
@@ -52,14 +54,17 @@ class Answers:
         marker_id = self._tokenizer.special_token_id(self._spoken.marker)
         form = calls_form(asked, self._spoken, marker_id, **how)
         matcher = self._compiler.compile(form).matcher("r")
-        ids = self._tokenizer.encode(answer)
-        for place in range(len(ids) + 1):
-            row = np.full((1, matcher.words), -1, dtype=np.int32)
-            matcher.fill(ids[:place], [], row)
-            allowed = np.unpackbits(row.view(np.uint8), bitorder="little")
-            if place < len(ids) and not allowed[ids[place]]:
-                return self._tokenizer.token_text(ids[place])
-        return None if allowed[1] else "the end"
+        return _first_refused(matcher, self._tokenizer, self._tokenizer.encode(answer))
+
+
+def _first_refused(matcher: Matcher, tokenizer: Tokenizer, ids: Sequence[int]) -> str | None:
+    for place in range(len(ids) + 1):
+        row = np.full((1, matcher.words), -1, dtype=np.int32)
+        matcher.fill(ids[:place], [], row)
+        allowed = np.unpackbits(row.view(np.uint8), bitorder="little")
+        if place < len(ids) and not allowed[ids[place]]:
+            return tokenizer.token_text(ids[place])
+    return None if allowed[1] else "the end"
 
 
 @pytest.fixture(params=FORMATS)
@@ -118,6 +123,34 @@ def test_form_of_answers_stands_beside_calls(
     for spoken, other in ((LLAMA, form), (HERMES, StructuredOutputsParams(regex="a"))):
         with pytest.raises(InvalidRequestError, match="does not go with tools"):
             Answers(compiler, tokenizer, spoken).refused("", "auto", form=other)
+
+
+def test_tags_keep_to_types_and_words_and_refuse_the_rest(
+    compiler: GrammarCompiler, tokenizer: Tokenizer
+) -> None:
+    """Values are text, words or JSON by their schema; strings' limits only loosely."""
+    properties = {
+        "word": {"enum": ["a", "b"]},
+        "many": {"type": "array", "items": {"$ref": "#/$defs/n"}},
+        "text": {"type": "string", "maxLength": 3},
+    }
+    schema = {"properties": properties, "required": ["word"], "$defs": {"n": {"type": "integer"}}}
+
+    def refused(strict: bool, **values: Any) -> str | None:
+        function = {"name": "f", "parameters": schema, "strict": strict}
+        asked = read_tools([{"type": "function", "function": function}], "required", False)
+        assert asked is not None
+        form = calls_form(asked, QWEN_CODER, None)
+        ids = tokenizer.encode(QWEN_CODER.spell([("f", json.dumps(values))]))
+        return _first_refused(compiler.compile(form).matcher("r"), tokenizer, ids)
+
+    assert refused(False, word="a") is None
+    assert refused(False, word="b", many=[1, 2], text="lines\nand </b> tags") is None
+    assert refused(False, word="c")
+    assert refused(False, many=[1])
+    assert refused(False, word="a", many=["x"])
+    with pytest.raises(InvalidRequestError, match=r"text\.maxLength cannot be enforced"):
+        refused(True, word="a")
 
 
 @pytest.mark.parametrize(("strict", "refused"), [(True, True), (None, False), (False, False)])

@@ -46,8 +46,8 @@ def test_template_says_how_its_model_calls(name: str) -> None:
 def test_templates_write_calls_and_results_as_they_were(name: str) -> None:
     """Arguments are an object again, and nulls that clients send back do not look like calls."""
     text = prompt(families.TEMPLATES[name])
-    assert '{"a": 1}' in text
-    assert text.index("1 + 1?") < text.index('{"a": 1}') < text.rindex("2")
+    call = '{"a": 1}' if FORMATS[name].is_json else "<parameter=a>\n1\n</parameter>"
+    assert text.index("1 + 1?") < text.index(call) < text.rindex("2")
     assert "\\" not in text, "arguments are not quoted twice"
     assert "Adds." not in text
 
@@ -95,6 +95,7 @@ def test_models_without_a_place_for_tools_read_of_them_in_words() -> None:
     assert '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call><|end|>' in text
     assert "<|user|>Result of the call:\n2<|end|>" in text
     assert '{"name": "add", "parameters": {"a": 1}}' in prompt(families.PLAIN, "llama3_json")
+    assert "<parameter=a>\n1\n</parameter>" in prompt(families.PLAIN, "qwen3_coder")
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_models_that_do_not_know_when_to_call_can_be_made_to(
     with pytest.raises(InvalidRequestError, match=words) as refusal:
         dialect.turn(asked, None)
     assert refusal.value.param == "tools"
-    assert "tool_call_parser: hermes, llama3_json, mistral" in refusal.value.message
+    assert "tool_call_parser: hermes, llama3_json, mistral, qwen3_coder" in refusal.value.message
 
 
 @pytest.mark.parametrize(("template", "told"), [(families.HERMES, True), (families.PLAIN, False)])

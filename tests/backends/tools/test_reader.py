@@ -7,13 +7,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.tools.formats import FORMATS, HERMES, LLAMA, MISTRAL, ToolFormat
+from backends.tools.asked import Function
+from backends.tools.formats import FORMATS, HERMES, LLAMA, MISTRAL, QWEN_CODER, ToolFormat
 from backends.tools.reader import CallReader, read_calls
 
 ONE = '{"name": "f", "arguments": {"a": 1}}'
 TWO = '{"name": "g", "arguments": {"b": "}\\"{[", "c": [1, {"d": {}}]}}'
 G = ("g", '{"b": "}\\"{[", "c": [1, {"d": {}}]}')
 F = ("f", '{"a": 1}')
+
+TYPES = {
+    "type": "object",
+    "properties": {
+        "text": {"type": "string"},
+        "n": {"$ref": "#/$defs/number"},
+        "list": {"type": "array"},
+        "maybe": {"type": ["string", "null"]},
+    },
+    "$defs": {"number": {"type": "integer"}},
+}
+FUNCTIONS = [Function("f"), Function("g"), Function("t", parameters=TYPES)]
+
+
+def tags(name: str, **values: str) -> str:
+    """A call as Qwen3-Coder writes it."""
+    parts = [f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in values.items()]
+    return f"<tool_call>\n<function={name}>\n{''.join(parts)}</function>\n</tool_call>"
+
 
 CASES: list[tuple[ToolFormat, str, str | None, list[tuple[str, str]]]] = [
     (HERMES, f"<tool_call>\n{ONE}\n</tool_call>", None, [F]),
@@ -29,6 +49,13 @@ CASES: list[tuple[ToolFormat, str, str | None, list[tuple[str, str]]]] = [
     (MISTRAL, f"[TOOL_CALLS][{ONE}]", None, [F]),
     (MISTRAL, f"Well. [TOOL_CALLS] [{ONE}, {TWO}] and more", "Well. ", [F, G]),
     (MISTRAL, f"[TOOL_CALLS]{ONE}", None, [F]),
+    (QWEN_CODER, "Well.\n" + tags("f", a="1") + "\n" + tags("f"), "Well.\n",
+     [F, ("f", "{}")]),
+    (QWEN_CODER, tags("t", text="1\n</b> \"x\"\n", n="7", list="[1, {}]", maybe="null"), None,
+     [("t", '{"text": "1\\n</b> \\"x\\"\\n", "n": 7, "list": [1, {}], "maybe": null}')]),
+    (QWEN_CODER, tags("t", n="seven", maybe="no", other="true"), None,
+     [("t", '{"n": "seven", "maybe": "no", "other": true}')]),
+    (QWEN_CODER, "<tool_call><function=f><parameter=a>1</parameter></function> bye", None, [F]),
     (LLAMA, '{"name": "f", "parameters": {"a": 1}}', None, [F]),
     (LLAMA, '\n<|python_tag|>{"type": "function", "name": "f", "parameters": {"a": 1}}', None, [F]),
     (LLAMA, '{"name": "f", "parameters": {"a": 1}}; {"name": "g", "parameters": {}}', None,
@@ -46,6 +73,8 @@ TEXTS: list[tuple[ToolFormat, str]] = [
     (HERMES, '{"name": "f", "arguments": {}}'),
     (HERMES, "<tool_call"),
     (MISTRAL, "[TOOL_CALLS] none"),
+    (QWEN_CODER, "<tool_call>\n<functions=f>"),
+    (QWEN_CODER, "<tool_call>\n<function=f\n>"),
     (LLAMA, '{"name": "Anna", "age": 34}'),
     (LLAMA, ' {"x": 1}'),
     (LLAMA, 'Like {"name": "f", "parameters": {}}'),
@@ -54,7 +83,7 @@ TEXTS: list[tuple[ToolFormat, str]] = [
 
 def streamed(spoken: ToolFormat, pieces: list[str], **how: Any) -> tuple[str, list[Any]]:
     """What the deltas of a stream add up to."""
-    reader = CallReader(spoken, **how)
+    reader = CallReader(spoken, FUNCTIONS, **how)
     content, calls = "", list[Any]()
     for piece in [p for text in pieces for p in reader.feed(text)] + reader.end():
         if piece.call is None:
@@ -73,7 +102,7 @@ def test_calls_are_read_whole_and_letter_by_letter(
     spoken: ToolFormat, text: str, content: str | None, calls: list[tuple[str, str]]
 ) -> None:
     """Names and arguments as the model wrote them; what stands behind a call is left out."""
-    assert read_calls(spoken, text) == (content, calls)
+    assert read_calls(spoken, text, FUNCTIONS) == (content, calls)
     assert streamed(spoken, list(text)) == (content or "", calls)
 
 
@@ -94,7 +123,7 @@ def test_cuts_change_nothing(case: Any, cuts: list[int]) -> None:
 
 
 @given(
-    text=st.text(alphabet='<tool_cal>{}[]",:nameargus1\\ ;', max_size=60),
+    text=st.text(alphabet='<tool_cal>{}[]",:nameargus1\\ ;=f/', max_size=60),
     spoken=st.sampled_from(list(FORMATS.values())),
 )
 def test_no_text_is_lost_or_breaks_the_reader(text: str, spoken: ToolFormat) -> None:
@@ -140,7 +169,7 @@ def test_cut_answer_keeps_what_it_has(
 
 @pytest.mark.parametrize("spoken", [HERMES, MISTRAL])
 def test_only_the_first_call_counts_where_one_is_wanted(spoken: ToolFormat) -> None:
-    """`parallel_tool_calls: false` of a model that made two."""
+    """`parallel_tool_calls: false`, of a model that made two."""
     text = spoken.spell([F, G])
     assert read_calls(spoken, text) == (None, [F, G])
     assert read_calls(spoken, text, several=False) == (None, [F])
