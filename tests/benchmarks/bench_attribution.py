@@ -6,18 +6,21 @@ do, the clock jumps to the next arrival. Then each class is left out in turn: ho
 engine worked is what the class caused, and stands beside what it was charged. Three regimes: a
 backlog (the batch is always full), a light load (requests are mostly alone), and one between, where
 requests share steps that the others would need anyway: what all classes cause one by one is then
-less than what was worked, and no way to share it all can agree with each.
+less than what was worked, and no way to share it all can agree with each. And a fourth on an engine
+with a prefix cache (`--only cached`), where the short ones give way to a class that asks about
+three long texts; its prompts are new to the cache in every run.
 
 Beside that: what doubling an answer does to its decode charge, and what a request costs alone and
 in a full batch. Before any of it: the charges of a run sum to its busy time, to the nanosecond.
 """
 
 import argparse
+import itertools
 import json
 import random
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,12 @@ _CLASSES = {
     "long decode": ((10, 40), (120, 240), 1.0),
     "short": ((10, 60), (8, 24), 4.0),
 }
+_WITH_CACHE = {kind: _CLASSES[kind] for kind in ("long prefill", "long decode")} | {
+    "cached": ((10, 60), (20, 60), 3.0),
+}
+Class = tuple[tuple[int, int], tuple[int, int], float]
+_SHARED_TOKENS = 500
+_SHARED_TEXTS = 3
 
 
 class Arrival(Struct, frozen=True):
@@ -64,18 +73,36 @@ class VirtualClock:
         self._jumped_ns += max(0, at_ns - self.now_ns())
 
 
-def trace(seconds: float, load: float, vocab: int, seed: int = 5) -> list[Arrival]:
+def trace(
+    seconds: float,
+    load: float,
+    vocab: int,
+    classes: Mapping[str, Class] = _CLASSES,
+    seed: int = 5,
+) -> list[Arrival]:
     """Poisson arrivals of every class, each from its own generator: leaving one out moves none."""
     arrivals: list[Arrival] = []
-    for kind, (prompts, answers, rate) in _CLASSES.items():
+    for kind, (prompts, answers, rate) in classes.items():
         rng = random.Random(f"{seed} {kind}")
         at_s = rng.expovariate(rate * load)
         while at_s < seconds:
-            prompt = [rng.randrange(10, vocab - 10) for _ in range(rng.randint(*prompts))]
+            prompt = _tokens(rng, rng.randint(*prompts), vocab)
+            if kind == "cached":
+                text = random.Random(rng.randrange(_SHARED_TEXTS))
+                prompt = _tokens(text, _SHARED_TOKENS, vocab) + prompt
             name = f"{kind} {len(arrivals)}"
             arrivals.append(Arrival(round(at_s * _NS), name, kind, prompt, rng.randint(*answers)))
             at_s += rng.expovariate(rate * load)
     return sorted(arrivals, key=lambda one: one.at_ns)
+
+
+def _tokens(rng: random.Random, count: int, vocab: int) -> list[int]:
+    return [rng.randrange(10, vocab - 10) for _ in range(count)]
+
+
+def unknown(arrivals: Sequence[Arrival], run: int) -> list[Arrival]:
+    """The same with another beginning: no cache has it, but for what they share."""
+    return [msgspec.structs.replace(one, prompt=[10 + run, *one.prompt]) for one in arrivals]
 
 
 class Run(Struct):
@@ -119,15 +146,20 @@ def causality(
     A difference of two runs is as uncertain as both together, so it is measured again and again:
     the trace, one class less, the trace again, in turns; medians count.
     """
-    serve(engine, clock, arrivals)
+    runs = itertools.count()
+
+    def serve_new(some: Sequence[Arrival]) -> Run:
+        return serve(engine, clock, unknown(some, next(runs)))
+
+    serve_new(arrivals)
     rows = []
-    for kind in _CLASSES:
+    for kind in sorted({one.kind for one in arrivals}):
         rest = [one for one in arrivals if one.kind != kind]
         charged, caused, busy = [], [], []
-        whole = serve(engine, clock, arrivals)
+        whole = serve_new(arrivals)
         for _ in range(_CAUSAL_TURNS):
-            without = serve(engine, clock, rest)
-            again = serve(engine, clock, arrivals)  # the machine's mood is in both
+            without = serve_new(rest)
+            again = serve_new(arrivals)  # the machine's mood is in both
             busy.append((whole.busy_ns + again.busy_ns) / 2)
             caused.append(busy[-1] - without.busy_ns)
             both = charged_ns(whole, arrivals, kind) + charged_ns(again, arrivals, kind)
@@ -214,15 +246,37 @@ def main() -> None:
     """Measure and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="bundled:small")
+    parser.add_argument("--only", choices=["cached"], help="The regime with a prefix cache.")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     clock = VirtualClock()
-    options = EngineOptions(
-        model=arguments.model, threads=1, max_num_seqs=8, enable_prefix_caching=False
-    )
+    figures = describe(
+        "classes of unequal mix on the engine's own CPU time; one thread, at most 8 sequences; no "
+        "speculation, and no prefix cache but in the regime that is called so"
+    ) | {"model": arguments.model}
+    if arguments.only is None:
+        figures |= _uncached(arguments.model, clock)
+    causes = figures.setdefault("causality", [])
+    causes += _cached(arguments.model, clock)
+    print(json.dumps(figures, indent=2))
+    write(arguments.out, figures)
+
+
+def _engine(model: str, clock: VirtualClock, *, caches: bool) -> tuple[Engine, int]:
+    options = EngineOptions(model=model, threads=1, max_num_seqs=8, enable_prefix_caching=caches)
     built = build_engine(options)
     engine = Engine(built.config, built.runner, built.tokenizer, now_ns=clock.now_ns)
-    vocab = built.tokenizer.vocab_size
+    return engine, built.tokenizer.vocab_size
+
+
+def _cached(model: str, clock: VirtualClock) -> list[dict[str, Any]]:
+    engine, vocab = _engine(model, clock, caches=True)
+    arrivals = trace(2.0, 4.0, vocab, _WITH_CACHE)
+    return causality(engine, clock, "prefix cache", arrivals)
+
+
+def _uncached(model: str, clock: VirtualClock) -> dict[str, Any]:
+    engine, vocab = _engine(model, clock, caches=False)
     backlog = [msgspec.structs.replace(one, at_ns=0) for one in trace(4.0, 3.0, vocab)]
     random.Random(7).shuffle(backlog)
     regimes = {
@@ -230,11 +284,7 @@ def main() -> None:
         "light load": trace(30.0, 0.3, vocab),
         "half busy": trace(6.0, 3.0, vocab),
     }
-    figures = describe(
-        "three classes on the engine's own CPU time; one thread, at most 8 sequences; no prefix "
-        "cache, no speculation"
-    ) | {
-        "model": arguments.model,
+    return {
         "causality": [
             row
             for regime, arrivals in regimes.items()
@@ -247,8 +297,6 @@ def main() -> None:
             for name in engine.step_costs().__struct_fields__
         },
     }
-    print(json.dumps(figures, indent=2))
-    write(arguments.out, figures)
 
 
 if __name__ == "__main__":
