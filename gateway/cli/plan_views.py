@@ -49,7 +49,7 @@ def _show_plans(answer: Mapping[str, Any]) -> None:
         [
             (
                 f"{p['replicas']} × {p['devices_per_replica']} {p['hardware']}",
-                _layout(p),
+                p["layout"],
                 p["precision"],
                 f"{p['usd_per_hour']:.2f}",
                 f"{p['usd_per_month']:,.0f}",
@@ -124,15 +124,6 @@ def _weights(count: int) -> str:
 
 def _time(seconds: float) -> str:
     return f"{seconds:,.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
-
-
-def _layout(plan: Mapping[str, Any]) -> str:
-    parts = [
-        f"{name}={plan[key]}"
-        for name, key in (("TP", "tensor_parallel"), ("PP", "pipeline_stages"))
-        if plan[key] > 1
-    ]
-    return " ".join(parts) or "whole"
 
 
 def show_compare(answer: Mapping[str, Any]) -> None:

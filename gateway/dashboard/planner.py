@@ -108,7 +108,8 @@ def _charts(found: Mapping[str, Any]) -> dict[str, Chart]:
         unit="$",
         rows=[
             (
-                f"{p['replicas']} × {p['devices_per_replica']} {p['hardware']}, {p['precision']}",
+                f"{p['replicas']} × {p['devices_per_replica']} {p['hardware']} {p['layout']}, "
+                f"{p['precision']}",
                 p["usd_per_hour"],
             )
             for p in found["plans"]

@@ -291,6 +291,7 @@ def as_dict(found: Plan) -> dict[str, Any]:
         "hardware": setup.hardware.name,
         "precision": setup.precision,
         "devices_per_replica": setup.all_devices,
+        "layout": setup.layout or "whole",
         "tensor_parallel": setup.devices,
         "pipeline_stages": setup.stages,
         "all_reduce_ms_per_step": round(setup.all_reduce_ms, 4),

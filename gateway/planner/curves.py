@@ -33,7 +33,8 @@ def _of(plan: Plan) -> Curves:
     rates = [setup.steady_state(work, batch)[0] for batch in batches]
     runs = [run_replica(setup, work, plan.replicas, load) for load in _LOADS]
     return Curves(
-        name=f"{plan.replicas} × {setup.all_devices} {setup.hardware.name}, {setup.precision}",
+        name=f"{plan.replicas} × {setup.all_devices} {setup.hardware.name}"
+        f"{setup.layout and f' {setup.layout}'}, {setup.precision}",
         usd_by_batch=[
             (batch, setup.usd_per_hour / (rate * tokens * 3600) * 1e6)
             for batch, rate in zip(batches, rates, strict=True)

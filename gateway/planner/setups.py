@@ -53,6 +53,12 @@ class Setup(Struct, frozen=True, kw_only=True):
         return self.devices * self.stages
 
     @property
+    def layout(self) -> str:
+        """`TP=2 PP=2`; empty: one device, whole."""
+        parts = (("TP", self.devices), ("PP", self.stages))
+        return " ".join(f"{name}={count}" for name, count in parts if count > 1)
+
+    @property
     def usd_per_hour(self) -> float:
         return self.all_devices * self.hardware.usd_per_hour
 

@@ -205,7 +205,9 @@ def test_larger_models_are_cut_into_stages() -> None:
         place(shape_of("405B"), a10g, "int4", 4, work)
     setup = place(shape_of("405B"), a10g, "int4", 4, work, stages=4)
     assert (setup.all_devices, setup.kv_tokens > 0, setup.all_reduce_ms > 0) == (16, True, True)
+    assert setup.layout == "TP=4 PP=4", "its curve has a name of its own"
     whole = place(EIGHT, a10g, "int8", 1, work)
+    assert whole.layout == ""
     cut = place(EIGHT, a10g, "int8", 1, work, stages=2)
     assert cut.steady_state(work, 2)[1] == pytest.approx(whole.steady_state(work, 1)[1], rel=0.01)
     assert cut.steady_state(work, 2)[0] == pytest.approx(
