@@ -22,32 +22,39 @@ inline void make_room(std::vector<float>& memory, int64_t size) {
     if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
 }
 
-// The sums of LANES vectors' lanes, as one vector: a tree of shuffles for all instead of one each.
-inline Vector sums(const Vector* v) {
+// The sums of LANES vectors' lanes, as one vector: a tree of shuffles for all instead of one each,
+// begun as soon as four of them are there, so that they stay in registers.
+struct LaneSums {
 #if defined(__AVX512F__)
-    __m512 pairs[8], fours[4];
-    for (int i = 0; i < 8; ++i) {
-        const __m512 a = reinterpret_cast<__m512>(v[2 * i]);
-        const __m512 b = reinterpret_cast<__m512>(v[2 * i + 1]);
-        pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    __m512 fours[LANES / 4];
+
+    void take(int four, const Vector* v) {
+        const auto pair = [](Vector a, Vector b) {
+            const __m512 x = reinterpret_cast<__m512>(a), y = reinterpret_cast<__m512>(b);
+            return _mm512_castps_pd(
+                _mm512_add_ps(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y)));
+        };
+        const __m512d first = pair(v[0], v[1]), second = pair(v[2], v[3]);
+        fours[four] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(first, second)),
+                                    _mm512_castpd_ps(_mm512_unpackhi_pd(first, second)));
     }
-    for (int i = 0; i < 4; ++i) {
-        const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
-        fours[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
-                                 _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    Vector all() const {
+        const auto halves = [](__m512 a, __m512 b) {
+            return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
+        };
+        const __m512 low = halves(fours[0], fours[1]), high = halves(fours[2], fours[3]);
+        return reinterpret_cast<Vector>(_mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88),
+                                                      _mm512_shuffle_f32x4(low, high, 0xDD)));
     }
-    const __m512 low = _mm512_add_ps(_mm512_shuffle_f32x4(fours[0], fours[1], 0x44),
-                                     _mm512_shuffle_f32x4(fours[0], fours[1], 0xEE));
-    const __m512 high = _mm512_add_ps(_mm512_shuffle_f32x4(fours[2], fours[3], 0x44),
-                                      _mm512_shuffle_f32x4(fours[2], fours[3], 0xEE));
-    return reinterpret_cast<Vector>(_mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88),
-                                                  _mm512_shuffle_f32x4(low, high, 0xDD)));
 #else
-    Vector result;
-    for (int lane = 0; lane < LANES; ++lane) result[lane] = sum(v[lane]);
-    return result;
+    Vector sums;
+
+    void take(int four, const Vector* v) {
+        for (int i = 0; i < 4; ++i) sums[4 * four + i] = sum(v[i]);
+    }
+    Vector all() const { return sums; }
 #endif
-}
+};
 
 // DIM is the head size where it is a common one, so that loops over it unroll; else 0.
 // Lane by lane: a query's products with one slot's key, not yet added up.
@@ -59,31 +66,33 @@ inline Vector multiply(const float* query, const Slots<KIND>& keys, int slot, in
     return total;
 }
 
-// ROWS rows share each key read: their scores of up to LANES slots.
+// ROWS rows share each key read: their scores of up to LANES slots. Missing ones count as zeros, so
+// that a score is added up alike in any tile.
 template <int DIM, int ROWS, int KIND>
 inline void score_rows(const float* queries, const Slots<KIND>& keys, int count, int dim, float* to,
                        int64_t context) {
-    Vector products[ROWS][LANES];
-    if (count == LANES) {
-#pragma GCC unroll 16
-        for (int slot = 0; slot < LANES; ++slot) {
+    LaneSums sums[ROWS];
+    const auto add_up = [&](int four, const auto& is_there) {
+        Vector products[ROWS][4] = {};
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+            const int slot = 4 * four + i;
+            if (!is_there(slot)) continue;
             keys.fetch(slot, dim);
             for (int row = 0; row < ROWS; ++row)
-                products[row][slot] = multiply<DIM>(queries + row * dim, keys, slot, dim);
+                products[row][i] = multiply<DIM>(queries + row * dim, keys, slot, dim);
         }
-    } else {  // Missing slots count as zeros, so that a score is added up alike in any tile.
-        for (int slot = 0; slot < LANES; ++slot)
-            for (int row = 0; row < ROWS; ++row)
-                products[row][slot] =
-                    slot < count ? multiply<DIM>(queries + row * dim, keys, slot, dim) : Vector{};
-    }
-    for (int row = 0; row < ROWS; ++row) {
-        const Vector totals = sums(products[row]);
-        if (count == LANES) {
-            store(to + row * context, totals);
-        } else {
-            store_some(to + row * context, totals, count);
-        }
+        for (int row = 0; row < ROWS; ++row) sums[row].take(four, products[row]);
+    };
+    if (count == LANES) {
+        for (int four = 0; four < LANES / 4; ++four) add_up(four, [](int) { return true; });
+        for (int row = 0; row < ROWS; ++row) store(to + row * context, sums[row].all());
+    } else {
+#pragma GCC unroll 1
+        for (int four = 0; four < LANES / 4; ++four)
+            add_up(four, [&](int slot) { return slot < count; });
+        for (int row = 0; row < ROWS; ++row)
+            store_some(to + row * context, sums[row].all(), count);
     }
 }
 
@@ -104,8 +113,10 @@ void score(Rows& rows, int head, const Slots<KIND>& keys, int slots, int first, 
                     rows.scores.data() + static_cast<int64_t>(row) * context + first + tile,
                     context);
         };
-        if (LANES == 16 && end - row == 3) run(std::integral_constant<int, 3>{});
-        if (LANES == 16) run(std::integral_constant<int, 2>{});
+        if constexpr (LANES == 16) {
+            if (end - row == 3) run(std::integral_constant<int, 3>{});
+            run(std::integral_constant<int, 2>{});
+        }
         run(std::integral_constant<int, 1>{});
     }
 }
