@@ -26,7 +26,7 @@ from gateway.cli.report_output import (
 )
 from gateway.cli.report_plot import MOST_BARS, check_plot, draw_bars
 from gateway.cli.report_reconcile import reconcile
-from gateway.ledger.report_query import TIME_KEYS, label_of
+from gateway.ledger.report_query import CHARGE_KEYS, TIME_KEYS, label_of
 
 _COUNTS = ("requests", "prompt_tokens", "completion_tokens", "errors")
 _AMOUNTS = ("cost_usd", "idle_share_usd", "full_cost_usd", "saved_usd")
@@ -169,6 +169,8 @@ def _print_table(found: dict[str, Any]) -> None:
     if groups:
         total = ["total", *[""] * (len(groups) - 1), *cells.pop()[len(groups) :]]
     table(columns, cells, right=columns[len(groups) : -1], total=total, spare=_SPARE)
+    if set(groups) & set(CHARGE_KEYS):
+        click.echo("a request counts in each row in which work was charged for it, in all once")
 
 
 def _hits(line: dict[str, Any]) -> str:
