@@ -81,7 +81,8 @@ def test_trouble_with_files_is_one_line(alone: Path, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit) as left:
         main(["report", "monthly", "2026-01", "--out", str(alone / "taken" / "below.html")])
     assert left.value.code == 1
-    (line,) = capsys.readouterr().err.splitlines()
+    empty, line = capsys.readouterr().err.splitlines()
+    assert empty == "headgate: global had no request in 2026-01"
     assert line.startswith("headgate: ")
     assert "below.html" in line
 
