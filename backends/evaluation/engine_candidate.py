@@ -72,32 +72,44 @@ class EngineCandidate:
 
     def answer(self, items: Sequence[Item], progress: Progress) -> list[Answer]:
         """Answer all, `CONCURRENT` at a time."""
-        engine = self._llm.engine
         # the first steps load kernels: time that no answer should be charged for
         self._llm.generate(["Hello"] * CONCURRENT, SamplingParams(temperature=0.0, max_tokens=2))
         written: dict[str, _Written] = {}
         answers: dict[str, Answer] = {}
+        under_way = 0
         for place, item in enumerate(items):
             name = str(place)
             try:
-                prompt = self.tokenizer.encode_chat([{"role": "user", "content": item.prompt}])
-                engine.add_request(
-                    name, prompt, SamplingParams(temperature=0.0, max_tokens=item.max_tokens)
-                )
+                written[name] = self._begin(name, item)
             except InvalidRequestError as error:
                 answers[name] = Answer(error=error.message)
                 continue
-            written[name] = _Written(prompt)
-        while engine.has_unfinished:
-            for event in engine.step():
-                mine = written[event.request_id]
-                mine.text += event.text
-                mine.tokens += event.token_ids
-                if event.usage is not None:
-                    mine.last = event
-                    progress(1)
+            under_way += 1
+            while under_way == CONCURRENT:  # as behind a server, where prompts come one by one
+                under_way -= self._step(written, progress)
+        while under_way:
+            under_way -= self._step(written, progress)
         answers |= zip(written, self._finished(list(written.values())), strict=True)
         return [answers[str(place)] for place in range(len(items))]
+
+    def _begin(self, name: str, item: Item) -> _Written:
+        prompt = self.tokenizer.encode_chat([{"role": "user", "content": item.prompt}])
+        params = SamplingParams(temperature=0.0, max_tokens=item.max_tokens)
+        self._llm.engine.add_request(name, prompt, params)
+        return _Written(prompt)
+
+    def _step(self, written: Mapping[str, _Written], progress: Progress) -> int:
+        """How many answers it finished."""
+        finished = 0
+        for event in self._llm.engine.step():
+            mine = written[event.request_id]
+            mine.text += event.text
+            mine.tokens += event.token_ids
+            if event.usage is not None:
+                mine.last = event
+                finished += 1
+        progress(finished)
+        return finished
 
     def _finished(self, written: Sequence[_Written]) -> list[Answer]:
         """Read every answer again, to see how likely its tokens were."""
