@@ -11,19 +11,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.routing.answer_lists import NAMES as LISTS
-from gateway.routing.answer_lists import lists_of
-from gateway.routing.answer_numbers import NAMES as NUMBERS
-from gateway.routing.answer_numbers import numbers_of
 from gateway.routing.answer_sums import MOST_DIGITS, NUMBER, sums_of
 from gateway.routing.answer_sums import NAMES as SUMS
-from gateway.routing.answer_words import NAMES as WORDS
-from gateway.routing.answer_words import words_of
 
 MOST = 4096
 """Characters read of a question (its end) and of an answer (its beginning)."""
-MOST_SOLVED = 1024
-"""Of a question's, where its answer is worked out."""
 _WORD = re.compile(r"\w+")
 _LIST_MARKS = " .\n"
 
@@ -32,8 +24,8 @@ NAMES = (
     "log_chars", "question_log_words", "question_log_chars", "question_mark",
     "numbers", "numbers_echoed", "bare_number", "digits", "log_number", "question_numbers",
     "question_log_number", "greatest", "least", "far_beyond",
-    *SUMS, *NUMBERS, *WORDS, *LISTS,
-    "settled", "json", "items", "items_more", "ascending", "descending", "same_items",
+    *SUMS,
+    "json", "items", "items_more", "ascending", "descending", "same_items",
 )  # fmt: skip
 """Of what `checks_of` gives, in its order."""
 
@@ -44,14 +36,10 @@ def checks_of(question: str, answer: str) -> tuple[float, ...]:
     if not answer.strip():
         return ()
     asked, said = NUMBER.findall(question), NUMBER.findall(answer)
-    end = question[-MOST_SOLVED:]
-    solved = (*numbers_of(end, answer), *words_of(end, answer), *lists_of(end, answer))
     return (
         *_of_words(question, answer),
         *_of_numbers(answer, asked, said),
         *sums_of(question, answer, asked, said),
-        *solved,
-        min(max(sum(solved), -1.0), 1.0),
         _json_found(answer),
         *_of_lists(question, answer),
     )

@@ -17,6 +17,8 @@ def check(question: str, answer: str, name: str) -> float:
         ("sum", "What is 17 + 25?", "42", "It is 43."),
         ("term", "What is (12 + 5) * 2?", "34", "32"),
         ("term", "Solve: 20 - 6 + 3", "17", "11"),
+        ("term", "Add up 28 + 5 + 6.", "39", "33"),
+        ("sum", "What is 3 - 10?", "-7", "7"),
         ("spelled", "Add 18 and 383.", "401", "311"),
         ("spelled", "Take 21 from 48. What is left?", "27", "29"),
         ("spelled", "Multiply 9 by 29.", "261", "279"),
