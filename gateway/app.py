@@ -1,7 +1,8 @@
 """`create_app`: the one place where the gateway is put together.
 
-The parts are made in `gateway/assembly.py` and handed to whoever needs them; the lifespan starts
-what has tasks of its own (`gateway/lifetime.py`) and closes all of it in the reverse order.
+The parts are made in `gateway/processes/assembly.py` and handed to whoever needs them; the lifespan
+starts what has tasks of its own (`gateway/processes/lifetime.py`) and closes all of it in the
+reverse order.
 """
 
 import asyncio
@@ -22,14 +23,14 @@ from backends.contract import Backend
 from gateway.api.chat import Handler, chat_handlers
 from gateway.api.errors import error_handlers
 from gateway.api.routes import routes
-from gateway.assembly import assemble
 from gateway.batches.runner import BatchRunner
 from gateway.cache.model import Store
 from gateway.errors import SettingsError
-from gateway.lifetime import running, watching
 from gateway.pipeline import Pipeline
+from gateway.processes.assembly import assemble
+from gateway.processes.lifetime import running, watching
+from gateway.processes.runtime import Runtime, database_url
 from gateway.routing.classifier import Classifier
-from gateway.runtime import Runtime, database_url
 from gateway.settings import Settings
 
 

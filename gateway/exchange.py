@@ -27,7 +27,7 @@ from gateway.routing.explanation import Routed
 from policies.model import BackendCard, Decision, Facts
 
 if TYPE_CHECKING:
-    from gateway.deadlines import Limit
+    from gateway.dispatch.deadlines import Limit
 
 RawHeaders = list[tuple[bytes, bytes]]
 

@@ -22,10 +22,12 @@ from gateway.api.auth import Client, Gate, require, require_endpoint
 from gateway.api.reply import ClientGone, Reply
 from gateway.api.schemas import WireRequest, all_tags, check_request, read_options
 from gateway.api.translate import decode_body, gateway_error
-from gateway.attempts import Attempts
 from gateway.cache.caches import CacheQuery
 from gateway.cache.model import CachedAnswer
-from gateway.cascade import Cascades, cached_as
+from gateway.dispatch.attempts import Attempts
+from gateway.dispatch.cascade import Cascades, cached_as
+from gateway.dispatch.relay import last_events
+from gateway.dispatch.shadow import Shadows
 from gateway.errors import (
     GatewayError,
     LedgerUnavailable,
@@ -40,12 +42,10 @@ from gateway.ledger.keys import Caller
 from gateway.ledger.money import usd_text
 from gateway.ledger.records import CandidateRecord
 from gateway.parts import Parts
-from gateway.relay import last_events
 from gateway.repeats import Asked, Repeats
 from gateway.routing.recorded import candidate_record
 from gateway.routing.router import sticky_draw, strictest
 from gateway.settlement import Settler
-from gateway.shadow import Shadows
 from gateway.spending import Spending, answer_tokens
 from policies.model import CacheRule, Facts, Warm
 

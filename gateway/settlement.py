@@ -14,7 +14,7 @@ from backends.contract import Usage
 from backends.errors import BackendError, BackendStreamError, BackendTimeoutError
 from backends.wire import usage_from_wire, usage_to_wire
 from gateway.cache.model import Hit
-from gateway.calls import Call
+from gateway.dispatch.calls import Call
 from gateway.exchange import Exchange
 from gateway.ledger.foreign_machine import Watched
 from gateway.ledger.money import NANO, usd_text

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import structlog
 
 from backends.contract import EngineUsage, Usage
-from gateway.cascade_costs import climbing, judge_backend, judge_cost
+from gateway.dispatch.cascade_costs import climbing, judge_backend, judge_cost
 from gateway.errors import BudgetUnavailable, GatewayError
 from gateway.exchange import Exchange
 from gateway.ledger.heeded import Heeded

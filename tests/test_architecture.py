@@ -36,7 +36,13 @@ def test_architecture_names_every_room() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["gateway.app", "gateway.worker", "gateway.supervisor", "gateway.cli", "policies.evaluator"],
+    [
+        "gateway.app",
+        "gateway.processes.worker",
+        "gateway.processes.supervisor",
+        "gateway.cli",
+        "policies.evaluator",
+    ],
 )
 def test_gateway_never_imports_torch(module: str) -> None:
     """Importing the front door loads none of the heavy libraries."""

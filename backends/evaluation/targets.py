@@ -106,7 +106,7 @@ def open_target(
         from backends.echo import EchoBackend
 
         return EndpointCandidate(target.name, EchoBackend(), target.model, source="echo")
-    from backends.openai_http import OpenAIHTTPBackend
+    from backends.client.openai_http import OpenAIHTTPBackend
 
     backend = OpenAIHTTPBackend(
         target.name, [target.base_url], model=target.model, api_key=_api_key(target)

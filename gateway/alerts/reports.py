@@ -8,8 +8,8 @@ from gateway.alerts import store
 from gateway.alerts.model import Message
 from gateway.insights.monthly import EVERYBODY, MonthlyReport, monthly_report, reported_scopes
 from gateway.ledger.database import writing
-from gateway.report_settings import MonthlySettings
 from gateway.settings import Settings
+from gateway.settings.reports import MonthlySettings
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine

@@ -27,9 +27,9 @@ from gateway.alerts import store
 from gateway.alerts.deliver import NotDelivered, deliver
 from gateway.alerts.model import Finding, Message
 from gateway.alerts.settings import AlertSettings, ChannelSettings, Kind
-from gateway.aside import Aside, AsideError, ask_aside
 from gateway.insights.series import full_hour_us
 from gateway.ledger.database import writing
+from gateway.processes.aside import Aside, AsideError, ask_aside
 from gateway.settings import Settings
 
 if TYPE_CHECKING:

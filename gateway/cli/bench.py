@@ -18,7 +18,7 @@ def bench() -> None:
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
 def engine(flags: tuple[str, ...]) -> None:
     """Prefill and decode speed of one model (see `headgate bench engine --help`)."""
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "backends.bench_engine", *flags])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "backends.bench.engine", *flags])
 
 
 @bench.command(
@@ -28,7 +28,7 @@ def engine(flags: tuple[str, ...]) -> None:
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
 def kernels(flags: tuple[str, ...]) -> None:
     """Speed of every op by implementation and shape (see `headgate bench kernels --help`)."""
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "backends.bench_kernels", *flags])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "backends.bench.kernels", *flags])
 
 
 @bench.command(
@@ -38,4 +38,4 @@ def kernels(flags: tuple[str, ...]) -> None:
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
 def serve(flags: tuple[str, ...]) -> None:
     """Load on a running server, and how fast it answers (see `headgate bench serve --help`)."""
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "backends.bench_serve", *flags])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "backends.bench.serve", *flags])

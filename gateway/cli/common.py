@@ -98,8 +98,8 @@ def _running(settings: Settings) -> Settings | None:
     """The settings of the gateway on this state folder; None: there is none that we may know of."""
     import msgspec
 
-    from gateway.run_folder import run_folder_path
-    from gateway.runtime import RUNTIME_FILE, Runtime
+    from gateway.processes.run_folder import run_folder_path
+    from gateway.processes.runtime import RUNTIME_FILE, Runtime
 
     try:
         return Runtime.load(run_folder_path(Path(settings.state_dir)) / RUNTIME_FILE).settings

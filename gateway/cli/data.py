@@ -16,7 +16,7 @@ from gateway.cli.common import (
     settings_of,
 )
 from gateway.ledger.stamp import touch
-from gateway.runtime import database_url
+from gateway.processes.runtime import database_url
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def _run(settings: Settings, work: "Callable[[Places], Awaitable[Any]]") -> Any:
 
 def _redis_url(settings: Settings) -> str | None:
     """Where the caches are, whether or not a gateway runs."""
-    from gateway.run_folder import run_folder_path
+    from gateway.processes.run_folder import run_folder_path
 
     redis = settings.cache.redis
     if redis == "memory":

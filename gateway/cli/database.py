@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.cli.common import fail, log_to_stderr
 from gateway.ledger.stamp import touch
-from gateway.runtime import database_url
+from gateway.processes.runtime import database_url
 from gateway.settings import Settings
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gateway.cli.common import config_option, fail, json_option, print_json, settings_of
-from gateway.runtime import database_url
+from gateway.processes.runtime import database_url
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine

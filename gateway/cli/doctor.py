@@ -85,7 +85,7 @@ def _state(settings: Settings) -> Finding:
 
 
 def _run(settings: Settings) -> Finding:
-    from gateway.run_folder import run_folder_path
+    from gateway.processes.run_folder import run_folder_path
 
     folder = run_folder_path(Path(settings.state_dir))
     writable = os.access(folder if folder.exists() else folder.parent, os.W_OK)

@@ -25,9 +25,9 @@ def serve(
     settings = load(config or ctx.obj["config"], overrides=overrides)
 
     from gateway.observability import configure_logging
-    from gateway.run_folder import AlreadyRunningError
-    from gateway.supervisor import DatabaseRefusedError, PortInUseError
-    from gateway.supervisor import serve as run
+    from gateway.processes.run_folder import AlreadyRunningError
+    from gateway.processes.supervisor import DatabaseRefusedError, PortInUseError
+    from gateway.processes.supervisor import serve as run
 
     configure_logging(settings.log_level)
     try:

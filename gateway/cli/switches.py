@@ -164,7 +164,7 @@ def _on_stores(settings: Settings, work: Callable[..., Awaitable[T]]) -> T:
     from gateway.errors import GatewayError
     from gateway.ledger.database import open_engine
     from gateway.overrides.stores import OverrideStore, RedisOverrides, SqlOverrides
-    from gateway.runtime import database_url
+    from gateway.processes.runtime import database_url
     from migrations import upgrade
 
     log_to_stderr()

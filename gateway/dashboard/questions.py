@@ -8,10 +8,10 @@ from typing import Any
 import structlog
 from msgspec import Struct
 
-from gateway.aside import Aside, AsideError, ask_aside
 from gateway.ledger.compare import compared_report
 from gateway.ledger.reports import cost_rows, cost_tables, costs_report
 from gateway.parts import Parts
+from gateway.processes.aside import Aside, AsideError, ask_aside
 
 log = structlog.get_logger(__name__)
 

@@ -11,9 +11,9 @@ from typing import Final, Protocol
 
 from msgspec import Struct, field
 
+from backends.client.server_metrics import ServerMetrics
 from backends.fitting import LinearFit
 from backends.meter import MeterSlot
-from backends.server_metrics import ServerMetrics
 from gateway.ledger.foreign_cache import PrefixCache
 from gateway.ledger.foreign_work import Weights
 

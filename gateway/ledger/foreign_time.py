@@ -19,10 +19,10 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from typing import Any, Final, Protocol
 
+from backends.client.prefixes import prefix_blocks
+from backends.client.server_metrics import ServerMetrics
 from backends.contract import Chunk, Usage
 from backends.meter import MeterSlot
-from backends.prefixes import prefix_blocks
-from backends.server_metrics import ServerMetrics
 from gateway.ledger.foreign_machine import Flight, Machine, Server, Watched
 from gateway.ledger.foreign_work import Seen
 from gateway.settings import BackendSettings, Settings

@@ -22,8 +22,8 @@ from typing import Final
 
 from msgspec import Struct
 
+from backends.client.server_metrics import Terms
 from backends.fitting import LinearFit
-from backends.server_metrics import Terms
 
 _WINDOW: Final = 8
 """Pieces of an answer."""

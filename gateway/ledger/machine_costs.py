@@ -21,8 +21,8 @@ from gateway.ledger.machine_report import (
 )
 from gateway.ledger.money import usd_text
 from gateway.ledger.pricing import machine_cost
-from gateway.price_settings import MachineSettings
 from gateway.settings import Settings
+from gateway.settings.prices import MachineSettings
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection

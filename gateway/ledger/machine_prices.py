@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 from msgspec import Struct
 
 from gateway.ledger.money import EXACT
-from gateway.price_settings import HourPriceSettings, MachineSettings, OwnedSettings
+from gateway.settings.prices import HourPriceSettings, MachineSettings, OwnedSettings
 
 _HOURS_PER_YEAR: Final = Decimal(8766)
 """365.25 days."""

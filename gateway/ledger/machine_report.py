@@ -14,7 +14,7 @@ from msgspec import Struct, field
 from sqlalchemy import select
 
 from gateway.ledger.tables import machine_prices, machine_time
-from gateway.price_settings import MachineSettings
+from gateway.settings.prices import MachineSettings
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection

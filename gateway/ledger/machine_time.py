@@ -22,7 +22,7 @@ from backends.meter import MeterReading
 from gateway.ledger.database import insert_once, open_engine
 from gateway.ledger.machine_report import recorded_machines
 from gateway.ledger.tables import machine_prices, machine_time
-from gateway.price_settings import MachineSettings
+from gateway.settings.prices import MachineSettings
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine

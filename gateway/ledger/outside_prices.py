@@ -7,7 +7,7 @@ from typing import Final
 from msgspec import Struct
 
 from gateway.ledger.report_query import ReportError
-from gateway.price_settings import TokenRates
+from gateway.settings.prices import TokenRates
 
 
 class OutsidePrice(Struct, frozen=True, kw_only=True):

@@ -21,8 +21,8 @@ from backends.contract import EngineUsage, Usage
 from gateway.ledger.machine_prices import usd_per_hour
 from gateway.ledger.money import EXACT, MAX_NANO_USD, NANO
 from gateway.ledger.records import ChargeKind, ChargeRecord
-from gateway.price_settings import PriceSettings, TokenRates
 from gateway.settings import BackendSettings, Settings
+from gateway.settings.prices import PriceSettings, TokenRates
 
 _NS_PER_HOUR = 3_600_000_000_000
 _MTOK = 1_000_000

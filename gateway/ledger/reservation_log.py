@@ -2,7 +2,7 @@
 
 One file per process, flocked while it lives. A line opens a reservation (again: a larger one) or
 ends it; ends may be lost, the ledger knows better. Whoever can lock a dead process's file settles
-what is open in it: see gateway/recovery.py.
+what is open in it: see gateway/processes/recovery.py.
 """
 
 import contextlib

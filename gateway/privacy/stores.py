@@ -10,7 +10,7 @@ from gateway.privacy import database
 from gateway.privacy.caches import CachedAnswers, LimitCounters
 from gateway.privacy.files import Exports, Journals, Reservations
 from gateway.privacy.model import Places, Store, SubjectKind
-from gateway.runtime import database_url
+from gateway.processes.runtime import database_url
 from gateway.settings import Settings
 
 _BUDGETS = (tables.budgets, tables.budget_spend, tables.budget_alerts, tables.leases)

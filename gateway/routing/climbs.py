@@ -14,7 +14,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from gateway.cascade_costs import judging_backend
+from gateway.dispatch.cascade_costs import judging_backend
 from gateway.routing.judges import Judges, Spread
 from policies.model import Accept
 

@@ -6,7 +6,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from gateway.cascade_costs import JUDGE_TOKENS, judging_backend
+from gateway.dispatch.cascade_costs import JUDGE_TOKENS, judging_backend
 from gateway.ledger.pricing import CostEstimator
 from gateway.routing.climbs import SOURCES, Told, climb
 from gateway.routing.columns import NOBODY, Codes, Decided, Table

@@ -2,11 +2,10 @@
 
 One task per backend asks `probe()` every `interval_s` (often while it is not ready or its breaker
 is open, so that one that starts or comes back is used at once). A request that fails marks the
-backend; many in a row open its breaker (`backends/breaker.py`), which other gateways on the same
-Redis learn of
-(`gateway/routing/shared_breakers.py`). An open one lets nobody pass until its pause is over or a
-probe finds the backend back. A backend that says 429 is well, so its breaker stays as it is: it is
-left alone for as long as it asked.
+backend; many in a row open its breaker (`backends/client/breaker.py`), which other gateways on the
+same Redis learn of (`gateway/routing/shared_breakers.py`). An open one lets nobody pass until its
+pause is over or a probe finds the backend back. A backend that says 429 is well, so its breaker
+stays as it is: it is left alone for as long as it asked.
 """
 
 import asyncio
@@ -18,7 +17,7 @@ from functools import partial
 import structlog
 from msgspec import Struct
 
-from backends.breaker import Breaker
+from backends.client.breaker import Breaker
 from backends.contract import Backend, BackendHealth
 from backends.errors import BackendError, BackendRateLimitedError
 from backends.wire import ENGINE_CAPABILITIES

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from backends.wire import ChatCompletionRequest, Message
-from gateway.cascade_costs import JUDGE_TOKENS, judging_backend
+from gateway.dispatch.cascade_costs import JUDGE_TOKENS, judging_backend
 from gateway.learning.spreadsheets import is_spreadsheet, outcome_rows
 from gateway.ledger.money import usd_text
 from gateway.routing.answer_checks import checks_of

@@ -1,10 +1,10 @@
 """headgate.toml: its tables as frozen structs, read by `load`, judged by `check`."""
 
-from gateway.price_settings import MachineSettings, PriceSettings
-from gateway.report_settings import ReportSettings
 from gateway.settings.checks import check, shown_url
 from gateway.settings.json_schema import schema
 from gateway.settings.loading import load
+from gateway.settings.prices import MachineSettings, PriceSettings
+from gateway.settings.reports import ReportSettings
 from gateway.settings.tables import (
     BUILT_IN,
     BackendSettings,

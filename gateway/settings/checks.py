@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 from backends.bundled import BUNDLED_MODELS
 from gateway.alerts.settings import check_alerts
 from gateway.errors import SettingsError
-from gateway.price_settings import check_machine, check_price
-from gateway.report_settings import check_reports
+from gateway.settings.prices import check_machine, check_price
+from gateway.settings.reports import check_reports
 from gateway.settings.tables import BackendSettings, Settings
 
 _RESERVED = {"auto"}

@@ -16,9 +16,9 @@ from typing import Any
 import msgspec
 
 from gateway.errors import SettingsError
-from gateway.litellm_prices import read_rates
-from gateway.price_settings import PriceSettings
 from gateway.settings.checks import check
+from gateway.settings.litellm_prices import read_rates
+from gateway.settings.prices import PriceSettings
 from gateway.settings.tables import BUILT_IN, BackendSettings, Settings
 from gateway.settings.wording import explain
 

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct, field
 
 from gateway.alerts.settings import AlertSettings
-from gateway.failure_settings import FailureSettings
 from gateway.ledger.outside_prices import OutsidePrice, find_price
-from gateway.price_settings import MachineSettings, PriceSettings
-from gateway.report_settings import ReportSettings
+from gateway.settings.failure import FailureSettings
+from gateway.settings.prices import MachineSettings, PriceSettings
+from gateway.settings.reports import ReportSettings
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]

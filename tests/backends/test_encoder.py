@@ -15,11 +15,11 @@ import openai
 import pytest
 from click.testing import CliRunner
 
+from backends.client.openai_http import OpenAIHTTPBackend
 from backends.contract import GenerateRequest
 from backends.encoder import EncoderBackend, main
 from backends.encoder_batches import Batcher, Vectors
 from backends.errors import BackendResponseError, BackendUnavailableError, InvalidRequestError
-from backends.openai_http import OpenAIHTTPBackend
 from tests.backends.server_process import ServerProcess, server
 
 pytestmark = pytest.mark.long

@@ -16,10 +16,10 @@ from typing import Any
 import httpx
 import pytest
 
+from backends.client.openai_http import OpenAIHTTPBackend
 from backends.contract import GenerateRequest
 from backends.errors import BackendStreamError
 from backends.http_host import Door
-from backends.openai_http import OpenAIHTTPBackend
 from tests.backends.server_process import ServerProcess, server
 
 BODY = {"model": "echo", "messages": [{"role": "user", "content": "one two three four five"}]}

@@ -16,8 +16,8 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
+from backends.client.openai_http import OpenAIHTTPBackend
 from backends.contract import GenerateRequest
-from backends.openai_http import OpenAIHTTPBackend
 from backends.server import main
 from backends.wire import ENGINE_CAPABILITIES
 from tests.backends import tiny_tokenizers

@@ -20,11 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from backends.client.replica_choice import ReplicaChoice
 from backends.contract import SamplingParams
 from backends.engine.block_pool import BlockPool
 from backends.engine.prefix_cache import PrefixCache
 from backends.engine.request import Request
-from backends.replica_choice import ReplicaChoice
 from tests.benchmarks.environment import describe, write
 
 BLOCK_TOKENS = 16

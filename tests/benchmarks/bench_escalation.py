@@ -21,7 +21,7 @@ from backends.bundled import bundled_path
 from backends.contract import SamplingParams, Usage
 from backends.evaluation.items import read_items
 from backends.llm import LLM
-from gateway.drafts import BREAK_EVEN
+from gateway.dispatch.drafts import BREAK_EVEN
 from tests.benchmarks.environment import describe, write
 
 ROUNDS = 5

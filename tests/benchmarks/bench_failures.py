@@ -25,8 +25,8 @@ from gateway.cache.store import RedisStore
 from gateway.settings import BackendSettings
 from tests.benchmarks.environment import describe, write
 from tests.conftest import RedisServer
-from tests.gateway.failure.fault_table import POLICIES, Row, plain, recovery, table
-from tests.gateway.failure.test_faults import check
+from tests.gateway.dispatch.fault_table import POLICIES, Row, plain, recovery, table
+from tests.gateway.dispatch.test_faults import check
 from tests.gateway.serving import gateway, settings
 
 WORKLOAD = (

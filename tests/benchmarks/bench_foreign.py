@@ -26,11 +26,11 @@ from typing import Any, NamedTuple
 import httpx
 from msgspec.structs import replace
 
+from backends.client.openai_http import OpenAIHTTPBackend
 from backends.contract import BackendHealth, Chunk, Completion, GenerateRequest, Usage
-from backends.openai_http import OpenAIHTTPBackend
 from gateway.app import create_app
-from gateway.price_settings import MachineSettings
 from gateway.settings import BackendSettings, CacheSettings, Settings
+from gateway.settings.prices import MachineSettings
 from tests.benchmarks.environment import describe, write
 
 _WARM_UP = 60

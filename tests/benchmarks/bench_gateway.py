@@ -26,7 +26,7 @@ import httpx
 import psutil
 
 from gateway.cache.server import redis_command
-from gateway.runtime import RUNTIME_ENV, Address, Runtime
+from gateway.processes.runtime import RUNTIME_ENV, Address, Runtime
 from gateway.settings import BackendSettings, CacheSettings, PriceSettings, ServerSettings, Settings
 from migrations import upgrade
 from tests.benchmarks.environment import describe, write
@@ -138,7 +138,7 @@ def start_headgate(folder: Path, stub_port: int, redis_url: str, workers: int = 
     runtime.save(folder / "runtime.json")
     server = Server(
         "headgate",
-        [sys.executable, "-m", "gateway.worker"],
+        [sys.executable, "-m", "gateway.processes.worker"],
         {RUNTIME_ENV: str(folder / "runtime.json")},
         folder / "headgate.log",
     )

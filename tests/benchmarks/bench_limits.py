@@ -20,7 +20,7 @@ from gateway.ledger.budget_store import Budget, set_budget
 from gateway.ledger.database import open_engine
 from gateway.ledger.key_store import NewKey, create_key
 from gateway.limits.model import RateLimits
-from gateway.runtime import RUNTIME_ENV, Address, Runtime
+from gateway.processes.runtime import RUNTIME_ENV, Address, Runtime
 from gateway.settings import BackendSettings, CacheSettings, PriceSettings, ServerSettings, Settings
 from migrations import upgrade
 from tests.benchmarks.bench_gateway import STUB, Server, free_port, running
@@ -54,7 +54,7 @@ def main() -> int:
             stub.wait("/v1/models", 20)
             sides = {}
             for side, module in (
-                ("with", "gateway.worker"),
+                ("with", "gateway.processes.worker"),
                 ("without", "tests.benchmarks.worker_without_ledger"),
             ):
                 (folder / side).mkdir()

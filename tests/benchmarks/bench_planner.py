@@ -24,10 +24,10 @@ from typing import Any
 import uvloop
 from msgspec import Struct
 
-from backends.bench_serve import figures, paced, poisson, requests
-from backends.bench_traces import TraceRequest, read_trace
+from backends.bench.load_client import Answered, Server, run_concurrent, run_paced
+from backends.bench.serve import figures, paced, poisson, requests
+from backends.bench.traces import TraceRequest, read_trace
 from backends.engine.config import EngineConfig
-from backends.load_client import Answered, Server, run_concurrent, run_paced
 from gateway.planner.shapes import shape_of
 from gateway.planner.simulate import Simulated, simulate
 from gateway.planner.steps import Fitted, Measured, Work, fit

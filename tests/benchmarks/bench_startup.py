@@ -53,7 +53,7 @@ def _resident(headgate: Headgate) -> dict[str, int]:
     """Resident bytes by kind of process; of several of a kind the largest."""
     sizes: dict[str, int] = {}
     kinds = {
-        "gateway": "gateway.worker",
+        "gateway": "gateway.processes.worker",
         "engine": "backends.server",
         "encoder": "backends.encoder",
         "redis": "redis-server",

@@ -77,7 +77,7 @@ def read_report(file: Path) -> dict[str, Any]:
 def run_bench() -> Any:
     """The figures of `headgate bench kernels --tune`."""
     done = subprocess.run(
-        [sys.executable, "-m", "backends.bench_kernels", "--tune", "--json"],
+        [sys.executable, "-m", "backends.bench.kernels", "--tune", "--json"],
         stdout=subprocess.PIPE,
         check=True,
     )

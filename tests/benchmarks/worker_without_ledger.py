@@ -2,11 +2,11 @@
 
 import sys
 
-import gateway.assembly
-from gateway import worker
+import gateway.processes.assembly
 from gateway.ledger.heeded import Heeded
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.records import Settlement
+from gateway.processes import worker
 
 
 class NoLedger(Ledger):
@@ -20,5 +20,5 @@ class NoLedger(Ledger):
 
 
 if __name__ == "__main__":
-    gateway.assembly.Ledger = NoLedger  # type: ignore[attr-defined]
+    gateway.processes.assembly.Ledger = NoLedger  # type: ignore[attr-defined]
     sys.exit(worker.main())

@@ -154,7 +154,7 @@ def test_gateway_killed_under_load_loses_no_answered_request(tmp_path: Path) -> 
         for _ in range(2):
             before = len(answered)
             wait_for(lambda before=before: len(answered) > before + 50, 60, "load")  # type: ignore[misc]
-            for child in headgate.children("gateway.worker"):
+            for child in headgate.children("gateway.processes.worker"):
                 child.kill()
             served = len(answered)
             wait_for(lambda served=served: len(answered) > served + 50, 30, "more answers")  # type: ignore[misc]

@@ -8,8 +8,8 @@ import pytest
 
 from backends.contract import Completion, GenerateRequest, Usage
 from backends.echo import EchoBackend
-from gateway.price_settings import PriceSettings
 from gateway.settings import BackendSettings, CacheSettings, SemanticSettings
+from gateway.settings.prices import PriceSettings
 from tests.gateway.serving import gateway, settings
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from backends.echo import EchoBackend
 from gateway.ledger.reservation_log import Held, ReservationLog, take_over
-from gateway.recovery import Recovery
+from gateway.processes.recovery import Recovery
 from gateway.settings import BackendSettings, PriceSettings, Settings
 from gateway.spending import SLICE_TOKENS
 from tests.gateway.ledger.samples import charge

@@ -10,8 +10,8 @@ import pytest
 import torch
 from tiny_tokenizers import save_folder
 
-from backends.bench_engine import _forget_peak, _peak_memory_bytes, main
-from backends.roofline import Machine, measure_machine, roofline_share
+from backends.bench.engine import _forget_peak, _peak_memory_bytes, main
+from backends.bench.roofline import Machine, measure_machine, roofline_share
 
 RESULT_KEYS = {
     "batch",

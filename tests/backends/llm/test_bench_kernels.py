@@ -6,8 +6,8 @@ import re
 import pytest
 import torch
 
-from backends.bench_kernels import main
-from backends.kernel_cases import SMALL, cases
+from backends.bench.kernel_cases import SMALL, cases
+from backends.bench.kernels import main
 from kernels.dispatch import load
 
 ROW_KEYS = {

@@ -18,7 +18,7 @@ from gateway.alerts.settings import AlertSettings, ChannelSettings
 from gateway.ledger.database import open_engine
 from gateway.ledger.repository import Repository
 from gateway.ledger.tables import alert_deliveries, alerts
-from gateway.runtime import RUNTIME_ENV, Runtime
+from gateway.processes.runtime import RUNTIME_ENV, Runtime
 from gateway.settings import BackendSettings, CacheSettings, ServerSettings
 from migrations import upgrade
 from tests.gateway import serving
@@ -69,7 +69,7 @@ def _prepare(folder: Path, url: str) -> str:
 @contextlib.contextmanager
 def _gateway(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     env = {**os.environ, RUNTIME_ENV: str(folder / "runtime.json")}
-    command = [sys.executable, "-m", "gateway.worker"]
+    command = [sys.executable, "-m", "gateway.processes.worker"]
     process = subprocess.Popen(command, env=env, stderr=(folder / "log").open("ab"))
     try:
         yield process

@@ -11,11 +11,11 @@ from gateway.alerts import store
 from gateway.alerts.reports import month_due
 from gateway.alerts.settings import AlertSettings, ChannelSettings, check_alerts
 from gateway.alerts.watch import AlertWatch
-from gateway.aside import answer
 from gateway.errors import SettingsError
 from gateway.ledger.repository import Repository
-from gateway.report_settings import MonthlySettings
+from gateway.processes.aside import answer
 from gateway.settings import Settings
+from gateway.settings.reports import MonthlySettings
 from tests.gateway.alerts.conftest import Mailbox
 from tests.gateway.ledger.samples import charge, settlement
 from tests.gateway.webhooks import Hook

@@ -15,9 +15,9 @@ from gateway.alerts.deliver import deliver, sign
 from gateway.alerts.model import Message
 from gateway.alerts.settings import AlertSettings, ChannelSettings
 from gateway.alerts.watch import AlertWatch
-from gateway.aside import Aside, AsideError, answer
 from gateway.ledger.database import open_engine, writing
 from gateway.ledger.repository import Repository
+from gateway.processes.aside import Aside, AsideError, answer
 from gateway.settings import Settings
 from tests.gateway.alerts.conftest import Mailbox
 from tests.gateway.ledger.samples import NOW, settlement

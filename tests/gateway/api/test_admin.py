@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from gateway.price_settings import PriceSettings
 from gateway.settings import BackendSettings, ServerSettings
+from gateway.settings.prices import PriceSettings
 from tests.gateway.api.test_auth import KEYED, bearer, make_key
 from tests.gateway.serving import Gateway, decode, gateway, settings
 

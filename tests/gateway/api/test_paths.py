@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from backends.client.openai_http import OpenAIHTTPBackend
 from backends.echo import EchoBackend
-from backends.openai_http import OpenAIHTTPBackend
 from gateway.settings import BackendSettings
 from tests.gateway.serving import Gateway, decode, events, gateway, settings
 

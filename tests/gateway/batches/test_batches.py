@@ -20,8 +20,8 @@ from gateway.ledger.database import open_engine, writing
 from gateway.ledger.key_store import NewKey
 from gateway.ledger.keys import ANONYMOUS
 from gateway.ledger.tables import batches, file_parts, files
-from gateway.price_settings import PriceSettings
 from gateway.settings import BackendSettings, BatchSettings, DatabaseSettings, ServerSettings
+from gateway.settings.prices import PriceSettings
 from tests.gateway.serving import Gateway, decode, gateway, settings
 
 CHATS = "/v1/chat/completions"

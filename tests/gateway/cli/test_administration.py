@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from gateway.cli.common import gateway_url
-from gateway.run_folder import make_run_folder
-from gateway.runtime import RUNTIME_FILE, Runtime
+from gateway.processes.run_folder import make_run_folder
+from gateway.processes.runtime import RUNTIME_FILE, Runtime
 from gateway.settings import ServerSettings, Settings
 from tests.gateway.cli.conftest import Headgate
 from tests.gateway.serving import Gateway, gateway, settings

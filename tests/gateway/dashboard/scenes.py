@@ -33,9 +33,9 @@ from gateway.ledger.records import (
 )
 from gateway.ledger.repository import Repository
 from gateway.ledger.tables import policy_versions
-from gateway.price_settings import MachineSettings, PriceSettings
-from gateway.runtime import database_url
+from gateway.processes.runtime import database_url
 from gateway.settings import BackendSettings, CacheSettings, ServerSettings, Settings
+from gateway.settings.prices import MachineSettings, PriceSettings
 from tests.gateway import serving
 
 Scene = Literal["empty", "normal", "overloaded"]

@@ -23,7 +23,7 @@ from gateway.ledger import check
 from gateway.ledger.database import open_engine
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.tables import charges, requests
-from gateway.runtime import RUNTIME_ENV, Runtime
+from gateway.processes.runtime import RUNTIME_ENV, Runtime
 from gateway.settings import (
     BackendSettings,
     CacheSettings,
@@ -68,7 +68,7 @@ class Victim:
 
     def start(self) -> None:
         env = {**os.environ, RUNTIME_ENV: str(self.folder / "runtime.json")}
-        command = [sys.executable, "-m", "gateway.worker"]
+        command = [sys.executable, "-m", "gateway.processes.worker"]
         log = (self.folder / "log").open("ab")
         self._process = subprocess.Popen(command, env=env, stderr=log)
 

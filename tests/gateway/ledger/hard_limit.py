@@ -25,7 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.ledger.budget_store import Budget, counter_of, read_spend, set_budget
 from gateway.ledger.database import open_engine
 from gateway.ledger.tables import charges, leases
-from gateway.runtime import RUNTIME_ENV, Address, Runtime
+from gateway.processes.runtime import RUNTIME_ENV, Address, Runtime
 from gateway.settings import (
     BackendSettings,
     CacheSettings,
@@ -96,7 +96,7 @@ class Gateways:
         )
         runtime.save(run_dir / "runtime.json")
         self._processes[index] = subprocess.Popen(
-            [sys.executable, "-m", "gateway.worker"],
+            [sys.executable, "-m", "gateway.processes.worker"],
             env={**os.environ, RUNTIME_ENV: str(run_dir / "runtime.json")},
             stdout=(run_dir / "log").open("ab"),
             stderr=subprocess.STDOUT,

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backends.client.server_metrics import ServerMetrics
 from backends.contract import Chunk, Usage
 from backends.meter import Meter
-from backends.server_metrics import ServerMetrics
 from gateway.ledger.foreign_cache import PrefixCache
 from gateway.ledger.foreign_machine import Unwatched
 from gateway.ledger.foreign_time import ForeignTime, foreign_machine
-from gateway.price_settings import MachineSettings, PriceSettings
 from gateway.settings import BackendSettings, Settings
+from gateway.settings.prices import MachineSettings, PriceSettings
 
 MS = 1_000_000
 VLLM = BackendSettings(

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.ledger.machine_prices import PricedMachine, changes_us, priced, usd_per_hour
-from gateway.price_settings import (
+from gateway.settings.prices import (
     HourPriceSettings,
     MachineSettings,
     OwnedSettings,

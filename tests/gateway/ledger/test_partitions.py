@@ -11,7 +11,6 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.assembly import _id_maker
 from gateway.ledger import check, partitions
 from gateway.ledger.database import open_engine
 from gateway.ledger.feedback import add_feedback
@@ -22,6 +21,7 @@ from gateway.ledger.reports import costs_report
 from gateway.ledger.repository import Repository
 from gateway.ledger.retention import tidy
 from gateway.ledger.tables import charges, feedback, requests
+from gateway.processes.assembly import _id_maker
 from gateway.settings import Settings
 from migrations import runner
 from tests.gateway.ledger.conftest import Postgres

@@ -16,8 +16,8 @@ from backends.contract import EngineUsage, Usage
 from gateway.ledger.money import MAX_NANO_USD, parse_usd, to_nano, to_usd, usd_text
 from gateway.ledger.pricing import CostEstimator, machine_cost, price_usage, rates_at, reverse
 from gateway.ledger.records import ChargeRecord
-from gateway.price_settings import DatedRates, MachineSettings, PriceSettings
 from gateway.settings import BackendSettings, Settings
+from gateway.settings.prices import DatedRates, MachineSettings, PriceSettings
 
 ENGINE = BackendSettings(name="small", model="bundled:small", machine="box")
 FOREIGN = BackendSettings(

@@ -14,8 +14,8 @@ from gateway.ledger.report_query import ReportError
 from gateway.ledger.reports import costs_report
 from gateway.ledger.repository import Repository
 from gateway.ledger.tables import charges, machine_time
-from gateway.price_settings import HourPriceSettings, MachineSettings
 from gateway.settings import ReportSettings, Settings
+from gateway.settings.prices import HourPriceSettings, MachineSettings
 from tests.gateway.ledger.samples import charge, settlement
 
 S = 10**9

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 
 import pytest
 
+from backends.client.openai_http import OpenAIHTTPBackend
 from backends.contract import BackendHealth
 from backends.echo import EchoBackend
-from backends.openai_http import OpenAIHTTPBackend
 from backends.wire import ENGINE_CAPABILITIES
-from gateway.failure_settings import FailureSettings
 from gateway.routing.health import BackendRegistry
 from gateway.settings import BackendSettings, PriceSettings, Settings
+from gateway.settings.failure import FailureSettings
 
 FAILURES_TO_OPEN = FailureSettings().failures_to_open
 OPEN_MAX_S = FailureSettings().open_max_s
