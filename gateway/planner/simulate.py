@@ -13,7 +13,7 @@ from math import ceil
 from msgspec import Struct
 
 from backends.contract import SamplingParams
-from backends.engine.config import EngineConfig
+from backends.engine.config import MOST_RUN_NS, EngineConfig
 from backends.engine.request import Request
 from backends.engine.runner import SampleResult, SchedulerOutput
 from backends.engine.scheduler import Scheduler
@@ -226,9 +226,22 @@ class _Replica:
         self._begun = 0
 
     def _decoding(self, steps: int, batch: int, attended: int) -> Work:
-        """So many steps of a batch, of which the first reads `attended` tokens."""
+        """So many steps of a batch, of which the first reads `attended` tokens, and none is the
+        last of its call: the step that ends an answer follows."""
         total = steps * attended + batch * steps * (steps - 1) / 2
-        return Work(steps, batch * steps, total, prompts=self._begun)
+        run_on = steps + 1 - ceil((steps + 1) / self._run(batch, attended))
+        return Work(
+            steps, batch * steps, total, prompts=self._begun, run_on=run_on, kept=batch * run_on
+        )
+
+    def _run(self, batch: int, attended: int) -> int:
+        """Steps in a row of one call, as the model runner takes them."""
+        most = self._config.steps_in_a_row
+        if most == 1:
+            return 1
+        one = Work(1, batch, attended, run_on=1, kept=batch)
+        step_s = max(self._seconds(one), 1e-9)
+        return max(1, min(most, int(MOST_RUN_NS / 1e9 / step_s)))
 
     def _seconds(self, work: Work) -> float:
         return self._step_factor * self._step.seconds(work)
