@@ -132,6 +132,8 @@ class _Replica:
         self._repeats = False
         """Whether the next step would decode what the last one did, if nothing happened."""
         self._began: float | None = None
+        self._in_a_row = 1
+        """Steps of one call in the stretch that is leapt over."""
         self._received_s = 0.0
         self._coming: deque[tuple[float, Request]] = deque()
         """Requests that the engine does not know of yet, and when it will."""
@@ -207,6 +209,7 @@ class _Replica:
         if count < 1 or not all(request.is_decoding for request in running):
             return
         attended = sum(request.num_computed_tokens + 1 for request in running)
+        self._in_a_row = self._run(batch, attended)
         if self._coming:
             count = self._steps_until(self._coming[0][0], batch, attended, count)
         missing = [
@@ -229,7 +232,7 @@ class _Replica:
         """So many steps of a batch, of which the first reads `attended` tokens, and none is the
         last of its call: the step that ends an answer follows."""
         total = steps * attended + batch * steps * (steps - 1) / 2
-        run_on = steps + 1 - ceil((steps + 1) / self._run(batch, attended))
+        run_on = steps - steps // self._in_a_row
         return Work(
             steps, batch * steps, total, prompts=self._begun, run_on=run_on, kept=batch * run_on
         )
