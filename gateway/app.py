@@ -108,7 +108,7 @@ class _App(Litestar):
     """By path, called past Litestar: six calls to get there cost more than a look into a cache."""
 
     def __call__(self, scope: Any, receive: Any, send: Any) -> Coroutine[Any, Any, None]:
-        """HEAD is GET; the server leaves the body away."""
+        """Chats go past the layers; HEAD is GET, and the server leaves the body away."""
         chat = self.chats.get(scope.get("path"))
         if chat is not None:
             return chat(scope, receive, send)

@@ -32,7 +32,7 @@ class Answered(Struct):
     output_tokens: int
     sent_s: float
     times_s: "array[float]"
-    """Of each piece of the answer; ours and vLLM's servers send one per token."""
+    """Of each piece of the answer: a token or, where steps were taken in a row, several."""
     problem: str = ""
 
 

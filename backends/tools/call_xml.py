@@ -9,6 +9,7 @@ VALUE
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from backends.tools.asked import Function
@@ -135,8 +136,6 @@ def _json(value: str, schema: Mapping[str, Any], key: str) -> str:
     wanted = resolved(schema, key)
     may_be_null = "null" in (wanted.get("type") or ())
     if not is_text(wanted) or (may_be_null and value == "null"):
-        try:
+        with suppress(ValueError):  # a model may write words where JSON is wanted
             return json.dumps(json.loads(value), ensure_ascii=False)
-        except ValueError:
-            pass
     return json.dumps(value, ensure_ascii=False)

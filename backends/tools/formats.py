@@ -13,6 +13,7 @@ import re
 from typing import Final, Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 SHORT_ID: Final = 9
 ToolCallParser = Literal["auto", "hermes", "llama3_json", "mistral", "qwen3_coder"]
@@ -78,17 +79,7 @@ HERMES: Final = ToolFormat(
     follow=re.compile(r"<tool_call>"),
     signs=("<tool_call>",),
 )
-QWEN_CODER: Final = ToolFormat(
-    name="qwen3_coder",
-    marker="<tool_call>",
-    opening="\n",
-    between="\n</tool_call>\n<tool_call>\n",
-    closing="\n</tool_call>",
-    begins="<function=",
-    lead=re.compile(r"\s*"),
-    follow=re.compile(r"<tool_call>"),
-    signs=("<parameter=",),
-)
+QWEN_CODER: Final = replace(HERMES, name="qwen3_coder", begins="<function=", signs=("<parameter=",))
 MISTRAL: Final = ToolFormat(
     name="mistral",
     marker="[TOOL_CALLS]",

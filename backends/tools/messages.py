@@ -1,4 +1,4 @@
-"""Tools told in plain words, for models whose chat template has no place for them."""
+"""Tools, calls and results as chat templates take them; in plain words where one knows of none."""
 
 import hashlib
 import json
