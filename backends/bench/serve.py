@@ -1,7 +1,7 @@
 """Load on a running server, and how fast it answered: `python -m backends.bench.serve --json`.
 
 Every result has beside its figures the work that stood behind them
-(`backends.client.served_work`), so that `headgate plan --measured` can calibrate its step times.
+(`backends.bench.served_work`), so that `headgate plan --measured` can calibrate its step times.
 """
 
 import argparse
@@ -19,8 +19,8 @@ import uvloop
 
 from backends.bench.head import commit, processor
 from backends.bench.load_client import Answered, Server, run_concurrent, run_paced
+from backends.bench.served_work import WORK, work_rows
 from backends.bench.traces import TraceRequest, read_trace
-from backends.client.served_work import WORK, work_rows
 from backends.command import exit_with
 
 _SIGMA: Final = 0.8

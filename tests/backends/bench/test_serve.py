@@ -12,8 +12,8 @@ import pytest
 
 from backends.bench.load_client import Answered
 from backends.bench.serve import main, paced, poisson, requests
+from backends.bench.served_work import WORK, work_rows
 from backends.bench.traces import TraceRequest
-from backends.client.served_work import WORK, work_rows
 
 COSTS = np.array([2e-3, 1e-4, 1e-6, 5e-5, 1e-8, 1e-3])
 """Seconds of one of each column of WORK, as far as the engine below knows them."""
