@@ -20,17 +20,13 @@ WORK: Final = (
     "prefill_attended",
     "prompts",
     "requests",
-    "run_on",
-    "kept",
     "seconds",
 )
 """Columns. attended: summed over the tokens, how many tokens each looks back at. prompts: whose
 first token came in the step before. requests: received within these seconds while nothing else was
-under way. run_on: of the steps, those right after another one, which tell nobody; kept: of the
-decoded tokens, those that came together with the next one."""
+under way."""
 _BEGUN: Final = 4
-"""Where `prompts` stands in the sums of events: those of five columns from the second on, and
-`kept`."""
+"""Where `prompts` stands in the sums of events: steps, requests and seconds are not among them."""
 _ROWS: Final = 24
 """Of each kind."""
 
@@ -41,24 +37,19 @@ class _Event(NamedTuple):
     at_s: float
     request: int
     first: bool
-    """It came of the prompt."""
-    steps: float
-    """That it took, each with a token; on average, as nobody says how many are in a piece."""
-    size: float
-    """Tokens of the sequence that each of its tokens looks back at."""
+    size: int
+    """Tokens of the sequence that it looks back at."""
 
 
 def work_rows(answers: Sequence[Answered]) -> list[list[float]]:
     """Rows of `WORK`, of growing answers, of stretches of the run and of lone first tokens."""
     events = sorted(event for number, one in enumerate(answers) for event in _events(number, one))
     at = np.array([event.at_s for event in events])
-    calls = _calls(events)
+    steps = _steps(events)
     first = np.array([event.first for event in events])
-    size = np.array([event.size for event in events])
-    decoded = np.where(first, 0.0, [event.steps for event in events])
+    size = np.array([event.size for event in events], dtype=float)
     looked_back = np.where(first, size * (size + 1) / 2, 0.0)
-    kept = np.maximum(decoded - 1.0, 0.0)
-    each = (decoded, decoded * size, np.where(first, size, 0.0), looked_back, first, kept)
+    each = (~first, np.where(first, 0.0, size), np.where(first, size, 0.0), looked_back, first)
     until = np.zeros((len(events) + 1, len(each)))
     until[1:] = np.cumsum(np.stack(each, axis=1), axis=0)
     grown, alone = [], []
@@ -68,15 +59,12 @@ def work_rows(answers: Sequence[Answered]) -> list[list[float]]:
             low, high = np.searchsorted(at, (begin, end), "right")
             done = until[high] - until[low]
             done[_BEGUN] = np.diff(until[np.searchsorted(at, (begin, end)), _BEGUN])[0]
-            made, pieces = one.output_tokens, len(one.times_s)
-            grown.append([made - 1, *done[:-1], 0, made - pieces, done[-1], end - begin])
+            grown.append([len(one.times_s) - 1, *done, 0, end - begin])
         if _alone(one, answers):
-            whole = prompt * (prompt + 1) / 2
-            alone.append([1, 0, 0, prompt, whole, 0, 1, 0, 0, begin - one.sent_s])
+            alone.append([1, 0, 0, prompt, prompt * (prompt + 1) / 2, 0, 1, begin - one.sent_s])
     stretches = []
     pauses = _pauses(answers)
-    ends = np.flatnonzero(np.diff(calls, append=calls[-1] + 1))  # each call's last event
-    steps = np.cumsum(_steps(calls, decoded))
+    ends = np.flatnonzero(np.diff(steps, append=steps[-1] + 1))  # each step's last event
     for low, high in zip(*_cuts(len(ends)), strict=True):
         begin, end = at[ends[low]], at[ends[high]]
         done = until[ends[high] + 1] - until[ends[low] + 1]
@@ -84,44 +72,29 @@ def work_rows(answers: Sequence[Answered]) -> list[list[float]]:
         done[_BEGUN] = before[_BEGUN]
         idle = [(max(a, begin), min(b, end)) for a, b in pauses if a < end and b > begin]
         seconds = end - begin - sum(b - a for a, b in idle)
-        taken = steps[high] - steps[low]
-        run_on = taken - (high - low)
-        stretches.append([taken, *done[:-1], len(idle), run_on, done[-1], seconds])
+        stretches.append([high - low, *done, len(idle), seconds])
     return [*_sums(grown, _ROWS), *_sums(stretches, _ROWS), *_sums(alone, _ROWS // 4)]
 
 
 def _events(number: int, one: Answered) -> list[_Event]:
-    """The first piece is one token, as it comes of the prompt; the others share the rest."""
-    steps = (one.output_tokens - 1) / max(1, len(one.times_s) - 1)
-    middle = one.prompt_tokens - (steps - 1) / 2
-    first, *later = one.times_s
+    per_piece = one.output_tokens / len(one.times_s)
     return [
-        _Event(first, number, True, 1.0, one.prompt_tokens),
-        *(
-            _Event(at_s, number, False, steps, middle + place * steps)
-            for place, at_s in enumerate(later, 1)
-        ),
+        _Event(at_s, number, place == 0, one.prompt_tokens + round(place * per_piece))
+        for place, at_s in enumerate(one.times_s)
     ]
 
 
-def _calls(events: Sequence[_Event]) -> np.ndarray:
-    """What the engine did at once for each event: a sequence gets one piece of it."""
-    found, call = [], 0
+def _steps(events: Sequence[_Event]) -> np.ndarray:
+    """The step that each event came out of: a sequence gets one piece a step."""
+    found, step = [], 0
     served: set[int] = set()
     for event in events:
         if event.request in served:
-            call += 1
+            step += 1
             served.clear()
         served.add(event.request)
-        found.append(call)
+        found.append(step)
     return np.array(found)
-
-
-def _steps(calls: np.ndarray, decoded: np.ndarray) -> np.ndarray:
-    """So many steps in a row each call was: as many as a decoding sequence gained, or one."""
-    gained = np.bincount(calls, decoded)
-    decoding = np.bincount(calls, decoded > 0)
-    return np.maximum(gained / np.maximum(decoding, 1), 1.0)
 
 
 def _cuts(count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,8 +8,6 @@ KvCacheDtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"]
 SpeculationMethod = Literal["auto", "off", "ngram", "draft"]
 
 DEFAULT_KV_MEMORY_BYTES: Final = 256 * 2**20
-MOST_RUN_NS: Final = 2_000_000
-"""Of steps in a row: so long a request that arrives may wait, and a stream for its next tokens."""
 
 
 class SpeculationConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,12 +1,13 @@
 """One step's computation: pack, one forward pass, sample, verify drafts."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from backends.engine.config import MOST_RUN_NS, EngineConfig
+from backends.engine.config import EngineConfig
 from backends.engine.input_batch import InputBatch
 from backends.engine.kv_cache import allocate
 from backends.engine.request import Request
@@ -17,6 +18,9 @@ from backends.sampling.rejection import accepted_length
 from backends.sampling.sampler import SampledRows, Sampler
 from backends.sampling.state import SamplingState, SequenceRows
 from kernels.decoder import Run
+
+MOST_RUN_NS: Final = 2_000_000
+"""Of steps in a row: so long a request that arrives may wait, and a stream for its next tokens."""
 
 
 class ModelRunner:

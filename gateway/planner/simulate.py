@@ -13,7 +13,7 @@ from math import ceil
 from msgspec import Struct
 
 from backends.contract import SamplingParams
-from backends.engine.config import MOST_RUN_NS, EngineConfig
+from backends.engine.config import EngineConfig
 from backends.engine.request import Request
 from backends.engine.runner import SampleResult, SchedulerOutput
 from backends.engine.scheduler import Scheduler
@@ -132,8 +132,6 @@ class _Replica:
         self._repeats = False
         """Whether the next step would decode what the last one did, if nothing happened."""
         self._began: float | None = None
-        self._in_a_row = 1
-        """Steps of one call in the stretch that is leapt over."""
         self._received_s = 0.0
         self._coming: deque[tuple[float, Request]] = deque()
         """Requests that the engine does not know of yet, and when it will."""
@@ -209,7 +207,6 @@ class _Replica:
         if count < 1 or not all(request.is_decoding for request in running):
             return
         attended = sum(request.num_computed_tokens + 1 for request in running)
-        self._in_a_row = self._run(batch, attended)
         if self._coming:
             count = self._steps_until(self._coming[0][0], batch, attended, count)
         missing = [
@@ -229,22 +226,9 @@ class _Replica:
         self._begun = 0
 
     def _decoding(self, steps: int, batch: int, attended: int) -> Work:
-        """So many steps of a batch, of which the first reads `attended` tokens, and none is the
-        last of its call: the step that ends an answer follows."""
+        """So many steps of a batch, of which the first reads `attended` tokens."""
         total = steps * attended + batch * steps * (steps - 1) / 2
-        run_on = steps - steps // self._in_a_row
-        return Work(
-            steps, batch * steps, total, prompts=self._begun, run_on=run_on, kept=batch * run_on
-        )
-
-    def _run(self, batch: int, attended: int) -> int:
-        """Steps in a row of one call, as the model runner takes them."""
-        most = self._config.steps_in_a_row
-        if most == 1:
-            return 1
-        one = Work(1, batch, attended, run_on=1, kept=batch)
-        step_s = max(self._seconds(one), 1e-9)
-        return max(1, min(most, int(MOST_RUN_NS / 1e9 / step_s)))
+        return Work(steps, batch * steps, total, prompts=self._begun)
 
     def _seconds(self, work: Work) -> float:
         return self._step_factor * self._step.seconds(work)

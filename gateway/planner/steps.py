@@ -35,10 +35,6 @@ class Work(NamedTuple):
     have left the caches meanwhile."""
     requests: float = 0.0
     """Received and parsed, one after another, before the engine knows of them."""
-    run_on: float = 0.0
-    """Of the steps: those that came right after another one, in the same call of the model."""
-    kept: float = 0.0
-    """Of the decoded tokens: those that went out together with the next one."""
 
 
 class StepModel(Protocol):
@@ -130,15 +126,12 @@ class Measured(Struct, frozen=True, kw_only=True):
 class Rates(NamedTuple):
     """Seconds of one of each: what a machine takes, whatever the model."""
 
-    call: float
-    """Of the model, of one step or several in a row."""
+    step: float
     layer: float
     """Of a step."""
     weight_byte: float
     """Read once a step."""
     decode_token: float
-    piece: float
-    """Of an answer: one token or several, told at once."""
     decode_flop: float
     cache_byte: float
     """Read for a decoded token."""
@@ -177,53 +170,48 @@ class Fitted(Struct, frozen=True, kw_only=True):
         a, b = self.costs, work
         return (
             a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3] + a[4] * b[4] + a[5] * b[5]
-            + a[7] * b[7] + a[8] * b[8]
         )  # fmt: skip
 
 
 def units(shape: ModelShape, precision: str) -> np.ndarray:
-    """What the seconds of each part of a work are made of: [9 parts of Work, 14 Rates]."""
+    """What the seconds of each part of a work are made of: [7 parts of Work, 13 Rates]."""
     flops, nothing = shape.flops_per_token(), Rates(*(0.0 for _ in Rates._fields))
     kv_bytes, attention = shape.kv_bytes_per_token(), shape.attention_flops
     parts = {
         "steps": nothing._replace(
-            call=1.0, layer=shape.layers, weight_byte=shape.read_bytes(precision)
+            step=1.0, layer=shape.layers, weight_byte=shape.read_bytes(precision)
         ),
-        "decode_tokens": nothing._replace(decode_token=1.0, piece=1.0, decode_flop=flops),
+        "decode_tokens": nothing._replace(decode_token=1.0, decode_flop=flops),
         "decode_attended": nothing._replace(cache_byte=kv_bytes, cache_flop=attention),
         "prefill_tokens": nothing._replace(prompt_token=1.0, prompt_flop=flops),
         "prefill_attended": nothing._replace(prompt_attention_flop=attention),
         "prompts": nothing._replace(prompt=1.0, cold_weight_byte=shape.read_bytes(precision)),
         "requests": nothing._replace(request=1.0),
-        "run_on": nothing._replace(call=-1.0),
-        "kept": nothing._replace(piece=-1.0),
     }
     return np.array([parts[name] for name in Work._fields])
 
 
 PRIOR = {
     "cpu": Rates(
-        call=5e-6,
-        layer=5e-7,
-        weight_byte=3.8e-11,
-        decode_token=1e-6,
-        piece=1.9e-5,
+        step=1e-5,
+        layer=4.2e-5,
+        weight_byte=2.6e-11,
+        decode_token=1.8e-5,
         decode_flop=1e-13,
-        cache_byte=1.2e-12,
-        cache_flop=2.8e-11,
-        prompt_token=1.3e-5,
-        prompt_flop=2.2e-12,
+        cache_byte=1e-12,
+        cache_flop=5e-11,
+        prompt_token=8e-6,
+        prompt_flop=2e-12,
         prompt_attention_flop=1e-11,
-        prompt=1e-4,
-        cold_weight_byte=6e-11,
-        request=1.4e-3,
+        prompt=4.5e-4,
+        cold_weight_byte=5e-11,
+        request=7e-4,
     ),
     "gpu": Rates(
-        call=1e-3,
+        step=1e-3,
         layer=1e-5,
         weight_byte=4e-13,
-        decode_token=1e-6,
-        piece=1e-5,
+        decode_token=1e-5,
         decode_flop=2e-15,
         cache_byte=4e-13,
         cache_flop=1e-16,

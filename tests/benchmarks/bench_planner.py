@@ -45,7 +45,6 @@ CONFIG = EngineConfig(
     max_num_seqs=SEATS,
     max_num_batched_tokens=2048,
     enable_prefix_caching=False,
-    steps_in_a_row=16,
 )
 OFFERED_SHARE = 0.4
 """Of the calibrated capacity: what open loads ask for."""
