@@ -48,7 +48,6 @@ _TYPES: dict[str, Any] = {
 # Argument types by letter: p(ointer), i(nt), l(ong, 64 bits), f(loat).
 _SIGNATURES = {
     "decoder_step": "pppp ippp i",
-    "decoder_run": "ppppp p i l p p i",
     "decoder_logits": "pp i pp i",
     "decoder_scratch_bytes": "p i",
     "packed_linear_f32": "ppppp iiiii",
@@ -71,7 +70,6 @@ _SIGNATURES = {
 _LONG_CALLS = frozenset(
     {
         "decoder_step",
-        "decoder_run",
         "decoder_logits",
         "expert_mlp_f32",
         "int4_linear_f32",

@@ -109,18 +109,13 @@ class StepBill:
     """
 
     def __init__(
-        self,
-        running: Sequence[Request],
-        scheduled: Sequence[ScheduledSequence],
-        costs: StepCosts,
-        steps: int = 1,
+        self, running: Sequence[Request], scheduled: Sequence[ScheduledSequence], costs: StepCosts
     ) -> None:
-        """`steps`: so many were taken in a row, each with a token of every sequence."""
         self._holders = [(request.spent, len(request.block_ids)) for request in running]
         self._costs = costs
         self._owners: list[tuple[Spent, str]] = []
         self._weights: list[int] = []
-        self.work = StepWork(steps=steps)
+        self.work = StepWork()
         self.prompt_tokens = 0
         self.recomputed_tokens = 0
         self.draft_tokens = 0
@@ -139,26 +134,20 @@ class StepBill:
 
     def _enter_all(self, scheduled: Sequence[ScheduledSequence]) -> None:
         """Count the known tokens of every sequence; nearly all are one token of an answer."""
-        costs, steps = self._costs, self.work.steps
-        token_weight = steps * (costs.fixed_weight + costs.decode_weight) + 1
+        costs = self._costs
+        token_weight = costs.fixed_weight + costs.decode_weight + 1
         attend_weight = costs.decode_attend_weight
-        later = steps * (steps + 1) // 2
         decoded = attended = 0
         for part in scheduled:
             request, start = part.request, part.start
             is_answer = start >= request.num_prompt_tokens and start >= request.max_computed_tokens
             if is_answer and part.num_tokens == part.num_drafts + 1:
-                decoded += steps
-                seen = steps * start + later
-                attended += seen
+                decoded += 1
+                attended += start + 1
                 self._owners.append((request.spent, "decode_ns"))
-                self._weights.append(token_weight + seen * attend_weight)
+                self._weights.append(token_weight + (start + 1) * attend_weight)
             else:
                 self._enter(part)
-                if steps > 1:
-                    end, more = start + part.num_tokens, steps - 1
-                    fixed = more * costs.fixed_weight
-                    self._add(request.spent, "decode_ns", end, end + more, fixed)
         self.work.decode_tokens += decoded
         self.work.decode_attended += attended
 

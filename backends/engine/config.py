@@ -62,8 +62,6 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     run_ahead: bool = False
     """Whether the runner starts a step before it is scheduled: a sequence then holds the block of
     its next token a step early."""
-    steps_in_a_row: int = 1
-    """Most decode steps that the runner takes in one call; a sequence holds their blocks early."""
     speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
 
     def __post_init__(self) -> None:
@@ -116,7 +114,6 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         kv_cache_dtype: KvCacheDtype = "auto",
         speculation: SpeculationConfig | None = None,
         run_ahead: bool = False,
-        steps_in_a_row: int = 1,
     ) -> "EngineConfig":
         """A consistent configuration from a model's numbers and what the operator set.
 
@@ -157,7 +154,6 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             kv_bytes_per_token=kv_bytes_per_token,
             speculation=speculation or SpeculationConfig(),
             run_ahead=run_ahead,
-            steps_in_a_row=steps_in_a_row,
         )
 
 

@@ -247,8 +247,7 @@ class Engine:
         return self._usage_of(group)
 
     def step(self) -> list[TokenEvent]:
-        """Compute one step, or some in a row where all sequences decode; an event for each sequence
-        that got tokens, in scheduling order.
+        """Compute one step; an event for each sequence that got tokens, in scheduling order.
 
         Raises:
             Exception: whatever the runner raised. No tokens were taken in; the requests are still
@@ -261,18 +260,15 @@ class Engine:
         if speculator is not None:
             speculator.propose(scheduler.running)
         started = self._now_ns()
-        guess_weight, most_steps = 0, self.config.steps_in_a_row
+        guess_weight = 0
         if speculator is not None:
-            if not speculator.rests:
-                most_steps = 1
             num_guesses = sum(len(request.draft_token_ids) for request in scheduler.running)
             guess_weight = self._costs.weight_of(started - began) // max(1, num_guesses)
-        output = scheduler.schedule(most_steps)
+        output = scheduler.schedule()
         results = self.runner.execute(output)
         executed_ns = self._now_ns() - started
 
-        steps = len(results[0].token_ids) if output.most_steps > 1 else 1
-        bill = StepBill(scheduler.running, output.sequences, self._costs, steps)
+        bill = StepBill(scheduler.running, output.sequences, self._costs)
         taken = scheduler.update(output, results)
         events = []
         for part, tokens, result in zip(output.sequences, taken, results, strict=True):
@@ -283,7 +279,7 @@ class Engine:
                     accepted = min(len(result.token_ids) - 1, len(event.token_ids))
                     self._note_drafts(bill, part, accepted, guess_weight)
         if speculator is not None and bill.decodes_only:
-            speculator.step_took(len(output.sequences), bill.draft_tokens, executed_ns, steps)
+            speculator.step_took(len(output.sequences), bill.draft_tokens, executed_ns)
         if not bill.is_empty:
             worked_ns, passed_ns = self._watch.take(ends=not scheduler.has_unfinished)
             bill.charge(worked_ns, passed_ns, self.config.block_bytes)
@@ -385,7 +381,7 @@ class Engine:
 
     def _count(self, bill: StepBill, events: list[TokenEvent]) -> None:
         totals = self._totals
-        totals.steps += bill.work.steps
+        totals.steps += 1
         totals.prompt_tokens += bill.prompt_tokens
         totals.recomputed_tokens += bill.recomputed_tokens
         totals.draft_tokens += bill.draft_tokens

@@ -79,7 +79,7 @@ def build_engine(options: EngineOptions, *, meter: MeterSlot | None = None) -> E
         check_deterministic(model)
     if device.type == "cpu":
         torch.set_num_threads(options.threads or pick_threads(model.step_bytes))
-    config = _engine_config(options, model_config, device, kv_dtype, model.steps_in_a_row)
+    config = _engine_config(options, model_config, device, kv_dtype)
     runner = _runner(model, config, device, kv_dtype)
     draft = _draft_runner(options, config, folder, device, dtype, kv_dtype)
     speculator = Speculator.from_config(
@@ -166,11 +166,7 @@ def pick_threads(step_bytes: int) -> int:
 
 
 def _engine_config(
-    options: EngineOptions,
-    model: ModelConfig,
-    device: torch.device,
-    kv_dtype: torch.dtype,
-    steps_in_a_row: int,
+    options: EngineOptions, model: ModelConfig, device: torch.device, kv_dtype: torch.dtype
 ) -> EngineConfig:
     memory = options.kv_memory_bytes
     if memory is None:
@@ -189,7 +185,6 @@ def _engine_config(
         kv_cache_dtype=options.kv_cache_dtype,
         speculation=options.speculation,
         run_ahead=device.type == "cuda",
-        steps_in_a_row=steps_in_a_row,
     )
 
 

@@ -1,9 +1,7 @@
 """One step's computation: pack, one forward pass, sample, verify drafts."""
 
 from collections.abc import Sequence
-from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,10 +15,6 @@ from backends.models.registry import Model
 from backends.sampling.rejection import accepted_length
 from backends.sampling.sampler import SampledRows, Sampler
 from backends.sampling.state import SamplingState, SequenceRows
-from kernels.decoder import Run
-
-MOST_RUN_NS: Final = 2_000_000
-"""Of steps in a row: so long a request that arrives may wait, and a stream for its next tokens."""
 
 
 class ModelRunner:
@@ -59,7 +53,6 @@ class ModelRunner:
         self._max_states = 2 * config.max_num_seqs + 64
         self._asked_of: Tensor | None = None
         self._greedy = False
-        self._ends: Tensor | None = None
 
     @torch.inference_mode()
     def execute(self, output: SchedulerOutput) -> list[SampleResult]:
@@ -74,8 +67,6 @@ class ModelRunner:
             self.model.forward(batch, self._caches)
             return [SampleResult() for _ in sequences]
         if self._are_greedy(batch, sampling):
-            if output.most_steps > 1:
-                return self._run(output, batch)
             sampled = SampledRows(self.model.likeliest(batch, self._caches, rows), [])
         else:
             logits = self.model.step(batch, self._caches, rows)
@@ -83,18 +74,6 @@ class ModelRunner:
         if rows is None and batch.max_query_len == 1 and not sampled.logprobs:
             return [SampleResult((token,)) for token in sampled.token_ids]
         return _results(sequences, sampled)
-
-    def _run(self, output: SchedulerOutput, batch: ForwardBatch) -> list[SampleResult]:
-        """Decode on, as long as nobody has to look."""
-        if self._ends is None:
-            ends = set[int]().union(*(part.request.stop_ids for part in output.sequences))
-            marks = np.zeros(self.model.config.vocab_size, dtype=np.bool_)
-            marks[list(ends)] = True
-            self._ends = torch.from_numpy(marks)
-        run = Run(output.most_steps, self._ends, MOST_RUN_NS)
-        tokens = self.model.likeliest(batch, self._caches, None, run)
-        count = len(output.sequences)
-        return [SampleResult(tuple(tokens[row::count])) for row in range(count)]
 
     def _are_greedy(self, batch: ForwardBatch, sampling: Sequence[ScheduledSequence]) -> bool:
         """Whether every sequence only wants its likeliest token; asked once while the batch stays.
@@ -104,7 +83,6 @@ class ModelRunner:
         if batch.token_ids is not self._asked_of:
             self._asked_of = batch.token_ids
             self._greedy = all(self._state_of(part.request).plain_greedy for part in sampling)
-            self._ends = None
         return self._greedy
 
     def _rows_of(self, sequence: ScheduledSequence) -> SequenceRows:

@@ -36,9 +36,6 @@ class SchedulerOutput:
     sequences: list[ScheduledSequence]
     num_tokens: int
     """Over all sequences, drafts included."""
-    most_steps: int = 1
-    """So many tokens in a row may be decoded of each sequence: there are blocks for them. More than
-    one only where all decode, without drafts."""
     preempted: list[Request] = field(default_factory=list)
     """Gave up their blocks in this step; they will be recomputed later."""
 
@@ -47,7 +44,6 @@ class SampleResult(Struct, gc=False):
     """What one scheduled sequence got.
 
     For a sequence that samples: the accepted drafts, then one more token (1 to num_drafts + 1).
-    Where steps were taken in a row: a token of each, as many for every sequence.
     For a prompt not yet at its end: nothing. `logprobs` is aligned to `token_ids`, or empty if
     the request did not ask.
     """

@@ -97,26 +97,18 @@ class Scheduler:
         if not siblings:
             del self._requests[request.request_id]
 
-    def schedule(self, most_steps: int = 1) -> SchedulerOutput:
-        """Put the next step together; empty only if nothing is unfinished.
-
-        Args:
-            most_steps: that may be taken in a row where all sequences decode.
-        """
+    def schedule(self) -> SchedulerOutput:
+        """Put the next step together; empty only if nothing is unfinished."""
         self._budget = self.config.max_num_batched_tokens
         self._scheduled = {}
         self._preempted = []
         prefilling = self._schedule_decodes()
-        decoding = len(self._scheduled)
         self._schedule_prefills(prefilling)
         self._admit()
         self._schedule_drafts()
-        num_tokens = self.config.max_num_batched_tokens - self._budget
-        decode_only = num_tokens == decoding == len(self._scheduled)
         return SchedulerOutput(
             sequences=list(self._scheduled.values()),
-            num_tokens=num_tokens,
-            most_steps=self._in_a_row(most_steps) if decode_only else 1,
+            num_tokens=self.config.max_num_batched_tokens - self._budget,
             preempted=self._preempted,
         )
 
@@ -135,7 +127,7 @@ class Scheduler:
             tokens = result.token_ids
             computed = part.start + part.num_tokens
             if part.samples:
-                assert 1 <= len(tokens) <= part.num_drafts + output.most_steps, "not what was asked"
+                assert 1 <= len(tokens) <= part.num_drafts + 1, "a sampling sequence gets 1..d+1"
                 # KV of rejected drafts is not valid: the next step starts over them.
                 computed += len(tokens) - 1 - part.num_drafts
                 tokens = request.append(tokens)
@@ -178,22 +170,6 @@ class Scheduler:
         """Give a sequence the block of its next token a step early; nobody is preempted for it."""
         if request.num_remaining_tokens > 1 and self.block_pool.num_free:
             request.block_ids.extend(self.block_pool.allocate(1))
-
-    def _in_a_row(self, most: int) -> int:
-        """How many steps the decoding sequences can take, of at most so many; their blocks are
-        given to them. Nobody is preempted for a step after the first."""
-        size, parts = self.config.block_size, self._scheduled.values()
-        for part in parts:
-            if most <= 1:
-                return 1
-            most = min(most, part.request.num_remaining_tokens)
-        wanted = [self._blocks_for(p.start + most) - len(p.request.block_ids) for p in parts]
-        if sum(missing for missing in wanted if missing > 0) > self.block_pool.num_free:
-            return min(most, *(len(p.request.block_ids) * size - p.start for p in parts))
-        for part, missing in zip(parts, wanted, strict=True):
-            if missing > 0:
-                part.request.block_ids.extend(self.block_pool.allocate(missing))
-        return most
 
     def _schedule_prefills(self, requests: list[Request]) -> None:
         for request in requests:

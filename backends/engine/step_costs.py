@@ -43,9 +43,7 @@ _UNIT: Final = 64
 
 
 class StepWork(Struct):
-    """What was computed in a step, or in several in a row."""
-
-    steps: int = 1
+    """What was computed in a step."""
 
     prefill_tokens: int = 0
     decode_tokens: int = 0
@@ -78,10 +76,9 @@ class StepCosts:
         return StepCoefficients(**dict(zip(names, self._fit.coefficients(), strict=True)))
 
     def observe(self, work: StepWork, took_ns: int) -> None:
-        """Computing `work` took so long."""
+        """A step that computed `work` took so long."""
         prefill = (work.prefill_tokens, work.prefill_attended)
-        terms = (work.steps, *prefill, work.decode_tokens, work.decode_attended)
-        self._fit.observe(terms, took_ns)
+        self._fit.observe((1, *prefill, work.decode_tokens, work.decode_attended), took_ns)
         if self._fit.changes != self._weighed:
             self._weigh()
 

@@ -26,7 +26,7 @@ from backends.models.config import ModelConfig
 from backends.models.families import ExpertsConfig
 from backends.models.loader import EMBEDDING, WeightReader
 from backends.sampling.likeliest import likeliest
-from kernels.decoder import MOST_STEPS, DecoderWeights, LayerWeights, PackedWeight, Run, plan
+from kernels.decoder import DecoderWeights, LayerWeights, PackedWeight, plan
 from kernels.invariance import is_promised
 from kernels.silu_mul import silu_mul
 
@@ -105,21 +105,11 @@ class Llama:
         return self.logits(hidden if rows is None else hidden[rows])
 
     def likeliest(
-        self,
-        batch: ForwardBatch,
-        caches: Sequence[LayerCache],
-        rows: Tensor | None,
-        run: Run | None = None,
+        self, batch: ForwardBatch, caches: Sequence[LayerCache], rows: Tensor | None
     ) -> list[int]:
-        """As `step`, but only each row's likeliest token, the first of equals.
-
-        With `run`, which is for one token of each sequence, as many steps as there may be, one
-        after another: the rows' tokens of the first, then of the second, and so on.
-        """
+        """As `step`, but only each row's likeliest token, the first of equals."""
         decoder = self._decoder_for(batch, caches)
         if decoder is not None:
-            if run is not None:
-                return decoder.run(*batch[:6], run=run)
             return decoder.likeliest(*batch[:6], rows=rows)
         tokens: list[int] = likeliest(self.step(batch, caches, rows)).tolist()
         return tokens
@@ -144,11 +134,6 @@ class Llama:
     def quantization(self) -> str | None:
         """What the layers' weights are kept as: int8, int4, fp8 or w8a8; None: plain floats."""
         return kept_as(self.layers[0].qkv)
-
-    @property
-    def steps_in_a_row(self) -> int:
-        """Most decode steps of one call."""
-        return 1 if self._in_one_call is None else MOST_STEPS
 
     @property
     def is_batch_invariant(self) -> bool:

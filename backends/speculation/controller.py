@@ -231,12 +231,6 @@ class Controller:
             self._draft_ns.setdefault(bucket, _Recent()).add(max(0.0, extra))
             self._newest_draft_ns.add(max(0.0, extra))
 
-    def rested(self, steps: int) -> None:
-        """So many steps were made in which nobody asked."""
-        self._step += steps
-        for standing in self._standings.values():
-            standing.rest.steps_left -= steps
-
     def _relative_cost(self, guess_ns: float, num_sequences: int) -> float:
         """Cost of a draft token in units of what a token of the answer is worth."""
         bucket = _bucket(num_sequences)

@@ -26,8 +26,6 @@ class Speculator:
         self._proposers = tuple(proposers)
         self._controller = Controller(config.num_tokens) if config.method == "auto" else None
         self._now_ns = now_ns
-        self.rests = False
-        """Whether nobody was to guess in the step just begun."""
 
     @classmethod
     def from_config(
@@ -55,14 +53,12 @@ class Speculator:
 
     def propose(self, running: Sequence[Request]) -> None:
         """Set `draft_token_ids` and `draft_source` of the running sequences that decode."""
-        self.rests = False
         open_requests = [r for r in running if r.is_decoding and r.num_remaining_tokens > 1]
         if not open_requests:
             return
         num_sequences = len(running)
         if self._controller is not None and self._controller.plain_step(num_sequences):
             return
-        self.rests = True
         for proposer in self._proposers:
             asked = open_requests
             if proposer.name == "prediction":
@@ -79,11 +75,10 @@ class Speculator:
         if self._controller is not None:
             self._controller.verified(request.draft_source, request, part.num_drafts, accepted)
 
-    def step_took(self, num_sequences: int, num_drafts: int, took_ns: int, steps: int = 1) -> None:
-        """So many steps in a row, in which every sequence decoded, took so long."""
+    def step_took(self, num_sequences: int, num_drafts: int, took_ns: int) -> None:
+        """A step in which every sequence decoded took so long."""
         if self._controller is not None:
-            self._controller.rested(steps - 1)
-            self._controller.step_took(num_sequences, num_drafts, took_ns // steps)
+            self._controller.step_took(num_sequences, num_drafts, took_ns)
 
     def forget(self, request: Request) -> None:
         """The request has ended."""
@@ -100,7 +95,6 @@ class Speculator:
             limits = self._controller.limits(proposer, asked, num_sequences)
         if limits is None:
             return False
-        self.rests = False
         limits = [
             min(limit, request.num_remaining_tokens - 1)
             for limit, request in zip(limits, asked, strict=True)

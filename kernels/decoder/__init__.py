@@ -6,7 +6,7 @@ numbers are those of the ops one after another, bit for bit; they are its refere
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,21 +72,6 @@ class DecoderWeights(NamedTuple):
     scale: float
     """Of the attention scores."""
     soft_cap: float | None = None
-
-
-MOST_STEPS: Final = 16
-"""Of a run."""
-
-
-class Run(NamedTuple):
-    """How long one call may go on decoding: whatever of these comes first ends it."""
-
-    most_steps: int
-    """Up to MOST_STEPS."""
-    ends: Tensor
-    """[V] bool: tokens after which somebody has to look."""
-    most_ns: int
-    """No step is begun that would probably end later."""
 
 
 def plan(weights: DecoderWeights) -> "NativeDecoder | None":

@@ -49,12 +49,12 @@ struct Decoder {
 
 // One step's tokens and sequences, as `ForwardBatch` has them.
 struct Batch {
-    int64_t* token_ids;
-    int64_t* token_positions;
-    int64_t* slots;
+    const int64_t* token_ids;
+    const int64_t* token_positions;
+    const int64_t* slots;
     const int32_t* block_tables;
     const int32_t* query_start_lens;
-    int32_t* context_lens;
+    const int32_t* context_lens;
     int tokens, sequences, table_len;
 };
 
@@ -139,22 +139,6 @@ bool within_tables(const Decoder& d, const Batch& batch) {
         if (position < 0 || position >= d.positions || id < 0 || id >= d.vocabulary ||
             batch.slots[token] >= d.cache.slots())
             return false;
-    }
-    return true;
-}
-
-// Goes on from one token of each sequence to the next, which was just chosen; false where a sequence
-// has no block for it.
-bool advance(const Decoder& d, Batch& batch, const int64_t* chosen) {
-    const int size = d.cache.block_size;
-    for (int row = 0; row < batch.tokens; ++row) {
-        const int64_t position = ++batch.token_positions[row], place = position / size;
-        if (place >= batch.table_len) return false;
-        const int64_t block = batch.block_tables[int64_t{row} * batch.table_len + place];
-        if (block < 0) return false;
-        batch.token_ids[row] = chosen[row];
-        batch.slots[row] = block * size + position % size;
-        ++batch.context_lens[row];
     }
     return true;
 }
@@ -321,32 +305,6 @@ extern "C" int decoder_step(const Decoder* decoder, const Batch* batch, float* r
         });
     });
     return outcome;
-}
-
-// Steps of one token of each sequence, one after another, each token the likeliest after the one
-// before: `most` of them, or until a token of `ends` [vocabulary] was chosen, or until another step
-// would probably pass `most_ns`. likeliest: [most, sequences]; taken: how many steps.
-extern "C" int decoder_run(const Decoder* decoder, Batch* batch, float* residual, float* logits,
-                           int64_t* likeliest, const uint8_t* ends, int most, int64_t most_ns,
-                           int* taken, uint8_t* memory, int threads) {
-    const auto now_ns = [] {
-        timespec time;
-        clock_gettime(CLOCK_MONOTONIC, &time);
-        return int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
-    };
-    const int64_t began_ns = now_ns();
-    for (int steps = 1;; ++steps, likeliest += batch->tokens) {
-        const int outcome = decoder_step(decoder, batch, residual, nullptr, batch->tokens, logits,
-                                         likeliest, memory, threads);
-        if (outcome != OK) return outcome;
-        *taken = steps;
-        const int64_t took_ns = now_ns() - began_ns;
-        if (steps == most || took_ns + took_ns / steps > most_ns ||
-            std::any_of(likeliest, likeliest + batch->tokens,
-                        [&](int64_t token) { return ends[token] != 0; }))
-            return OK;
-        if (!advance(*decoder, *batch, likeliest)) return OUT_OF_RANGE;
-    }
 }
 
 // The final norm and the head: hidden [rows, hidden] -> out [rows, channels of the head].

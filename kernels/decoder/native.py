@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kernels.decoder import MOST_STEPS, DecoderWeights, LayerWeights, PackedWeight, Run
+from kernels.decoder import DecoderWeights, LayerWeights, PackedWeight
 from kernels.native import function, require_ok, threads_for
 from kernels.native_cache import CACHE_KINDS, CacheShape, LayerCache, half_of, is_readable, shape_of
 
@@ -177,39 +177,6 @@ class NativeDecoder:
         chosen: list[int] = room.tokens[:count].tolist()
         return chosen
 
-    def run(self, *inputs: Tensor, run: Run) -> list[int]:
-        """Decode on: each sequence's likeliest token is its next step's input.
-
-        `inputs` are of one token for each sequence, whose block table has room for all steps; they
-        are overwritten by those of the steps that follow.
-
-        Returns:
-            The sequences' tokens of the first step, then of the second, and so on.
-
-        Raises:
-            KernelError: as `forward`.
-        """
-        self._aim_at(inputs)
-        count = self._batch.tokens
-        room = self._room_for(count)
-        steps = c_int()
-        outcome = function("decoder_run")(
-            self._address,
-            self._batch_address,
-            room.stream,
-            room.logits,
-            room.tokens_at,
-            run.ends.data_ptr(),
-            run.most_steps,
-            run.most_ns,
-            ctypes.addressof(steps),
-            room.scratch,
-            threads_for(count * self._multiplications),
-        )
-        require_ok(outcome)
-        chosen: list[int] = room.tokens[: steps.value * count].tolist()
-        return chosen
-
     def logits(self, hidden: Tensor) -> Tensor:
         """Norm rows [R, H] that `forward` returned and apply the head: [R, V] fp32."""
         hidden = hidden.contiguous()
@@ -233,7 +200,8 @@ class NativeDecoder:
         logits: int | None,
         tokens_at: int | None,
     ) -> None:
-        self._aim_at(inputs)
+        if len(inputs) != len(self._inputs) or not all(map(is_, inputs, self._inputs)):
+            self._point_to(inputs)
         tokens = self._batch.tokens
         outcome = function("decoder_step")(
             self._address,
@@ -248,9 +216,7 @@ class NativeDecoder:
         )
         require_ok(outcome)
 
-    def _aim_at(self, inputs: tuple[Tensor, ...]) -> None:
-        if len(inputs) == len(self._inputs) and all(map(is_, inputs, self._inputs)):
-            return
+    def _point_to(self, inputs: tuple[Tensor, ...]) -> None:
         token_ids, positions, slot_mapping, block_tables, query_start_lens, context_lens = inputs
         batch = self._batch
         batch.token_ids = token_ids.data_ptr()
@@ -292,7 +258,7 @@ class _Room:
             np.empty((capacity, hidden), dtype=np.float32),
             np.empty((capacity, vocabulary), dtype=np.float32),
         ]
-        self.tokens = np.empty(capacity * MOST_STEPS, dtype=np.int64)
+        self.tokens = np.empty(capacity, dtype=np.int64)
         self.scratch, self.stream, self.logits = (array.ctypes.data for array in self._arrays)
         self.tokens_at = self.tokens.ctypes.data
 

@@ -10,7 +10,7 @@ from kernel_cases import random
 from torch import Tensor
 
 from kernels import native
-from kernels.decoder import DecoderWeights, LayerWeights, PackedWeight, Run, plan
+from kernels.decoder import DecoderWeights, LayerWeights, PackedWeight, plan
 from kernels.decoder.native import NativeDecoder
 from kernels.errors import KernelError
 from kernels.int4_linear import int4_linear
@@ -306,41 +306,6 @@ def test_decoder_takes_the_first_of_equals(kind: str, threads: int) -> None:
             assert "biased" in kind or max(tokens) < VOCABULARY // 2
     finally:
         torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("kind", ["int8", "fp32"])
-def test_decoder_run_is_one_step_after_another(kind: str) -> None:
-    """The same tokens and caches; it stops at an end, when time is up, and where a block lacks."""
-    model, contexts = Model(kind), (5, 9, 2)
-    ours, theirs = model.new_caches(), model.new_caches()
-    for caches in (ours, theirs):
-        model.in_one_call(_step([(i, n, n) for i, n in enumerate(contexts)]), caches)
-
-    def decode(steps: int, ends: Tensor, most_ns: int = 10**12) -> list[int]:
-        step = _step([(i, 1, n + 1) for i, n in enumerate(contexts)])
-        step.block_tables[:] = torch.arange(3 * TABLE_BLOCKS).view(3, -1)
-        return model.decoder.run(*vars(step).values(), run=Run(steps, ends, most_ns))
-
-    nothing = torch.zeros(VOCABULARY, dtype=torch.bool)
-    assert model.decoder.can_use(ours)
-    tokens = decode(6, nothing)
-    assert model.decoder.can_use(theirs)
-    step, wanted = _step([(i, 1, n + 1) for i, n in enumerate(contexts)]), []
-    for more in range(6):
-        chosen = model.decoder.likeliest(*vars(step).values())
-        wanted += chosen
-        step = _step([(i, 1, n + 2 + more) for i, n in enumerate(contexts)])
-        step.token_ids[:] = torch.tensor(chosen)
-    assert tokens == wanted
-    _assert_same_bits(ours, theirs)
-    ends = nothing.clone()
-    ends[tokens[4]] = True
-    first = next(i for i in range(6) if tokens[4] in tokens[3 * i : 3 * i + 3])
-    assert decode(6, ends) == tokens[: 3 * first + 3]
-    assert decode(6, nothing, most_ns=0) == tokens[:3]
-    full = _step([(1, 1, BLOCK)])
-    with pytest.raises(KernelError, match="points outside"):
-        model.decoder.run(*vars(full).values(), run=Run(2, nothing, 10**12))
 
 
 def test_decoder_samples_what_its_logits_say(model: Model) -> None:

@@ -74,11 +74,10 @@ def usage_in(engine: Engine, *names: str) -> Usage:
     return usage
 
 
-@pytest.mark.parametrize("in_a_row", [1, 8])
 @pytest.mark.parametrize("method", ["off", "ngram", "auto"])
-def test_engine_answers_as_the_model_does(method: str, in_a_row: int) -> None:
-    """Several prompts at once, speculated or not, in steps or runs, get what each would alone."""
-    engine = make_engine(method, steps_in_a_row=in_a_row)
+def test_engine_answers_as_the_model_does(method: str) -> None:
+    """Several prompts at once, speculated or not, get what each would get alone."""
+    engine = make_engine(method)
     prompts = {str(i): [1 + (i * 7 + j) % 22 for j in range(3 + 9 * i)] for i in range(6)}
     for name, prompt in prompts.items():
         engine.add_request(name, prompt, greedy(40))
@@ -86,21 +85,6 @@ def test_engine_answers_as_the_model_does(method: str, in_a_row: int) -> None:
     for name, prompt in prompts.items():
         assert tokens_of(events[name]) == plain_answer(prompt, 40)
     assert engine.scheduler.block_pool.num_used == 0
-
-
-def test_engine_takes_steps_in_a_row_while_all_decode() -> None:
-    """Fewer calls, as many steps; a prompt is not kept waiting for more than the one under way."""
-    engine = make_engine(steps_in_a_row=8)
-    params = greedy(40, ignore_eos=True)
-    engine.add_request("a", PROMPT, params)
-    sizes = [len(event.token_ids) for _ in range(3) for event in engine.step()]
-    assert sizes == [1, 8, 8]
-    engine.add_request("b", PROMPT[1:], params)
-    sizes = [len(event.token_ids) for _ in range(2) for event in engine.step()]
-    assert sizes == [1, 1, 8, 8]
-    run_all(engine)
-    assert engine.stats().steps == 18 + 39
-    assert engine.step_costs().decode_ns >= 0
 
 
 def test_engine_lookup_saves_steps() -> None:
@@ -302,13 +286,12 @@ def test_engine_prediction_is_accepted_where_right() -> None:
     num_blocks=st.integers(16, 40),
     method=st.sampled_from(["off", "ngram", "auto"]),
     abort_at=st.integers(0, 30),
-    in_a_row=st.sampled_from([1, 5]),
 )
 def test_engine_shares_of_all_requests_sum_to_the_busy_time(
-    jobs: list[tuple[int, int, int]], num_blocks: int, method: str, abort_at: int, in_a_row: int
+    jobs: list[tuple[int, int, int]], num_blocks: int, method: str, abort_at: int
 ) -> None:
-    """To the nanosecond, under preemption, speculation, aborts and steps in a row."""
-    engine = make_engine(method, num_blocks=num_blocks, max_model_len=60, steps_in_a_row=in_a_row)
+    """To the nanosecond, under preemption, speculation and aborts."""
+    engine = make_engine(method, num_blocks=num_blocks, max_model_len=60)
     used: list[Usage] = []
     for name, (prompt_tokens, max_tokens, n) in enumerate(jobs):
         prompt = [1 + (name + j * j) % 22 for j in range(prompt_tokens)]

@@ -174,8 +174,6 @@ def test_graphs_apply_penalties_while_running_ahead(model: Model, folder: Path) 
 class Teacher:
     """Guesses from the known answers: some right, some followed by a wrong one, some not at all."""
 
-    rests = False
-
     def __init__(self, answers: dict[str, list[int]]) -> None:
         self._answers = answers
         self._turn = 0

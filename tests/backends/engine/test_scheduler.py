@@ -11,12 +11,11 @@ from toy_engine import EOS, ToyRunner, greedy, next_token, plain_answer
 from backends.contract import SamplingParams
 from backends.engine.config import EngineConfig
 from backends.engine.request import Request, RequestStatus
-from backends.engine.runner import SampleResult, ScheduledSequence, SchedulerOutput
+from backends.engine.runner import SchedulerOutput
 from backends.engine.scheduler import Scheduler
 from backends.errors import ContextLengthError, InvalidRequestError
 
 PROMPT = list(range(1, 23))
-_TOKEN = SampleResult((5,))
 
 
 def small_config(**fields: object) -> EngineConfig:
@@ -168,26 +167,6 @@ def test_scheduler_drops_drafts_before_it_preempts() -> None:
     output = bench.step()
     assert output.preempted == []
     assert [part.num_drafts for part in output.sequences] == [2, 2]
-
-
-def test_scheduler_gives_blocks_for_steps_in_a_row() -> None:
-    """As many steps as were asked for, as every answer may go on for, and as there are blocks."""
-    bench = Bench(num_blocks=8, enable_prefix_caching=False)
-    params = greedy(20, ignore_eos=True)
-    first = bench.add("a", PROMPT[:6], 20, params=params)
-    assert bench.scheduler.schedule(8).most_steps == 1, "a prompt is computed"
-    bench.scheduler.update(SchedulerOutput([ScheduledSequence(first, 0, 6)], 6), [_TOKEN])
-    assert bench.scheduler.schedule(4).most_steps == 4
-    assert len(first.block_ids) == 3
-    first.max_tokens = 3
-    assert bench.scheduler.schedule(4).most_steps == 2
-    first.max_tokens = 20
-    bench.add("b", PROMPT[:3], 20, params=params)
-    parts = bench.scheduler.schedule(4)
-    assert (parts.most_steps, parts.num_tokens) == (1, 4)
-    bench.scheduler.update(parts, [_TOKEN, _TOKEN])
-    assert bench.scheduler.schedule(99).most_steps == 1, "too few blocks, and b's has one slot left"
-    assert bench.scheduler.block_pool.num_free == 4
 
 
 def test_scheduler_drafts_never_exceed_what_may_be_generated() -> None:

@@ -51,23 +51,7 @@ class ToyRunner:
         self.tokens_per_step.append(total)
         for part in output.sequences:
             self._write(part)
-        results = [self._sample(part) for part in output.sequences]
-        return self._run(output, results) if output.most_steps > 1 else results
-
-    def _run(self, output: SchedulerOutput, first: list[SampleResult]) -> list[SampleResult]:
-        """Go on with what was sampled until an answer may end."""
-        answers = [list(result.token_ids) for result in first]
-        for step in range(1, output.most_steps):
-            pairs = list(zip(output.sequences, answers, strict=True))
-            if any(answer[-1] in part.request.stop_ids for part, answer in pairs):
-                break
-            for part, answer in pairs:
-                place = part.start + step
-                self.slots[self._slot(part, place)] = (place, answer[-1])
-                read = [self.slots[self._slot(part, position)] for position in range(place + 1)]
-                assert [position for position, _ in read] == list(range(place + 1))
-                answer.append(next_token([token for _, token in read]))
-        return [SampleResult(tuple(answer)) for answer in answers]
+        return [self._sample(part) for part in output.sequences]
 
     def _slot(self, part: ScheduledSequence, position: int) -> tuple[int, int]:
         size = self.config.block_size

@@ -120,26 +120,6 @@ def test_speculator_counts_predictions_on_the_request() -> None:
     assert repeating.spent.prediction_accepted == repeating.spent.prediction_rejected == 0
 
 
-def test_speculator_rests_only_where_nobody_was_to_guess() -> None:
-    """A losing lookup rests, and steps may be taken in a row, which count for its rest as any."""
-    auto, request = speculator("auto"), decoding("a", [1, 2, 3, 1, 2])
-    rested, awake = 0, 0
-    for _ in range(400):
-        auto.propose([request])
-        if auto.rests:
-            rested += 1
-            auto.step_took(1, 0, 8000, steps=8)
-            continue
-        awake += 1
-        drafts = len(request.draft_token_ids)
-        if drafts:
-            auto.verified(ScheduledSequence(request, 4, 1 + drafts, drafts), 0)
-        auto.step_took(1, drafts, 1000 + 9000 * drafts)
-        request.draft_token_ids = []
-    assert rested > awake > 0
-    assert rested < 30 * awake, "every 96 steps it is tried again"
-
-
 def test_speculator_forgets_ended_requests_everywhere() -> None:
     """The draft model hears of every end, to free its KV."""
     model = CountingDraftModel()
