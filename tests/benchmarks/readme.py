@@ -162,17 +162,18 @@ def _planner() -> list[tuple[str, str, str]]:
 
 
 def table() -> str:
-    """The section's text, heading included."""
-    device = load("gateway")["device"]
+    """The section's text, heading included: a table for each machine that was measured on."""
     lines = [
         HEADING,
-        f"Measured on {device}, load generator and upstream on the same cores. Again:",
-        "`make bench`, then `python -m tests.benchmarks.readme`.\n",
-        "| what | figure | file |",
-        "|---|---|---|",
+        "Load generator and upstream run on the same cores as what is measured.",
+        "Again: `make bench`, then `python -m tests.benchmarks.readme`.",
     ]
+    by_device: dict[str, list[str]] = {}
     for what, figure, name in rows():
-        lines.append(f"| {what} | {figure} | [{name}](tests/benchmarks/results/{name}.json) |")
+        line = f"| {what} | {figure} | [{name}](tests/benchmarks/results/{name}.json) |"
+        by_device.setdefault(load(name)["device"], []).append(line)
+    for device, measured in by_device.items():
+        lines += ["", f"On {device}:", "", "| what | figure | file |", "|---|---|---|", *measured]
     lines.append("\n![cost and quality of every tier and of the oracle router]" + PLOT)
     return "\n".join(lines) + "\n"
 
