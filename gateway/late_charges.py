@@ -7,12 +7,13 @@ in the background, and what it says is booked as a further charge: late, but not
 """
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 
 import structlog
 
 from backends.contract import Usage
 from backends.errors import BackendError
+from gateway.background import Background
 from gateway.cache.semantic import Encoding
 from gateway.ledger.keys import Caller
 from gateway.ledger.late_spending import by_backend
@@ -37,7 +38,7 @@ class LateCharges:
         self.unknown = 0
         """Requests whose usage nobody ever told."""
         self._parts = parts
-        self._running: set[asyncio.Task[None]] = set()
+        self._running = Background()
 
     def follow(self, settlement: Settlement, asked_as: Mapping[int, str]) -> None:
         """Find out later what cut-off calls used, where that is still unknown.
@@ -49,29 +50,21 @@ class LateCharges:
             settings = self._parts.backend_settings[charge.backend]
             if settings.kind == "engine" and charge.machine_ns == 0:
                 request_id = asked_as.get(charge.seq, charge.request_id)
-                self._start(self._ask(settlement, charge, request_id))
+                self._running.start(self._ask(settlement, charge, request_id))
 
     def follow_encoding(self, encoding: Encoding, settlement: Settlement) -> None:
         """Book what the encoder takes for a question, once it is done with it."""
         assert self._parts.encoder is not None
         if all(charge.kind != "encoder" for charge in settlement.charges):
-            self._start(self._wait(encoding, self._parts.encoder.name, settlement))
-
-    def _start(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+            self._running.start(self._wait(encoding, self._parts.encoder.name, settlement))
 
     async def settled(self) -> None:
         """Wait for those on their way."""
-        while self._running:
-            await asyncio.gather(*self._running, return_exceptions=True)
+        await self._running.settled()
 
     async def aclose(self) -> None:
         """Give up those on their way."""
-        for task in self._running:
-            task.cancel()
-        await self.settled()
+        await self._running.aclose()
 
     async def _wait(self, encoding: Encoding, encoder: str, settlement: Settlement) -> None:
         await asyncio.wait({encoding})

@@ -1,6 +1,7 @@
 """Both caches as the pipeline sees them: look up, store, never fail a request."""
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from typing import Any
 
@@ -10,6 +11,7 @@ from msgspec.structs import replace
 
 from backends.errors import BackendError
 from backends.wire import ChatCompletionRequest
+from gateway.background import Background
 from gateway.cache import key as keys
 from gateway.cache.exact import ExactCache
 from gateway.cache.model import CachedAnswer, Hit, Store, StoreUnavailable
@@ -69,7 +71,7 @@ class Caches:
         self.semantic: SemanticCache | None = None
         if encoder is not None and settings.semantic.enabled:
             self.semantic = SemanticCache(store, encoder, settings.semantic)
-        self._pending: set[asyncio.Task[None]] = set()
+        self._pending = Background()
         self._under_way: dict[str, CachedAnswer] = {}
         """By exact key, what is being stored: a repeat that follows at once finds it."""
 
@@ -119,9 +121,7 @@ class Caches:
             return
         if lookup.exact_key is not None:
             self._under_way[lookup.exact_key] = answer
-        task = asyncio.create_task(self._store(lookup, answer))
-        self._pending.add(task)
-        task.add_done_callback(self._pending.discard)
+        self._pending.start(self._store(lookup, answer))
 
     async def clear(self, namespace: str) -> int:
         """Delete a namespace's entries; how many there were. Raises StoreUnavailable."""
@@ -135,13 +135,13 @@ class Caches:
 
     async def settled(self) -> None:
         """Wait until what was stored is stored."""
-        while self._pending:
-            await asyncio.gather(*self._pending, return_exceptions=True)
+        await self._pending.settled()
 
     async def aclose(self) -> None:
         """Finish storing (briefly) and close the store."""
-        if self._pending:
-            await asyncio.wait(self._pending, timeout=1.0)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await self._pending.settled()
         await self.store_backend.aclose()
 
     async def state(self) -> dict[str, Any]:

@@ -5,7 +5,6 @@ joins the request's in the ledger; the request's own cost and headers are withou
 stands in the table `shadows`: see `headgate report experiment`.
 """
 
-import asyncio
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from backends.contract import GenerateRequest
 from backends.errors import BackendError
 from gateway.api.translate import backend_body
+from gateway.background import Background
 from gateway.exchange import Exchange
 from gateway.ledger.database import insert_once, writing
 from gateway.ledger.foreign_machine import Unwatched
@@ -39,7 +39,7 @@ class Shadows:
     def __init__(self, parts: Parts) -> None:
         self.left_out = 0
         self._parts = parts
-        self._running: set[asyncio.Task[None]] = set()
+        self._running = Background()
 
     def follow(self, x: Exchange, settlement: Settlement) -> None:
         """Copy a request that a backend has answered, if its policy says so."""
@@ -49,20 +49,15 @@ class Shadows:
         if len(self._running) >= _MOST_AT_ONCE:
             self.left_out += 1
             return
-        task = asyncio.create_task(self._copy(x, settlement, name), name=f"shadow {x.request_id}")
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        self._running.start(self._copy(x, settlement, name), name=f"shadow {x.request_id}")
 
     async def settled(self) -> None:
         """Wait for the copies on their way."""
-        while self._running:
-            await asyncio.gather(*self._running, return_exceptions=True)
+        await self._running.settled()
 
     async def aclose(self) -> None:
         """Give up the copies on their way."""
-        for task in self._running:
-            task.cancel()
-        await self.settled()
+        await self._running.aclose()
 
     async def _copy(self, x: Exchange, settlement: Settlement, name: str) -> None:
         parts = self._parts

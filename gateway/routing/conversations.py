@@ -5,13 +5,13 @@ turn before, answers left out, as clients change those. Kept for as long as a pr
 expected to remember, in the store of the caches; without it no conversation sticks.
 """
 
-import asyncio
 import hashlib
 from collections.abc import Sequence
 
 import msgspec
 
 from backends.wire import ChatCompletionRequest, Message
+from gateway.background import Background
 from gateway.cache.model import Store, StoreUnavailable
 from gateway.routing.features import Request
 from policies.model import Warm
@@ -33,7 +33,7 @@ class Conversations:
     def __init__(self, store: Store, keep_s: float) -> None:
         self._store = store
         self._keep_s = keep_s
-        self._writes: set[asyncio.Task[None]] = set()
+        self._writes = Background()
 
     async def warm(self, request: Request, team: str) -> Warm | None:
         """Who answered the turn before this one, if that was lately."""
@@ -55,16 +55,11 @@ class Conversations:
         asked = [place for place, m in enumerate(request.messages) if m.role == "user"]
         if not asked or len(self._writes) >= _MOST_WRITES:
             return
-        write = asyncio.create_task(
-            self._write(_key(request.messages[: asked[-1] + 1], team), warm)
-        )
-        self._writes.add(write)
-        write.add_done_callback(self._writes.discard)
+        self._writes.start(self._write(_key(request.messages[: asked[-1] + 1], team), warm))
 
     async def settled(self) -> None:
         """Wait for what is being written."""
-        while self._writes:
-            await asyncio.gather(*self._writes)
+        await self._writes.settled()
 
     async def _write(self, key: str, warm: Warm) -> None:
         try:
