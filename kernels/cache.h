@@ -22,8 +22,17 @@ inline float float_of(int32_t bits) {
 inline Vector as_floats(Ints v) { return reinterpret_cast<Vector>(v); }
 inline Ints as_ints(Vector v) { return reinterpret_cast<Ints>(v); }
 
+// Written out where compilers widen halves of a vector one by one.
 template <class Element>
 inline Ints load_wide(const Element* from) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(Element) == 2)
+        return reinterpret_cast<Ints>(
+            _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+    else
+        return reinterpret_cast<Ints>(
+            _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#endif
     typedef Element Few __attribute__((vector_size(LANES * sizeof(Element))));
     Few few;
     std::memcpy(&few, from, sizeof few);
