@@ -114,6 +114,7 @@ class LateCharges:
         cost = by_backend([charge])
         await parts.budgets.lease(caller, request.tags, cost, at=request.started_at)
         charges = (*settlement.charges, charge)  # what is there already stays as it is
-        parts.ledger.settle(Settlement(request=request, charges=charges))
+        heeded_us = parts.budgets.heeded_us
+        parts.ledger.settle(Settlement(request=request, charges=charges, heeded_us=heeded_us))
         parts.budgets.add(caller, request.tags, cost, at=request.started_at)
         parts.metrics.count_charge(charge, settings.model)

@@ -173,9 +173,9 @@ class Settler:
         """Close the exchange. Called once, before the last byte goes out."""
         now = time.perf_counter()
         self._charge_encoding(x)
-        settlement = x.settlement(now=now)
+        settlement = replace(x.settlement(now=now), heeded_us=self._spending.heeded_us(x))
         try:
-            self._parts.ledger.settle(settlement, heeded=self._spending.heeded(x))
+            self._parts.ledger.settle(settlement)
         except Exception:
             log.exception("settlement_failed", request_id=x.request_id)
         self._spending.settle(x)

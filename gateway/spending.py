@@ -16,7 +16,6 @@ from backends.contract import EngineUsage, Usage
 from gateway.dispatch.cascade_costs import climbing, judge_backend, judge_cost
 from gateway.errors import BudgetUnavailable, GatewayError
 from gateway.exchange import Exchange
-from gateway.ledger.heeded import Heeded
 from gateway.ledger.late_spending import by_backend
 from gateway.ledger.pricing import price_usage
 from gateway.ledger.reservation_log import Held
@@ -117,6 +116,7 @@ class Spending:
             tags=x.tags,
             stream=x.stream,
             backends=x.affordable,
+            heeded_us=reservation.heeded_us,
         )
         try:
             self._parts.reservations.hold(held)
@@ -144,9 +144,9 @@ class Spending:
             return None  # all of a cascade is held from the beginning
         return Meter(self._parts, self, x, x.reservation, backend)
 
-    def heeded(self, x: Exchange) -> Heeded | None:
-        """The budgets that `settle` will count the request in, or that it was held against."""
-        return self._parts.budgets.heeded if x.reservation is None else x.reservation.heeded
+    def heeded_us(self, x: Exchange) -> int | None:
+        """When the youngest budget was made that it was held against, or `settle` counts it in."""
+        return self._parts.budgets.heeded_us if x.reservation is None else x.reservation.heeded_us
 
     def settle(self, x: Exchange) -> None:
         """Book what the request cost, and let go of the rest."""

@@ -108,10 +108,11 @@ def set_(
         import msgspec
 
         from gateway.ledger.budget_store import BudgetBody, set_budget, shown_budget
+        from gateway.ledger.database_clock import now_of
 
         async def work(connection: "AsyncConnection") -> dict[str, Any]:
             wanted = msgspec.convert(body, BudgetBody).wanted()
-            return shown_budget(await set_budget(connection, wanted, now=time.time()))
+            return shown_budget(await set_budget(connection, wanted, now=await now_of(connection)))
 
         return run_in_transaction(
             settings,
@@ -138,9 +139,11 @@ def list_(ctx: click.Context, config: str | None, as_json: bool) -> None:
 
     def directly() -> dict[str, Any]:
         from gateway.ledger.budget_store import list_spending, shown_budget
+        from gateway.ledger.database_clock import now_of
 
         async def work(connection: "AsyncConnection") -> list[dict[str, Any]]:
-            return [shown_budget(*pair) for pair in await list_spending(connection, time.time())]
+            now = await now_of(connection)
+            return [shown_budget(*pair) for pair in await list_spending(connection, now)]
 
         return {"budgets": run_in_transaction(settings, work)}
 

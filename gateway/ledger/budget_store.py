@@ -42,11 +42,6 @@ NOT_CHARGED = ("shadow", "audit")
 """The operator's own experiments: no customer's budget pays for them."""
 
 
-BudgetId = tuple[str, str, int]
-"""Scope, window, and when it was made, unix microseconds: one that was removed and made again, or
-that counts in another time zone, is another one."""
-
-
 class Budget(Struct, frozen=True, kw_only=True):
     """A limit."""
 
@@ -65,12 +60,8 @@ class Budget(Struct, frozen=True, kw_only=True):
     """From here on `downgrade_policy` decides in place of any other."""
     downgrade_policy: str | None = None
     created_us: int = 0
-    """When it was made, by the database."""
-
-    @property
-    def id(self) -> BudgetId:
-        """Names this very budget."""
-        return self.scope, self.window, self.created_us
+    """When it was made, later than all that were there before. One that was removed and made again,
+    or that counts in another time zone, is another one."""
 
 
 class BudgetBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -209,6 +200,9 @@ def counter_of(budget: Budget, now: float) -> Counter:
 async def set_budget(connection: "AsyncConnection", budget: Budget, *, now: float) -> Budget:
     """Make or change a budget. A new one counts what its window already spent.
 
+    Args:
+        now: unix seconds, by the database's clock.
+
     Raises:
         ValueError: no such scope, window or zone, or a limit or threshold out of range.
     """
@@ -222,9 +216,11 @@ async def set_budget(connection: "AsyncConnection", budget: Budget, *, now: floa
         "downgrade_percent": budget.downgrade_percent,
         "downgrade_policy": budget.downgrade_policy,
     }
+    await state.hold_writers(connection)  # each row is in the sum, or its batch sees the budget
     old_tz = (await connection.execute(select(budgets.c.tz).where(here))).scalar_one_or_none()
     if old_tz != budget.tz:
-        values["created_us"] = round(now * 1e6)
+        youngest = (await connection.execute(select(func.max(budgets.c.created_us)))).scalar()
+        values["created_us"] = max(round(now * 1e6), (youngest or 0) + 1)
     if old_tz is not None:
         await connection.execute(update(budgets).where(here).values(**values))
     else:
@@ -275,7 +271,6 @@ async def _count_anew(connection: "AsyncConnection", counter: Counter) -> None:
             insert_once(connection.dialect.name, budget_spend).values(**_names(one))
         )
         await lock(connection, one)
-    await state.hold_writers(connection)  # each row is in the sum, or its batch sees the budget
     for one in found:
         last = one.start_us == counter.start_us
         spent = booked(one, until_us=None if last or not bucket_us else one.start_us + bucket_us)

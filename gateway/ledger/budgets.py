@@ -6,8 +6,7 @@ needs a transaction. Slices shrink as the limit comes near, and return when they
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +15,12 @@ import structlog
 from gateway.errors import GatewayError
 from gateway.ledger import budget_store as store
 from gateway.ledger.budget_alerts import Thresholds
-from gateway.ledger.budget_store import Budget, BudgetId, Counter, Spend
-from gateway.ledger.database import writing
+from gateway.ledger.budget_store import Budget, Counter, Spend
 from gateway.ledger.database_clock import DatabaseClock
-from gateway.ledger.heeded import Heeded
 from gateway.ledger.keys import Caller
-from gateway.ledger.late_spending import by_backend, count_unheard
 from gateway.ledger.leases import BEATS_PER_LEASE, LEASE_S, Leases
 from gateway.ledger.money import share
 from gateway.ledger.overruns import Overruns
-from gateway.ledger.records import RequestRecord, Settlement
 from gateway.ledger.slices import Reservation, Slice
 from gateway.ledger.stamp import Stamp, beside
 from policies.model import BudgetState
@@ -69,8 +64,8 @@ class Budgets:
         """Unix seconds."""
         self._poll_s, self._sync_s, self._beat_s = poll_s, sync_s, lease_s / BEATS_PER_LEASE
         self._by_scope: dict[str, list[Budget]] = {}
-        self.heeded = Heeded(frozenset(), 0)
-        """The budgets that a request which begins or is settled now is counted in."""
+        self.heeded_us = 0
+        """When the youngest budget was made that counts what begins or is settled now."""
         self._known_limits: dict[tuple[Any, ...], list[tuple[Counter, Budget]]] = {}
         """Since the last refresh."""
         self._leases = Leases(engine, owner=owner, lease_s=lease_s)
@@ -140,11 +135,11 @@ class Budgets:
             await self._leases.guarded(self.refresh)
         limits = self._limits(caller, tags) if self._by_scope else ()
         nano_usd = min(max(estimate_nano_usd, 0), store.MAX_LIMIT_NANO_USD)
-        heeded = self.heeded
+        heeded_us = self.heeded_us
         if not limits:
-            return Reservation(nano_usd, (), heeded=heeded)
+            return Reservation(nano_usd, (), heeded_us=heeded_us)
         held = await self._leases.hold(limits, nano_usd, request_id)
-        return Reservation(nano_usd, held, limits, heeded=heeded)
+        return Reservation(nano_usd, held, limits, heeded_us=heeded_us)
 
     async def concern(
         self, caller: Caller, tags: Mapping[str, str], backends: Sequence[str]
@@ -213,41 +208,8 @@ class Budgets:
             changes: nano-dollars by backend.
             at: unix seconds; when the request started.
         """
-        self._count(self._concerned(caller, tags, changes, at), caller)
-
-    def too_late(self, settlement: Settlement, missed: Set[BudgetId]) -> None:
-        """Count a row in budgets that were made before it was written, and after it was held."""
-        cost = by_backend(settlement.charges)
-        if missed and any(cost.values()):
-            self._leases.in_background(self._count_late(settlement.request, cost, missed))
-
-    async def _count_late(
-        self, request: RequestRecord, cost: Mapping[str, int], missed: Set[BudgetId]
-    ) -> None:
-        if not missed <= self.heeded.ids:
-            await self._leases.guarded(self.refresh)
-        # A lease counts what began under its budget: when it ends, too, by what its owner booked.
-        started_us = round(request.started_at * 1e6)
-        younger = {one for one in missed if one[2] > started_us}
-        mine = missed - younger if request.worker == self._leases.owner else frozenset()
-        caller = Caller(key_id=request.key, team=request.team, user=request.user)
-        found = self._concerned(caller, request.tags, cost, request.started_at)
-        self._count([one for one in found if one[1].id in mine], caller)
-        if mine != missed:
-            await self._leases.guarded(partial(self._count_unheard, request, cost, missed - mine))
-
-    async def _count_unheard(
-        self, request: RequestRecord, cost: Mapping[str, int], missed: Set[BudgetId]
-    ) -> None:
-        async with writing(self._engine) as connection:
-            now = self.clock()
-            beyond = await count_unheard(connection, request, cost, missed, now=now)
-        if beyond:
-            self.overruns.note(request.key, beyond, now)
-
-    def _count(self, found: Iterable[tuple[Counter, Budget, int]], caller: Caller) -> None:
         short = []
-        for counter, budget, nano_usd in found:
+        for counter, budget, nano_usd in self._concerned(caller, tags, changes, at):
             part = self._leases.slice_of(counter)
             if part.free >= nano_usd:
                 part.spend(nano_usd)
@@ -356,7 +318,7 @@ class Budgets:
         for budget in found:
             by_scope.setdefault(budget.scope, []).append(budget)
         self._by_scope, self._leases.spend = by_scope, spend
-        self.heeded = Heeded(frozenset(budget.id for budget in found), round(now * 1e6))
+        self.heeded_us = max((budget.created_us for budget in found), default=0)
         self._known_limits.clear()
         self._tagged = any(scope.startswith("tag:") for scope in by_scope)
         self._leases.refused &= counters.keys()

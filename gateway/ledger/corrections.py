@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from gateway.ledger import state
 from gateway.ledger.audit import Act, record
 from gateway.ledger.budget_store import NOT_CHARGED
 from gateway.ledger.database import writing
@@ -54,6 +55,7 @@ async def correct(
         raise ValueError(f"cost ${usd_text(cost_nano_usd)}; allowed: 0 or more")
     repository = Repository(engine, chained=chained)
     async with writing(engine) as connection:
+        await state.let_no_month_close(connection)
         found = await find_settlement(connection, request_id, lock=True)
         if found is None:
             raise UnknownCharge(f"no request {request_id!r} in the ledger")

@@ -15,6 +15,12 @@ _JITTER_S = 0.05
 """Smaller differences are the network's."""
 
 
+async def now_of(connection: "AsyncConnection") -> float:
+    """Unix seconds by the database's clock."""
+    found = await connection.execute(select(now_us(connection.dialect.name)))
+    return int(found.scalar_one()) / 1e6
+
+
 class DatabaseClock:
     """Unix seconds as the database has them; until the first look, as this host has them.
 
@@ -36,7 +42,6 @@ class DatabaseClock:
     async def read(self, connection: "AsyncConnection") -> None:
         """Look at the database's clock. Raises SQLAlchemyError."""
         before = self._monotonic()
-        found = await connection.execute(select(now_us(connection.dialect.name)))
-        offset = found.scalar_one() / 1e6 - (before + self._monotonic()) / 2
+        offset = await now_of(connection) - (before + self._monotonic()) / 2
         if not self._seen or abs(offset - self._offset) > _JITTER_S:
             self._offset, self._seen = offset, True

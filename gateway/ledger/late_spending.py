@@ -1,20 +1,28 @@
-"""What turns up after a request's end, counted in its budgets: late charges and corrections.
+"""What was held against no budget and counts there all the same.
 
 A request counts in the windows in which it started. What the process that answered it finds out
 later goes through that process's slices; what an operator corrects goes straight to the counters,
-in the correction's own transaction, as does what a process that died had not heard of budgets for.
+in the correction's own transaction. So does a row whose process had not heard of a budget yet.
 More than a limit has room for is overrun.
+
+A new budget begins with what the ledger has of its window. What was answered in the last two
+seconds is not there yet, and processes hear of the budget up to a second later: such a request
+stands in no slice. So each row says which the youngest budget was that its process knew, and the
+transaction that writes it counts it in all that are younger. Budgets are made one after another,
+while no batch is written, so every row is in the sum or counted here, never both, whoever dies.
 """
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select, update
 
 from gateway.ledger import budget_store as store
-from gateway.ledger.budget_store import Budget, BudgetId, Counter
-from gateway.ledger.lease_store import counts_all_of, lock_anchor, window_spend
-from gateway.ledger.records import ChargeRecord, RequestRecord
+from gateway.ledger.budget_store import Budget, Counter
+from gateway.ledger.database_clock import now_of
+from gateway.ledger.lease_store import lock_anchor, note_counted, window_spend
+from gateway.ledger.overruns import add_overrun
+from gateway.ledger.records import ChargeRecord, RequestRecord, Settlement
 from gateway.ledger.tables import budget_spend
 from gateway.ledger.windows import rolls
 
@@ -52,11 +60,9 @@ class Correction:
             request: under its team's and user's names.
             now: unix seconds.
         """
-        found = await _counters_of(connection, request, now)
+        found = _counters_of(await store.list_budgets(connection), request, now)
         for counter, budget, _ in found:
-            if counter == store.counter_of(budget, now):
-                await store.ensure_counter(connection, counter)
-            await _lock(connection, counter)
+            await _lock(connection, counter, budget, now)
         return cls(found)
 
     async def apply(self, connection: "AsyncConnection", changes: Mapping[str, int]) -> None:
@@ -71,47 +77,81 @@ class Correction:
                 await _add(connection, counter, nano_usd, budget, current)
 
 
-async def count_unheard(
-    connection: "AsyncConnection",
-    request: RequestRecord,
-    cost: Mapping[str, int],
-    missed: Set[BudgetId],
-    *,
-    now: float,
-) -> int:
-    """Count a row that SQL has in budgets that its process had not heard of.
+class Missed:
+    """Rows that are about to be written, in budgets made after those that they were held against.
 
-    Not where that has a lease which counts it when it ends, nor in windows that have no counter
-    yet: they will begin with what SQL has.
-
-    Args:
-        request: under its team's and user's names.
-        cost: nano-dollars by backend.
-        now: unix seconds.
-
-    Returns:
-        What no limit had room for, nano-dollars; of several budgets the most.
+    As with corrections, counters are locked before rows are written.
     """
-    beyond, started_us = 0, round(request.started_at * 1e6)
-    for counter, budget, current in await _counters_of(connection, request, now):
-        nano_usd = _concerning(counter, cost)
-        if not nano_usd or budget.id not in missed:
-            continue
-        await _lock(connection, counter)
-        if not await counts_all_of(connection, counter, request.worker, started_us):
-            beyond = max(beyond, await _add(connection, counter, nano_usd, budget, current))
-    return beyond
+
+    def __init__(self, requests: Mapping[str, RequestRecord], now: float) -> None:
+        self._requests = requests
+        """By id, under their teams' and users' names."""
+        self._now = now
+        self._counters: dict[Counter, tuple[Budget, Counter]] = {}
+        """In the order in which they are locked; with what `_add` takes."""
+        self._by_counter: dict[Counter, set[str]] = {}
+        """Ids of requests."""
+
+    @classmethod
+    async def begin(
+        cls, connection: "AsyncConnection", batch: Sequence[Settlement], youngest_us: int
+    ) -> "Missed | None":
+        """Lock the counters in which any of a batch may be missing; None: there are none.
+
+        Args:
+            youngest_us: when the last budget was made.
+        """
+        heeded = {
+            one.request.request_id: one.heeded_us
+            for one in batch
+            if one.heeded_us is not None and one.heeded_us < youngest_us
+        }
+        if not heeded:
+            return None
+        oldest = min(heeded.values())
+        budgets = [b for b in await store.list_budgets(connection) if b.created_us > oldest]
+        requests = {one.request.request_id: one.request for one in batch}
+        missed = cls(requests, await now_of(connection))
+        for name, heeded_us in heeded.items():
+            of_it = _counters_of(budgets, requests[name], missed._now)
+            for counter, budget, current in of_it:
+                if budget.created_us > heeded_us:
+                    missed._counters[counter] = (budget, current)
+                    missed._by_counter.setdefault(counter, set()).add(name)
+        for counter in sorted(missed._counters, key=store.order):
+            await _lock(connection, counter, missed._counters[counter][0], missed._now)
+        return missed
+
+    async def count(self, connection: "AsyncConnection", written: Sequence[Settlement]) -> None:
+        """Count what was new of the batch, in the transaction that writes it."""
+        costs = {one.request.request_id: by_backend(one.charges) for one in written}
+        beyond: dict[str, int] = {}
+        for counter in sorted(self._counters, key=store.order):
+            found: dict[tuple[str, str], list[tuple[int, int]]] = {}
+            for name in self._by_counter[counter] & costs.keys():
+                request, nano_usd = self._requests[name], _concerning(counter, costs[name])
+                if nano_usd:
+                    rows = found.setdefault((request.worker, request.key), [])
+                    rows.append((round(request.started_at * 1e6), nano_usd))
+            for (worker, key), rows in found.items():
+                nano_usd = sum(nano for _, nano in rows)
+                over = await _add(connection, counter, nano_usd, *self._counters[counter])
+                beyond[key] = max(beyond.get(key, 0), over)
+                await note_counted(connection, counter, worker, rows)
+        for key, nano_usd in sorted(beyond.items()):
+            if nano_usd:
+                await add_overrun(connection, key, nano_usd, now=self._now)
 
 
-async def _counters_of(
-    connection: "AsyncConnection", request: RequestRecord, now: float
+def _counters_of(
+    budgets: Iterable[Budget], request: RequestRecord, now: float
 ) -> list[tuple[Counter, Budget, Counter]]:
-    """Of a request's windows, in the order in which to lock them; with what `Correction` takes."""
+    """Of a request's windows, in the order in which to lock them; with what `_add` takes."""
     scopes = store.scopes_of(
         team=request.team, key=request.key, user=request.user, tags=request.tags
     )
     found = []
-    for budget in await store.list_budgets(connection):
+    for budget in budgets:
         if budget.scope in scopes or budget.scope.startswith("model:"):
             counter = store.counter_of(budget, request.started_at)
             current = store.counter_of(budget, now)
@@ -119,7 +159,12 @@ async def _counters_of(
     return sorted(found, key=lambda one: store.order(one[0]))
 
 
-async def _lock(connection: "AsyncConnection", counter: Counter) -> None:
+async def _lock(
+    connection: "AsyncConnection", counter: Counter, budget: Budget, now: float
+) -> None:
+    """Make the counter if its window runs, and lock it."""
+    if counter == store.counter_of(budget, now):
+        await store.ensure_counter(connection, counter)
     await store.lock(connection, counter)
     if rolls(counter.window):
         await lock_anchor(connection, counter)

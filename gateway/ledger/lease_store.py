@@ -27,6 +27,7 @@ from gateway.ledger.budget_store import (
     lock,
 )
 from gateway.ledger.database import insert_once, now_us
+from gateway.ledger.database_clock import now_of
 from gateway.ledger.tables import budget_spend, budgets, leases
 from gateway.ledger.windows import first_start_us, rolls
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 _BEFORE_LEASE_US = 60_000_000
 """Longest that a request may have waited, on a busy database, for the lease it reserved from."""
 _TOMBSTONE_US = 86_400_000_000
+_FIRST_BEAT_US = 20_000_000
+"""How long a lease that its owner does not know of waits for it to be extended."""
 _LOOK_AGAIN_US = 600_000_000
 """How long after a lease ended its owner's late rows are looked for."""
 _ANCHOR_US = -1
@@ -232,7 +235,7 @@ async def _reap_one(connection: "AsyncConnection", seen: Any, *, certain: bool) 
     since_us = await _counts_since_us(connection, counter, row.created_us)
     answered = select(booked(counter, since_us=since_us, worker=row.owner))
     known = int((await connection.execute(answered)).scalar_one())
-    missing = known - row.spent_nano_usd - row.overrun_nano_usd
+    missing = known - row.counted_nano_usd - row.spent_nano_usd - row.overrun_nano_usd
     if not certain:
         missing = max(missing, row.held_nano_usd if row.ended_us is None else 0)
     if row.ended_us is not None and missing == 0:
@@ -263,15 +266,36 @@ async def _reap_one(connection: "AsyncConnection", seen: Any, *, certain: bool) 
     return row.ended_us is None
 
 
-async def counts_all_of(
-    connection: "AsyncConnection", counter: Counter, owner: str, started_us: int
-) -> bool:
-    """Whether the end of the owner's lease, if it has one, counts a request that began then."""
-    mine = select(leases.c.created_us).where(_leased(counter), leases.c.owner == owner)
-    leased_us = (await connection.execute(mine)).scalar_one_or_none()
-    if leased_us is None:
-        return False
-    return started_us >= await _counts_since_us(connection, counter, leased_us)
+async def note_counted(
+    connection: "AsyncConnection", counter: Counter, owner: str, rows: Sequence[tuple[int, int]]
+) -> None:
+    """Note what was counted beside the owner's lease, which counts it no more when it ends.
+
+    One that has no lease yet, and may lease in a moment, gets an empty one.
+
+    Args:
+        rows: when each began, unix microseconds, and nano-dollars.
+    """
+    mine = (_leased(counter), leases.c.owner == owner)
+    now = round(await now_of(connection) * 1e6)
+    leased_us = (await connection.execute(select(leases.c.created_us).where(*mine))).scalar()
+    since_us = await _counts_since_us(connection, counter, now if leased_us is None else leased_us)
+    counted = sum(nano_usd for started_us, nano_usd in rows if started_us >= since_us)
+    if leased_us is not None:
+        more = leases.c.counted_nano_usd + counted
+        await connection.execute(update(leases).where(*mine).values(counted_nano_usd=more))
+    elif counted:
+        await connection.execute(
+            insert(leases).values(
+                scope=counter.scope,
+                window=counter.window,
+                window_start_us=counter.start_us,
+                owner=owner,
+                created_us=now,
+                expires_us=now + _FIRST_BEAT_US,
+                counted_nano_usd=counted,
+            )
+        )
 
 
 async def _counts_since_us(connection: "AsyncConnection", counter: Counter, leased_us: int) -> int:

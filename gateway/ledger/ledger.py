@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence, Set
+from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,6 @@ import structlog
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from gateway.ledger import journal as journals
-from gateway.ledger.budget_store import BudgetId
-from gateway.ledger.heeded import Heeded, heard_of_none, made_since_us
 from gateway.ledger.journal import Journal, Segment
 from gateway.ledger.records import Settlement
 from gateway.ledger.report_query import ReportError
@@ -43,19 +41,6 @@ TAKE_OVER_INTERVAL_S = 10.0
 PRUNE_INTERVAL_S = 3_600.0
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.1, 5.0
 
-TooLate = Callable[[Settlement, Set[BudgetId]], None]
-"""Told of a row that was written after budgets were made that it was not held against."""
-
-
-class _Done(msgspec.Struct):
-    """Of a batch, also if it is written in parts."""
-
-    budgets: set[BudgetId] = msgspec.field(default_factory=set)
-    """Made lately."""
-    requests: set[str] = msgspec.field(default_factory=set)
-    """Ids of those that were not there before."""
-
-
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Settlement).decode
 
@@ -68,7 +53,6 @@ class Ledger:
         engine: of the ledger's database; not closed here.
         worker: names this process in its rows; the same as the budgets' owner.
         max_pending: bound of the rows in memory.
-        too_late: counts in budgets what they could not see in the ledger.
     """
 
     def __init__(
@@ -78,7 +62,6 @@ class Ledger:
         *,
         worker: str | None = None,
         max_pending: int = MAX_PENDING,
-        too_late: TooLate | None = None,
         take_over_interval_s: float = TAKE_OVER_INTERVAL_S,
     ) -> None:
         self._database = settings.database
@@ -89,10 +72,9 @@ class Ledger:
         self._journal = Journal(self._folder)
         self._max_pending = max_pending
         self._take_over_interval_s = take_over_interval_s
-        self._too_late = too_late
-        self._queue: deque[tuple[Settlement, Segment | None, Heeded | None]] = deque()
+        self._queue: deque[tuple[Settlement, Segment | None]] = deque()
         self._pending: dict[str, Settlement] = {}
-        self._settled: list[tuple[Settlement, bytes, Heeded | None]] = []
+        self._settled: list[tuple[Settlement, bytes]] = []
         """Not in the journal yet: rows of this turn of the event loop."""
         self._waiters: list[asyncio.Future[None]] = []
         self._wake = asyncio.Event()
@@ -128,18 +110,15 @@ class Ledger:
             return "Neither the ledger's database nor its journal takes what a request costs."
         return None
 
-    def settle(self, settlement: Settlement, *, heeded: Heeded | None = None) -> None:
+    def settle(self, settlement: Settlement) -> None:
         """Book a finished request; `journalled` waits until the row survives kill -9.
 
         Nothing that happens to the caller afterwards, a cancellation say, can lose the row.
-
-        Args:
-            heeded: the budgets that its charges are counted in; None: in all.
         """
         request = settlement.request
         if not request.worker:  # else it is a dead process's, settled here
             request = msgspec.structs.replace(request, worker=self._worker)
-            settlement = Settlement(request=request, charges=settlement.charges)
+            settlement = msgspec.structs.replace(settlement, request=request)
         try:
             payload = _encode(settlement)
         except UnicodeEncodeError:  # a lone surrogate in some header must not lose the row
@@ -148,7 +127,7 @@ class Ledger:
         self._pending[request.request_id] = settlement
         if not self._settled:
             asyncio.get_running_loop().call_soon(self._write_journal)
-        self._settled.append((settlement, payload, heeded))
+        self._settled.append((settlement, payload))
         self._accepted += 1
 
     async def journalled(self, *, alone: bool = False) -> None:
@@ -170,11 +149,11 @@ class Ledger:
             return
         settled, self._settled = self._settled, []
         waiters, self._waiters = self._waiters, []
-        segment = self._journal.append(*(payload for _, payload, _ in settled))
+        segment = self._journal.append(*(payload for _, payload in settled))
         slept = not self._queue
-        for settlement, _, heeded in settled:
+        for settlement, _ in settled:
             if len(self._queue) < self._max_pending:
-                self._queue.append((settlement, segment, heeded))
+                self._queue.append((settlement, segment))
                 continue
             del self._pending[settlement.request.request_id]
             if segment is not None:
@@ -345,37 +324,20 @@ class Ledger:
         for start in range(0, waiting, self._database.batch_size):
             size = min(waiting - start, self._database.batch_size)
             batch = list(islice(self._queue, size))
-            since_us = made_since_us(heeded for *_, heeded in batch)
-            done = _Done()
-            self._written += await self._write([one for one, *_ in batch], since_us, done)
+            self._written += await self._write([settlement for settlement, _ in batch])
             by_segment: dict[Segment, int] = {}
-            for settlement, segment, heeded in batch:
+            for settlement, segment in batch:
                 self._queue.popleft()
                 self._pending.pop(settlement.request.request_id, None)
                 if segment is not None:
                     by_segment[segment] = by_segment.get(segment, 0) + 1
-                if done.budgets and heeded is not None and self._too_late is not None:
-                    self._too_late(settlement, done.budgets - heeded.ids)
             for segment, rows in by_segment.items():
                 await asyncio.to_thread(self._journal.committed, segment, rows)
 
-    async def _write(
-        self,
-        settlements: Sequence[Settlement],
-        since_us: int | None = None,
-        done: "_Done | None" = None,
-    ) -> int:
-        """Insert a batch; a row that SQL can never take is kept aside, the others go in.
-
-        Args:
-            since_us: budgets made since then are looked for.
-            done: what was found and done is added to it.
-        """
+    async def _write(self, settlements: Sequence[Settlement]) -> int:
+        """Insert a batch; a row that SQL can never take is kept aside, the others go in."""
         try:
-            written = await self._repository.write(settlements, budgets_since_us=since_us)
-            if done is not None:
-                done.budgets |= written.budgets
-                done.requests |= written.requests
+            await self._repository.write(settlements)
             return len(settlements)
         except (SQLAlchemyError, OverflowError, ValueError) as error:
             if not _is_the_rows_fault(error):
@@ -384,8 +346,7 @@ class Ledger:
                 self._keep_aside(settlements[0], error)
                 return 0
         half = len(settlements) // 2
-        first = await self._write(settlements[:half], since_us, done)
-        return first + await self._write(settlements[half:], since_us, done)
+        return await self._write(settlements[:half]) + await self._write(settlements[half:])
 
     def _keep_aside(self, settlement: Settlement, error: Exception) -> None:
         self._kept_aside += 1
@@ -402,7 +363,7 @@ class Ledger:
         """Write what dead processes left in their journals. Raises SQLAlchemyError, OSError."""
         for orphan in journals.take_over(self._folder):
             try:
-                rows = await self._replay(orphan.path, orphaned=True)
+                rows = await self._replay(orphan.path)
             except BaseException:
                 orphan.release()
                 raise
@@ -410,9 +371,8 @@ class Ledger:
             self._replayed += rows
             log.info("journal_replayed", path=str(orphan.path), rows=rows)
 
-    async def _replay(self, path: Path, *, orphaned: bool = False) -> int:
+    async def _replay(self, path: Path) -> int:
         rows = 0
-        write = self._write_orphaned if orphaned else self._write
         batch: list[Settlement] = []
         for payload in journals.read(path):
             try:
@@ -421,19 +381,9 @@ class Ledger:
                 journals.keep_aside(path, payload, reason=str(error))
                 self._kept_aside += 1
             if len(batch) >= self._database.batch_size:
-                rows += await write(batch)
+                rows += await self._write(batch)
                 batch = []
-        return rows + (await write(batch) if batch else 0)
-
-    async def _write_orphaned(self, settlements: Sequence[Settlement]) -> int:
-        """The rows of a dead process; nobody knows which budgets it had heard of."""
-        heeded = [heard_of_none(one.request.started_at) for one in settlements]
-        done = _Done()
-        rows = await self._write(settlements, made_since_us(heeded), done)
-        for one in settlements:
-            if done.budgets and one.request.request_id in done.requests and self._too_late:
-                self._too_late(one, done.budgets)
-        return rows
+        return rows + (await self._write(batch) if batch else 0)
 
     async def _prune(self, retention_days: int | None) -> None:
         """Remove old rows now and every hour, and make room for new months."""

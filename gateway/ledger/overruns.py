@@ -45,6 +45,13 @@ class Overruns:
             raise
 
 
+async def add_overrun(
+    connection: "AsyncConnection", key: str, nano_usd: int, *, now: float
+) -> None:
+    """Note one in the caller's transaction."""
+    await _add(connection, key, window_start_us("day", now), nano_usd, 1)
+
+
 async def _add(
     connection: "AsyncConnection", key: str, day_us: int, nano_usd: int, count: int
 ) -> None:

@@ -168,8 +168,11 @@ class ChargeRecord(Struct, frozen=True, kw_only=True):
     reverses_seq: int | None = None
 
 
-class Settlement(Struct, frozen=True, kw_only=True):
+class Settlement(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A request with its charges: one line of the journal, one unit of idempotent writing."""
 
     request: RequestRecord
     charges: tuple[ChargeRecord, ...] = ()
+    heeded_us: int | None = None
+    """When the youngest budget was made that its process knew; those made later count it when it
+    is written. None: budgets have nothing to count here."""

@@ -1,8 +1,9 @@
 """Requests and charges in SQL: batched idempotent inserts, and finding one request again.
 
 A batch is one transaction: names become subject ids, rows that are not there yet are inserted, and
-exactly those are added to the roll-ups and, if it is on, to the audit chain. Every statement takes
-its rows in sorted order and the tables in the same order, so writers cannot deadlock.
+exactly those are added to the roll-ups, to budgets made meanwhile and, if it is on, to the audit
+chain. Every statement takes its rows in sorted order and the tables in the same order, so writers
+cannot deadlock.
 
 A client may send one id to two processes at once; each notices only its own. The request whose row
 came first keeps the id, the other is written under one made of it: who repeats ids pays as well.
@@ -17,9 +18,9 @@ from msgspec import Struct
 from sqlalchemy import select
 
 from gateway.ledger import chain, state, subjects
-from gateway.ledger.budget_store import BudgetId
 from gateway.ledger.database import insert_once, upsert_adding, writing
 from gateway.ledger.direct import Direct, direct
+from gateway.ledger.late_spending import Missed
 from gateway.ledger.records import Settlement
 from gateway.ledger.rollups import SUMS, Bucket, Key, Sums, add, by_span, key_id
 from gateway.ledger.rows import (
@@ -56,12 +57,10 @@ SELECT kind, name, id FROM subjects WHERE kind = 'team' AND name {0}
 UNION ALL SELECT kind, name, id FROM subjects WHERE kind = 'user' AND name {1}
 UNION ALL SELECT 'request', request_id, '' FROM requests WHERE request_id {2}
 UNION ALL SELECT 'closed', '', CAST(value AS TEXT) FROM ledger_state WHERE name = 'closed_until'
-UNION ALL SELECT 'budget', "window" || ' ' || scope, CAST(created_us AS TEXT) FROM budgets
-WHERE created_us >= {3}
+UNION ALL SELECT 'budget', '', CAST(max(created_us) AS TEXT) FROM budgets
 """
-_IN_ARRAY = ("= ANY($1::text[])", "= ANY($2::text[])", _AMONG.format("$3"), "$4")
-_IN_JSON = (*("IN (SELECT value FROM json_each(?))",) * 3, "?")
-_NEVER_US = 2**62
+_IN_ARRAY = ("= ANY($1::text[])", "= ANY($2::text[])", _AMONG.format("$3"))
+_IN_JSON = ("IN (SELECT value FROM json_each(?))",) * 3
 _SLICE = 256
 """Rows that are prepared in one go; the event loop waits meanwhile."""
 _MOST_KEYS = 100_000
@@ -73,18 +72,8 @@ class _Known(Struct, kw_only=True):
     ids: dict[Subject, str]
     requests: set[str]
     closed_until_us: int = 0
-    budgets: set[BudgetId]
-
-
-class Written(Struct):
-    """What a transaction has done, should it be committed."""
-
-    keys: dict[Key, int]
-    """The roll-ups' new keys, which the database has then."""
-    budgets: set[BudgetId]
-    """Those made since the moment that was asked about."""
-    requests: set[str]
-    """Ids of those that were not there before."""
+    youngest_budget_us: int = 0
+    """When it was made."""
 
 
 class Repository:
@@ -106,36 +95,30 @@ class Repository:
         self._keys: dict[Key, int] = {}
         """Roll-ups' keys that are in the database for certain, with their ids."""
 
-    async def write(
-        self, settlements: Sequence[Settlement], *, budgets_since_us: int | None = None
-    ) -> Written:
+    async def write(self, settlements: Sequence[Settlement]) -> None:
         """Write all in one transaction; rows that are already there stay as they are.
-
-        Args:
-            budgets_since_us: budgets made since then are looked for; None: they do not matter.
 
         Raises:
             SQLAlchemyError: nothing was written.
         """
         async with writing(self._engine) as connection:
-            done = await self.write_on(connection, settlements, budgets_since_us=budgets_since_us)
+            keys = await self.write_on(connection, settlements)
         if len(self._keys) > _MOST_KEYS:
             self._keys.clear()
-        self._keys.update(done.keys)
-        return done
+        self._keys.update(keys)
 
     async def write_on(
-        self,
-        connection: "AsyncConnection",
-        settlements: Sequence[Settlement],
-        *,
-        budgets_since_us: int | None = None,
-    ) -> Written:
-        """The same inside the caller's transaction, begun by `writing`."""
+        self, connection: "AsyncConnection", settlements: Sequence[Settlement]
+    ) -> dict[Key, int]:
+        """The same inside the caller's transaction, begun by `writing`.
+
+        Returns:
+            The roll-ups' new keys, which the database has once that is committed.
+        """
         driver = await direct(connection)
         merged, others = _merged(without_nul(one) if _has_nul(one) else one for one in settlements)
-        since_us = _NEVER_US if budgets_since_us is None else budgets_since_us
-        known = await self._look_up(driver, connection, merged, since_us)
+        known = await self._look_up(driver, connection, merged)
+        missed = await Missed.begin(connection, merged, known.youngest_budget_us)
         totals: dict[Bucket, Sums] = {}
         mine: set[str] = set()
         written: list[Settlement] = []
@@ -163,18 +146,16 @@ class Repository:
                 await driver.many(self._insert_charge, charge_rows)
             written += fresh
         keys = await self._roll_up(driver, totals)
+        if missed is not None:
+            await missed.count(connection, written)
         if self._chained and written:
             await chain.extend(connection, written, requests=mine)
         if others:
-            keys |= (await self.write_on(connection, others)).keys
-        return Written(keys, known.budgets, mine)
+            keys |= await self.write_on(connection, others)
+        return keys
 
     async def _look_up(
-        self,
-        driver: Direct,
-        connection: "AsyncConnection",
-        batch: Sequence[Settlement],
-        since_us: int,
+        self, driver: Direct, connection: "AsyncConnection", batch: Sequence[Settlement]
     ) -> _Known:
         """All that the batch needs to know, in one question; new teams and users get ids."""
         names = _names(batch)
@@ -184,15 +165,14 @@ class Repository:
             await driver.fetch(state.SHARE_CLOSING, ())
         else:
             asked = [_encode(one).decode() for one in asked]
-        known = _Known(ids={}, requests=set(), budgets=set())
-        for what, name, value in await driver.fetch(self._known, (*asked, since_us)):
+        known = _Known(ids={}, requests=set())
+        for what, name, value in await driver.fetch(self._known, tuple(asked)):
             if what == "request":
                 known.requests.add(name)
             elif what == "closed":
                 known.closed_until_us = int(value)
             elif what == "budget":
-                window, _, scope = name.partition(" ")
-                known.budgets.add((scope, window, int(value)))
+                known.youngest_budget_us = int(value or 0)
             else:
                 known.ids[what, name] = value
         new = names - known.ids.keys()
@@ -305,12 +285,13 @@ def _under_another_id(one: Settlement) -> Settlement:
     return Settlement(
         request=_replace(request, request_id=name),
         charges=tuple(_replace(charge, request_id=name) for charge in one.charges),
+        heeded_us=one.heeded_us,
     )
 
 
 def _merged(settlements: Iterable[Settlement]) -> tuple[list[Settlement], list[Settlement]]:
     """Sorted by request id: the first row of each, and every charge once. And other requests of the
-    same ids, to be written after those."""
+    same ids, to be written after those, as what other budgets count."""
     merged: dict[str, Settlement] = {}
     others: list[Settlement] = []
     for one in settlements:
@@ -318,10 +299,10 @@ def _merged(settlements: Iterable[Settlement]) -> tuple[list[Settlement], list[S
         first = merged.get(name)
         if first is None:
             merged[name] = one
-        elif _same(first, one):
+        elif _same(first, one) and one.heeded_us in (None, first.heeded_us):
             known = {charge.seq for charge in first.charges}
             fresh = tuple(charge for charge in one.charges if charge.seq not in known)
-            merged[name] = Settlement(request=first.request, charges=first.charges + fresh)
+            merged[name] = _replace(first, charges=first.charges + fresh)
         else:
             others.append(one)
     return [merged[name] for name in sorted(merged)], others

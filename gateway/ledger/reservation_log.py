@@ -41,6 +41,8 @@ class Held(Struct, frozen=True, kw_only=True, omit_defaults=True):
     stream: bool = False
     backends: tuple[str, ...] = ()
     """That may be asked, in order."""
+    heeded_us: int | None = None
+    """As `Settlement` says."""
 
 
 _encode = msgspec.json.Encoder().encode

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 from gateway.ledger.budget_store import Budget, Counter
-from gateway.ledger.heeded import Heeded
 from gateway.ledger.lease_store import LeaseState
 
 
@@ -74,7 +73,7 @@ class Slice:
 class Reservation:
     """Money held for one request. End it once; ending it again changes nothing."""
 
-    __slots__ = ("_slices", "heeded", "limits", "models", "nano_usd")
+    __slots__ = ("_slices", "heeded_us", "limits", "models", "nano_usd")
 
     def __init__(
         self,
@@ -82,13 +81,13 @@ class Reservation:
         slices: Sequence[Slice],
         limits: Sequence[tuple[Counter, Budget]] = (),
         *,
-        heeded: Heeded | None = None,
+        heeded_us: int | None = None,
     ) -> None:
         self.nano_usd = nano_usd
         self.limits = limits
         """Of the slices, in their order: the windows in which it began."""
-        self.heeded = heeded
-        """The budgets that were known then; None: another reservation's part."""
+        self.heeded_us = heeded_us
+        """When the youngest budget was made that was known then; None: another one's part."""
         self.models: dict[str, Reservation] = {}
         """What is held of the budgets of single backends, by backend."""
         self._slices: Sequence[Slice] | None = slices

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Literal
 
-from sqlalchemy import select, text
+from sqlalchemy import select, text, update
 
 from gateway.ledger.database import upsert
 from gateway.ledger.tables import ledger_state
@@ -31,7 +31,18 @@ async def write(connection: "AsyncConnection", mark: Mark, value_us: int) -> Non
     await connection.execute(statement)
 
 
+async def let_no_month_close(connection: "AsyncConnection") -> None:
+    """Nor a budget be made, until the caller's transaction ends. SQLite: whoever writes alone does.
+
+    Before anything else is locked: whoever holds writers locks all else afterwards.
+    """
+    if connection.dialect.name == "postgresql":
+        await connection.execute(text(SHARE_CLOSING))
+
+
 async def hold_writers(connection: "AsyncConnection") -> None:
-    """Let no batch be written until the caller's transaction ends. SQLite: it holds the lock."""
+    """Let no batch be written until the caller's transaction ends."""
     if connection.dialect.name == "postgresql":
         await connection.execute(text(f"SELECT pg_advisory_xact_lock({_CLOSING_LOCK})"))
+    else:  # whoever writes anything holds SQLite's lock
+        await connection.execute(update(ledger_state).values(value=ledger_state.c.value))

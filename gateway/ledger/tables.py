@@ -240,10 +240,12 @@ leases = Table(
     Column("expires_us", BigInteger, nullable=False, index=True),
     _count("held_nano_usd"),
     Column("ended_us", BigInteger),
+    _count("counted_nano_usd"),
 )
 """The slice of a counter's reserved money that one gateway process holds, and all that it booked
 there so far. A live owner keeps extending `expires_us`; an ended lease stays for a day, so that
-whatever turns up late is booked once. held: the part for requests under way when it was written."""
+whatever turns up late is booked once. held: the part for requests under way when it was written.
+counted: what of its owner's rows the counter has from those who wrote them."""
 
 machine_time = Table(
     "machine_time",

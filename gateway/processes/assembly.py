@@ -115,7 +115,7 @@ def assemble(
         router=router,
         caches=Caches(store, settings.cache, encoder),
         encoder=encoder,
-        ledger=Ledger(settings, engine, too_late=budgets.too_late),
+        ledger=Ledger(settings, engine),
         estimator=estimator,
         foreign=ForeignTime(settings, _foreign_slots(runtime)),
         history=history,

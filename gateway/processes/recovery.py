@@ -18,7 +18,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from backends.contract import Usage
 from backends.errors import BackendError
 from gateway.ledger import reservation_log
-from gateway.ledger.heeded import heard_of_none
 from gateway.ledger.journal import SUFFIX as JOURNAL_SUFFIX
 from gateway.ledger.pricing import price_usage
 from gateway.ledger.records import ChargeRecord, RequestRecord, Settlement
@@ -84,8 +83,7 @@ class Recovery:
         left = [held[name] for name in await parts.ledger.missing(held)]
         usages = await self._usages(left)
         for one in left:
-            settlement = self._settlement(one, orphan.owner, usages)
-            parts.ledger.settle(settlement, heeded=heard_of_none(one.at))
+            parts.ledger.settle(self._settlement(one, orphan.owner, usages))
         if not await parts.ledger.flush():
             raise OSError("the ledger does not take the rows yet")
         ended = await parts.budgets.end_leases(orphan.owner)
@@ -132,7 +130,7 @@ class Recovery:
         beyond = record.cost_nano_usd - held.nano_usd
         if beyond > 0:
             self._parts.budgets.overruns.note(held.key, beyond, held.at)
-        return Settlement(request=record, charges=tuple(charges))
+        return Settlement(request=record, charges=tuple(charges), heeded_us=held.heeded_us)
 
     async def _usages(self, left: Sequence[Held]) -> dict[tuple[str, str], Usage]:
         """By request and backend, of those that say it in time: leases must not wait for it."""

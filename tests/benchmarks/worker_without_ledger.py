@@ -3,7 +3,6 @@
 import sys
 
 import gateway.processes.assembly
-from gateway.ledger.heeded import Heeded
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.records import Settlement
 from gateway.processes import worker
@@ -12,7 +11,7 @@ from gateway.processes import worker
 class NoLedger(Ledger):
     """Forgets what it is told."""
 
-    def settle(self, settlement: Settlement, *, heeded: Heeded | None = None) -> None:
+    def settle(self, settlement: Settlement) -> None:
         """Nothing."""
 
     async def journalled(self, *, alone: bool = False) -> None:

@@ -36,7 +36,11 @@ def charge(request_id: str, seq: int = 0, **fields: Any) -> ChargeRecord:
 
 
 def settlement(
-    request_id: str, *, charges: tuple[ChargeRecord, ...] | None = None, **fields: Any
+    request_id: str,
+    *,
+    charges: tuple[ChargeRecord, ...] | None = None,
+    heeded_us: int | None = None,
+    **fields: Any,
 ) -> Settlement:
     """A request; with one charge of 1000 nano-dollars unless told otherwise."""
     if charges is None:
@@ -75,7 +79,7 @@ def settlement(
         "cost_nano_usd": sum(one.cost_nano_usd for one in charges),
     }
     request = RequestRecord(request_id=request_id, **{**given, **fields})
-    return Settlement(request=request, charges=charges)
+    return Settlement(request=request, charges=charges, heeded_us=heeded_us)
 
 
 def renamed(template: Settlement, request_id: str) -> Settlement:

@@ -1,6 +1,5 @@
 """A budget that is made while other processes answer counts each of their requests once."""
 
-import asyncio
 import itertools
 from collections.abc import AsyncIterator
 
@@ -14,10 +13,11 @@ from gateway.ledger.budget_store import Budget, Spend
 from gateway.ledger.budgets import Budgets
 from gateway.ledger.late_spending import by_backend
 from gateway.ledger.ledger import Ledger
+from gateway.ledger.overruns import list_overruns
 from gateway.ledger.tables import leases
 from gateway.settings import Settings
 from tests.gateway.ledger.budget_samples import TEAM, set_limit, spend_of, still
-from tests.gateway.ledger.samples import NOW, settlement
+from tests.gateway.ledger.samples import NOW, charge, settlement
 
 ORDERS = [
     order
@@ -31,12 +31,12 @@ class Process:
 
     def __init__(self, engine: AsyncEngine, settings: Settings, name: str = "other") -> None:
         self.budgets: Budgets = still(engine, name)
-        self.ledger = Ledger(settings, engine, worker=name, too_late=self.budgets.too_late)
+        self.ledger = Ledger(settings, engine, worker=name)
 
     async def settle(self, name: str) -> None:
         """Answer a request that no budget had held."""
-        row = settlement(name)
-        self.ledger.settle(row, heeded=self.budgets.heeded)
+        row = settlement(name, heeded_us=self.budgets.heeded_us)
+        self.ledger.settle(row)
         self.budgets.add(TEAM, {}, by_backend(row.charges), at=NOW)
 
     async def write(self) -> None:
@@ -81,7 +81,7 @@ async def test_request_held_by_one_budget_counts_in_one_made_meanwhile(
     held = await process.budgets.reserve(TEAM, 1_500)
     new = await set_limit(engine, 10_000, "key:key_1")
     await process.budgets.refresh()
-    process.ledger.settle(settlement("r1"), heeded=held.heeded)
+    process.ledger.settle(settlement("r1", heeded_us=held.heeded_us))
     held.settle(1_000)
     await process.write()
     await process.budgets.aclose()
@@ -91,12 +91,12 @@ async def test_request_held_by_one_budget_counts_in_one_made_meanwhile(
 async def test_row_that_came_too_late_leaves_no_room_beyond_the_limit(
     engine: AsyncEngine, process: Process
 ) -> None:
-    """It takes the new budget's room like a late charge; what has none is overrun."""
+    """It takes what room the new budget has, like a correction; the rest is overrun."""
     await process.settle("r1")
     budget = await set_limit(engine, 600)
     await process.write()
     await process.budgets.aclose()
-    assert await spend_of(engine, budget) == Spend(overrun=1_000)
+    assert await spend_of(engine, budget) == Spend(spent=600, overrun=400)
 
 
 async def test_budget_in_another_time_zone_is_another_one(
@@ -105,11 +105,10 @@ async def test_budget_in_another_time_zone_is_another_one(
     """A day that begins elsewhere counts anew, also what was not written yet; a limit does not."""
     async with engine.begin() as connection:
         wanted = Budget(scope="team:search", window="day", limit_nano_usd=10_000)
-        first = await store.set_budget(connection, wanted, now=NOW - 60)
+        await store.set_budget(connection, wanted, now=NOW - 60)
     raised = await set_limit(engine, 20_000)
     await process.budgets.refresh()
-    before = process.budgets.heeded.ids
-    assert {(first.scope, first.window, round((NOW - 60) * 1e6))} == before
+    assert process.budgets.heeded_us == round((NOW - 60) * 1e6)
     async with engine.begin() as connection:
         moved = msgspec.structs.replace(raised, tz="Pacific/Auckland")
         await store.set_budget(connection, moved, now=NOW)
@@ -132,13 +131,13 @@ async def test_rows_of_a_killed_process_count_once_in_a_budget_made_meanwhile(
 ) -> None:
     """Its journal is replayed by another one. Whether or not it heard of the budget in time to
     lease from it, and whether its row began before the budget or after: it is counted once."""
-    row = settlement("r1", started_at=began)
-    process.ledger.settle(row, heeded=process.budgets.heeded)
+    heeded_us = process.budgets.heeded_us
+    process.ledger.settle(settlement("r1", started_at=began, heeded_us=heeded_us))
     budget = await set_limit(engine, 10_000)
     if heard:
         await process.budgets.refresh()
         held = await process.budgets.reserve(TEAM, 500)
-        process.ledger.settle(settlement("r2", started_at=NOW + 2), heeded=held.heeded)
+        process.ledger.settle(settlement("r2", started_at=NOW + 2, heeded_us=held.heeded_us))
         held.settle(1_000)
     await process.ledger.journalled(alone=True)
     process.ledger._journal.close()  # what a dead process holds, nobody locks
@@ -153,17 +152,81 @@ async def test_rows_of_a_killed_process_count_once_in_a_budget_made_meanwhile(
     assert (await spend_of(engine, budget)).used == (2_000 if heard else 1_000)
 
 
+@pytest.mark.parametrize("leased", [False, True], ids=["", "leased"])
+@pytest.mark.parametrize("began", [NOW - 1, NOW + 1], ids=["before", "after"])
+async def test_rows_count_though_their_process_is_killed_once_they_are_written(
+    engine: AsyncEngine, settings: Settings, process: Process, began: float, leased: bool
+) -> None:
+    """Between the rows' commit and anything else that the process would do about a budget made
+    meanwhile; its journal, which still has them, is replayed, and its lease ended, if it has one.
+    """
+    heeded_us = process.budgets.heeded_us
+    for name in ("r1", "r2"):
+        process.ledger.settle(settlement(name, started_at=began, heeded_us=heeded_us))
+    budget = await set_limit(engine, 1_500)
+    if leased:
+        await process.budgets.refresh()
+        held = await process.budgets.reserve(TEAM, 500)
+        held.release()
+        await _leased_now(engine)
+    await process.ledger.journalled(alone=True)
+    await process.ledger._repository.write([one for one, _ in process.ledger._queue])
+    process.ledger._journal.close()
+
+    used = (await spend_of(engine, budget)).used
+    other = Process(engine, settings, "alive")
+    await other.ledger.take_over()
+    await other.budgets.end_leases("other")
+    await other.ledger.aclose()
+    after = await spend_of(engine, budget)
+    assert used == after.used == 2_000
+    assert after.spent + after.reserved <= 1_500
+    async with engine.connect() as connection:
+        assert [row["requests"] for row in await list_overruns(connection)] == [1]
+
+
+async def test_rows_that_memory_gave_up_count_in_a_budget_made_before_they_were_written(
+    engine: AsyncEngine, settings: Settings
+) -> None:
+    """With the database away most rows wait in the journal only; it knows what they were held
+    against."""
+    ledger = Ledger(settings, engine, worker="other", max_pending=1)
+    for number in range(5):
+        ledger.settle(settlement(f"r{number}", heeded_us=0))
+    await ledger.journalled(alone=True)
+    budget = await set_limit(engine, 10_000)
+    await ledger._write_queue()
+    await ledger._replay_spilled()
+    assert (await spend_of(engine, budget)).used == 5_000
+    await ledger.aclose()
+
+
+async def test_late_charge_of_a_row_that_came_too_late_counts_once(
+    engine: AsyncEngine, process: Process
+) -> None:
+    """Row and charge wait in one batch, and the budget is made between both."""
+    process.ledger.settle(settlement("r1", heeded_us=0))
+    budget = await set_limit(engine, 10_000)
+    await process.budgets.refresh()
+    late = charge("r1", 900, cost_nano_usd=170)
+    heeded_us = process.budgets.heeded_us
+    process.ledger.settle(settlement("r1", charges=(charge("r1"), late), heeded_us=heeded_us))
+    process.budgets.add(TEAM, {}, by_backend([late]), at=NOW)
+    await process.write()
+    await process.budgets.aclose()
+    assert await spend_of(engine, budget) == Spend(spent=1_170)
+
+
 async def test_row_counted_too_late_stays_counted_when_its_process_is_killed(
     engine: AsyncEngine, process: Process
 ) -> None:
     """It began before the budget, so whoever ends the lease does not find it there."""
-    row = settlement("r1", started_at=NOW - 1)
-    process.ledger.settle(row, heeded=process.budgets.heeded)
+    heeded_us = process.budgets.heeded_us
+    process.ledger.settle(settlement("r1", started_at=NOW - 1, heeded_us=heeded_us))
     budget = await set_limit(engine, 10_000)
     await process.write()
-    await asyncio.gather(*process.budgets._leases.background)
     held = await process.budgets.reserve(TEAM, 500)
-    process.ledger.settle(settlement("r2", started_at=NOW + 1), heeded=held.heeded)
+    process.ledger.settle(settlement("r2", started_at=NOW + 1, heeded_us=held.heeded_us))
     held.settle(1_000)
     await process.write()
     await process.budgets.sync()
@@ -182,7 +245,7 @@ async def test_budget_made_again_keeps_what_a_killed_process_spent_before(
     await process.budgets.refresh()
     for name in ("r1", "r2"):
         held = await process.budgets.reserve(TEAM, 1_000)
-        process.ledger.settle(settlement(name, started_at=NOW), heeded=held.heeded)
+        process.ledger.settle(settlement(name, started_at=NOW, heeded_us=held.heeded_us))
         held.settle(1_000)
         await process.write()
         await process.budgets.sync()
