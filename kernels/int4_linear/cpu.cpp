@@ -188,10 +188,10 @@ void multiply_int4_panel(const Codes& codes, const float* row_sums, int row, int
 #endif
     while (row < last) {  // Rows of one tile, as many as registers hold.
         const int end = std::min(last, (row / TILE_ROWS + 1) * TILE_ROWS);
-        if (LANES == 16)
-            for (; row + 4 <= end; row += 4)
-                multiply_nibbles<4>(codes, row_sums, row, w, block, out);
-        for (; row < end; ++row) multiply_nibbles<1>(codes, row_sums, row, w, block, out);
+        each_few<LANES == 16 ? 4 : 1>(row, end, [&](int first, auto count) {
+            multiply_nibbles<decltype(count)::value>(codes, row_sums, first, w, block, out);
+        });
+        row = end;
     }
 }
 

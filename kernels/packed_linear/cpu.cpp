@@ -73,16 +73,10 @@ template <int KIND>
 void multiply_block_of(const float* x, int row, int end, const FloatWeight& w, const void* weight,
                        int64_t at, int block, float* out) {
     constexpr int TOGETHER = LANES == 16 ? 8 : 2;  // as there are registers for their sums
-    const auto run = [&](auto together) {
-        constexpr int ROWS = decltype(together)::value;
-        for (; row + ROWS <= end; row += ROWS)
-            multiply_floats<ROWS, KIND>(x + int64_t{row} * w.inputs, w, weight, at, block,
-                                        out + int64_t{row} * w.channels);
-    };
-    run(std::integral_constant<int, TOGETHER>{});
-    if (LANES == 16) run(std::integral_constant<int, 4>{});
-    run(std::integral_constant<int, 2>{});
-    run(std::integral_constant<int, 1>{});
+    each_few<TOGETHER>(row, end, [&](int first, auto count) {
+        multiply_floats<decltype(count)::value, KIND>(x + int64_t{first} * w.inputs, w, weight, at,
+                                                      block, out + int64_t{first} * w.channels);
+    });
 }
 
 template <int KIND>

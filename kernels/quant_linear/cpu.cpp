@@ -178,14 +178,16 @@ void multiply_rows(const Codes& codes, int row, const Int8Weight& w, int block, 
     for (int tile = 0; tile < tiles; ++tile, from += 2 * TILE_BYTES) {
         for (int k = 0; k < TILE_INPUTS; k += 4 * APART) {
             for (int apart = 0; apart < APART; ++apart, weight += 4 * PACKED_CHANNELS) {
+                Ints weights[PACKED_VECTORS];
+                for (int v = 0; v < PACKED_VECTORS; ++v)
+                    weights[v] = load_ints(weight + v * LANES * 4);
                 for (int r = 0; r < ROWS; ++r) {
                     const uint8_t* four = from + r * TILE_INPUTS + k + 4 * apart;
                     const Ints highs = repeat_four_bytes(four);
                     const Ints lows = repeat_four_bytes(four + TILE_BYTES);
                     for (int v = 0; v < PACKED_VECTORS; ++v) {
-                        const Ints weights = load_ints(weight + v * LANES * 4);
-                        high[apart][r][v] = add_products(high[apart][r][v], highs, weights);
-                        low[apart][r][v] = add_products(low[apart][r][v], lows, weights);
+                        high[apart][r][v] = add_products(high[apart][r][v], highs, weights[v]);
+                        low[apart][r][v] = add_products(low[apart][r][v], lows, weights[v]);
                     }
                 }
             }
@@ -206,14 +208,30 @@ void multiply_rows(const Codes& codes, int row, const Int8Weight& w, int block, 
     }
 }
 
+// Calls body with `count`, which is 1 to MOST, as a constant.
+template <int MOST, class Body>
+inline void call_with(int count, const Body& body) {
+    if (count == MOST) return body(std::integral_constant<int, MOST>{});
+    if constexpr (MOST > 1) call_with<MOST - 1>(count, body);
+}
+
+// Calls body(row, how many) for rows [row, end), at most MOST at a time and about as many each time:
+// a last row or two alone would wait for the weights as long as many do. How many is a constant.
+template <int MOST, class Body>
+inline void each_few(int row, int end, const Body& body) {
+    for (int passes = (end - row + MOST - 1) / MOST; passes > 0; --passes) {
+        const int count = (end - row + passes - 1) / passes;
+        call_with<MOST>(count, [&](auto constant) { body(row, constant); });
+        row += count;
+    }
+}
+
 // Rows [row, end) lie in one tile: as many at a time as there are registers for their sums.
 inline void multiply_few(const Codes& codes, int row, int end, const Int8Weight& w, int block,
                          float* out) {
-    if (LANES == 16)
-        for (; row + 4 <= end; row += 4) multiply_rows<4>(codes, row, w, block, out);
-    if (LANES == 16)
-        for (; row + 2 <= end; row += 2) multiply_rows<2>(codes, row, w, block, out);
-    for (; row < end; ++row) multiply_rows<1>(codes, row, w, block, out);
+    each_few<LANES == 16 ? 6 : 1>(row, end, [&](int first, auto count) {
+        multiply_rows<decltype(count)::value>(codes, first, w, block, out);
+    });
 }
 
 #if defined(__AMX_INT8__) && !defined(NO_TILES)
