@@ -164,12 +164,12 @@ struct Slots {
     Slots alone() const { return {data, first, stride}; }
     Vector at(int slot, int d) const { return load_as<KIND>(data, first + slot * stride + d); }
     // Asks for what is read soon, a slot for each that is read: memory gives it meanwhile, where it
-    // would hold up a burst.
+    // would hold up a burst. Into the second cache: more may be on their way there than to the first.
     void fetch(int slot, int dim) const {
         constexpr int LINE = 64, BYTES = KIND == FP32 ? 4 : 2;
         if (ahead == 0) return;
         const char* from = static_cast<const char*>(data) + (first + slot * stride) * BYTES + ahead;
-        for (int at = 0; at < dim * BYTES; at += LINE) __builtin_prefetch(from + at);
+        for (int at = 0; at < dim * BYTES; at += LINE) __builtin_prefetch(from + at, 0, 2);
     }
 };
 

@@ -184,7 +184,7 @@ inline void fetch(const Place& at, const CacheShape& shape, int slots, int head)
     const int bytes = shape.dim * shape.bytes_of_number();
     const char* from = reinterpret_cast<const char*>(at.address(shape)) + int64_t{head} * bytes;
     for (int row = 0; row < slots; ++row, from += int64_t{shape.heads} * bytes)
-        for (int line = 0; line < bytes; line += LINE) __builtin_prefetch(from + line);
+        for (int line = 0; line < bytes; line += LINE) __builtin_prefetch(from + line, 0, 2);
 }
 
 // Hands one head of slots to body, as they lie or widened: few rows widen 16 bits as they read,
