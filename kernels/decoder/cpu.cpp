@@ -58,6 +58,37 @@ struct Batch {
     int tokens, sequences, table_len;
 };
 
+// The rows of a step that somebody asks for: those named, or the first so many.
+struct Asked {
+    const int64_t* rows;  // or null
+    int count;
+
+    int row(int index) const { return rows ? static_cast<int>(rows[index]) : index; }
+    // In their order and each once, as the last layer leaves out the others.
+    bool ascending(int tokens) const {
+        for (int index = 0; index < count; ++index)
+            if (row(index) >= tokens || row(index) <= (index ? row(index - 1) : -1)) return false;
+        return true;
+    }
+};
+
+// The same attention for some of the rows, each a task of its own: their sums do not change by it.
+void pick_tasks(const std::vector<Task>& tasks, const Asked& asked, std::vector<Task>& picked) {
+    picked.clear();
+    size_t at = 0;
+    for (int index = 0; index < asked.count; ++index) {
+        const int row = asked.row(index);
+        while (at < tasks.size() && row >= tasks[at].first_row + tasks[at].queries) ++at;
+        if (at == tasks.size()) return;
+        Task task = tasks[at];
+        task.position += row - task.first_row;
+        task.context = std::max(0, task.position + 1);
+        task.first_row = row;
+        task.queries = 1;
+        picked.push_back(task);
+    }
+}
+
 // What a step writes between its parts.
 struct Scratch {
     float* product;   // [tokens, the widest layer]
@@ -173,7 +204,8 @@ void rotate_and_store(const Decoder& d, const DecoderLayer& layer, const Batch& 
     write_slot(layer.cache.values, d.cache, slot, key + d.cache.heads * dim);
 }
 
-void run_layers(Team& team, const Decoder& d, const Batch& batch, const std::vector<Task>& tasks,
+void run_layers(Team& team, const Decoder& d, const Batch& batch, const Asked& asked,
+                const std::vector<Task>& tasks, const std::vector<Task>& asked_tasks,
                 const Scratch& scratch, float* residual, std::atomic<int>& outcome) {
     const int tokens = batch.tokens, width = d.heads * d.dim();
     const int qkv_width = width + 2 * d.cache.heads * d.dim();
@@ -181,48 +213,55 @@ void run_layers(Team& team, const Decoder& d, const Batch& batch, const std::vec
     static thread_local std::vector<float> row_memory;
     row_memory.resize(std::max({d.hidden, d.middle, width}));
     // Adds the last product to the stream, which begins with the embedding, and norms the sum.
-    const auto add_and_norm = [&](const float* weight, const Weight& next, bool first) {
-        each_row(team, tokens, [&](int row) {
+    const auto add_and_norm = [&](const Asked& rows, const float* weight, const Weight& next,
+                                  bool first) {
+        each_row(team, rows.count, [&](int index) {
+            const int row = rows.row(index);
             float* stream = row_of(residual, row, d.hidden);
             if (!first) {
-                add_row(row_of(scratch.product, row, d.hidden), stream, stream, d.hidden);
+                add_row(row_of(scratch.product, index, d.hidden), stream, stream, d.hidden);
             } else {
                 const float* from = d.embedding + batch.token_ids[row] * d.hidden;
                 std::copy_n(from, d.hidden, stream);
             }
             norm_row(stream, weight, row_memory.data(), d.eps, d.hidden);
-            scratch.take(next, row_memory.data(), row, tokens);
+            scratch.take(next, row_memory.data(), index, rows.count);
         });
     };
+    const Asked all{nullptr, tokens};
     for (int index = 0; index < d.num_layers; ++index) {
         const DecoderLayer& layer = d.layers[index];
-        add_and_norm(layer.input_norm, layer.qkv, index == 0);
+        add_and_norm(all, layer.input_norm, layer.qkv, index == 0);
         scratch.multiply_by(layer.qkv, team, tokens, scratch.product);
         each_row(team, tokens, [&](int row) {
             rotate_and_store(d, layer, batch, row, row_of(scratch.product, row, qkv_width),
                              row_of(scratch.mixed, row, width), row_memory.data());
         });
+        // Of the last layer nobody reads more than keys and values, the rows asked for aside.
+        const bool last = index + 1 == d.num_layers;
+        const Asked& rows = last ? asked : all;
         // A task reads its queries before it writes in their place.
         const Attention call{scratch.mixed, width, d.dim(), scratch.mixed, batch.block_tables,
                              batch.table_len, d.heads, d.scale, layer.window, d.soft_cap,
                              layer.sinks, nullptr, 0};
-        attend_all(team, call, layer.cache, d.cache, tasks, outcome);
-        each_row(team, tokens, [&](int row) {
-            scratch.take(layer.output, row_of(scratch.mixed, row, width), row, tokens);
+        attend_all(team, call, layer.cache, d.cache, last ? asked_tasks : tasks, outcome);
+        each_row(team, rows.count, [&](int index) {
+            scratch.take(layer.output, row_of(scratch.mixed, rows.row(index), width), index,
+                         rows.count);
         });
-        scratch.multiply_by(layer.output, team, tokens, scratch.product);
-        add_and_norm(layer.post_norm, layer.gate_up, false);
-        scratch.multiply_by(layer.gate_up, team, tokens, scratch.product);
-        each_row(team, tokens, [&](int row) {
+        scratch.multiply_by(layer.output, team, rows.count, scratch.product);
+        add_and_norm(rows, layer.post_norm, layer.gate_up, false);
+        scratch.multiply_by(layer.gate_up, team, rows.count, scratch.product);
+        each_row(team, rows.count, [&](int row) {
             const float* gate = row_of(scratch.product, row, 2 * d.middle);
             silu_mul_row(gate, gate + d.middle, row_memory.data(), d.middle);
-            scratch.take(layer.down, row_memory.data(), row, tokens);
+            scratch.take(layer.down, row_memory.data(), row, rows.count);
         });
-        scratch.multiply_by(layer.down, team, tokens, scratch.product);
+        scratch.multiply_by(layer.down, team, rows.count, scratch.product);
     }
-    each_row(team, tokens, [&](int row) {
-        float* stream = row_of(residual, row, d.hidden);
-        add_row(row_of(scratch.product, row, d.hidden), stream, stream, d.hidden);
+    each_row(team, asked.count, [&](int index) {
+        float* stream = row_of(residual, asked.row(index), d.hidden);
+        add_row(row_of(scratch.product, index, d.hidden), stream, stream, d.hidden);
     });
 }
 
@@ -264,28 +303,36 @@ extern "C" int64_t decoder_scratch_bytes(const Decoder* decoder, int tokens) {
     return Scratch::bytes(*decoder, tokens);
 }
 
-// One step. residual: [tokens, hidden], the stream after the last layer. logits: [num_rows,
-// vocabulary] of the rows named (null: the first so many); null: none are wanted. likeliest:
-// [num_rows], or null.
+// One step. residual: [tokens, hidden], where the rows named (null: the first so many) become the
+// stream after the last layer. logits: [num_rows, vocabulary] of these rows; null: none are wanted.
+// likeliest: [num_rows], or null.
 extern "C" int decoder_step(const Decoder* decoder, const Batch* batch, float* residual,
                             const int64_t* rows, int num_rows, float* logits, int64_t* likeliest,
                             uint8_t* memory, int threads) {
     const Decoder& d = *decoder;
-    static thread_local std::vector<Task> tasks;
+    static thread_local std::vector<Task> tasks, picked;
     if (!within_tables(d, *batch) ||
         !list_tasks(batch->query_start_lens, batch->context_lens, batch->sequences,
                     int64_t{batch->table_len} * d.cache.block_size, false, tasks))
         return OUT_OF_RANGE;
     const Scratch scratch = Scratch::in(memory, d, batch->tokens);
     std::atomic<int> outcome{OK};
-    const std::vector<Task>& listed = tasks;  // The caller's, not each helper's own.
+    // The caller's, not each helper's own.
+    const std::vector<Task>&listed = tasks, &asked_for = picked;
+    Asked asked{rows, num_rows};
+    if (asked.count == batch->tokens || !asked.ascending(batch->tokens)) {
+        asked = {nullptr, batch->tokens};
+        picked = tasks;
+    } else {
+        pick_tasks(tasks, asked, picked);
+    }
 #if defined(BF16_TILES)
     static thread_local std::vector<Largest> largest;
     std::vector<Largest>& found = largest;
     found.resize(int64_t{num_rows} * Team(threads, nullptr).shares_of(INT_MAX));
 #endif
     pool().run(threads, PARTS_OF_LAYER * d.num_layers + 4, [&](Team& team) {
-        run_layers(team, d, *batch, listed, scratch, residual, outcome);
+        run_layers(team, d, *batch, asked, listed, asked_for, scratch, residual, outcome);
         if (!logits) return;
         const auto row_at = [&](int row) {
             return residual + (rows ? rows[row] : row) * int64_t{d.hidden};

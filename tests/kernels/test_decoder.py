@@ -320,3 +320,24 @@ def test_decoder_samples_what_its_logits_say(model: Model) -> None:
     assert tokens == logits.argmax(dim=-1).tolist()
     everyone = model.decoder.likeliest(*vars(step).values())
     assert everyone == model.decoder.logits(stream).argmax(dim=-1).tolist()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("rows", [[14], [0, 13], [3, 20, 34], [34, 3], [5, 5, 6], []], ids=str)
+def test_decoder_computes_the_rows_asked_for_as_beside_all(
+    model: Model, rows: list[int], threads: int
+) -> None:
+    """Whichever rows are asked for, in any order, also twice: the bits of all, and their cache."""
+    step, before = _step([(0, 20, 20), (1, 1, 9), (2, 14, 30)]), torch.get_num_threads()
+    ours, theirs = model.new_caches(), model.new_caches()
+    for caches in (ours, theirs):
+        model.in_one_call(_step([(1, 8, 8), (2, 16, 16)]), caches)
+    torch.set_num_threads(threads)
+    try:
+        stream = model.in_one_call(step, theirs)
+        assert model.decoder.can_use(ours)
+        logits = model.decoder.step(*vars(step).values(), rows=torch.tensor(rows).long())
+        assert torch.equal(logits, model.decoder.logits(stream[rows]))
+        _assert_same_bits(ours, theirs)
+    finally:
+        torch.set_num_threads(before)
