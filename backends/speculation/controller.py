@@ -4,6 +4,11 @@ A decode step over S sequences takes base(S), and d longer for each draft token 
 guessing one costs p. A token of the answer is therefore worth base(S) / S, and the i-th draft of
 a sequence, kept with probability a^i, pays as long as a^i · base(S) / S > d + p.
 
+An answer that was foreseen (a prediction) is mostly right as a whole or wrong as a whole, and those
+of other requests say little of it. All of its guesses together may cost a small part of the steps
+that it foresees, beyond what the right ones saved: where drafts are dear, the first are short or
+none, and the next grow while they are right.
+
 Plain steps are interspersed, so that base(S) stays true; a proposer that loses rests, and is
 tried again for a few steps ever more rarely.
 """
@@ -31,6 +36,8 @@ takes says nothing about the next guess."""
 _PRIOR_TRIALS: Final = 6.0
 """How many trials of its own a request needs to count as much as the proposer's average."""
 _FADE: Final = 0.97
+_STAKE: Final = 0.05
+"""Part of a foreseen answer's steps that its guesses may cost."""
 
 
 class _Recent:
@@ -72,6 +79,8 @@ class _Own:
     acceptance: _Acceptance = field(default_factory=_Acceptance)
     asked_at: int | None = None
     """The step in which it was last asked."""
+    saved: float = 0.0
+    """Tokens of the answer whose time its guesses saved; negative: cost."""
 
 
 @dataclass(slots=True)
@@ -127,6 +136,8 @@ class _Standing:
     guess_ns: dict[int, _Recent] = field(default_factory=dict)
     """Time per guessed token, by the number of requests asked for at once."""
     requests: dict[Request, _Own] = field(default_factory=dict)
+    cost: float = 0.0
+    """Of a draft token in this step, in units of what a token of the answer is worth."""
 
     def guess_cost_ns(self, num_requests: int) -> float | None:
         """Time per guessed token when asking for so many requests; None if it has to be tried.
@@ -141,6 +152,14 @@ class _Standing:
             return None if self.rest.costly else 0.0
         near = min(self.guess_ns, key=lambda number: abs(number - num_requests))
         return self.guess_ns[near].median * min(1.0, near / num_requests)
+
+    def affordable(self, request: Request, limit: int) -> int:
+        """At most `limit`: drafts of a foreseen answer that may all be wrong."""
+        if self.cost <= 0.0:
+            return limit
+        own = self.requests.get(request)
+        stake = _STAKE * len(request.prediction_token_ids or ()) + (own.saved if own else 0.0)
+        return min(limit, max(0, int(stake / self.cost)))
 
 
 class Controller:
@@ -175,18 +194,22 @@ class Controller:
         if standing is None:
             standing = self._standings[proposer.name] = _Standing(_Rest(proposer.costly))
         most = self._num_tokens * proposer.reach
+        limits: list[int] | None = None
         guess_ns = standing.guess_cost_ns(_bucket(len(requests)))
         if guess_ns is not None:
-            cost = self._relative_cost(guess_ns, num_sequences)
+            cost = standing.cost = self._relative_cost(guess_ns, num_sequences)
             prior = standing.acceptance.rate(0.7)
             limits = [
                 _worthwhile(own.acceptance.rate(prior) if own is not None else prior, cost, most)
                 for own in map(standing.requests.get, requests)
             ]
-            if any(limits):
-                standing.rest.end()
-                return limits
-        return standing.rest.probe(requests, min(_PROBE_TOKENS, most), self._step)
+        if limits and any(limits):
+            standing.rest.end()
+        else:
+            limits = standing.rest.probe(requests, min(_PROBE_TOKENS, most), self._step)
+        if limits and proposer.foresees:
+            limits = list(map(standing.affordable, requests, limits))
+        return limits
 
     def guessed(
         self, proposer: str, requests: list[Request], num_tokens: int, took_ns: int
@@ -214,6 +237,7 @@ class Controller:
         if own is None:
             own = standing.requests[request] = _Own()
         own.acceptance.add(proposed, accepted)
+        own.saved += accepted - standing.cost * proposed
 
     def forget(self, request: Request) -> None:
         """The request has ended."""

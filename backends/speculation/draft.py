@@ -28,6 +28,7 @@ class DraftProposer:
 
     name = "draft"
     reach = 1
+    foresees = False
     costly = True
 
     def __init__(self, model: DraftModel) -> None:

@@ -16,6 +16,7 @@ class NgramProposer:
 
     name = "ngram"
     reach = 1
+    foresees = False
     costly = False
 
     def __init__(self, longest: int = 4, shortest: int = 2) -> None:

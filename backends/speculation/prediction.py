@@ -15,6 +15,7 @@ class PredictionProposer:
 
     name = "prediction"
     reach = 4
+    foresees = True
     costly = False
 
     def __init__(self) -> None:

@@ -18,6 +18,8 @@ class Proposer(Protocol):
     """Stands in `Request.draft_source`."""
     reach: int
     """How many times `speculation.num_tokens` it may guess ahead."""
+    foresees: bool
+    """Whether it was told the whole answer beforehand, and follows it."""
     costly: bool
     """Whether guessing itself takes time worth measuring before it is used widely."""
 

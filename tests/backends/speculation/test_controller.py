@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from backends.contract import SamplingParams
 from backends.engine.request import Request
@@ -15,10 +17,11 @@ class Guesser:
     """A proposer's description: all that the controller reads of it."""
 
     name = "p"
-    reach = 1
 
-    def __init__(self, costly: bool = False) -> None:
+    def __init__(self, *, costly: bool = False, foresees: bool = False) -> None:
         self.costly = costly
+        self.foresees = foresees
+        self.reach = 4 if foresees else 1
 
     def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[list[int]]:
         """Always the same token."""
@@ -28,7 +31,8 @@ class Guesser:
         """It remembers nobody."""
 
 
-LOOKUP, MODEL = Guesser(costly=False), Guesser(costly=True)
+LOOKUP, MODEL = Guesser(), Guesser(costly=True)
+PREDICTION = Guesser(foresees=True)
 
 
 def some_requests(count: int) -> list[Request]:
@@ -225,3 +229,65 @@ def test_controller_single_odd_measurements_change_nothing() -> None:
         controller.verified("p", request, 4, 3)
         if step > 10:
             assert controller.limits(LOOKUP, [request], 1) == [4]
+
+
+def foreseen(controller: Controller, *, draft_ns: int, tokens: int = 40) -> Request:
+    """A request with a prediction, where steps are known and others' predictions were right."""
+    other, request = some_requests(2)
+    request.prediction_token_ids = [1] * tokens
+    controller.limits(PREDICTION, [other], 1)
+    for _ in range(5):
+        controller.step_took(1, 0, 1_000_000)
+        controller.step_took(1, 4, 1_000_000 + 4 * draft_ns)
+    for _ in range(10):
+        controller.verified("p", other, 16, 16)
+    return request
+
+
+def guess(controller: Controller, request: Request, right: float = 1.0) -> int:
+    """One step in which this part of the guesses was right: how many were made."""
+    limits = controller.limits(PREDICTION, [request], 1)
+    count = limits[0] if limits else 0
+    if count:
+        controller.guessed("p", [request], count, 0)
+        controller.verified("p", request, count, int(right * count))
+    return count
+
+
+def test_controller_a_prediction_is_followed_at_once_where_drafts_are_nearly_free() -> None:
+    """A wrong guess of any length would hardly be noticed."""
+    controller = Controller(num_tokens=4)
+    assert guess(controller, foreseen(controller, draft_ns=20_000, tokens=13)) == 16
+
+
+def test_controller_guesses_from_a_prediction_grow_where_drafts_are_dear() -> None:
+    """The first costs 5% of the steps foreseen, however right others' were; those that were right
+    pay for longer ones."""
+    controller = Controller(num_tokens=4)
+    request = foreseen(controller, draft_ns=400_000)
+    assert [guess(controller, request) for _ in range(4)] == [5, 12, 16, 16]
+
+
+def test_controller_short_predictions_are_not_followed_where_drafts_are_dear() -> None:
+    """A single wrong guess would cost more than 5% of so short an answer."""
+    controller = Controller(num_tokens=4)
+    request = foreseen(controller, draft_ns=400_000, tokens=7)
+    assert not any(guess(controller, request) for _ in range(300))
+
+
+@given(
+    draft_ns=st.integers(10_000, 2_000_000),
+    tokens=st.integers(1, 300),
+    right=st.lists(st.sampled_from([0.0, 0.3, 0.6, 1.0]), max_size=30),
+)
+def test_controller_a_prediction_never_costs_more_than_its_stake(
+    draft_ns: int, tokens: int, right: list[float]
+) -> None:
+    """Whatever is right of it, and however often it is tried."""
+    controller = Controller(num_tokens=4)
+    request = foreseen(controller, draft_ns=draft_ns, tokens=tokens)
+    cost_ns = 0.0
+    for part in right:
+        count = guess(controller, request, part)
+        cost_ns += draft_ns * count - 1_000_000 * int(part * count)
+        assert cost_ns <= 0.05 * 1_000_000 * tokens + 1e-3
