@@ -116,7 +116,7 @@ async def change_budget(
     async with acting(pipeline, request, "budgets.set", body.scope) as (act, connection):
         await _check_reach(act, body.scope, connection)
         act.details = msgspec.to_builtins(body)
-        budget = await set_budget(connection, body.wanted(), now=parts.clock())
+        budget = await set_budget(connection, body.wanted())
         counter = counter_of(budget, parts.clock())
         spend = await read_spend(connection, [counter])
     await parts.budgets.refresh()

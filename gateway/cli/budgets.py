@@ -108,11 +108,10 @@ def set_(
         import msgspec
 
         from gateway.ledger.budget_store import BudgetBody, set_budget, shown_budget
-        from gateway.ledger.database_clock import now_of
 
         async def work(connection: "AsyncConnection") -> dict[str, Any]:
             wanted = msgspec.convert(body, BudgetBody).wanted()
-            return shown_budget(await set_budget(connection, wanted, now=await now_of(connection)))
+            return shown_budget(await set_budget(connection, wanted))
 
         return run_in_transaction(
             settings,

@@ -14,9 +14,10 @@ from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, or_, s
 
 from gateway.ledger import state, subjects
 from gateway.ledger.database import insert_once
+from gateway.ledger.database_clock import now_of
 from gateway.ledger.money import MAX_NANO_USD, parse_usd, usd_text
 from gateway.ledger.records import FIRST_CORRECTION
-from gateway.ledger.tables import budget_alerts, budget_spend, budgets, charges, requests
+from gateway.ledger.tables import budget_alerts, budget_spend, budgets, charges, leases, requests
 from gateway.ledger.windows import (
     bucket_us_of,
     check_window,
@@ -40,6 +41,8 @@ _ALIASES = {"organisation": EVERYBODY, "organization": EVERYBODY, "org": EVERYBO
 _KINDS = ("team", "key", "user", "tag", "model")
 NOT_CHARGED = ("shadow", "audit")
 """The operator's own experiments: no customer's budget pays for them."""
+_BEFORE_LEASE_US = 60_000_000
+"""Longest that a request may have waited, on a busy database, for the lease it reserved from."""
 
 
 class Budget(Struct, frozen=True, kw_only=True):
@@ -197,11 +200,13 @@ def counter_of(budget: Budget, now: float) -> Counter:
     return Counter(budget.scope, budget.window, window_start_us(budget.window, now, budget.tz))
 
 
-async def set_budget(connection: "AsyncConnection", budget: Budget, *, now: float) -> Budget:
+async def set_budget(
+    connection: "AsyncConnection", budget: Budget, *, now: float | None = None
+) -> Budget:
     """Make or change a budget. A new one counts what its window already spent.
 
     Args:
-        now: unix seconds, by the database's clock.
+        now: unix seconds; None: by the database's clock.
 
     Raises:
         ValueError: no such scope, window or zone, or a limit or threshold out of range.
@@ -217,6 +222,7 @@ async def set_budget(connection: "AsyncConnection", budget: Budget, *, now: floa
         "downgrade_policy": budget.downgrade_policy,
     }
     await state.hold_writers(connection)  # each row is in the sum, or its batch sees the budget
+    now = await now_of(connection) if now is None else now
     old_tz = (await connection.execute(select(budgets.c.tz).where(here))).scalar_one_or_none()
     if old_tz != budget.tz:
         youngest = (await connection.execute(select(func.max(budgets.c.created_us)))).scalar()
@@ -279,6 +285,41 @@ async def _count_anew(connection: "AsyncConnection", counter: Counter) -> None:
             .where(is_counter(one))
             .values(spent_nano_usd=spent, overrun_nano_usd=0)
         )
+        await _know_all(connection, one)
+
+
+async def _know_all(connection: "AsyncConnection", counter: Counter) -> None:
+    """Leases of an earlier budget need to count nothing that the counter begins with."""
+    here = and_(
+        leases.c.scope == counter.scope,
+        leases.c.window == counter.window,
+        leases.c.window_start_us == counter.start_us,
+    )
+    rows: Sequence[Any] = (await connection.execute(select(leases).where(here))).all()
+    for row in rows:
+        since_us = await counts_since_us(connection, counter, row.created_us)
+        answered = select(booked(counter, since_us=since_us, worker=row.owner))
+        known = int((await connection.execute(answered)).scalar_one())
+        counted = known - row.spent_nano_usd - row.overrun_nano_usd
+        await connection.execute(
+            update(leases).where(here, leases.c.owner == row.owner).values(counted_nano_usd=counted)
+        )
+
+
+async def counts_since_us(connection: "AsyncConnection", counter: Counter, leased_us: int) -> int:
+    """From when on the requests of a lease's owner are in it.
+
+    A lease that is older than its budget is of an earlier one of the same window, which was
+    removed: what it booked for that, it booked in the same counter.
+    """
+    made = await connection.execute(
+        select(budgets.c.created_us).where(
+            budgets.c.scope == counter.scope, budgets.c.window == counter.window
+        )
+    )
+    made_us = made.scalar_one_or_none() or 0
+    since_us = max(counter.start_us, leased_us - _BEFORE_LEASE_US)
+    return max(since_us, made_us) if made_us <= leased_us else since_us
 
 
 async def remove_budget(connection: "AsyncConnection", *, scope: str, window: str) -> None:

@@ -20,7 +20,7 @@ from sqlalchemy import select, update
 from gateway.ledger import budget_store as store
 from gateway.ledger.budget_store import Budget, Counter
 from gateway.ledger.database_clock import now_of
-from gateway.ledger.lease_store import lock_anchor, note_counted, window_spend
+from gateway.ledger.lease_store import Answered, lock_anchor, note_counted, window_spend
 from gateway.ledger.overruns import add_overrun
 from gateway.ledger.records import ChargeRecord, RequestRecord, Settlement
 from gateway.ledger.tables import budget_spend
@@ -78,14 +78,16 @@ class Correction:
 
 
 class Missed:
-    """Rows that are about to be written, in budgets made after those that they were held against.
+    """Rows that are about to be written, in budgets that were made since they began.
 
-    As with corrections, counters are locked before rows are written.
+    Those that they were not held against count them here. Those that they were held against have
+    them in a lease, which does not expect it of rows that began before its budget. As with
+    corrections, counters are locked before rows are written.
     """
 
-    def __init__(self, requests: Mapping[str, RequestRecord], now: float) -> None:
-        self._requests = requests
-        """By id, under their teams' and users' names."""
+    def __init__(self, rows: Mapping[str, Settlement], now: float) -> None:
+        self._rows = rows
+        """By request, under their teams' and users' names."""
         self._now = now
         self._counters: dict[Counter, tuple[Budget, Counter]] = {}
         """In the order in which they are locked; with what `_add` takes."""
@@ -101,21 +103,20 @@ class Missed:
         Args:
             youngest_us: when the last budget was made.
         """
-        heeded = {
-            one.request.request_id: one.heeded_us
+        since = {
+            one.request.request_id: (one, min(one.heeded_us, round(one.request.started_at * 1e6)))
             for one in batch
-            if one.heeded_us is not None and one.heeded_us < youngest_us
+            if one.heeded_us is not None
         }
-        if not heeded:
+        since = {name: its for name, its in since.items() if its[1] < youngest_us}
+        if not since:
             return None
-        oldest = min(heeded.values())
+        oldest = min(since_us for _, since_us in since.values())
         budgets = [b for b in await store.list_budgets(connection) if b.created_us > oldest]
-        requests = {one.request.request_id: one.request for one in batch}
-        missed = cls(requests, await now_of(connection))
-        for name, heeded_us in heeded.items():
-            of_it = _counters_of(budgets, requests[name], missed._now)
-            for counter, budget, current in of_it:
-                if budget.created_us > heeded_us:
+        missed = cls({name: one for name, (one, _) in since.items()}, await now_of(connection))
+        for name, (one, since_us) in since.items():
+            for counter, budget, current in _counters_of(budgets, one.request, missed._now):
+                if budget.created_us > since_us:
                     missed._counters[counter] = (budget, current)
                     missed._by_counter.setdefault(counter, set()).add(name)
         for counter in sorted(missed._counters, key=store.order):
@@ -127,16 +128,21 @@ class Missed:
         costs = {one.request.request_id: by_backend(one.charges) for one in written}
         beyond: dict[str, int] = {}
         for counter in sorted(self._counters, key=store.order):
-            found: dict[tuple[str, str], list[tuple[int, int]]] = {}
-            for name in self._by_counter[counter] & costs.keys():
-                request, nano_usd = self._requests[name], _concerning(counter, costs[name])
-                if nano_usd:
-                    rows = found.setdefault((request.worker, request.key), [])
-                    rows.append((round(request.started_at * 1e6), nano_usd))
-            for (worker, key), rows in found.items():
-                nano_usd = sum(nano for _, nano in rows)
-                over = await _add(connection, counter, nano_usd, *self._counters[counter])
+            budget, current = self._counters[counter]
+            by_owner: dict[str, list[Answered]] = {}
+            missed: dict[str, int] = {}
+            for name in sorted(self._by_counter[counter] & costs.keys()):
+                one, nano_usd = self._rows[name], _concerning(counter, costs[name])
+                assert one.heeded_us is not None, "begin took only such"
+                held, request = budget.created_us <= one.heeded_us, one.request
+                row = Answered(round(request.started_at * 1e6), nano_usd, held)
+                by_owner.setdefault(request.worker, []).append(row)
+                if not held:
+                    missed[request.key] = missed.get(request.key, 0) + nano_usd
+            for key, nano_usd in missed.items():
+                over = await _add(connection, counter, nano_usd, budget, current)
                 beyond[key] = max(beyond.get(key, 0), over)
+            for worker, rows in by_owner.items():
                 await note_counted(connection, counter, worker, rows)
         for key, nano_usd in sorted(beyond.items()):
             if nano_usd:

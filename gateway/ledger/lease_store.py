@@ -22,6 +22,7 @@ from gateway.ledger.budget_store import (
     Counter,
     Spend,
     booked,
+    counts_since_us,
     in_window,
     is_counter,
     lock,
@@ -34,8 +35,6 @@ from gateway.ledger.windows import first_start_us, rolls
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-_BEFORE_LEASE_US = 60_000_000
-"""Longest that a request may have waited, on a busy database, for the lease it reserved from."""
 _TOMBSTONE_US = 86_400_000_000
 _FIRST_BEAT_US = 20_000_000
 """How long a lease that its owner does not know of waits for it to be extended."""
@@ -59,6 +58,15 @@ class LeaseState(Struct, frozen=True, kw_only=True):
     known_spent: int = 0
     known_overrun: int = 0
     """What is booked for certain, should the lease's row be gone."""
+
+
+class Answered(Struct, frozen=True):
+    """A request as a budget sees it that was made since it began."""
+
+    started_us: int
+    nano_usd: int
+    held: bool
+    """Against this budget, so it is in its process's slices."""
 
 
 async def book(
@@ -232,7 +240,7 @@ async def _reap_one(connection: "AsyncConnection", seen: Any, *, certain: bool) 
     row: Any = (await connection.execute(select(leases).where(mine))).first()
     if row is None or (not certain and row.expires_us != seen.expires_us):
         return False  # its owner lives after all
-    since_us = await _counts_since_us(connection, counter, row.created_us)
+    since_us = await counts_since_us(connection, counter, row.created_us)
     answered = select(booked(counter, since_us=since_us, worker=row.owner))
     known = int((await connection.execute(answered)).scalar_one())
     missing = known - row.counted_nano_usd - row.spent_nano_usd - row.overrun_nano_usd
@@ -267,24 +275,23 @@ async def _reap_one(connection: "AsyncConnection", seen: Any, *, certain: bool) 
 
 
 async def note_counted(
-    connection: "AsyncConnection", counter: Counter, owner: str, rows: Sequence[tuple[int, int]]
+    connection: "AsyncConnection", counter: Counter, owner: str, rows: Sequence[Answered]
 ) -> None:
-    """Note what was counted beside the owner's lease, which counts it no more when it ends.
+    """Note for the end of the owner's lease, which looks at when requests began: what it will find
+    was counted beside the lease, what it will not find stands in it.
 
     One that has no lease yet, and may lease in a moment, gets an empty one.
-
-    Args:
-        rows: when each began, unix microseconds, and nano-dollars.
     """
     mine = (_leased(counter), leases.c.owner == owner)
     now = round(await now_of(connection) * 1e6)
     leased_us = (await connection.execute(select(leases.c.created_us).where(*mine))).scalar()
-    since_us = await _counts_since_us(connection, counter, now if leased_us is None else leased_us)
-    counted = sum(nano_usd for started_us, nano_usd in rows if started_us >= since_us)
+    since_us = await counts_since_us(connection, counter, now if leased_us is None else leased_us)
+    counted = sum(one.nano_usd for one in rows if not one.held and one.started_us >= since_us)
+    counted -= sum(one.nano_usd for one in rows if one.held and one.started_us < since_us)
     if leased_us is not None:
         more = leases.c.counted_nano_usd + counted
         await connection.execute(update(leases).where(*mine).values(counted_nano_usd=more))
-    elif counted:
+    elif counted > 0:
         await connection.execute(
             insert(leases).values(
                 scope=counter.scope,
@@ -296,22 +303,6 @@ async def note_counted(
                 counted_nano_usd=counted,
             )
         )
-
-
-async def _counts_since_us(connection: "AsyncConnection", counter: Counter, leased_us: int) -> int:
-    """From when on the requests of a lease's owner are in it.
-
-    A lease that is older than its budget is of an earlier one of the same window, which was
-    removed: what it booked for that, it booked in the same counter.
-    """
-    made = await connection.execute(
-        select(budgets.c.created_us).where(
-            budgets.c.scope == counter.scope, budgets.c.window == counter.window
-        )
-    )
-    made_us = made.scalar_one_or_none() or 0
-    since_us = max(counter.start_us, leased_us - _BEFORE_LEASE_US)
-    return max(since_us, made_us) if made_us <= leased_us else since_us
 
 
 async def sweep(connection: "AsyncConnection") -> None:

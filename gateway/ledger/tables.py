@@ -245,7 +245,7 @@ leases = Table(
 """The slice of a counter's reserved money that one gateway process holds, and all that it booked
 there so far. A live owner keeps extending `expires_us`; an ended lease stays for a day, so that
 whatever turns up late is booked once. held: the part for requests under way when it was written.
-counted: what of its owner's rows the counter has from those who wrote them."""
+counted: what of its owner's rows the counter has from elsewhere, as its end is not to count it."""
 
 machine_time = Table(
     "machine_time",

@@ -237,6 +237,51 @@ async def test_row_counted_too_late_stays_counted_when_its_process_is_killed(
     await other.aclose()
 
 
+async def test_row_that_began_before_its_budget_stays_counted_when_its_process_is_killed(
+    engine: AsyncEngine, process: Process
+) -> None:
+    """The budget was made, and heard of, before the request was held against it."""
+    budget = await set_limit(engine, 10_000)
+    await process.budgets.refresh()
+    held = await process.budgets.reserve(TEAM, 1_000)
+    row = settlement("r1", started_at=NOW - 1, heeded_us=held.heeded_us)
+    process.ledger.settle(row)
+    held.settle(1_000)
+    await process.write()
+    await process.budgets.sync()
+    await _leased_now(engine)
+    other = still(engine, "alive")
+    await other.end_leases("other")
+    assert await spend_of(engine, budget) == Spend(spent=1_000)
+    await other.aclose()
+
+
+async def test_budget_made_again_counts_once_what_was_spent_without_it(
+    engine: AsyncEngine, process: Process
+) -> None:
+    """A lease of the first one ends later: what it finds was in what the second began with."""
+    await set_limit(engine, 10_000)
+    await process.budgets.refresh()
+    held = await process.budgets.reserve(TEAM, 1_000)
+    process.ledger.settle(settlement("r1", heeded_us=held.heeded_us))
+    held.settle(1_000)
+    await process.write()
+    await process.budgets.sync()
+    async with engine.begin() as connection:
+        await store.remove_budget(connection, scope="team:search", window="day")
+    await process.budgets.refresh()
+    await _leased_now(engine)
+    await process.settle("r2")
+    await process.write()
+    async with engine.begin() as connection:
+        wanted = Budget(scope="team:search", window="day", limit_nano_usd=10_000)
+        budget = await store.set_budget(connection, wanted, now=NOW + 60)
+    other = still(engine, "alive")
+    await other.end_leases("other")
+    assert await spend_of(engine, budget) == Spend(spent=2_000)
+    await other.aclose()
+
+
 async def test_budget_made_again_keeps_what_a_killed_process_spent_before(
     engine: AsyncEngine, process: Process
 ) -> None:
