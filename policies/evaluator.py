@@ -63,7 +63,7 @@ class CompiledPolicy:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         actions = (*policy.rules, policy.default)
-        self.uses_estimates = any(action.objective is not None for action in actions)
+        self.uses_estimates = any(map(_weighs_cost, actions))
         """Whether decisions depend on `facts.estimates`."""
         self.uses_warmth = policy.sticky is not None or self.uses_estimates
         """Whether they depend on `facts.warm`; if that is known, on the estimates, too."""
@@ -210,3 +210,11 @@ def _shadow(action: Route, facts: Facts, cards: Mapping[str, BackendCard]) -> st
     unlimited = facts if facts.allowed is None else replace(facts, allowed=None)
     order = Candidates(unlimited, cards, action.max_tokens).order([action.shadow])
     return order[0] if order else None
+
+
+def _weighs_cost(action: Route) -> bool:
+    """Whether expected costs have a say in what an action does."""
+    return action.objective is not None or (
+        action.accept is not None
+        and (action.accept.lambda_cost_usd > 0 or action.accept.skip_lambda_cost_usd is not None)
+    )

@@ -120,6 +120,12 @@ class Accept(_Frozen, frozen=True, kw_only=True):
     skip_gain: float = 1.0
     """A rung is not asked where the question alone says that one above is likelier to answer well
     by this much."""
+    lambda_cost_usd: float = 0.0
+    """Quality that a dollar is worth: what a rung above gains counts less this much times what its
+    answer will probably cost; `min_gain` is about what is left."""
+    skip_lambda_cost_usd: float | None = None
+    """A rung is not asked where the question alone says that one above is likelier to answer well
+    by this much a dollar that it costs more."""
     predict: bool = True
     """Send a rejected answer along as a draft, where the next rung can verify it."""
     restart: bool = True

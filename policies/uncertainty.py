@@ -17,7 +17,10 @@ def uses_quality(policy: Policy) -> bool:
 def _weighs_quality(action: Route) -> bool:
     if action.objective is not None:
         return True
-    return action.accept is not None and action.accept.skip_gain < 1.0
+    accept = action.accept
+    return accept is not None and (
+        accept.skip_gain < 1.0 or accept.skip_lambda_cost_usd is not None
+    )
 
 
 def moved(

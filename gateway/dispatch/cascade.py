@@ -239,6 +239,7 @@ def cached_as(decision: Decision, cards: Mapping[str, BackendCard]) -> tuple[str
     accept = decision.accept
     ladder = (
         f"{'>'.join(decision.rungs)} {accept.judge}/{accept.n}>={accept.min:g},{accept.min_gain:g}"
+        f"{f',{accept.lambda_cost_usd:g}' if accept.lambda_cost_usd else ''}"
     )
     return ladder, "+".join(cards[name].revision for name in decision.rungs)
 

@@ -9,7 +9,7 @@ either, the answer is not accepted.
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -28,7 +28,7 @@ from gateway.parts import Parts
 from gateway.routing.answer_checks import checks_of
 from gateway.routing.judges import Judges, Signals, signals_of
 from gateway.settlement import Settler
-from policies.cascade import BACKEND, TOKEN_JUDGES, stands
+from policies.cascade import BACKEND, TOKEN_JUDGES, stands, worth
 from policies.model import Accept
 
 log = structlog.get_logger(__name__)
@@ -99,11 +99,24 @@ class Judging:
         assert x.facts is not None
         judges, quality = self._judges, x.facts.features.quality
         said = [judges.weigh(backend, judge, signal, quality, above) for signal in signals]
-        p_good, gain = min(said, key=itemgetter(0))
-        accepted = stands(p_good, gain, accept)
+        p_good, gains = min(said, key=itemgetter(0))
+        costs = self._as_long(x, gains) if accept.lambda_cost_usd else dict.fromkeys(gains, 0)
+        best = max(gains, key=lambda name: worth(gains[name], costs[name], accept), default=None)
+        gain, cost = (None, 0) if best is None else (gains[best], costs[best])
+        accepted = stands(p_good, gain, accept, cost)
         if accepted and p_good < accept.min:
-            why = f"no rung above is likelier to be good by {accept.min_gain:g}"
+            beyond = " beyond what it costs" if accept.lambda_cost_usd else ""
+            why = f"no rung above is likelier to be good by {accept.min_gain:g}{beyond}"
         return Verdict(judge=judge, p_good=p_good, gain=gain, accepted=accepted, why=why)
+
+    def _as_long(self, x: Exchange, backends: Iterable[str]) -> dict[str, int]:
+        """Nano-dollars that answers of other backends cost if they are as long as this one."""
+        assert x.facts is not None
+        prompt, answer = x.facts.features.prompt_tokens, 1
+        if x.usage is not None:
+            prompt, answer = x.usage.prompt_tokens, x.usage.completion_tokens
+        price = self._parts.router.forecasts.price
+        return {name: price(name, prompt, answer) for name in backends}
 
     async def _consistency(
         self, x: Exchange, backend: str, choices: list[dict[str, Any]], accept: Accept

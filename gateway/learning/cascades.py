@@ -2,8 +2,9 @@
 
 Every ladder of the backends, with every bar, is climbed on the rows that heads and judges were
 cross-fitted on, practice too; the settings on the upper hull of cost and quality there are then
-climbed on the frozen test rows. All rungs that answered are paid for in full: that a rejected
-answer makes the next one cheaper, as a draft, is not counted.
+climbed on the frozen test rows. Decisions weigh what answers are expected to cost; all rungs that
+answered are paid for in full, as they came out: that a rejected answer makes the next one cheaper,
+as a draft, is not counted.
 """
 
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from msgspec import Struct
 from msgspec.structs import asdict, replace
 from numpy.typing import NDArray
 
+from gateway.learning.costs import ExpectedCosts, costs_at_one_load
 from gateway.learning.curves import (
     Choices,
     Curves,
@@ -52,12 +54,11 @@ GAINS = (
 )
 BARS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 SKIPS = (0.03, 0.06, 0.1, 0.14, 0.18, 0.22, 0.26, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
+RATES = (0.0, *np.geomspace(0.02, 8.0, 16).round(3).tolist())
+SKIP_RATES = (*np.geomspace(0.05, 20.0, 14).round(3).tolist(), None)
+"""Quality for the mean cost of the dearest backend's answers."""
 MOST_BACKENDS = 4
 """Of which all ladders are tried; of more, the cheapest, the dearest and two between."""
-
-
-LEAST_COST = 0.05
-"""Of a backend's mean: a straight line must not make an answer free."""
 
 
 class Setting(Struct, frozen=True):
@@ -67,10 +68,21 @@ class Setting(Struct, frozen=True):
     min: float = 1.0
     min_gain: float = -1.0
     skip_gain: float = 1.0
+    lambda_cost_usd: float = 0.0
+    skip_lambda_cost_usd: float | None = None
+
+    @property
+    def weighs_costs(self) -> bool:
+        """Whether it depends on prices."""
+        return self.lambda_cost_usd > 0 or self.skip_lambda_cost_usd is not None
 
 
-def settings(backends: int) -> Iterator[Setting]:
-    """All that are tried."""
+def settings(backends: int, dearest: float) -> Iterator[Setting]:
+    """All that are tried.
+
+    Args:
+        dearest: mean dollars of the dearest backend's answers; 0: nobody knows.
+    """
     places = range(backends)
     if backends > MOST_BACKENDS:
         places = sorted({0, backends // 3, 2 * backends // 3, backends - 1})  # type: ignore[assignment]
@@ -82,37 +94,57 @@ def settings(backends: int) -> Iterator[Setting]:
             for skip in SKIPS:
                 yield from (Setting(ladder, 1.0, gain, skip) for gain in GAINS)
                 yield from (Setting(ladder, bar, -1.0, skip) for bar in BARS)
+            for rate in RATES if dearest > 0 else ():
+                for skip in SKIP_RATES:
+                    skip_usd = None if skip is None else _rounded(skip / dearest)
+                    yield Setting(ladder, 1.0, 0.0, 1.0, _rounded(rate / dearest), skip_usd)
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.4g}")
 
 
 def climb(
-    setting: Setting, quality: Floats, p_above: Floats, scores: Floats, costs: Floats
+    setting: Setting,
+    quality: Floats,
+    p_above: Floats,
+    scores: Floats,
+    costs: Floats,
+    expected: ExpectedCosts,
 ) -> tuple[Floats, Floats]:
     """(cost [N], score [N]) of one cascade, by the rules of serving.
 
     Args:
         quality: [N, K], predicted from the question.
         p_above: [N, K, K], of backend j once k has answered; NaN: k's answer cannot be judged.
+        costs: [N, K], as they came out.
     """
     rows, ladder = len(scores), setting.ladder
     cost, score = np.zeros(rows), np.zeros(rows)
     open_ = np.ones(rows, dtype=bool)
     for place, k in enumerate(ladder):
         above = list(ladder[place + 1 :])
-        asked = open_ & (_ahead(quality, k, above) < setting.skip_gain) if above else open_
+        asked = open_ & ~_skipped(setting, quality, expected.question, k, above)
         cost += np.where(asked, costs[:, k], 0.0)
         score = np.where(asked, scores[:, k], score)
         if not above:
             break
         good = p_above[:, k, k]
-        gain = p_above[:, k, above].max(axis=1) - good
+        toll = setting.lambda_cost_usd * expected.after[:, k, above]
+        gain = (p_above[:, k, above] - toll).max(axis=1) - good
         stands = (good >= setting.min) | (gain < setting.min_gain)
         open_ &= ~(asked & stands)
     return cost, score
 
 
-def _ahead(quality: Floats, k: int, above: list[int]) -> Floats:
-    """[N]: how much likelier the best of the rungs above is to answer well, by the question."""
-    return np.asarray(quality[:, above].max(axis=1) - quality[:, k])
+def _skipped(setting: Setting, quality: Floats, price: Floats, k: int, above: list[int]) -> Mask:
+    """[N]: whether one of the rungs above is better by so much, by the question, that k is left
+    out."""
+    ahead = quality[:, above] - quality[:, [k]]
+    out = ahead >= setting.skip_gain
+    if setting.skip_lambda_cost_usd is not None:
+        out |= ahead >= setting.skip_lambda_cost_usd * (price[:, above] - price[:, [k]])
+    return np.asarray(out.any(axis=1))
 
 
 class Climbed(Struct, frozen=True):
@@ -124,24 +156,38 @@ class Climbed(Struct, frozen=True):
 
     @classmethod
     def of(
-        cls, tried: list[Setting], outcomes: Outcomes, quality: Floats, p_above: Floats, rows: Mask
+        cls,
+        tried: list[Setting],
+        outcomes: Outcomes,
+        quality: Floats,
+        p_above: Floats,
+        expected: ExpectedCosts,
+        rows: Mask,
     ) -> "Climbed":
         """Climb them."""
-        columns = (quality, p_above, outcomes.scores, outcomes.costs)
-        part = [column[rows] for column in columns]
-        spent, got = zip(*(climb(setting, *part) for setting in tried), strict=True)
+        said = quality[rows], p_above[rows]
+        true = outcomes.scores[rows], outcomes.costs[rows]
+        price = expected.only(rows)
+        spent, got = zip(*(climb(one, *said, *true, price) for one in tried), strict=True)
         return cls(tried, Choices(np.stack(spent, axis=1), np.stack(got, axis=1)))
 
     def best(self) -> list[int]:
-        """Places of the settings on the upper hull of cost and quality."""
+        """Places of the settings on the upper hull of cost and quality: of those that weigh costs
+        and of single backends, where costs are known."""
+        weighing = np.array([one.weighs_costs or len(one.ladder) == 1 for one in self.settings])
+        if not any(one.weighs_costs for one in self.settings):
+            weighing[:] = True
         cost, score = self.choices.costs.mean(0), self.choices.scores.mean(0)
-        points = {pair: place for place, pair in reversed([*enumerate(_pairs(cost, score))])}
-        return [points[pair] for pair in _pairs(*upper_hull(cost, score)) if pair in points]
+        pairs = _pairs(cost, score)
+        points = {pairs[place]: int(place) for place in np.flatnonzero(weighing)[::-1]}
+        hull = upper_hull(cost[weighing], score[weighing])
+        return [points[pair] for pair in _pairs(*hull) if pair in points]
 
     def as_good(self, quality: float) -> int | None:
-        """Place of the cheapest setting with at least that quality."""
+        """Place of the cheapest setting with at least that quality, whatever prices are."""
         cost, score = self.choices.costs.mean(0), self.choices.scores.mean(0)
-        enough = np.flatnonzero(score >= quality)
+        free = np.array([not one.weighs_costs for one in self.settings])
+        enough = np.flatnonzero((score >= quality) & free)
         return int(enough[np.argmin(cost[enough])]) if len(enough) else None
 
 
@@ -170,19 +216,21 @@ def cascade_card(
     if not test.any():
         return None
     fair = train & ~practice
+    measured = fair if fair.any() else train
     outcomes = replace(outcomes, costs=costs_at_one_load(outcomes, fair))
-    tried = list(settings(len(outcomes.backends)))
+    mean = outcomes.costs[measured].mean(axis=0)
+    tried = list(settings(len(outcomes.backends), 0.0 if outcomes.costs_assumed else mean[-1]))
+    expected = ExpectedCosts.of(outcomes, measured)
     learnt, seen = (
-        Climbed.of(tried, outcomes, fitted.quality, judged.p_above[judge], rows)
+        Climbed.of(tried, outcomes, fitted.quality, judged.p_above[judge], expected, rows)
         for rows in (train, test)
     )
     best = learnt.best()
     choices = Choices(seen.choices.costs[:, best], seen.choices.scores[:, best])
     scores, costs = outcomes.scores[test], outcomes.costs[test]
-    price = outcomes.costs[fair if fair.any() else train].mean(0, keepdims=True)
     routers = {
         "cascade": choices,
-        "question": by_merit(fitted.quality[test], price, scores, costs),
+        "question": by_merit(fitted.quality[test], mean[None], scores, costs),
         "oracle": by_merit(scores, costs, scores, costs),
     }
     curves = cost_curves(routers, scores, costs, groups[test])
@@ -208,29 +256,11 @@ def cascade_card(
     }
 
 
-def costs_at_one_load(outcomes: Outcomes, rows: Mask) -> Floats:
-    """[N, K]: practice was asked at another time and load, so what its answers cost is expected
-    from the measured `rows`: by the prompt's characters and the answer's tokens."""
-    costs = outcomes.costs.copy()
-    practice, tokens = outcomes.practice, outcomes.signals.get("tokens")
-    if not practice.any() or not rows.any():
-        return costs
-    size = np.array([len(prompt) for prompt in outcomes.prompts], dtype=np.float64)
-    for k in range(costs.shape[1]):
-        mean = float(costs[rows, k].mean())
-        said = np.ones(len(size)) if tokens is None else tokens[:, k]
-        said = np.where(np.isnan(said), np.nanmean(said[rows]), said)
-        x = np.stack([size, said, np.ones(len(size))], axis=1)
-        found = np.linalg.lstsq(x[rows], costs[rows, k], rcond=None)[0]
-        costs[practice, k] = np.maximum(x[practice] @ found, LEAST_COST * mean)
-    return costs
-
-
 def _shown(outcomes: Outcomes, seen: Climbed, at: int, dearest: float) -> dict[str, Any]:
     setting = seen.settings[at]
     return {
         "cascade": [outcomes.backends[k] for k in setting.ladder],
-        **{name: getattr(setting, name) for name in ("min", "min_gain", "skip_gain")},
+        **{name: getattr(setting, name) for name in Setting.__struct_fields__[1:]},
         "cost_share": round(float(seen.choices.costs[:, at].mean() / dearest), 4),
         "quality": round(float(seen.choices.scores[:, at].mean()), 4),
     }
@@ -244,7 +274,9 @@ def _as_good(
     groups: NDArray[np.int64],
 ) -> dict[str, Any] | None:
     """The cheapest cascade that reached the dearest backend's quality on the rows it was fitted on,
-    and what it does on the frozen ones, with its differences from that backend."""
+    whatever prices are, and what it does on the frozen ones, with its differences from that
+    backend.
+    """
     train, test = rows
     alone = learnt.settings.index(Setting((len(outcomes.backends) - 1,)))
     at = learnt.as_good(float(outcomes.scores[train, -1].mean()))

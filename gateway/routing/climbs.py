@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from gateway.dispatch.cascade_costs import judging_backend
 from gateway.routing.judges import Judges, Spread
 from policies.model import Accept
+from policies.objective import NANO
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -42,7 +43,7 @@ class Told(Struct, frozen=True, kw_only=True):
     p_good: Mapping[str, Floats]
     """[N], as a judge has said of that backend's answer; −1: it could not say."""
     gain: Mapping[str, Floats]
-    """[N], of the rungs above it, then."""
+    """[N], of the rungs above it, then, less what they cost; see `policies.cascade.worth`."""
 
 
 class Climbed(Struct, frozen=True, kw_only=True):
@@ -128,7 +129,9 @@ def _judged(
     p_good = np.where(recorded[:, None], said[:, None], _moved(promised[name], spread.own))
     gain = np.full(p_good.shape, np.nan)
     if all(other in spread.above for other in above):
-        gain = np.max([later[other] for other in above], axis=0) - p_good
+        rate = accept.lambda_cost_usd / NANO
+        ahead = [later[other] - rate * told.costs[other][:, None] for other in above]
+        gain = np.max(ahead, axis=0) - p_good
     if name in told.gain:
         gain = np.where(recorded[:, None], told.gain[name][:, None], gain)
     kept = (p_good >= accept.min) | ((p_good >= 0) & (gain < accept.min_gain))

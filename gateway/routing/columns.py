@@ -393,18 +393,23 @@ class _Choice:
         found = np.full(shape, NOBODY, dtype=np.int64)
         if not self._cards:
             return found
-        quality = self._table.quality[self._rows]
         for place, target in enumerate(targets):
             best = self._best(target, self._usable & self._ready)
             seen = (found == best[:, None]).any(axis=1)
             found[:, place] = np.where(seen, NOBODY, best)
-        better = np.full(shape[0], -np.inf)
+        each, rate = np.arange(shape[0]), accept.skip_lambda_cost_usd
+        quality, costs = self._table.quality[self._rows], self._table.costs[self._rows]
+        above: list[tuple[Floats, Floats]] = []
         for place in reversed(range(shape[1])):
             names = found[:, place]
-            known = np.take_along_axis(quality, np.maximum(names, 0)[:, None], 1)[:, 0]
-            asked = (names != NOBODY) & ~(better - known >= accept.skip_gain)
+            known, cost = (t[each, np.maximum(names, 0)] for t in (quality, costs))
+            asked = names != NOBODY
+            for other, dearer in above:
+                asked &= ~(other - known >= accept.skip_gain)
+                if rate is not None:
+                    asked &= ~(other - known >= rate * (dearer - cost) / NANO)
             found[:, place] = np.where(asked, names, NOBODY)
-            better = np.where(asked, np.fmax(better, known), better)
+            above.append((np.where(asked, known, np.nan), cost))
         order = np.argsort(found == NOBODY, axis=1, kind="stable")
         return np.asarray(np.take_along_axis(found, order, 1))
 

@@ -13,6 +13,7 @@ from gateway.routing.columns import NOBODY, Codes, Decided, Table
 from gateway.routing.judges import Judges
 from gateway.routing.past import Past, Rung, answer_tokens
 from policies.model import Accept, BackendCard, Policy
+from policies.objective import NANO
 
 Floats = NDArray[np.float64]
 NO_CASCADE = -1
@@ -116,7 +117,14 @@ class Expecting:
             seconds={names[k]: table.latencies[rows, k] for k in places},
             looks=self._looks(table, accept, rows, places, start),
             p_good={name: column[rows + start] for name, column in p_good.items()},
-            gain={name: column[rows + start] for name, column in gain.items()},
+            gain={
+                name: column[rows + start]
+                - accept.lambda_cost_usd
+                / NANO
+                * _least_cost(table, places, names.index(name), rows)
+                for name, column in gain.items()
+                if name in ladder
+            },
         )
         climbed = climb(ladder, accept, told, self._judges)
         expected.cost[rows], expected.seconds[rows] = climbed.cost, climbed.seconds
@@ -159,6 +167,13 @@ class Expecting:
         answers = answer_tokens(self._past, self._cards)[rows + start]
         prompt = table.numbers["prompt_tokens"][rows] + JUDGE_TOKENS
         return {names[k]: (prompt + answers[:, k]) * each + word for k in places}
+
+
+def _least_cost(table: Table, places: Sequence[int], k: int, rows: Codes) -> Floats:
+    """[rows] nano-dollars of the cheapest rung above backend `k`: which one a recorded gain is of,
+    nobody knows; 0 where there is none."""
+    above = list(places[places.index(k) + 1 :])
+    return table.costs[rows][:, above].min(axis=1) if above else np.zeros(len(rows))
 
 
 def _counts(rung: Rung, judge: str) -> bool:

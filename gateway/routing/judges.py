@@ -165,13 +165,13 @@ class Judges(Struct, frozen=True, kw_only=True, omit_defaults=True):
         signal: "Signals | float",
         quality: Mapping[str, float],
         others: Sequence[str] = (),
-    ) -> tuple[float, float | None]:
-        """P(the answer is good), and how much likelier the best of the others is to be good.
+    ) -> tuple[float, dict[str, float]]:
+        """P(the answer is good), and how much likelier each of the others is to be good.
 
         Args:
             signal: of its tokens, or what another judge said, 0 to 1.
             quality: predicted from the question, by backend.
-            others: that could answer in its place; where nobody knows all of them: None.
+            others: that could answer in its place; unless all of them are known, none is told.
         """
         promised = [quality.get(name) for name in self.question]
         reads = judge == "answer" and isinstance(signal, Signals) and bool(signal.checks)
@@ -183,14 +183,14 @@ class Judges(Struct, frozen=True, kw_only=True, omit_defaults=True):
         else:
             known = self.backends.get(backend, {}).get(judge)
             if known is None:
-                return uncalibrated(judge, signal), None
+                return uncalibrated(judge, signal), {}
             features = features_of(judge, signal, promised)
             good = known(features)
             fitted = self.above.get(backend, {}).get(judge, {})
             told = {name: fitted[name](features) for name in others if name in fitted}
-        if not others or any(name not in told for name in others):
-            return good, None
-        return good, max(told[name] for name in others) - good
+        if any(name not in told for name in others):
+            return good, {}
+        return good, {name: told[name] - good for name in others}
 
 
 _ANY = Signals(logprob=-1.0, margin=0.0, entropy=0.0, tokens=1)

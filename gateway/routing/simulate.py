@@ -24,7 +24,7 @@ from gateway.routing.climbs import SOURCES, Climbed, Told, climb
 from gateway.routing.judges import Signals
 from gateway.routing.policy_book import LoadedPolicy
 from gateway.routing.router import Router, sticky_draw
-from policies.cascade import TOKEN_JUDGES
+from policies.cascade import TOKEN_JUDGES, worth
 from policies.model import BackendCard, BudgetState, Decision, Facts
 
 
@@ -208,14 +208,19 @@ def expect(facts: Facts, decision: Decision, prompt: Prompt, router: Router) -> 
     """What a cascade does on one request; N is 1."""
     assert decision.accept is not None
     accept, judges, quality = decision.accept, router.judges, facts.features.quality
+    estimates = facts.estimates
     p_good, gain = {}, {}
+
+    def left(gain: tuple[str, float]) -> float:
+        return worth(gain[1], estimates[gain[0]].cost_nano_usd or 0, accept)
+
     for place, name in enumerate(decision.rungs[:-1]):
         signal = prompt.told_to(accept.judge, name)
         if signal is not None:
             above = decision.rungs[place + 1 :]
-            good, more = judges.weigh(name, accept.judge, signal, quality, above)
-            p_good[name], gain[name] = _one(good), _one(more)
-    estimates = facts.estimates
+            good, gains = judges.weigh(name, accept.judge, signal, quality, above)
+            p_good[name] = _one(good)
+            gain[name] = _one(max(map(left, gains.items()), default=None))
     look = judging_backend(accept)
     prompt_tokens = facts.features.prompt_tokens + JUDGE_TOKENS
     told = Told(

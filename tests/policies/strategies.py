@@ -91,6 +91,8 @@ accepts = st.none() | st.builds(
     judge=st.sampled_from((*JUDGES, "backend:base")),
     min=st.floats(0, 1),
     skip_gain=st.sampled_from((0.0, 0.3, 1.0)),
+    lambda_cost_usd=st.sampled_from((0.0, 1e3)),
+    skip_lambda_cost_usd=st.sampled_from((None, 0.0, 1e3, 1e6)),
 )
 
 

@@ -8,8 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from policies.cascade import stands
 from policies.evaluator import decide
-from policies.model import Accept, BackendCard, BudgetState, Facts, Policy, RequestFeatures, Route
+from policies.model import (
+    Accept,
+    BackendCard,
+    BudgetState,
+    Estimate,
+    Facts,
+    Policy,
+    RequestFeatures,
+    Route,
+)
 from tests.policies import strategies as any_
 
 NOON = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)
@@ -55,6 +65,34 @@ def test_cascade_asks_its_rungs_in_order_then_the_fallbacks() -> None:
 def test_cascade_leaves_out_what_cannot_help(changes: Any, rungs: tuple[str, ...]) -> None:
     """Rungs that will fail, that are too small, that were not asked for, or that are not ready."""
     assert decided(**changes)[0] == rungs
+
+
+@pytest.mark.parametrize(
+    ("rate", "rungs"),
+    [
+        (1000.0, ("nano", "small", "base")),
+        (400.0, ("small", "base")),
+        (None, ("nano", "small", "base")),
+    ],
+)
+def test_rung_is_left_out_where_its_price_saves_too_little(
+    rate: float | None, rungs: tuple[str, ...]
+) -> None:
+    """Small is likelier to answer well by a half, and costs a thousandth of a dollar more."""
+    prices = {"nano": 200_000, "small": 1_200_000}
+    told = {name: Estimate(cost_nano_usd=cost) for name, cost in prices.items()}
+    accept = Accept(skip_lambda_cost_usd=rate)
+    assert decided(replace(FACTS, estimates=told), accept=accept)[0] == rungs
+    assert decided(accept=accept)[0] == ("nano", "small", "base")  # nobody knows what they cost
+
+
+def test_answer_stands_where_better_ones_cost_too_much() -> None:
+    """A gain counts less what it costs, at the policy's rate."""
+    accept = Accept(min=0.9, min_gain=0.1, lambda_cost_usd=200.0)
+    assert not stands(0.5, 0.4, accept, 1_000_000)  # 0.4 - 0.2
+    assert stands(0.5, 0.4, accept, 2_000_000)
+    assert stands(0.95, 0.4, accept, 0)
+    assert not stands(0.5, None, accept, 2_000_000)
 
 
 def test_cascade_of_one_rung_is_a_plain_route() -> None:

@@ -15,9 +15,10 @@ from gateway.dispatch.hidden import hide_logprobs
 from gateway.dispatch.judging import agreement, told_of, yes_of
 from gateway.routing.classifier import SHIPPED_HEAD, Head
 from gateway.routing.judges import Calibration, Judges, Signals, signals_of
+from gateway.settings import BackendSettings
 from policies.model import Accept, Decision
-from tests.gateway.dispatch.climbing import SURE, echoes, ladder
-from tests.gateway.serving import decode, gateway
+from tests.gateway.dispatch.climbing import PRICE, SURE, echoes, ladder
+from tests.gateway.serving import decode, gateway, settings
 
 HALF = math.log(0.5)
 SIGNALS = Signals(logprob=HALF, margin=0.5, entropy=0.7, tokens=3)
@@ -56,18 +57,46 @@ def test_signals_of_what_tells_nothing_are_none(told: Any) -> None:
     assert signals_of({"logprobs": told}) is None
 
 
-def test_gain_compares_with_the_best_rung_above() -> None:
-    """P(good) and gain come out of the calibrations; unknown rungs leave the gain unknown."""
+def test_gains_compare_with_the_rungs_above() -> None:
+    """P(good) and gains come out of the calibrations; unknown rungs leave all gains unknown."""
     flat = Calibration(weights=(0.0, 0.0), offset=0.0)
     better = Calibration(weights=(0.0, 0.0), offset=2.0)
     judges = Judges(
         backends={"low": {"logprob": flat}}, above={"low": {"logprob": {"high": better}}}
     )
-    good, gain = judges.weigh("low", "logprob", SIGNALS, {}, ["high"])
+    good, gains = judges.weigh("low", "logprob", SIGNALS, {}, ["high"])
     assert good == 0.5
-    assert gain == pytest.approx(1 / (1 + math.exp(-2)) - 0.5)
-    assert judges.weigh("low", "logprob", SIGNALS, {}, ["high", "unknown"]) == (0.5, None)
+    assert gains == pytest.approx({"high": 1 / (1 + math.exp(-2)) - 0.5})
+    assert judges.weigh("low", "logprob", SIGNALS, {}, ["high", "unknown"]) == (0.5, {})
     assert judges.weigh("unknown", "logprob", SIGNALS, {})[0] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("rate", "winner"), [(0.0, "base"), (1e6, "nano")])
+async def test_answer_stands_where_the_better_one_is_too_dear(
+    tmp_path: Path, rate: float, winner: str
+) -> None:
+    """The bundled judges think that base would do better; at a high rate that is not worth it."""
+    backends = {
+        "nano": EchoBackend("nano", reply="63", logprob=-1.0),
+        "base": EchoBackend("base", reply="62"),
+    }
+    made = settings(
+        tmp_path,
+        *(
+            BackendSettings(name=name, kind="echo", model=name, tier=name, price=PRICE)
+            for name in backends
+        ),
+    )
+    accept = f"judge = 'logprob', min = 1.0, min_gain = 0.0, lambda_cost_usd = {rate}"
+    policy = f'[default]\ncascade = ["nano", "base"]\naccept = {{ {accept} }}\n'
+    (tmp_path / "policies" / "test.toml").write_text(policy)
+    async with gateway(made, backends) as served:
+        answer = await served.chat("Please tell me what 3 plus 59 equals.")
+        assert answer.headers["x-headgate-backend"] == winner
+        verdict = (await served.settled(answer)).request.attempts[0].verdict
+        assert verdict is not None
+        assert (verdict.gain or 0) > 0.2
+        assert ("beyond what it costs" in verdict.why) == (winner == "nano")
 
 
 @pytest.mark.parametrize("backend", ["nano", "small", "base"])

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from gateway.learning.cascades import Climbed, Setting, climb, settings
+from gateway.learning.costs import ExpectedCosts
 from gateway.learning.judges import fit_judges, judges_card
 from gateway.learning.outcomes import Outcomes, read_outcomes
 from gateway.learning.quality import FOLDS
@@ -57,10 +59,10 @@ def test_judges_find_out_when_another_answer_would_be_better() -> None:
             Signals(logprob=sure, margin=0.0, entropy=0.0, tokens=1),
             {"cheap": 0.5, "dear": 0.5},
             ["dear"],
-        )[1]
+        )[1]["dear"]
         for sure in (-0.05, -1.0, -3.0)
     ]
-    good, doubtful, hopeless = (gain or 0.0 for gain in gains)
+    good, doubtful, hopeless = gains
     assert doubtful > 0.3
     assert good < 0.2
     assert hopeless < 0.2
@@ -87,7 +89,8 @@ def test_cascade_costs_all_rungs_and_stops_where_it_does_not_pay() -> None:
     judged = fit_judges(outcomes, quality, folds, "")
     tried = [Setting((0, 1), 0.7), Setting((0, 1), 1.0, 0.25), Setting((1,))]
     rows = np.ones(ROWS, dtype=bool)
-    seen = Climbed.of(tried, outcomes, quality, judged.p_above["logprob"], rows)
+    expected = ExpectedCosts.of(outcomes, rows)
+    seen = Climbed.of(tried, outcomes, quality, judged.p_above["logprob"], expected, rows)
     cost, score = seen.choices.costs.mean(0), seen.choices.scores.mean(0)
     best = outcomes.scores[:, 1].mean()
     assert score == pytest.approx([best, best, best], abs=0.02)
@@ -101,14 +104,46 @@ def test_rung_that_is_not_asked_costs_nothing() -> None:
     p_above = np.ones((2, 2, 2))
     scores, costs = np.array([[0.0, 1.0], [1.0, 1.0]]), np.array([[1.0, 10.0], [1.0, 10.0]])
     setting = Setting((0, 1), 0.5, skip_gain=0.5)
-    cost, score = climb(setting, quality, p_above, scores, costs)
+    cost, score = climb(setting, quality, p_above, scores, costs, known(costs))
     assert cost.tolist() == [10.0, 1.0]
     assert score.tolist() == [1.0, 1.0]
 
 
+def test_dear_answers_must_promise_more_for_a_dollar() -> None:
+    """Of two equal gains the cheaper one is taken; a rung is left out where that saves money."""
+    quality, p_above = np.tile([0.2, 0.7], (2, 1)), np.tile([[0.2, 0.7], [np.nan, 0.7]], (2, 1, 1))
+    scores, costs = np.tile([0.0, 1.0], (2, 1)), np.array([[0.1, 1.0], [1.0, 10.0]])
+    climbing = Setting((0, 1), 1.0, 0.0, lambda_cost_usd=0.2)
+    cost, score = climb(climbing, quality, p_above, scores, costs, known(costs))
+    assert cost.tolist() == [1.1, 1.0]
+    assert score.tolist() == [1.0, 0.0]
+    skipping = replace(climbing, lambda_cost_usd=0.0, skip_lambda_cost_usd=0.2)
+    assert climb(skipping, quality, p_above, scores, costs, known(costs))[0].tolist() == [1.0, 11.0]
+
+
+def known(costs: NDArray[np.float64]) -> ExpectedCosts:
+    """What came out is what was expected."""
+    return ExpectedCosts(costs, np.broadcast_to(costs[:, None], (*costs.shape, costs.shape[1])))
+
+
+def test_expected_costs_follow_prompt_and_answer() -> None:
+    """A line each, through measured rows: by the prompt alone, then by what an answer took, too."""
+    outcomes, _, _ = made()
+    rng = np.random.default_rng(3)
+    tokens = np.tile(rng.integers(1, 50, (ROWS, 1)), (1, 2)).astype(float)
+    size = np.array([len(prompt) for prompt in outcomes.prompts])
+    costs = np.stack([size + tokens[:, 0], 3 * size + 8 * tokens[:, 0]], axis=1)
+    told = replace(outcomes, costs=costs, signals={**outcomes.signals, "tokens": tokens})
+    rows = np.arange(ROWS) % 2 == 0
+    expected = ExpectedCosts.of(told, rows)
+    assert expected.after[:, 0] == pytest.approx(costs)
+    assert expected.question[rows].mean(axis=0) == pytest.approx(costs[rows].mean(axis=0))
+    assert np.ptp(expected.question[:, 1]) < np.ptp(costs[:, 1])
+
+
 def test_settings_are_ladders_from_cheap_to_dear() -> None:
     """Of many backends a few are tried."""
-    found = list(settings(9))
+    found = list(settings(9, 1.0))
     assert all(list(setting.ladder) == sorted(setting.ladder) for setting in found)
     assert {len(setting.ladder) for setting in found} == {1, 2, 3, 4}
 
@@ -154,7 +189,8 @@ def test_spread_foretells_what_a_cascade_costs_and_is_worth(bar: float, min_gain
     foretold = expected_climb(["cheap", "dear"], accept, told, judged.judges)
     setting = Setting((0, 1), bar, min_gain)
     p_above = judged.p_above["logprob"]
-    cost, score = climb(setting, quality, p_above, outcomes.scores, outcomes.costs)
+    costs = outcomes.costs
+    cost, score = climb(setting, quality, p_above, outcomes.scores, costs, known(costs))
     assert foretold.cost.mean() == pytest.approx(cost.mean(), abs=0.8)
     assert foretold.quality.mean() == pytest.approx(score.mean(), abs=0.06)
     assert set(foretold.source.tolist()) == {1}

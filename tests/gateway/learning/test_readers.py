@@ -54,9 +54,9 @@ def test_readers_know_wrong_answers_by_their_words(tmp_path: Path) -> None:
     assert replace(served, layers=judged.judges.layers) == judged.judges
     right, wrong = (signal("What is 20 + 31?", said) for said in ("51", "52"))
     assert served.weigh("cheap", "answer", right, QUALITY)[0] > 0.9
-    good, gain = served.weigh("cheap", "answer", wrong, QUALITY, ["dear"])
+    good, gains = served.weigh("cheap", "answer", wrong, QUALITY, ["dear"])
     assert good < 0.1
-    assert (gain or 0) > 0.8
+    assert gains["dear"] > 0.8
     # without words the tokens have to do, and they say nothing here
     untold = Signals(logprob=-0.1, margin=0.0, entropy=0.0, tokens=1)
     assert 0.3 < served.weigh("cheap", "answer", untold, QUALITY)[0] < 0.7
