@@ -36,7 +36,7 @@ takes says nothing about the next guess."""
 _PRIOR_TRIALS: Final = 6.0
 """How many trials of its own a request needs to count as much as the proposer's average."""
 _FADE: Final = 0.97
-_STAKE: Final = 0.05
+_STAKE: Final = 0.03
 """Part of a foreseen answer's steps that its guesses may cost."""
 
 

@@ -122,6 +122,7 @@ def main() -> int:
         "of_them_16_tokens_or_more": summary([r for r in half if r["answer_tokens"] >= 16]),
         "less_accepted": summary(tried_less),
         "not_tried": summary([r for r in rows if not r["tried"]]),
+        "elsewhere": summary([r for r in rows if r not in half]),
         "all": summary(rows),
         "break_even_of_drafts": BREAK_EVEN,
         "rounds": ROUNDS,
