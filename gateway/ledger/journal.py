@@ -7,6 +7,7 @@ flocked while its writer lives; whoever can lock one that is not its own takes i
 line (the writer died in the middle) is skipped; a broken line elsewhere is kept in a `.bad` file.
 """
 
+import errno
 import fcntl
 import os
 import threading
@@ -21,6 +22,8 @@ log = structlog.get_logger(__name__)
 
 SEGMENT_BYTES = 4 * 1024 * 1024
 SYNC_INTERVAL_S = 0.05
+_ROOM_BYTES = 64 * 1024
+"""That a disk that was full must have again."""
 _MOST_SEGMENTS = 16
 """About so many at once, however long the database is away."""
 SUFFIX = ".journal"
@@ -83,9 +86,7 @@ class Journal:
         with self._lock:
             try:
                 segment = self._active(len(lines))
-                written = os.write(segment.descriptor, lines)
-                if written != len(lines):
-                    raise OSError(28, f"wrote {written} of {len(lines)} bytes")
+                _write(segment, lines)
             except OSError as error:
                 if segment is not None:
                     self._cut_back(segment)
@@ -97,6 +98,25 @@ class Journal:
         self._dirty.set()
         self.last_error = None
         return segment
+
+    def try_again(self) -> bool:
+        """Whether the disk takes rows; after one that it refused, a look whether it has room."""
+        if self.last_error is None:
+            return True
+        with self._lock:
+            segment: Segment | None = None
+            try:
+                segment = self._active(_ROOM_BYTES)
+                _write(segment, b" " * _ROOM_BYTES)
+            except OSError as error:
+                self.last_error = _told(error)
+                return False
+            finally:
+                if segment is not None:
+                    self._cut_back(segment)
+        self.last_error = None
+        log.warning("journal_written_again", folder=str(self.folder))
+        return True
 
     def _active(self, more_bytes: int) -> Segment:
         active = self._segments[-1] if self._segments else None
@@ -122,8 +142,8 @@ class Journal:
     def _failed(self, error: OSError) -> None:
         self.errors += 1
         if self.last_error is None:
-            log.error("journal_write_failed", folder=str(self.folder), error=str(error))
-        self.last_error = str(error)
+            log.error("journal_write_failed", folder=str(self.folder), error=_told(error))
+        self.last_error = _told(error)
 
     def committed(self, segment: Segment, rows: int) -> None:
         """Note that `rows` more rows of the segment are in the database; forget it when all are.
@@ -208,6 +228,16 @@ class Journal:
         for segment in self._segments:
             os.close(segment.descriptor)
         self._segments.clear()
+
+
+def _write(segment: Segment, data: bytes) -> None:
+    """Raises OSError: all or a part is missing."""
+    if os.write(segment.descriptor, data) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _told(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 class Orphan:

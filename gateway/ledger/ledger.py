@@ -40,6 +40,8 @@ MAX_PENDING = 20_000
 TAKE_OVER_INTERVAL_S = 10.0
 PRUNE_INTERVAL_S = 3_600.0
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.1, 5.0
+DISK_LOOK_S = 1.0
+"""How soon a full disk is looked at again."""
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Settlement).decode
@@ -104,10 +106,17 @@ class Ledger:
     @property
     def refusal(self) -> str | None:
         """Why no request can be served now; None: go ahead. Hot: asked for every request."""
-        if self._database_error is not None and self._database.on_ledger_outage == "refuse":
+        database, journal = self._database_error is not None, self._journal.last_error
+        if database and journal is not None:  # what is answered would stand in memory only
+            return f"Neither the ledger's database nor its journal ({journal}) takes any row."
+        if self._database.on_ledger_outage == "serve":
+            return None
+        if database:
             return "The ledger's database does not answer, and no request is served without it."
-        if self._journal.last_error is not None and len(self._queue) >= self._max_pending:
-            return "Neither the ledger's database nor its journal takes what a request costs."
+        if journal is not None:
+            return (
+                f"The ledger's journal ({journal}) takes no row; no request is served without it."
+            )
         return None
 
     def settle(self, settlement: Settlement) -> None:
@@ -288,13 +297,27 @@ class Ledger:
                 self._note(error)
                 if self._closing:
                     return
+                await self._journal_rest()
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
                 continue
             self._database_error, backoff_s = None, FIRST_BACKOFF_S
+            has_room = self._journal.try_again()
             if self._closing and not self._queue:
                 return
-            await self._next_batch(next_take_over - loop.time())
+            patience_s = next_take_over - loop.time()
+            await self._next_batch(patience_s if has_room else min(patience_s, DISK_LOOK_S))
+
+    async def _journal_rest(self) -> None:
+        """Journal the rows that only memory has, should the disk have room again."""
+        for place in range(len(self._queue)):
+            settlement, segment = self._queue[place]
+            if segment is not None:
+                continue
+            if not self._journal.try_again():
+                return
+            self._queue[place] = settlement, self._journal.append(_encode(settlement))
+            await asyncio.sleep(0)  # others do not wait for all of it
 
     def _note_committed(self, count: int) -> None:
         """The first so many settlements are in SQL."""
@@ -408,7 +431,9 @@ def _is_the_rows_fault(error: Exception) -> bool:
     if isinstance(error, OperationalError | InterfaceError):
         return False
     if isinstance(error, DBAPIError):
-        return not error.connection_invalidated and "DataError" in _names(error)
+        names = _names(error)
+        never = "DataError" in names or "ProgramLimitExceeded" in names
+        return never and not error.connection_invalidated
     return isinstance(error, OverflowError | ValueError)
 
 

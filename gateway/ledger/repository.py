@@ -64,6 +64,8 @@ _IN_JSON = ("IN (SELECT value FROM json_each(?))",) * 3
 _SLICE = 256
 """Rows that are prepared in one go; the event loop waits meanwhile."""
 _MOST_KEYS = 100_000
+_MOST_OF_A_USER = 512
+"""Characters. Clients write what they like there, and PostgreSQL's indexes take 2.7 kB."""
 
 
 class _Known(Struct, kw_only=True):
@@ -116,7 +118,7 @@ class Repository:
             The roll-ups' new keys, which the database has once that is committed.
         """
         driver = await direct(connection)
-        merged, others = _merged(without_nul(one) if _has_nul(one) else one for one in settlements)
+        merged, others = _merged(map(_storable, settlements))
         known = await self._look_up(driver, connection, merged)
         missed = await Missed.begin(connection, merged, known.youngest_budget_us)
         totals: dict[Bucket, Sums] = {}
@@ -329,6 +331,18 @@ def _stored(one: Settlement, known: _Known) -> Settlement:
     if first and any(charge.at < first for charge in booked):
         booked = tuple(c if c.at >= first else _replace(c, at=first) for c in booked)
     return Settlement(request=request, charges=booked)
+
+
+def _storable(one: Settlement) -> Settlement:
+    """What every database takes: a long user keeps its beginning and a digest of all of it."""
+    if _has_nul(one):
+        one = without_nul(one)
+    user = one.request.user
+    if user is None or len(user) <= _MOST_OF_A_USER:
+        return one
+    digest = hashlib.sha256(user.encode("utf-8", "replace")).hexdigest()
+    short = f"{user[:_MOST_OF_A_USER]}…{digest[:32]}"
+    return _replace(one, request=_replace(one.request, user=short))
 
 
 def _has_nul(settlement: Settlement) -> bool:

@@ -6,6 +6,7 @@ what is open in it: see gateway/processes/recovery.py.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -73,8 +74,8 @@ class ReservationLog:
         """
         if self._path is None or self._size > MAX_BYTES:
             self._begin()
-        self._open[held.request_id] = held
         self._write(_encode(held) + b"\n")
+        self._open[held.request_id] = held
 
     def more(self, request_id: str, nano_usd: int) -> None:
         """Write down that a reservation grew. Raises OSError."""
@@ -109,30 +110,43 @@ class ReservationLog:
 
     def _write(self, line: bytes) -> None:
         data = b"".join(self._ends[self._told :]) + line
-        if os.write(self._descriptor, data) != len(data):
-            raise OSError(28, f"{self._path}: the disk is full")
+        try:
+            _write(self._descriptor, data)
+        except OSError:
+            os.ftruncate(self._descriptor, self._size)  # the next line begins a line
+            raise
         self._told = len(self._ends)
         self._size += len(data)
 
     def _begin(self) -> None:
-        """A new file with what is open; only then the old one goes."""
-        old, old_descriptor = self._path, self._descriptor
+        """A new file with what is open; only then the old one goes. Raises OSError: it stays."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._generation += 1
         path = self._folder / f"{os.getpid()}-{self._owner}-{self._generation}{SUFFIX}"
         new = path.with_suffix(".new")  # nobody takes it over before it is locked
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
-        self._descriptor = os.open(new, flags, 0o600)
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        new.rename(path)
-        self._path, self._size = path, 0
+        descriptor = os.open(new, flags, 0o600)
+        data = b"".join(_encode(held) + b"\n" for held in self._open.values())
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _write(descriptor, data)
+            new.rename(path)
+        except OSError:
+            new.unlink(missing_ok=True)
+            os.close(descriptor)
+            raise
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+            os.close(self._descriptor)
+        self._path, self._descriptor, self._size = path, descriptor, len(data)
         self._ends.clear()
         self._told = 0
-        if self._open:
-            self._write(b"".join(_encode(held) + b"\n" for held in self._open.values()))
-        if old is not None:
-            old.unlink(missing_ok=True)
-            os.close(old_descriptor)
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    """Raises OSError: all or a part is missing."""
+    if os.write(descriptor, data) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class Orphan:

@@ -1,6 +1,7 @@
 """What nobody should send and somebody will: it is stored as data, or refused by name."""
 
 import io
+import secrets
 from datetime import UTC, datetime
 
 import pytest
@@ -65,6 +66,24 @@ async def test_a_ten_megabyte_tag_is_one_row_like_any_other(
         assert set(ids.scalars()) == {"before", "huge", "after"}
     assert ledger.state()["journal_bytes"] == 0
     await ledger.aclose()
+
+
+async def test_user_longer_than_an_index_entry_holds_up_nobody(
+    engine: AsyncEngine, settings: Settings
+) -> None:
+    """Two such users with the same beginning are booked as two."""
+    ledger = Ledger(settings, engine)
+    await ledger.start()
+    long = secrets.token_hex(20_000)
+    for name, user in (("r1", long), ("r2", long + "!"), ("r3", "ann")):
+        ledger.settle(settlement(name, user=user))
+    assert await ledger.flush()
+    await ledger.aclose()
+    found = [await Repository(engine).find(name) for name in ("r1", "r2", "r3")]
+    users = [one.request.user or "" for one in found if one is not None]
+    assert len(set(users)) == 3
+    assert users[2] == "ann"
+    assert max(map(len, users)) < 600
 
 
 @pytest.mark.parametrize("hours", [-1, -26, -24 * 400])
