@@ -61,6 +61,7 @@ _SIGNATURES = {
     "lora_add_f32": "ppppp ii ll i",
     "measure_tiles": "",
     "measure_bf16_tiles": "",
+    "measure_sketch": "",
     "rms_norm_f32": "ppppp f ii",
     "route_experts_f32": "ppp iiii",
     "rope_f32": "pppppp l iiii llll",

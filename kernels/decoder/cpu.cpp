@@ -42,6 +42,8 @@ struct Decoder {
     float eps, scale, soft_cap;
     const float* norm;
     Weight head;
+    Weight sketch;  // of the head in int8, whose products are nearly the head's; or nothing
+    const float* sketch_errors;  // [vocabulary]: how nearly, by the length of a row
     CacheShape cache;
 
     int dim() const { return cache.dim; }
@@ -268,12 +270,13 @@ void run_layers(Team& team, const Decoder& d, const Batch& batch, const Asked& a
 // The final norm over some rows of the stream, each where `row_at` says: the head's input.
 template <class RowAt>
 void norm_for_head(Team& team, const Decoder& d, const Scratch& scratch, int rows,
-                   const RowAt& row_at) {
+                   const RowAt& row_at, bool by_sketch = false) {
     static thread_local std::vector<float> row_memory;
     row_memory.resize(d.hidden);
     each_row(team, rows, [&](int row) {
         norm_row(row_at(row), d.norm, row_memory.data(), d.eps, d.hidden);
         scratch.take(d.head, row_memory.data(), row, rows);
+        if (by_sketch) scratch.take(d.sketch, row_memory.data(), row, rows);
     });
 }
 
@@ -297,7 +300,64 @@ int64_t likeliest_of(const float* values, int count) {
     return std::min<int64_t>(std::find(values + from, values + count, largest) - values, count - 1);
 }
 
+// Given a row's products by the sketch: puts the head's own in each block of channels that may have the
+// largest of these, and returns its place. What stays is less, as is what is no number nowhere left.
+int64_t likeliest_near(const Decoder& d, const float* x, float* products) {
+    const FloatWeight head = Scratch::floats_of(d.head);
+    Vector squares = {}, least = Vector{} - __builtin_inff();
+    for (int i = 0; i < d.hidden; i += LANES) {
+        const Vector some = load_some(x + i, std::min(LANES, d.hidden - i), 0.0f);
+        squares += some * some;
+    }
+    const float length = std::sqrt(sum(squares));
+    for (int at = 0; at < head.channels; at += LANES) {
+        const int count = std::min(LANES, head.channels - at);
+        const Vector lower = load_some(products + at, count, -__builtin_inff()) -
+                             load_some(d.sketch_errors + at, count, 0.0f) * length;
+        least = lower > least ? lower : least;
+    }
+    const float bar = largest_lane(least);
+    const auto multiply = head.kind == FP16 ? multiply_floats<1, FP16>
+                        : head.kind == BF16 ? multiply_floats<1, BF16> : multiply_floats<1, FP32>;
+    for (int block = 0; block < head.blocks(); ++block) {
+        Ints may = {};
+        const int last = std::min((block + 1) * PACKED_CHANNELS, head.channels);
+        for (int at = block * PACKED_CHANNELS; at < last; at += LANES) {
+            const int count = std::min(LANES, last - at);
+            const Vector upper = load_some(products + at, count, -__builtin_inff()) +
+                                 load_some(d.sketch_errors + at, count, 0.0f) * length;
+            may |= ~(upper < bar);
+        }
+        if (any(may)) multiply(x, head, head.packed, block * head.block_size(), block, products);
+    }
+    return likeliest_of(products, head.channels);
+}
+
 }  // namespace
+
+// Whether int8 products of a few rows take so much less than those by float weights that it pays to
+// look for the largest with them first. Tiles of bf16 do well without.
+extern "C" int measure_sketch() {
+    constexpr int CHANNELS = 512, INPUTS = 1024, ROWS = 8;
+    if (bf16_by_tiles) return 0;
+    const std::vector<uint16_t> floats(CHANNELS * INPUTS);
+    const std::vector<int8_t> coded(CHANNELS * (INPUTS + 4));
+    const std::vector<float> scale(CHANNELS), x(ROWS * INPUTS);
+    std::vector<float> out(ROWS * CHANNELS);
+    std::vector<uint8_t> memory(Codes::bytes(ROWS, INPUTS));
+    const Codes codes = Codes::in(memory.data(), ROWS, INPUTS);
+    const FloatRows rows{const_cast<float*>(x.data()), nullptr};
+    const FloatWeight head{floats.data(), nullptr, CHANNELS, INPUTS, BF16};
+    const Int8Weight sketch{coded.data(), scale.data(), nullptr, CHANNELS, INPUTS};
+    Team alone(1, nullptr);
+    const double exact = best_of(8, [&] { multiply(alone, rows, ROWS, head, out.data()); });
+    const double nearly = best_of(8, [&] {
+        for (int row = 0; row < ROWS; ++row)
+            encode_row(x.data() + row * INPUTS, INPUTS, codes, row);
+        multiply(alone, codes, ROWS, sketch, out.data());
+    });
+    return nearly < 0.75 * exact;
+}
 
 extern "C" int64_t decoder_scratch_bytes(const Decoder* decoder, int tokens) {
     return Scratch::bytes(*decoder, tokens);
@@ -337,7 +397,16 @@ extern "C" int decoder_step(const Decoder* decoder, const Batch* batch, float* r
         const auto row_at = [&](int row) {
             return residual + (rows ? rows[row] : row) * int64_t{d.hidden};
         };
-        norm_for_head(team, d, scratch, num_rows, row_at);
+        const bool by_sketch = likeliest && d.sketch.packed;
+        norm_for_head(team, d, scratch, num_rows, row_at, by_sketch);
+        if (by_sketch) {
+            scratch.multiply_by(d.sketch, team, num_rows, logits);
+            team.each(num_rows, [&](int row) {
+                likeliest[row] = likeliest_near(d, scratch.inputs.floats + int64_t{row} * d.hidden,
+                                                logits + int64_t{row} * d.head.channels);
+            });
+            return;
+        }
 #if defined(BF16_TILES)
         const FloatWeight head = Scratch::floats_of(d.head);
         if (likeliest && !d.head.coded() && !head.bias && FloatRows::tiled(head)) {

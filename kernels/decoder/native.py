@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kernels.decoder import DecoderWeights, LayerWeights, PackedWeight
+from kernels.decoder.sketch import sketch_of, sketch_pays
 from kernels.native import function, require_ok, threads_for
 from kernels.native_cache import CACHE_KINDS, CacheShape, LayerCache, half_of, is_readable, shape_of
 
@@ -65,6 +66,8 @@ class _Decoder(Structure):
         ("soft_cap", c_float),
         ("norm", c_void_p),
         ("head", _Weight),
+        ("sketch", _Weight),
+        ("sketch_errors", c_void_p),
         ("cache", CacheShape),
     )
 
@@ -99,6 +102,7 @@ class NativeDecoder:
     def __init__(self, weights: DecoderWeights) -> None:
         self._weights = weights  # Keeps alive what the pointers point to.
         self._layers = (_Layer * len(weights.layers))(*map(_layer, weights.layers))
+        self._sketch = sketch_of(weights.head) if sketch_pays() else None
         vocabulary, hidden = weights.embedding.shape
         self._hidden = hidden
         self._decoder = _Decoder(
@@ -117,6 +121,9 @@ class NativeDecoder:
             norm=weights.norm.data_ptr(),
             head=_weight(weights.head),
         )
+        if self._sketch is not None:
+            self._decoder.sketch = _weight(self._sketch.weight)
+            self._decoder.sketch_errors = self._sketch.errors.data_ptr()
         self._address = ctypes.addressof(self._decoder)
         self._caches: KeysAndValues | None = None
         self._inputs: tuple[Tensor, ...] = ()
