@@ -153,23 +153,49 @@ inline Vector load_as(const void* from, int64_t at) {
     return load(static_cast<const float*>(from) + at);
 }
 
+// Two vectors of numbers that follow each other.
+struct Pair {
+    Vector low, high;
+};
+
+template <int KIND>
+inline Pair load_pair(const void* from) {
+#if defined(__AVX512VBMI__)
+    if constexpr (KIND == BF16) {  // Bytes go straight to where an fp32 has them.
+        constexpr uint64_t UPPER_HALVES = 0xCCCCCCCCCCCCCCCC;
+        const __m512i both = _mm512_loadu_si512(from);
+        const __m512i low = _mm512_set_epi32(
+            0x1F1E0000, 0x1D1C0000, 0x1B1A0000, 0x19180000, 0x17160000, 0x15140000, 0x13120000,
+            0x11100000, 0x0F0E0000, 0x0D0C0000, 0x0B0A0000, 0x09080000, 0x07060000, 0x05040000,
+            0x03020000, 0x01000000);
+        const __m512i high = _mm512_add_epi8(low, _mm512_set1_epi8(32));
+        return {reinterpret_cast<Vector>(_mm512_maskz_permutexvar_epi8(UPPER_HALVES, low, both)),
+                reinterpret_cast<Vector>(_mm512_maskz_permutexvar_epi8(UPPER_HALVES, high, both))};
+    }
+#endif
+    return {load_as<KIND>(from, 0), load_as<KIND>(from, LANES)};
+}
+
 // One head of slots that follow each other, each `stride` from the one before.
 template <int KIND>
 struct Slots {
+    static constexpr int BYTES = KIND == FP32 ? 4 : 2;  // of a number
     const void* data;
     int64_t first, stride;
     int64_t ahead = 0;  // bytes from a slot to one that is read soon; 0: none is asked for
 
     Slots from(int slot) const { return {data, first + slot * stride, stride, ahead}; }
     Slots alone() const { return {data, first, stride}; }
+    const char* row(int slot) const {
+        return static_cast<const char*>(data) + (first + slot * stride) * BYTES;
+    }
     Vector at(int slot, int d) const { return load_as<KIND>(data, first + slot * stride + d); }
     // Asks for what is read soon, a slot for each that is read: memory gives it meanwhile, where it
-    // would hold up a burst. Into the second cache: more may be on their way there than to the first.
-    void fetch(int slot, int dim) const {
-        constexpr int LINE = 64, BYTES = KIND == FP32 ? 4 : 2;
+    // would hold up a burst. Into the second cache: more may be on its way there than to the first.
+    void fetch(const char* slot, int dim) const {
+        constexpr int LINE = 64;
         if (ahead == 0) return;
-        const char* from = static_cast<const char*>(data) + (first + slot * stride) * BYTES + ahead;
-        for (int at = 0; at < dim * BYTES; at += LINE) __builtin_prefetch(from + at, 0, 2);
+        for (int at = 0; at < dim * BYTES; at += LINE) __builtin_prefetch(slot + ahead + at, 0, 2);
     }
 };
 

@@ -123,4 +123,38 @@ inline void store_some(float* to, Vector v, int count) {
 #endif
 }
 
+// The sums of LANES vectors' lanes, as one vector: a tree of shuffles for all instead of one each,
+// begun as soon as four of them are there, so that they stay in registers.
+struct LaneSums {
+#if defined(__AVX512F__)
+    __m512 fours[LANES / 4];
+
+    void take(int four, const Vector* v) {
+        const auto pair = [](Vector a, Vector b) {
+            const __m512 x = reinterpret_cast<__m512>(a), y = reinterpret_cast<__m512>(b);
+            return _mm512_castps_pd(
+                _mm512_add_ps(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y)));
+        };
+        const __m512d first = pair(v[0], v[1]), second = pair(v[2], v[3]);
+        fours[four] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(first, second)),
+                                    _mm512_castpd_ps(_mm512_unpackhi_pd(first, second)));
+    }
+    Vector all() const {
+        const auto halves = [](__m512 a, __m512 b) {
+            return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
+        };
+        const __m512 low = halves(fours[0], fours[1]), high = halves(fours[2], fours[3]);
+        return reinterpret_cast<Vector>(_mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88),
+                                                      _mm512_shuffle_f32x4(low, high, 0xDD)));
+    }
+#else
+    Vector sums;
+
+    void take(int four, const Vector* v) {
+        for (int i = 0; i < 4; ++i) sums[4 * four + i] = sum(v[i]);
+    }
+    Vector all() const { return sums; }
+#endif
+};
+
 }  // namespace

@@ -6,91 +6,89 @@
 namespace {
 
 constexpr int QUERIES_OF_TASK = 16;
+// A block is asked for so long before it is read: at one, memory is late, at four, too much is on
+// its way.
+constexpr int BLOCKS_AHEAD = 2;
+
+// Memory that begins with a line of the cache, so that no vector in it lies across two.
+template <class T>
+struct InLines {
+    using value_type = T;
+    static constexpr std::align_val_t LINE{64};
+
+    T* allocate(size_t size) { return static_cast<T*>(::operator new(size * sizeof(T), LINE)); }
+    void deallocate(T* memory, size_t) { ::operator delete(memory, LINE); }
+    bool operator==(const InLines&) const { return true; }
+    bool operator!=(const InLines&) const { return false; }
+};
+using Floats = std::vector<float, InLines<float>>;
 
 // The rows of one task: every query, times every query head of the key head.
 struct Rows {
-    int count;                   // per key head
-    std::vector<float> queries;  // [count, D], scaled
-    std::vector<float> scores;   // [count, context], then weights
-    std::vector<float> totals;   // [count, D]
-    std::vector<float> inverse;  // [count], of the weights' sums
-    std::vector<float> block;    // [slots, D]: a block of another dtype, widened
+    int count;       // per key head
+    Floats queries;  // [count, D], scaled
+    Floats scores;   // [count, context], then weights
+    Floats totals;   // [count, D]
+    Floats inverse;  // [count], of the weights' sums
+    Floats block;    // [slots, D]: a block of another dtype, widened
 };
 
 // Grows only: a vector would clear what it grows by again and again.
-inline void make_room(std::vector<float>& memory, int64_t size) {
+template <class Memory>
+inline void make_room(Memory& memory, int64_t size) {
     if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
 }
 
-// The sums of LANES vectors' lanes, as one vector: a tree of shuffles for all instead of one each,
-// begun as soon as four of them are there, so that they stay in registers.
-struct LaneSums {
-#if defined(__AVX512F__)
-    __m512 fours[LANES / 4];
-
-    void take(int four, const Vector* v) {
-        const auto pair = [](Vector a, Vector b) {
-            const __m512 x = reinterpret_cast<__m512>(a), y = reinterpret_cast<__m512>(b);
-            return _mm512_castps_pd(
-                _mm512_add_ps(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y)));
-        };
-        const __m512d first = pair(v[0], v[1]), second = pair(v[2], v[3]);
-        fours[four] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(first, second)),
-                                    _mm512_castpd_ps(_mm512_unpackhi_pd(first, second)));
-    }
-    Vector all() const {
-        const auto halves = [](__m512 a, __m512 b) {
-            return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
-        };
-        const __m512 low = halves(fours[0], fours[1]), high = halves(fours[2], fours[3]);
-        return reinterpret_cast<Vector>(_mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88),
-                                                      _mm512_shuffle_f32x4(low, high, 0xDD)));
-    }
-#else
-    Vector sums;
-
-    void take(int four, const Vector* v) {
-        for (int i = 0; i < 4; ++i) sums[4 * four + i] = sum(v[i]);
-    }
-    Vector all() const { return sums; }
-#endif
-};
-
+// Lane by lane, not yet added up: the products of ROWS rows with four keys, each read once.
 // DIM is the head size where it is a common one, so that loops over it unroll; else 0.
-// Lane by lane: a query's products with one slot's key, not yet added up.
-template <int DIM, int KIND>
-inline Vector multiply(const float* query, const Slots<KIND>& keys, int slot, int dim_at_run_time) {
+template <int DIM, int ROWS, int KIND>
+inline void multiply(const float* queries, const char* const* keys, int dim_at_run_time,
+                     Vector (&products)[ROWS][4]) {
+    constexpr int BYTES = Slots<KIND>::BYTES;
     const int dim = DIM ? DIM : dim_at_run_time;
-    Vector total = load(query) * keys.at(slot, 0);
-    for (int d = LANES; d < dim; d += LANES) total += load(query + d) * keys.at(slot, d);
-    return total;
+    int d = 0;
+#pragma GCC unroll 4
+    for (; d + 2 * LANES <= dim; d += 2 * LANES)
+        for (int i = 0; i < 4; ++i) {
+            const Pair key = load_pair<KIND>(keys[i] + d * BYTES);
+            for (int row = 0; row < ROWS; ++row) {
+                const float* query = queries + row * dim + d;
+                products[row][i] += load(query) * key.low;
+                products[row][i] += load(query + LANES) * key.high;
+            }
+        }
+    if (d < dim)
+        for (int i = 0; i < 4; ++i) {
+            const Vector key = load_as<KIND>(keys[i], d);
+            for (int row = 0; row < ROWS; ++row)
+                products[row][i] += load(queries + row * dim + d) * key;
+        }
 }
 
-// ROWS rows share each key read: their scores of up to LANES slots. Missing ones count as zeros, so
-// that a score is added up alike in any tile.
+// The scores of ROWS rows and up to LANES slots. A missing one reads the last slot again, in a lane
+// that is not kept, so that a score is added up alike in any tile.
 template <int DIM, int ROWS, int KIND>
 inline void score_rows(const float* queries, const Slots<KIND>& keys, int count, int dim, float* to,
                        int64_t context) {
     LaneSums sums[ROWS];
-    const auto add_up = [&](int four, const auto& is_there) {
-        Vector products[ROWS][4] = {};
-#pragma GCC unroll 4
+    const auto add_up = [&](int four, const auto& slot_of) {
+        const char* at[4];
         for (int i = 0; i < 4; ++i) {
-            const int slot = 4 * four + i;
-            if (!is_there(slot)) continue;
-            keys.fetch(slot, dim);
-            for (int row = 0; row < ROWS; ++row)
-                products[row][i] = multiply<DIM>(queries + row * dim, keys, slot, dim);
+            at[i] = keys.row(slot_of(4 * four + i));
+            keys.fetch(at[i], DIM ? DIM : dim);
         }
+        Vector products[ROWS][4] = {};
+        multiply<DIM, ROWS, KIND>(queries, at, dim, products);
         for (int row = 0; row < ROWS; ++row) sums[row].take(four, products[row]);
     };
     if (count == LANES) {
-        for (int four = 0; four < LANES / 4; ++four) add_up(four, [](int) { return true; });
+#pragma GCC unroll 1
+        for (int four = 0; four < LANES / 4; ++four) add_up(four, [](int slot) { return slot; });
         for (int row = 0; row < ROWS; ++row) store(to + row * context, sums[row].all());
     } else {
 #pragma GCC unroll 1
         for (int four = 0; four < LANES / 4; ++four)
-            add_up(four, [&](int slot) { return slot < count; });
+            add_up(four, [&](int slot) { return std::min(slot, count - 1); });
         for (int row = 0; row < ROWS; ++row)
             store_some(to + row * context, sums[row].all(), count);
     }
@@ -135,11 +133,15 @@ void weigh_rows(Rows& rows, int row, const Slots<KIND>& values, int slots, int64
         }
     }
     for (int slot = 0; slot < slots; ++slot) {
-        values.fetch(slot, DIM);
-        for (int part = 0; part < PARTS; ++part) {
-            const Vector read = values.at(slot, part * LANES);
-            for (int r = 0; r < ROWS; ++r)
-                totals[r][part] += weights[static_cast<int64_t>(r) * context + slot] * read;
+        const char* value = values.row(slot);
+        values.fetch(value, DIM);
+        for (int part = 0; part < PARTS; part += 2) {
+            const Pair read = load_pair<KIND>(value + part * LANES * values.BYTES);
+            for (int r = 0; r < ROWS; ++r) {
+                const float weight = weights[static_cast<int64_t>(r) * context + slot];
+                totals[r][part] += weight * read.low;
+                totals[r][part + 1] += weight * read.high;
+            }
         }
     }
     for (int r = 0; r < ROWS; ++r) {
@@ -185,6 +187,10 @@ inline void fetch(const Place& at, const CacheShape& shape, int slots, int head)
     const char* from = reinterpret_cast<const char*>(at.address(shape)) + int64_t{head} * bytes;
     for (int row = 0; row < slots; ++row, from += int64_t{shape.heads} * bytes)
         for (int line = 0; line < bytes; line += LINE) __builtin_prefetch(from + line, 0, 2);
+    if (!at.half->scales) return;
+    from = reinterpret_cast<const char*>(at.half->scales + at.slot * shape.heads);
+    const int scale_bytes = slots * shape.heads * 4;
+    for (int line = 0; line < scale_bytes; line += LINE) __builtin_prefetch(from + line, 0, 2);
 }
 
 // Hands one head of slots to body, as they lie or widened: few rows widen 16 bits as they read,
@@ -297,6 +303,13 @@ struct Attention {
     int first_block(const Task& task, int size) const {
         return visible(task, 0).from / size * size;
     }
+    // The blocks that a task reads, and how many they are.
+    const int32_t* table(const Task& task, int size) const {
+        return block_tables + int64_t{task.sequence} * table_len + first_block(task, size) / size;
+    }
+    int blocks(const Task& task, int size) const {
+        return (task.context - first_block(task, size) + size - 1) / size;
+    }
     Visible visible(const Task& task, int query) const {
         const int own = task.position + query;
         Visible seen{0, std::max(0, own + 1), nullptr, 0};
@@ -327,23 +340,29 @@ inline void each_query_row(const Task& task, int first_head, int heads, int grou
 }
 
 // Key heads [first_head, first_head + heads) of one sequence. Blocks are walked once for all of
-// them, because memory is read fastest in its order. `after` is read next.
+// them, because memory is read fastest in its order. `following` is probably the next task.
 template <int DIM>
 int attend(Rows& rows, const Attention& call, const LayerCache& cache, const CacheShape& shape,
-           const Task& task, int first_head, int heads, const Place& after) {
-    const int32_t* table = call.block_tables + int64_t{task.sequence} * call.table_len;
+           const Task& task, int first_head, int heads, const Task& following) {
     const int context = task.context, size = shape.block_size;
     const int group = call.query_heads / shape.heads;
     const int begin = call.first_block(task, size);
-    const auto place = [&](const CacheHalf& half, int first) {
-        return Place{&half, int64_t{table[first / size]} * size};
+    const int32_t* table = call.table(task, size);
+    const int32_t* following_table = call.table(following, size);
+    const int blocks = call.blocks(task, size);
+    const int last_following = std::max(0, call.blocks(following, size) - 1);
+    const auto place = [&](const CacheHalf& half, int block) {
+        return Place{&half, int64_t{table[block]} * size};
     };
+    for (int block = 0; block < blocks; ++block)
+        if (table[block] < 0 || table[block] >= shape.num_blocks) return OUT_OF_RANGE;
     make_room(rows.block, int64_t{size} * shape.dim);
-    for (int first = begin; first < context; first += size) {
-        if (table[first / size] < 0 || table[first / size] >= shape.num_blocks) return OUT_OF_RANGE;
-        const int slots = std::min(size, context - first), then = first + size;
-        const Place keys = place(cache.keys, first);
-        const Place next = then < context ? place(cache.keys, then) : place(cache.values, begin);
+    for (int block = 0, first = begin; block < blocks; ++block, first += size) {
+        const int slots = std::min(size, context - first), then = block + BLOCKS_AHEAD;
+        const Place keys = place(cache.keys, block);
+        const Place next = then < blocks
+                               ? place(cache.keys, then)
+                               : place(cache.values, std::min(then, 2 * blocks - 1) - blocks);
         for (int head = 0; head < heads; ++head)
             with_slots(keys, next, shape, slots, first_head + head, rows, [&](const auto& read) {
                 score<DIM>(rows, head, read, slots, first, context, shape.dim);
@@ -357,10 +376,12 @@ int attend(Rows& rows, const Attention& call, const LayerCache& cache, const Cac
         rows.inverse[row] =
             softmax(scores, seen, context, call.sinks ? call.sinks + query_head : nullptr);
     });
-    for (int first = begin; first < context; first += size) {
-        const int slots = std::min(size, context - first), then = first + size;
-        const Place values = place(cache.values, first);
-        const Place next = then < context ? place(cache.values, then) : after;
+    for (int block = 0, first = begin; block < blocks; ++block, first += size) {
+        const int slots = std::min(size, context - first), then = block + BLOCKS_AHEAD;
+        const Place values = place(cache.values, block);
+        const Place next = then < blocks ? place(cache.values, then)
+                                         : Place{&cache.keys, int64_t{following_table[std::min(
+                                               then - blocks, last_following)]} * size};
         for (int head = 0; head < heads; ++head)
             with_slots(values, next, shape, slots, first_head + head, rows, [&](const auto& read) {
                 weigh<DIM>(rows, head, read, slots, first, context, shape.dim);
@@ -389,7 +410,7 @@ bool list_tasks(const int32_t* query_start_lens, const int32_t* context_lens, in
     return true;
 }
 
-// One task for key heads [first_head, first_head + heads); `following` is probably the next.
+// One task for key heads [first_head, first_head + heads).
 int attend_task(const Attention& call, const LayerCache& cache, const CacheShape& shape,
                 const Task& task, int first_head, int heads, const Task& following) {
     static thread_local Rows rows;
@@ -408,13 +429,7 @@ int attend_task(const Attention& call, const LayerCache& cache, const CacheShape
     });
     const auto run = dim == 32 ? attend<32> : dim == 64 ? attend<64>
                    : dim == 128 ? attend<128> : attend<0>;
-    Place after{&cache.keys, 0};
-    if (following.context > 0) {
-        const int64_t row = int64_t{following.sequence} * call.table_len;
-        const int first = call.first_block(following, shape.block_size);
-        after.slot = int64_t{call.block_tables[row + first / shape.block_size]} * shape.block_size;
-    }
-    const int outcome = run(rows, call, cache, shape, task, first_head, heads, after);
+    const int outcome = run(rows, call, cache, shape, task, first_head, heads, following);
     each_query_row(task, first_head, heads, group, [&](int row, int query, int query_head) {
         const int64_t token = int64_t{task.first_row} + query;
         const float* total = rows.totals.data() + int64_t{row} * dim;
