@@ -1,5 +1,6 @@
 """A budget that is made while other processes answer counts each of their requests once."""
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator
 
@@ -11,9 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.ledger import budget_store as store
 from gateway.ledger.budget_store import Budget, Spend
 from gateway.ledger.budgets import Budgets
+from gateway.ledger.database import writing
+from gateway.ledger.database_clock import now_of
 from gateway.ledger.late_spending import by_backend
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.overruns import list_overruns
+from gateway.ledger.repository import Repository
 from gateway.ledger.tables import leases
 from gateway.settings import Settings
 from tests.gateway.ledger.budget_samples import TEAM, set_limit, spend_of, still
@@ -303,3 +307,22 @@ async def test_budget_made_again_keeps_what_a_killed_process_spent_before(
     await other.end_leases("other")
     assert await spend_of(engine, budget) == Spend(spent=2_000)
     await other.aclose()
+
+
+async def test_budget_is_made_when_no_row_is_being_written(engine: AsyncEngine) -> None:
+    """What was written before it began before it, whoever waited for whom."""
+    wanted = Budget(scope="team:search", window="day", limit_nano_usd=10_000)
+
+    async def make() -> None:
+        async with engine.begin() as connection:
+            await store.set_budget(connection, wanted)
+
+    async with writing(engine) as connection:
+        await Repository(engine).write_on(connection, [settlement("r1")])
+        making = asyncio.create_task(make())
+        await asyncio.sleep(0.2)
+        written_at = await now_of(connection)
+    await making
+    async with engine.connect() as connection:
+        (made,) = await store.list_budgets(connection)
+    assert made.created_us >= written_at * 1e6
