@@ -218,8 +218,8 @@ def cascade_card(
     fair = train & ~practice
     measured = fair if fair.any() else train
     outcomes = replace(outcomes, costs=costs_at_one_load(outcomes, fair))
-    mean = outcomes.costs[measured].mean(axis=0)
-    tried = list(settings(len(outcomes.backends), 0.0 if outcomes.costs_assumed else mean[-1]))
+    mean = 0.0 if outcomes.costs_assumed else float(outcomes.costs[measured, -1].mean())
+    tried = list(settings(len(outcomes.backends), mean))
     expected = ExpectedCosts.of(outcomes, measured)
     learnt, seen = (
         Climbed.of(tried, outcomes, fitted.quality, judged.p_above[judge], expected, rows)
@@ -230,7 +230,7 @@ def cascade_card(
     scores, costs = outcomes.scores[test], outcomes.costs[test]
     routers = {
         "cascade": choices,
-        "question": by_merit(fitted.quality[test], mean[None], scores, costs),
+        "question": by_merit(fitted.quality[test], expected.question[test], scores, costs),
         "oracle": by_merit(scores, costs, scores, costs),
     }
     curves = cost_curves(routers, scores, costs, groups[test])

@@ -73,7 +73,8 @@ def judged(card: dict[str, Any]) -> dict[str, Any]:
         return found
     figures = {name: second[name]["second"] for name in SHOWN}
     above = second["apgr_above_length"]["second"]
-    look = {"router": figures, "apgr_above_length": above, "area": second["area"]}
+    look = {name: second[name] for name in ("area", "helps")}
+    look |= {"router": figures, "apgr_above_length": above}
     return found | {"second_look": look | _beaten(figures, card["baselines"])}
 
 

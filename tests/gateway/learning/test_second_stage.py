@@ -13,7 +13,13 @@ from gateway.errors import SettingsError
 from gateway.learning.network import Network
 from gateway.learning.outcomes import Outcomes, read_outcomes
 from gateway.learning.quality import FOLDS, Calibration, Fitted, grouped
-from gateway.learning.second_stage import GATE, EncoderError, EncoderProcess, SecondStage
+from gateway.learning.second_stage import (
+    GATE,
+    EncoderError,
+    EncoderProcess,
+    SecondStage,
+    helps,
+)
 from gateway.routing.second_head import SECOND, SecondHead
 from tests.gateway.learning import made_up
 
@@ -94,6 +100,14 @@ def test_vectors_that_know_nothing_do_not_help(made: Made) -> None:
     stage = SecondStage.fit(outcomes, fitted, groups, Meanings({}))
     assert stage.card["helps"] is False
     assert stage.summary["area"]["gain"]["low"] <= 0
+
+
+@pytest.mark.parametrize(("above", "is_so"), [(0.94, False), (0.96, True)])
+def test_look_helps_where_95_of_100_draws_gain(above: float, is_so: bool) -> None:
+    """The question has one side: is it better? Draws that are not defined do not count."""
+    draws = np.where(np.arange(1000) < 1000 * above, 0.1, -0.1)
+    assert helps(np.concatenate([[0.1], draws, [np.nan]])) is is_so
+    assert not helps(np.array([0.1, np.nan]))
 
 
 def test_second_head_of_another_first_one_is_left_alone(made: Made, tmp_path: Path) -> None:
