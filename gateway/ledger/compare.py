@@ -63,8 +63,9 @@ async def compared_report(
     nothing = {name: _zero(found["totals"][name]) for name in figures}
     rows = [_beside(row, then.pop(tuple(row[k] for k in keys), nothing), figures)
             for row in found["rows"]]  # fmt: skip
-    for group, row in then.items():
-        rows.append(_beside({**dict(zip(keys, group, strict=True)), **nothing}, row, figures))
+    for row in then.values():
+        named = {key: row[key] for key in (*keys, "key_name") if key in row}
+        rows.append(_beside({**named, **nothing}, row, figures))
     found["rows"] = rows
     found["totals"] = _beside(found["totals"], before["totals"], figures)
     found["compare"] = {"since": before["since"], "until": before["until"]}

@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 
 from msgspec import Struct, field
 from msgspec.structs import replace
-from sqlalchemy import Select
+from sqlalchemy import Select, select
 
 from gateway.ledger import report_sql as sql
 from gateway.ledger import subjects
@@ -25,6 +25,7 @@ from gateway.ledger.report_query import CHARGE_KEYS, TIME_KEYS, ReportQuery
 from gateway.ledger.report_rollups import batches
 from gateway.ledger.report_sums import FromSums, KeySums, Row, taken_out
 from gateway.ledger.subjects import SUBJECT_KINDS
+from gateway.ledger.tables import keys as api_keys
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -199,6 +200,12 @@ async def with_names(
         (tuple(subjects.shown(v, names) if i in at else v for i, v in enumerate(group)), line)
         for group, line in lines.items()
     ]
+
+
+async def key_names(connection: "AsyncConnection") -> dict[str, str]:
+    """What keys are called, by id; most have no name."""
+    named = select(api_keys.c.id, api_keys.c.name).where(api_keys.c.name != "")
+    return {row.id: row.name for row in await connection.execute(named)}
 
 
 def _folder(query: ReportQuery) -> Callable[[Sequence[Any]], Group]:

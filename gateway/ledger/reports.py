@@ -39,6 +39,7 @@ from gateway.ledger.report_lines import (
     OnMachine,
     Wanted,
     added_up,
+    key_names,
     lines_of,
     moment_of,
     snapshot,
@@ -114,7 +115,7 @@ async def costs_report(
         "tz": query.tz,
         "group_by": list(query.group_by),
         "rows": [
-            {**dict(zip(query.group_by, group, strict=True)), **_shown(line)}
+            {**_named(query, group, read.key_names), **_shown(line)}
             for group, line in _sorted(read.named, query)
         ],
         "totals": _shown(shown),
@@ -135,6 +136,8 @@ class _Read(Struct, frozen=True, kw_only=True):
     lines: Mapping[Group, Line]
     named: Sequence[tuple[Group, Line]]
     """The same lines, by names instead of ids."""
+    key_names: Mapping[str, str]
+    """By id, where it is grouped by key."""
     total: Line
     """Of everybody."""
     shown: Line
@@ -170,12 +173,19 @@ async def _read(engine: "AsyncEngine", settings: Settings, query: ReportQuery) -
         if query.filters:
             shown = (await lines_of(connection, replace(query, group_by=()), known=known))[()]
         named = await with_names(connection, lines, query)
+        names = await key_names(connection) if "key" in query.group_by else {}
         begun_us = await first_us(connection)
     return _Read(
-        query=query, lines=lines, named=named, total=total, shown=shown, machines=machines,
-        measured=measured, booked=_booked(booked), charged=charged, overrun=overrun,
-        begun_us=begun_us,
+        query=query, lines=lines, named=named, key_names=names, total=total, shown=shown,
+        machines=machines, measured=measured, booked=_booked(booked), charged=charged,
+        overrun=overrun, begun_us=begun_us,
     )  # fmt: skip
+
+
+def _named(query: ReportQuery, group: Group, names: Mapping[str, str]) -> dict[str, Any]:
+    """A row's group; beside a key's id what it is called."""
+    found: dict[str, Any] = dict(zip(query.group_by, group, strict=True))
+    return found | {"key_name": names.get(found["key"])} if "key" in found else found
 
 
 def _of_machines(

@@ -126,6 +126,26 @@ def test_csv_holds_no_formulas(spent: Headgate) -> None:
     assert safe_cell("a=b") == "a=b"
 
 
+def test_keys_are_called_by_their_names(headgate: Headgate) -> None:
+    """Beside the id, which others refer to; also compared, also where one has no name."""
+    named = headgate.json("keys", "create", "--team", "search", "--name", "=ci", "--json")["id"]
+    _write(
+        headgate,
+        settlement("r1", key=named, started_at=1e9, charges=(charge("r1", at=1e9),)),
+        settlement("r2", key="key_gone", started_at=1e9, charges=(charge("r2", at=1e9),)),
+    )
+    ask = ("report", "costs", "--group-by", "team,key")
+    table = headgate.run(*ask).stdout
+    assert f"=ci ({named})" in table
+    assert "key_gone" in table
+    compared = headgate.json(*ask, "--compare", "2000-01-01..2005-01-01", "--json")
+    for found in (headgate.json(*ask, "--json"), compared):
+        names = {row["key"]: row["key_name"] for row in found["rows"]}
+        assert names == {named: "=ci", "key_gone": None}
+    rows = csv.DictReader(io.StringIO(headgate.run(*ask, "--format", "csv").stdout))
+    assert {row["key"]: row["key_name"] for row in rows} == {named: "'=ci", "key_gone": ""}
+
+
 def test_table_takes_names_literally(spent: Headgate) -> None:
     """Markup in a tag is shown, not obeyed."""
     assert "[bold]x[/bold]" in spent.run("report", "costs", "--group-by", "tag:env").stdout
