@@ -172,16 +172,10 @@ class Climbed(Struct, frozen=True):
         return cls(tried, Choices(np.stack(spent, axis=1), np.stack(got, axis=1)))
 
     def best(self) -> list[int]:
-        """Places of the settings on the upper hull of cost and quality: of those that weigh costs
-        and of single backends, where costs are known."""
-        weighing = np.array([one.weighs_costs or len(one.ladder) == 1 for one in self.settings])
-        if not any(one.weighs_costs for one in self.settings):
-            weighing[:] = True
+        """Places of the settings on the upper hull of cost and quality."""
         cost, score = self.choices.costs.mean(0), self.choices.scores.mean(0)
-        pairs = _pairs(cost, score)
-        points = {pairs[place]: int(place) for place in np.flatnonzero(weighing)[::-1]}
-        hull = upper_hull(cost[weighing], score[weighing])
-        return [points[pair] for pair in _pairs(*hull) if pair in points]
+        points = {pair: place for place, pair in reversed([*enumerate(_pairs(cost, score))])}
+        return [points[pair] for pair in _pairs(*upper_hull(cost, score)) if pair in points]
 
     def as_good(self, quality: float) -> int | None:
         """Place of the cheapest setting with at least that quality, whatever prices are."""
