@@ -6,8 +6,7 @@
 namespace {
 
 constexpr int QUERIES_OF_TASK = 16;
-// A block is asked for so long before it is read: at one, memory is late, at four, too much is on
-// its way.
+// A block is asked for so long before it is read; one and four were slower.
 constexpr int BLOCKS_AHEAD = 2;
 
 // Memory that begins with a line of the cache, so that no vector in it lies across two.
