@@ -6,31 +6,24 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import case, func, select
+from sqlalchemy import select
 
-from gateway.alerts.model import Finding, Severity
-from gateway.alerts.settings import AlertSettings, Kind
+from gateway.alerts.burn import FEWEST_REQUESTS, SloBurn, counts
+from gateway.alerts.model import Finding
+from gateway.alerts.settings import Kind
 from gateway.insights.changes import Change, find_changes
 from gateway.insights.outlook import Outlook, outlook
 from gateway.insights.series import By
 from gateway.ledger import budget_store as budgets
 from gateway.ledger.money import short_usd, usd_text
 from gateway.ledger.reconcile import reconcile_hours
-from gateway.ledger.rollups import QUARTER_S
-from gateway.ledger.tables import alerts, budget_alerts, requests, rollup_keys, rollups
+from gateway.ledger.tables import alerts, budget_alerts
 from gateway.ledger.windows import first_start_us
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
-FEWEST_REQUESTS: Final = 20
-"""Fewer are no ground for a rate."""
-_BURNS: Final[tuple[tuple[float, float, float, Severity], ...]] = (
-    (3600, 300, 14.4, "critical"),
-    (6 * 3600, 1800, 6.0, "warning"),
-)
-"""Long window, short window (seconds), rate: Site Reliability Workbook, 2018, chapter 5."""
 _DIMENSIONS: Final[dict[str, By]] = {"team": "team", "key": "key", "model": "backend"}
 """Of budgets' scopes, as roll-ups call them."""
 _LATE: Final = timedelta(minutes=10)
@@ -174,7 +167,7 @@ async def error_rate(engine: "AsyncEngine", settings: Settings, now: datetime) -
     if bound is None:
         return []
     async with engine.connect() as connection:
-        count, failed, _ = await _recent(connection, now, 300, None)
+        count, failed, _ = await counts(connection, now.timestamp() - 300)
     if count < FEWEST_REQUESTS or failed / count <= bound:
         return []
     return [
@@ -188,84 +181,6 @@ async def error_rate(engine: "AsyncEngine", settings: Settings, now: datetime) -
             facts={"requests": count, "failed": failed},
         )
     ]
-
-
-async def slo_burn(engine: "AsyncEngine", settings: Settings, now: datetime) -> list[Finding]:
-    """Objectives whose error budget burns so fast that a month's would not last."""
-    alerts = settings.alerts
-    found: list[Finding] = []
-    told: set[str] = set()
-    async with engine.connect() as connection:
-        for long_s, short_s, rate, severity in _BURNS:
-            windows = [await _window(connection, now, s, alerts) for s in (long_s, short_s)]
-            if min(count for count, _, _ in windows) < FEWEST_REQUESTS:
-                continue
-            for name, bad, allowed in _objectives(alerts):
-                if name in told:
-                    continue  # the faster burn says it already
-                burns = [one[bad] / one[0] / allowed for one in windows]
-                if min(burns) > rate:
-                    told.add(name)
-                    found.append(_burn(name, severity, long_s, burns[0], allowed))
-    return found
-
-
-def _objectives(alerts: AlertSettings) -> list[tuple[str, int, float]]:
-    """(name, place of its bad requests in a window's counts, share allowed)"""
-    found = []
-    if alerts.availability is not None:
-        found.append(("availability", 1, 1 - alerts.availability))
-    if alerts.ttft_ms is not None:
-        found.append(("time to first token", 2, 1 - alerts.ttft_share))
-    return found
-
-
-def _burn(name: str, severity: Severity, long_s: float, burn: float, allowed: float) -> Finding:
-    hours = long_s / 3600
-    return Finding(
-        key=f"slo_burn:{name}:{severity}",
-        kind="slo_burn",
-        severity=severity,
-        title=f"Objective {name}: error budget of {hours:.0f} h burns {burn:.1f} times too fast",
-        text=f"{burn * allowed:.2%} of the requests of {hours:.0f} h missed it, "
-        f"{allowed:.2%} may; at this rate 30 days' budget lasts {30 * 24 / burn:.0f} h.",
-        facts={"objective": name, "burn_rate": round(burn, 2)},
-    )
-
-
-async def _window(
-    connection: "AsyncConnection", now: datetime, seconds: float, alerts: AlertSettings
-) -> tuple[int, int, int]:
-    """Requests, failed ones, slow ones: by rows where that is an hour at most, else rolled up."""
-    if seconds <= 3600:
-        return await _recent(connection, now, seconds, alerts.ttft_ms)
-    since_us = round((now.timestamp() - seconds) * 1e6)
-    k, r = rollup_keys.c, rollups.c
-    row = (
-        await connection.execute(
-            select(func.sum(r.requests), func.sum(r.errors))
-            .join_from(rollups, rollup_keys, k.id == r.key_id)
-            .where(k.fact == "request", r.span_s == QUARTER_S, r.bucket_us >= since_us)
-        )
-    ).one()
-    return int(row[0] or 0), int(row[1] or 0), 0
-
-
-async def _recent(
-    connection: "AsyncConnection", now: datetime, seconds: float, ttft_ms: float | None
-) -> tuple[int, int, int]:
-    c = requests.c
-    slow = case((c.ttft_ms > (ttft_ms or 0), 1), else_=0) if ttft_ms else 0
-    row = (
-        await connection.execute(
-            select(
-                func.count(),
-                func.sum(case((c.outcome == "error", 1), else_=0)),
-                func.sum(slow),
-            ).where(c.started_us >= round((now.timestamp() - seconds) * 1e6))
-        )
-    ).one()
-    return int(row[0] or 0), int(row[1] or 0), int(row[2] or 0)
 
 
 async def unattributed(engine: "AsyncEngine", settings: Settings, now: datetime) -> list[Finding]:
@@ -306,12 +221,11 @@ def _hour(text: str) -> str:
     return f"{datetime.fromisoformat(text).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
-OFTEN: Final[dict[Kind, Check]] = {
-    "budget": budget_thresholds,
-    "error_rate": error_rate,
-    "slo_burn": slo_burn,
-}
-"""At every look."""
+def often() -> dict[Kind, Check]:
+    """At every look of one watch."""
+    return {"budget": budget_thresholds, "error_rate": error_rate, "slo_burn": SloBurn()}
+
+
 HOURLY: Final[dict[Kind, Check]] = {
     "budget_forecast": budget_forecasts,
     "anomaly": anomalies,

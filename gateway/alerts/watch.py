@@ -92,6 +92,7 @@ class AlertWatch:
         self._hour_us = self._asked_us = 0
         self._reported_month = ""
         self._of_the_hour: dict[Kind, list[Finding]] = {}
+        self._often: dict[Kind, Check] = {}
         self._lock: int | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -141,10 +142,10 @@ class AlertWatch:
 
     async def _tell(self) -> None:
         """Raises one of AWAY."""
-        from gateway.alerts.checks import OFTEN  # at the first look: not before it is ready
+        from gateway.alerts.checks import often  # at the first look: not before it is ready
 
-        now = self._clock()
-        findings = {kind: await self._check(check, now) for kind, check in OFTEN.items()}
+        now, self._often = self._clock(), self._often or often()
+        findings = {kind: await self._check(check, now) for kind, check in self._often.items()}
         findings |= await self._hourly(now)
         findings["cache_outage"] = await self._cache_outage()
         findings["ledger_outage"] = []
