@@ -40,17 +40,18 @@ class BlockPool:
     def allocate(self, count: int) -> list[int]:
         """Take `count` free blocks, each with one reference; the caller checked `num_free`."""
         assert count <= self.num_free, f"{count} blocks wanted, {self.num_free} free"
-        taken = []
-        for _ in range(count):
-            if self._blank:
-                block_id = self._blank.pop()
-            else:
-                block_id = next(iter(self._reusable))
-                del self._reusable[block_id]
-                self._kept.discard(block_id)
-                self.on_evict(block_id)
-            self._references[block_id] = 1
+        first = max(0, len(self._blank) - count)
+        taken = self._blank[first:]
+        del self._blank[first:]
+        taken.reverse()
+        while len(taken) < count:
+            block_id = next(iter(self._reusable))
+            del self._reusable[block_id]
+            self._kept.discard(block_id)
+            self.on_evict(block_id)
             taken.append(block_id)
+        for block_id in taken:
+            self._references[block_id] = 1
         return taken
 
     def share(self, block_ids: Sequence[int]) -> None:

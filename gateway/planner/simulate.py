@@ -127,7 +127,7 @@ class _Replica:
         self._scheduler = Scheduler(config)
         self._progress: dict[Request, _Progress] = {}
         self._done: list[_Progress] = []
-        self._begun = 0
+        self._begun = 0.0
         """Answers whose first token came in the last step: the next one pays for them."""
         self._repeats = False
         """Whether the next step would decode what the last one did, if nothing happened."""
@@ -173,10 +173,9 @@ class _Replica:
             self._leap()
             self._receive()
         output = scheduler.schedule()
-        work, kv_tokens, begun = _work_of(output)
+        work, kv_tokens, results = _work_of(output)
         self._take(work._replace(prompts=self._begun), kv_tokens, len(output.sequences))
-        self._begun = begun
-        results = [_ONE if part.samples else _NONE for part in output.sequences]
+        self._begun = results.count(_ONE) - work.decode_tokens
         scheduler.update(output, results)
         ended = False
         for part in output.sequences:
@@ -203,11 +202,15 @@ class _Replica:
         """Take the steps in which the same sequences decode, all but the one that ends one."""
         running, pool = self._scheduler.running, self._scheduler.block_pool
         batch, size = len(running), self._config.block_size
-        count = min((request.num_remaining_tokens for request in running), default=0) - 1
-        if count < 1 or not all(request.is_decoding for request in running):
-            return
-        attended = sum(request.num_computed_tokens + 1 for request in running)
-        if self._coming:
+        count, attended = self._config.longest_sequence, batch
+        for request in running:
+            computed, left = request.num_computed_tokens, request.num_remaining_tokens
+            if computed != len(request.token_ids) - 1:
+                return  # of a prompt some is left
+            attended += computed
+            count = left if left < count else count
+        count = count - 1 if running else 0
+        if self._coming and count > 0:
             count = self._steps_until(self._coming[0][0], batch, attended, count)
         missing = [
             -(-(request.num_computed_tokens + count) // size) - len(request.block_ids)
@@ -288,9 +291,10 @@ class _Replica:
         )
 
 
-def _work_of(output: SchedulerOutput) -> tuple[Work, int, int]:
-    """What a step computes, how many tokens its attention reads, how many answers it begins."""
-    decoded = attended = prefilled = looked_back = begun = kv_tokens = 0
+def _work_of(output: SchedulerOutput) -> tuple[Work, int, list[SampleResult]]:
+    """What a step computes, how many tokens its attention reads, and what each sequence gets."""
+    decoded = attended = prefilled = looked_back = kv_tokens = 0
+    results = []
     for part in output.sequences:
         count = part.num_tokens
         end = part.start + count
@@ -298,8 +302,9 @@ def _work_of(output: SchedulerOutput) -> tuple[Work, int, int]:
         if count == 1 and part.start >= part.request.num_prompt_tokens:
             decoded += 1
             attended += end
+            results.append(_ONE)
         else:
             prefilled += count
             looked_back += count * part.start + count * (count + 1) // 2
-            begun += part.samples
-    return Work(1.0, decoded, attended, prefilled, looked_back), kv_tokens, begun
+            results.append(_ONE if part.samples else _NONE)
+    return Work(1.0, decoded, attended, prefilled, looked_back), kv_tokens, results
