@@ -35,7 +35,7 @@ from tests.benchmarks.environment import describe, write
 
 PROMPT_TOKENS = 32
 OUTPUT_TOKENS = 32
-ROUNDS = 7
+ROUNDS = 21
 _FIGURES = ("prompt_token_s", "output_token_s", "output_token_in_model_s")
 Costs = Mapping[str, Mapping[str, float]]
 
