@@ -215,7 +215,7 @@ def main() -> int:
     """Measure, calibrate, predict, compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=6.0, help="each load, each round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="write the JSON here too")
     options = parser.parse_args()
     seconds: float = options.seconds
