@@ -47,13 +47,13 @@ class AskedTools(Struct, frozen=True, kw_only=True):
         tools: as they came.
         callable: the functions that the answer may call.
         choice: `required`: the answer is nothing but calls.
-        several: whether it may make more than one call.
+        several: whether it may make more than one call; None: if the model knows when to stop.
     """
 
     tools: Sequence[Mapping[str, Any]]
     callable: tuple[Function, ...]
     choice: Choice
-    several: bool
+    several: bool | None
 
     @property
     def strict(self) -> bool:
@@ -82,7 +82,6 @@ def read_tools(
         raise InvalidRequestError(
             "'tool_choice' needs 'tools' to choose from.", param="tool_choice"
         )
-    several = parallel is not False
     if choice is None or isinstance(choice, str):
         word: Any = choice or "auto"
         if word not in get_args(Choice):
@@ -91,7 +90,7 @@ def read_tools(
                 '{"type": "function", "function": {"name": …}}',
                 "tool_choice",
             )
-        return AskedTools(tools=tools or (), callable=functions, choice=word, several=several)
+        return AskedTools(tools=tools or (), callable=functions, choice=word, several=parallel)
     named = _convert(choice, _ToolChoice, "tool_choice").function.name
     chosen = tuple(function for function in functions if function.name == named)
     if not chosen:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from backends.contract import StructuredOutputsParams
 from backends.errors import InvalidRequestError
@@ -94,6 +95,8 @@ class Dialect:
                 f"call, serve it with tool_call_parser: {', '.join(sorted(FORMATS))}.",
                 param="tools",
             )
+        if asked.several is None:  # a model that is made to call would go on and on
+            asked = replace(asked, several=self._knows)
         constrains = asked.choice == "required" or form is not None or asked.strict
         if constrains:
             form = calls_form(asked, self._spoken, self._marker_id, form)
@@ -103,7 +106,7 @@ class Dialect:
             constrains=constrains,
             functions=asked.callable,
             spoken=self._spoken,
-            several=asked.several,
+            several=asked.several is not False,
             shown_ids=frozenset() if self._marker_id is None else frozenset({self._marker_id}),
         )
 

@@ -37,7 +37,7 @@ def calls_form(
         # SentencePiece has a blank before what follows a special token.
         marker = f'<[{marker_id}]> " "?'
         before = f"TEXT {marker}"
-    several = asked.several and spoken.several
+    several = asked.several is not False and spoken.several
     calls = f"call ({json.dumps(spoken.between)} call)*" if several else "call"
     calls = f"{json.dumps(spoken.opening)} {calls} {json.dumps(spoken.closing)}"
     if asked.choice == "required":

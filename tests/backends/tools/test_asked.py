@@ -26,21 +26,21 @@ def test_without_tools_nothing_is_asked(choice: str | None) -> None:
 @pytest.mark.parametrize(
     ("choice", "parallel", "read", "callable_", "several"),
     [
-        (None, None, "auto", ["f", "g"], True),
+        (None, None, "auto", ["f", "g"], None),
         ("auto", False, "auto", ["f", "g"], False),
-        ("none", None, "none", ["f", "g"], True),
+        ("none", None, "none", ["f", "g"], None),
         ("required", True, "required", ["f", "g"], True),
         (named("g"), None, "required", ["g"], False),
     ],
 )
 def test_choice_says_what_may_be_called(
-    choice: Any, parallel: bool | None, read: str, callable_: list[str], several: bool
+    choice: Any, parallel: bool | None, read: str, callable_: list[str], several: bool | None
 ) -> None:
-    """A named function is the only one, once; else all may be, and more than once."""
+    """A named function is the only one, once; else all may be, as often as was said."""
     asked = read_tools([tool("f"), tool("g")], choice, parallel)
     assert asked is not None
     assert (asked.choice, [f.name for f in asked.callable]) == (read, callable_)
-    assert asked.several == several
+    assert asked.several is several
     assert not asked.strict
 
 

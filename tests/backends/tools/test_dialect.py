@@ -130,6 +130,27 @@ def test_models_that_do_not_know_when_to_call_can_be_made_to(
     assert "tool_call_parser: hermes, llama3_json, mistral, qwen3_coder" in refusal.value.message
 
 
+@pytest.mark.parametrize(
+    ("template", "parallel", "several"),
+    [
+        (families.HERMES, None, True),
+        (families.HERMES, False, False),
+        (families.PLAIN, None, False),
+        (families.PLAIN, True, True),
+    ],
+)
+def test_models_that_are_made_to_call_do_so_once_unless_told(
+    template: str, parallel: bool | None, several: bool
+) -> None:
+    """They would go on until their tokens end: the form has no second call."""
+    asked = read_tools([TOOL], "required", parallel)
+    assert asked is not None
+    turn = Dialect(families.tokenizer(template)).turn(asked, None)
+    assert turn.several == several
+    assert turn.form is not None
+    assert ("call)*" in str(turn.form.grammar)) == several
+
+
 @pytest.mark.parametrize(("template", "told"), [(families.HERMES, True), (families.PLAIN, False)])
 def test_none_tells_a_model_of_tools_where_it_knows_them(template: str, told: bool) -> None:
     """As in vLLM: the prompt stays that of a turn that may call; its answer is only text."""
