@@ -27,7 +27,7 @@ from gateway.cli.report_output import (
 from gateway.cli.report_plot import MOST_BARS, check_plot, draw_bars
 from gateway.cli.report_reconcile import reconcile
 from gateway.ledger.csv_text import safe_cell
-from gateway.ledger.report_query import CHARGE_KEYS, TIME_KEYS, label_of
+from gateway.ledger.report_query import CHARGE_KEYS, TIME_KEYS, called, label_of
 
 _COUNTS = ("requests", "prompt_tokens", "completion_tokens", "errors")
 _AMOUNTS = ("cost_usd", "idle_share_usd", "full_cost_usd", "saved_usd")
@@ -167,7 +167,7 @@ def _print_table(found: dict[str, Any]) -> None:
     for line, *usd in zip(lines, *set_, strict=True):
         counts = [count(line[name]) for name in _COUNTS]
         part = share_of(Decimal(line["full_cost_usd"]), full)
-        names = ["-" if line.get(key) is None else _name(line, key) for key in groups]
+        names = ["-" if line.get(key) is None else str(called(line, key)) for key in groups]
         cells.append([*names, *counts, _hits(line), *usd, f"{part:6.1%} {bar(part)}"])
     columns = [*groups, *_COUNTS, "hits", *amounts, "share"]
     total = None
@@ -176,12 +176,6 @@ def _print_table(found: dict[str, Any]) -> None:
     table(columns, cells, right=columns[len(groups) : -1], total=total, spare=_SPARE)
     if set(groups) & set(CHARGE_KEYS):
         click.echo("a request counts in each row in which work was charged for it, in all once")
-
-
-def _name(line: dict[str, Any], key: str) -> str:
-    """Of a group; a key's id stands behind what it is called."""
-    called = line.get("key_name") if key == "key" else None
-    return f"{called} ({line[key]})" if called else str(line[key])
 
 
 def _hits(line: dict[str, Any]) -> str:

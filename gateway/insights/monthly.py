@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 from msgspec import Struct
 
-from gateway.ledger.report_query import CHARGE_KEYS, ReportError, parse_query
+from gateway.ledger.report_query import CHARGE_KEYS, ReportError, called, parse_query
 from gateway.ledger.reports import cost_rows, costs_report
 from gateway.settings import Settings
 
@@ -197,15 +197,10 @@ def _shares(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
     """Rows with their share of the sum, the dearest first."""
     total = sum((Decimal(row["cost_usd"]) for row in rows), Decimal(0)) or Decimal(1)
     return [
-        {**row, "name": _name(row, key), "share": float(Decimal(row["cost_usd"]) / total)}
+        {**row, "name": called(row, key) or "-", "share": float(Decimal(row["cost_usd"]) / total)}
         for row in rows
         if row["requests"] or Decimal(row["cost_usd"])
     ]
-
-
-def _name(row: dict[str, Any], key: str) -> str:
-    called = row.get("key_name") if key == "key" else None
-    return f"{called} ({row[key]})" if called else row[key] or "-"
 
 
 @cache

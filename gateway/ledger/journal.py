@@ -86,7 +86,7 @@ class Journal:
         with self._lock:
             try:
                 segment = self._active(len(lines))
-                _write(segment, lines)
+                write_whole(segment.descriptor, lines)
             except OSError as error:
                 if segment is not None:
                     self._cut_back(segment)
@@ -107,7 +107,7 @@ class Journal:
             segment: Segment | None = None
             try:
                 segment = self._active(_ROOM_BYTES)
-                _write(segment, b" " * _ROOM_BYTES)
+                write_whole(segment.descriptor, b" " * _ROOM_BYTES)
             except OSError as error:
                 self.last_error = _told(error)
                 return False
@@ -230,9 +230,9 @@ class Journal:
         self._segments.clear()
 
 
-def _write(segment: Segment, data: bytes) -> None:
+def write_whole(descriptor: int, data: bytes) -> None:
     """Raises OSError: all or a part is missing."""
-    if os.write(segment.descriptor, data) != len(data):
+    if os.write(descriptor, data) != len(data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

@@ -107,6 +107,12 @@ def label_of(row: Mapping[str, Any], groups: Sequence[str]) -> str:
     return " · ".join(str(row[key]) if row[key] else f"no {key}" for key in groups) or "all"
 
 
+def called(row: Mapping[str, Any], key: str) -> Any:
+    """What a row has of one group; a key's id stands behind what it is called."""
+    name = row.get("key_name") if key == "key" else None
+    return f"{name} ({row[key]})" if name else row.get(key)
+
+
 def _check_key(key: str) -> None:
     if key.startswith(TAG):
         if not _TAG_NAME.match(key.removeprefix(TAG)):

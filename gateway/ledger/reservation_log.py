@@ -6,7 +6,6 @@ what is open in it: see gateway/processes/recovery.py.
 """
 
 import contextlib
-import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import msgspec
 import structlog
 from msgspec import Struct, field
 
+from gateway.ledger.journal import write_whole
 from gateway.ledger.worker_id import worker_id
 
 log = structlog.get_logger(__name__)
@@ -111,7 +111,7 @@ class ReservationLog:
     def _write(self, line: bytes) -> None:
         data = b"".join(self._ends[self._told :]) + line
         try:
-            _write(self._descriptor, data)
+            write_whole(self._descriptor, data)
         except OSError:
             os.ftruncate(self._descriptor, self._size)  # the next line begins a line
             raise
@@ -129,7 +129,7 @@ class ReservationLog:
         data = b"".join(_encode(held) + b"\n" for held in self._open.values())
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _write(descriptor, data)
+            write_whole(descriptor, data)
             new.rename(path)
         except OSError:
             new.unlink(missing_ok=True)
@@ -141,12 +141,6 @@ class ReservationLog:
         self._path, self._descriptor, self._size = path, descriptor, len(data)
         self._ends.clear()
         self._told = 0
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    """Raises OSError: all or a part is missing."""
-    if os.write(descriptor, data) != len(data):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class Orphan:
