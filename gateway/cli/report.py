@@ -168,7 +168,8 @@ def _print_table(found: dict[str, Any]) -> None:
         counts = [count(line[name]) for name in _COUNTS]
         part = share_of(Decimal(line["full_cost_usd"]), full)
         names = ["-" if line.get(key) is None else str(called(line, key)) for key in groups]
-        cells.append([*names, *counts, _hits(line), *usd, f"{part:6.1%} {bar(part)}"])
+        drawn = "" if line is whole else f" {bar(part)}"
+        cells.append([*names, *counts, _hits(line), *usd, f"{part:6.1%}{drawn}"])
     columns = [*groups, *_COUNTS, "hits", *amounts, "share"]
     total = None
     if groups:

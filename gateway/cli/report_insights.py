@@ -7,6 +7,7 @@ import click
 
 from gateway.cli.common import config_option, json_option, print_json, settings_of
 from gateway.cli.database import run_on_engine, table
+from gateway.cli.report_output import set_amounts
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -47,9 +48,13 @@ def forecast(ctx: click.Context, by: Any, tz: str, as_json: bool, config: str | 
     if not rows:
         click.echo("Nothing to go by: the ledger has no full hour yet.")
         return
-    columns = ["spent_usd", "expected_usd", "low_usd", "high_usd", "note"]
-    shown = [[row["name"] or "all", *(row[c] or "-" for c in columns)] for row in rows]
-    table([by, *columns], shown, right=columns[:-1])
+    amounts = ["spent_usd", "expected_usd", "low_usd", "high_usd"]
+    set_ = set_amounts([[row[name] for row in rows] for name in amounts])
+    shown = [
+        [row["name"] or "all", *usd, row["note"] or "-"]
+        for row, *usd in zip(rows, *set_, strict=True)
+    ]
+    table([by, *amounts, "note"], shown, right=amounts)
     click.echo(f"{begin.date()} to {end.date()}, {tz}; low to high holds 90 % of the time.")
 
 
@@ -75,16 +80,19 @@ def anomalies(ctx: click.Context, as_json: bool, config: str | None) -> None:
             "Nobody left a usual band in the last full hour. A band needs three days of history."
         )
         return
+    now, usual = (
+        [usd_text(getattr(one, name)) for one in found]
+        for name in ("actual_nano_usd", "expected_nano_usd")
+    )
     rows = [
         [
             f"{one.by} {one.name}",
             one.since.strftime("%Y-%m-%d %H:%MZ"),
-            usd_text(one.actual_nano_usd),
-            usd_text(one.expected_nano_usd),
+            *usd,
             f"{one.times:.1f}x",
             one.reason,
         ]
-        for one in found
+        for one, *usd in zip(found, *set_amounts([now, usual]), strict=True)
     ]
     table(["who", "since", "usd", "usual_usd", "times", "why"], rows, right=["usd", "usual_usd"])
 
@@ -102,14 +110,14 @@ def _fields(one: Any) -> dict[str, Any]:
 @config_option
 @click.pass_context
 def hints(ctx: click.Context, days: int, tz: str, as_json: bool, config: str | None) -> None:
-    """Machines that mostly idle, and at which hours, with what that costs."""
-    from gateway.insights.hints import idle_hints
+    """Machines that mostly idle, and those more or larger than the busiest hour needs."""
+    from gateway.insights.hints import find_hints
 
     settings = settings_of(ctx, config)
 
     async def read(engine: "AsyncEngine") -> Any:
         async with engine.connect() as connection:
-            return await idle_hints(connection, settings, days=days, tz=tz, now=datetime.now(UTC))
+            return await find_hints(connection, settings, days=days, tz=tz, now=datetime.now(UTC))
 
     found = run_on_engine(settings, read)
     if as_json:

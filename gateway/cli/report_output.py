@@ -10,11 +10,10 @@ import click
 
 from gateway.cli.common import print_json
 from gateway.ledger.csv_text import safe_cell
+from gateway.ledger.money import decimals_of
 
 BAR = 16
 """Characters of a whole bar."""
-_DECIMALS = ((Decimal(100), 2), (Decimal(1), 4), (Decimal("0.1"), 6))
-"""From this amount on so many; below all nine, to the nano-dollar."""
 
 
 def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -83,8 +82,7 @@ def set_amounts(columns: Sequence[Sequence[str | None]]) -> list[list[str]]:
     JSON and CSV have every digit.
     """
     found = [Decimal(text) for column in columns for text in column if text is not None]
-    most = max(map(abs, found), default=Decimal(0))
-    digits = next((digits for least, digits in _DECIMALS if most >= least), 9)
+    digits = decimals_of(max(map(abs, found), default=Decimal(0)))
     return [[_amount(text, digits) for text in column] for column in columns]
 
 

@@ -1,5 +1,8 @@
-"""Right-sizing hints: machines that are hardly busy, at which hours of the day, for how much."""
+"""Right-sizing hints: machines that are hardly busy, at which hours of the day, for how much, and
+types of which fewer machines, or half of one, would carry the busiest hour."""
 
+import math
+from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -7,9 +10,9 @@ from zoneinfo import ZoneInfo
 
 from msgspec import Struct
 
-from gateway.ledger.machine_costs import costs_between, known_machines
+from gateway.ledger.machine_costs import MachineCost, costs_between, known_machines
 from gateway.ledger.machine_report import machine_intervals
-from gateway.ledger.money import usd_text
+from gateway.ledger.money import short_usd, usd_text
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
@@ -19,6 +22,10 @@ _LOW = 0.1
 """Busy for less than this share: a machine that could be off."""
 _SHORTEST_H = 3
 _LEAST_NANO_USD = 10_000_000
+_FULL = 0.7
+"""What a machine may be busy in its busiest hour: beyond, minutes in it would queue."""
+_LEAST_RUN_H = 48
+_HOUR_NS = 3_600_000_000_000
 
 
 class Hint(Struct, frozen=True, kw_only=True):
@@ -36,26 +43,48 @@ class Hint(Struct, frozen=True, kw_only=True):
     text: str
 
 
+class Oversize(Struct, frozen=True, kw_only=True):
+    """Machines of one type that are more than their busiest hour needs."""
+
+    machine_type: str
+    machines: list[str]
+    needed: float
+    """So many would do; 0.5: half of the only one."""
+    peak: float
+    """Their busiest hour, in machines."""
+    days: int
+    saved_usd: str
+    """What the others cost over the days."""
+    text: str
+
+
 async def hint_texts(engine: "AsyncEngine", settings: Settings, *, days: int, tz: str) -> list[str]:
-    """What `idle_hints` finds until now, in words."""
+    """What `find_hints` finds until now, in words."""
     async with engine.connect() as connection:
-        found = await idle_hints(connection, settings, days=days, tz=tz, now=datetime.now(UTC))
+        found = await find_hints(connection, settings, days=days, tz=tz, now=datetime.now(UTC))
     return [hint.text for hint in found]
 
 
-async def idle_hints(
+async def find_hints(
     connection: "AsyncConnection", settings: Settings, *, days: int, tz: str, now: datetime
-) -> list[Hint]:
-    """The longest such stretch of every machine, the dearest first. Raises SQLAlchemyError."""
+) -> list[Hint | Oversize]:
+    """Types of which there are too many; then every machine's longest quiet stretch of the day. Of
+    both the dearest first.
+
+    Raises:
+        SQLAlchemyError: the database does not answer.
+    """
     zone = ZoneInfo(tz)
     end = now.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
     begin = end - timedelta(days=days)
     edges = [round((begin + timedelta(hours=h)).timestamp() * 1e6) for h in range(days * 24 + 1)]
     measured = await machine_intervals(connection, edges[0], edges[-1])
     found = []
+    by_type: dict[str, dict[str, list[MachineCost]]] = defaultdict(dict)
     for machine in await known_machines(connection, settings):
         name = machine.machine.name
         hours = costs_between(machine, measured.get(name, ()), edges)
+        by_type[machine.machine.type][name] = hours
         run, idle = [0] * 24, [0] * 24
         for at_us, hour in zip(edges, hours, strict=False):
             place = datetime.fromtimestamp(at_us / 1e6, zone).hour
@@ -66,7 +95,50 @@ async def idle_hints(
             hint = _hint(name, stretch, run, idle, days)
             found.append((sum(idle[h] for h in stretch), hint))
     found.sort(key=lambda one: -one[0])
-    return [hint for idle_cost, hint in found if idle_cost >= _LEAST_NANO_USD]
+    idle_hints = [hint for idle_cost, hint in found if idle_cost >= _LEAST_NANO_USD]
+    sized = [_oversize(type_, its, days) for type_, its in by_type.items()]
+    return [*(one for one in sized if one is not None), *idle_hints]
+
+
+def _oversize(
+    machine_type: str, machines: dict[str, list[MachineCost]], days: int
+) -> Oversize | None:
+    """None: its busiest hour needs them all, or they ran too little to tell."""
+    ran = {name: hours for name, hours in machines.items() if any(hour.run_ns for hour in hours)}
+    hours = [
+        (sum(one.run_ns for one in each), sum(one.ns_by_category["idle"] for one in each))
+        for each in zip(*ran.values(), strict=True)
+    ]
+    if sum(run > 0 for run, _ in hours) < _LEAST_RUN_H:
+        return None
+    peak = max(run - idle for run, idle in hours) / _HOUR_NS
+    count = len(ran)
+    half = count == 1 and peak <= _FULL / 2
+    needed = 0.5 if half else max(math.ceil(peak / _FULL), 1)
+    cost = sum(hour.cost for hours_ in ran.values() for hour in hours_)
+    saved = round(cost * (count - needed) / count)
+    if needed >= count or saved < _LEAST_NANO_USD:
+        return None
+    usd = usd_text(saved)
+    if half:
+        what = f"{next(iter(ran))} was never busier than {peak:.0%} in an hour of {days} days"
+        enough = "a machine half as fast would do"
+    else:
+        what = (
+            f"The {count} machines of type {machine_type} together never did more than the work "
+            f"of {peak:.1f} in an hour of {days} days"
+        )
+        enough = f"{needed} would do"
+    return Oversize(
+        machine_type=machine_type,
+        machines=list(ran),
+        needed=needed,
+        peak=round(peak, 3),
+        days=days,
+        saved_usd=usd,
+        text=f"{what}: {enough}, at ${short_usd(usd)} less. `headgate plan` says how fast it would "
+        "answer.",
+    )
 
 
 def _quietest(run: Sequence[int], idle: Sequence[int]) -> list[int] | None:
@@ -90,13 +162,13 @@ def _hint(
     busy = 1 - unused / cost
     since, until = f"{stretch[0]:02d}:00", f"{(stretch[-1] + 1) % 24:02d}:00"
     when = "at all hours" if len(stretch) == 24 else f"between {since} and {until}"
-    usd = usd_text(unused)
     return Hint(
         machine=machine,
         since=since,
         until=until,
         busy=busy,
         days=days,
-        idle_usd=usd,
-        text=f"{machine} was {busy:.0%} busy {when}: ${usd} of idle time in {days} days.",
+        idle_usd=usd_text(unused),
+        text=f"{machine} was {busy:.0%} busy {when}: ${short_usd(usd_text(unused))} of idle time "
+        f"in {days} days.",
     )

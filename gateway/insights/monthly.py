@@ -14,6 +14,8 @@ from zoneinfo import ZoneInfo
 
 from msgspec import Struct
 
+from gateway.ledger.compare import PREVIOUS, compared_report
+from gateway.ledger.money import decimals_of, short_usd
 from gateway.ledger.report_query import CHARGE_KEYS, ReportError, called, parse_query
 from gateway.ledger.reports import cost_rows, costs_report
 from gateway.settings import Settings
@@ -41,13 +43,13 @@ class MonthlyReport(Struct, frozen=True, kw_only=True):
 
 
 class Bar(Struct, frozen=True):
-    """A rectangle of the drawing and what it says."""
+    """A day's rectangle in the drawing."""
 
     x: float
     y: float
     width: float
     height: float
-    label: str
+    day: str
     usd: str
 
 
@@ -86,41 +88,39 @@ async def monthly_report(
     over = month_.until <= now
     asked: dict[str, Any] = {
         "since": first.isoformat(),
-        "until": after.isoformat() if over else now.isoformat(),
+        "until": after.isoformat() if over else None,
         "tz": tz,
         "filters": filters,
         "now": now,
     }
     days = await costs_report(engine, settings, group_by="day", **asked)
-    before = await costs_report(
-        engine,
-        settings,
-        **{**asked, "since": f"{month_before_of(month)}-01", "until": first.isoformat()},
-    )
     tables = []
-    keys = _TABLES if team is not None else (("team", "Teams"), *_TABLES)
-    for key, title in keys:
-        found = await costs_report(engine, settings, group_by=key, **asked)
-        shares = _shares(found["rows"], key)
-        tables.append({"title": title, "rows": shares, "by_work": key in CHARGE_KEYS})
+    for key, title in _TABLES if team is not None else (("team", "Teams"), *_TABLES):
+        found = await compared_report(engine, settings, group_by=key, compare=PREVIOUS, **asked)
+        rows = _shares(found["rows"], key)
+        tables.append({"title": title, "rows": rows, "by_work": key in CHARGE_KEYS})
+    totals, before = found["totals"], found["totals"]["previous"]
+    most = Decimal(totals["full_cost_usd"])
     html = _template().render(
         month=month,
         team=team,
         tz=tz,
         since=first.isoformat(),
         until=after.isoformat() if over else f"{now.astimezone(ZoneInfo(tz)):%Y-%m-%d %H:%M}",
+        over=over,
         made=now.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        totals=days["totals"],
-        before=before["totals"],
+        totals=totals,
+        before=before,
         savings=days["savings"],
         bars=_bars(days["rows"], (after - first).days, month),
-        most=format(_most(days["rows"]), "f"),
+        most=max((Decimal(row["full_cost_usd"]) for row in days["rows"]), default=Decimal(0)),
+        decimals=decimals_of(max(most, Decimal(before["full_cost_usd"]))),
         width=_WIDTH,
         height=_HEIGHT,
         tables=tables,
-        whole=days,
+        days=days["rows"],
     )
-    return _with_summary(html, month, team, days["totals"], before["totals"])
+    return _with_summary(html, month, team, totals, before)
 
 
 def _with_summary(
@@ -138,13 +138,21 @@ def _with_summary(
         "previous_full_cost_usd": before["full_cost_usd"],
         "saved_usd": totals["saved_usd"],
     }
+    full, cost, previous, saved = (
+        short_usd(usd)
+        for usd in (
+            totals["full_cost_usd"],
+            totals["cost_usd"],
+            before["full_cost_usd"],
+            totals["saved_usd"],
+        )
+    )
     return MonthlyReport(
         html=html,
-        title=f"Costs of {whose} in {month}: ${totals['full_cost_usd']}",
-        text=f"${totals['cost_usd']} for {totals['requests']:,} requests, with idle time "
-        f"${totals['full_cost_usd']}; the month before ${before['full_cost_usd']}. "
-        f"{totals['errors']:,} failed. {hits:,} came from caches, which avoided "
-        f"${totals['saved_usd']}.",
+        title=f"Costs of {whose} in {month}: ${full}",
+        text=f"${cost} for {totals['requests']:,} requests, with idle time ${full}; "
+        f"the month before ${previous}. {totals['errors']:,} failed. {hits:,} came from caches, "
+        f"which avoided ${saved}.",
         facts=facts,
     )
 
@@ -169,15 +177,10 @@ async def reported_scopes(
     return list(dict.fromkeys(found))
 
 
-def month_before_of(month: str) -> str:
-    """`2026-01` → `2025-12`."""
-    return month_before(datetime.strptime(month, "%Y-%m"))
-
-
 def _bars(rows: list[dict[str, Any]], days: int, month: str) -> list[Bar]:
     """One per day, the highest as high as the drawing."""
     costs = {row["day"]: Decimal(row["full_cost_usd"]) for row in rows}
-    most = _most(rows) or Decimal(1)
+    most = max(costs.values(), default=Decimal(0)) or Decimal(1)
     step = _WIDTH / days
     made = []
     for number in range(days):
@@ -188,18 +191,18 @@ def _bars(rows: list[dict[str, Any]], days: int, month: str) -> list[Bar]:
     return made
 
 
-def _most(rows: list[dict[str, Any]]) -> Decimal:
-    """What the dearest day cost."""
-    return max((Decimal(row["full_cost_usd"]) for row in rows), default=Decimal(0))
-
-
 def _shares(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
-    """Rows with their share of the sum, the dearest first."""
+    """Rows with their share of the sum, the dearest first, of who was there in either month."""
     total = sum((Decimal(row["cost_usd"]) for row in rows), Decimal(0)) or Decimal(1)
     return [
-        {**row, "name": called(row, key) or "-", "share": float(Decimal(row["cost_usd"]) / total)}
+        {
+            **row,
+            "name": called(row, key) or f"no {key}",
+            "share": float(Decimal(row["cost_usd"]) / total),
+            "change": Decimal(row["full_cost_usd"]) - Decimal(row["previous"]["full_cost_usd"]),
+        }
         for row in rows
-        if row["requests"] or Decimal(row["cost_usd"])
+        if any(one["requests"] or Decimal(one["cost_usd"]) for one in (row, row["previous"]))
     ]
 
 
@@ -209,5 +212,18 @@ def _template() -> "Template":
 
     text = files("gateway.insights").joinpath("monthly.html.jinja").read_text(encoding="utf-8")
     found = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    found.filters["signed"] = lambda usd: f"−${usd[1:]}" if usd.startswith("-") else f"${usd}"
+    found.filters |= {"usd": _usd, "short": short_usd, "change": _change, "signed": _signed}
     return found.from_string(text)
+
+
+def _usd(usd: str | Decimal, decimals: int) -> str:
+    """With as many decimals as its neighbours."""
+    return f"${Decimal(usd):,.{decimals}f}"
+
+
+def _change(usd: Decimal, decimals: int) -> str:
+    return f"{'−' if usd < 0 else '+'}{_usd(abs(usd), decimals)}"
+
+
+def _signed(usd: str) -> str:
+    return f"{'−' if usd.startswith('-') else ''}${short_usd(usd.removeprefix('-'))}"

@@ -14,6 +14,9 @@ MAX_NANO_USD = 2**63 - 1
 EXACT = Context(prec=60, rounding=ROUND_HALF_EVEN)
 """Wide enough that products of a BIGINT and a price lose nothing before the last rounding."""
 
+_DECIMALS = ((Decimal(100), 2), (Decimal(1), 4), (Decimal("0.1"), 6))
+"""From this amount on so many; below all nine, to the nano-dollar."""
+
 
 def to_nano(usd: Decimal) -> int:
     """Dollars as nano-dollars, rounded half to even.
@@ -54,6 +57,11 @@ def short_usd(usd: str) -> str:
         return "0"
     digits = 2 if abs(value) >= 1 else min(2 - value.adjusted(), 9)
     return f"{value:,.{digits}f}"
+
+
+def decimals_of(most: Decimal) -> int:
+    """How many decimals amounts below each other need whose largest is `most` dollars."""
+    return next((digits for least, digits in _DECIMALS if abs(most) >= least), 9)
 
 
 def parse_usd(text: str) -> int:

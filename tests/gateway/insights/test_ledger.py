@@ -14,7 +14,7 @@ from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.insights.changes import find_changes
-from gateway.insights.hints import idle_hints
+from gateway.insights.hints import Oversize, find_hints
 from gateway.insights.monthly import monthly_report
 from gateway.insights.outlook import month_of, month_outlook
 from gateway.ledger.cache_report import cache_report
@@ -132,11 +132,11 @@ async def test_monthly_report_adds_up_and_lets_no_name_be_markup(ledger: AsyncEn
     text = report.html
     assert "&lt;i&gt;ads&lt;/i&gt;: 2026-11" in text
     assert "<i>ads" not in text
-    assert text.count("<rect") == 30
+    assert text.count("<title>2026-11-") == 30, "a bar for every day"
     ads = team_hours(2, weeks=5, noise=0.08)
     first = int((month_of(NOW)[0] - BEGIN).total_seconds() // 3600)
     total = Decimal(sum(round(cost) for cost in ads[first:])) / 10**9
-    assert f"<dd>${total.normalize():f}</dd>" in text
+    assert f'title="${total.normalize():f}">${total:.3g}' in text
     assert report.facts["cost_usd"] == f"{total.normalize():f}"
     whole = (await monthly_report(ledger, SETTINGS, month="2026-11", now=NOW)).html
     assert "Avoided by reused answers" in whole
@@ -190,7 +190,62 @@ async def test_hint_finds_the_hours_around_midnight(sqlite_url: str) -> None:
         await connection.execute(insert(machine_time), rows)
     now = begin + timedelta(days=2)
     async with engine.connect() as connection:
-        (hint,) = await idle_hints(connection, SETTINGS, days=2, tz="UTC", now=now)
+        (hint,) = await find_hints(connection, SETTINGS, days=2, tz="UTC", now=now)
     assert (hint.since, hint.until, hint.idle_usd) == ("20:00", "06:00", "1.9")
-    assert hint.text == "local was 5% busy between 20:00 and 06:00: $1.9 of idle time in 2 days."
+    assert hint.text == "local was 5% busy between 20:00 and 06:00: $1.90 of idle time in 2 days."
     await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("busiest", "hours", "needed", "saved"),
+    [
+        ((0.6, 0.4, 0.3), 72, 2, "7.2"),
+        ((0.6, 0.5, 0.4), 72, None, None),  # two would be busy for 75 % of that hour
+        ((0.3,), 72, 0.5, "3.6"),
+        ((0.4,), 72, None, None),
+        ((0.3,), 40, None, None),  # too short to tell
+    ],
+)
+async def test_hint_counts_the_machines_that_the_busiest_hour_needs(
+    sqlite_url: str,
+    busiest: tuple[float, ...],
+    hours: int,
+    needed: float | None,
+    saved: str | None,
+) -> None:
+    """A fifth busy but for one hour; 10 cents an hour each."""
+    names = [f"gpu{number}" for number in range(len(busiest))]
+    machines = [MachineSettings(name=n, type="l4", usd_per_hour=Decimal("0.1")) for n in names]
+    settings = Settings(
+        machines=machines, backends=[BackendSettings(name="small", model="bundled:small")]
+    )
+    end = NOW.replace(hour=0, minute=0)
+    rows = []
+    for hour in range(hours):
+        started = round((end - timedelta(hours=hours - hour)).timestamp() * 1e6)
+        for name, most in zip(names, busiest, strict=True):
+            busy = most if hour == 30 else 0.2
+            for kind, share in (("run", 1.0), ("idle", 1 - busy)):
+                rows.append(
+                    {
+                        "machine": name,
+                        "backend": "small" if kind == "run" else "",
+                        "kind": kind,
+                        "started_us": started,
+                        "ended_us": started + 3_600_000_000,
+                        "ns": round(share * 3_600e9),
+                    }
+                )
+    engine = open_engine(sqlite_url)
+    async with engine.begin() as connection:
+        await connection.execute(insert(machine_time), rows)
+    async with engine.connect() as connection:
+        hints = await find_hints(connection, settings, days=3, tz="UTC", now=end)
+    await engine.dispose()
+    found = [one for one in hints if isinstance(one, Oversize)]
+    if needed is None:
+        assert found == []
+        return
+    (hint,) = found
+    assert (hint.needed, hint.saved_usd, hint.machines) == (needed, saved, names)
+    assert "half as fast" in hint.text if needed == 0.5 else "2 would do" in hint.text
