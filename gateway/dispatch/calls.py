@@ -52,6 +52,8 @@ def request_of(parts: Parts, x: Exchange, name: str, *, beside: bool = False) ->
 
 def shown(error: BaseException) -> str:
     """An error in a request's attempts."""
+    if isinstance(error, asyncio.CancelledError):
+        return "given up: the client left, or the time was up"
     return f"{type(error).__name__}: {error}"
 
 

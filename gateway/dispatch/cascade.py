@@ -80,6 +80,8 @@ class Cascades:
         best: _Answer | None = None
         async with _kept_alive(x, reply):
             for place in range(len(ladder) - 1):
+                if _too_late(x, best):
+                    break
                 found = await self._rung(x, reply, ladder[place:], accept, best)
                 if found is None:
                     continue
@@ -133,6 +135,8 @@ class Cascades:
 
     async def _last(self, x: Exchange, reply: Reply, accept: Accept, best: _Answer | None) -> str:
         """The rung that is not judged, or who stands in for it, or the best answer so far."""
+        if best is not None and _too_late(x, best):
+            return self._stand(x, best, shown=False)
         name = x.affordable[0]
         x.buffered, x.hides_logprobs = False, False
         x.extra = {name: self._draft(x, name, accept, best)}
@@ -270,14 +274,22 @@ def _better(best: _Answer | None, found: _Answer) -> _Answer:
     return best
 
 
+def _too_late(x: Exchange, best: _Answer | None) -> bool:
+    """Whether there is an answer to give, and no time to ask for another one."""
+    return best is not None and x.ends_at is not None and _spare_s(x.ends_at) <= 0
+
+
+def _spare_s(ends_at: float) -> float:
+    return ends_at - time.perf_counter() - _IN_HAND_S
+
+
 def _before_deadline(
     x: Exchange, best: _Answer | None
 ) -> contextlib.AbstractAsyncContextManager[Any]:
     """Once there is an answer to give, TimeoutError comes before the request's deadline does."""
     if best is None or x.ends_at is None:
         return contextlib.nullcontext()
-    left_s = x.ends_at - time.perf_counter()
-    return asyncio.timeout(max(left_s - _IN_HAND_S, 0.0))
+    return asyncio.timeout(max(_spare_s(x.ends_at), 0.0))
 
 
 @contextlib.asynccontextmanager

@@ -165,6 +165,22 @@ async def test_best_rejected_answer_stands_where_nobody_above_answers(
         assert again.headers["x-headgate-cache"] == "miss"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_nobody_else_is_asked_where_the_time_is_up(tmp_path: Path, stream: bool) -> None:
+    """With less time left than giving an answer takes, the rejected one stands: none is paid for
+    beside it."""
+    backends = echoes()
+    async with gateway(ladder(tmp_path), backends) as served:
+        for _ in range(20):  # until the machine is quick enough for the first rung
+            answer = await served.chat(headers={"x-headgate-deadline-ms": "50"}, stream=stream)
+            settled = await served.settled(answer)
+            if answer.status_code == 200 and settled.request.attempts[0].verdict is not None:
+                break
+        assert (answer.status_code, settled.request.outcome) == (200, "ok")
+        assert kinds(settled) == [("answer", "low")]
+        assert [attempt.backend for attempt in settled.request.attempts] == ["low"]
+
+
 class Slow(EchoBackend):
     """Says when it is asked, and never answers."""
 
