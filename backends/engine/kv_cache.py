@@ -1,10 +1,11 @@
 """The paged KV cache's memory: how many blocks fit, and the tensors themselves."""
 
 import math
+import mmap
 import os
+from contextlib import suppress
 from typing import Final
 
-import numpy as np
 import torch
 
 from backends.engine.config import DEFAULT_KV_MEMORY_BYTES
@@ -64,12 +65,17 @@ def allocate(
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Zeros that take memory on the CPU only where something is written.
 
-    torch.zeros writes every page; calloc, which numpy uses, leaves that to the first touch.
+    torch.zeros writes every page; a mapping leaves that to the first touch. It begins with a page,
+    so that no vector of a head lies across two lines of a cache, and has large pages where the
+    system gives them, as a step walks through more small ones than a core remembers.
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    zeros = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(zeros).view(dtype).view(shape)
+    size = math.prod(shape) * dtype.itemsize
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(AttributeError, OSError):  # not Linux, or one without large pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8).view(dtype).view(shape)
 
 
 def free_cpu_memory() -> int:

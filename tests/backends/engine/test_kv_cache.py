@@ -1,5 +1,6 @@
 """Sizing and allocating the cache."""
 
+import mmap
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,20 @@ def test_allocated_bytes_are_those_announced(tiny_llama: Path) -> None:
         assert caches[0].keys.shape == (5, 8, config.num_key_value_heads, config.head_dim)
         total = sum(half.nbytes for cache in caches for half in cache if half is not None)
         assert total == 5 * 8 * kv_bytes_per_token(config, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+def test_caches_on_a_cpu_are_zeros_that_begin_with_a_page(
+    tiny_llama: Path, dtype: torch.dtype
+) -> None:
+    """Each half of each layer: vectors lie within lines, and what was not written is no NaN."""
+    config = read_model_config(tiny_llama)
+    caches = allocate(config, num_blocks=7, block_size=3, dtype=dtype, device=CPU)
+    halves = [half for cache in caches for half in cache if half is not None]
+    assert all(half.data_ptr() % mmap.PAGESIZE == 0 for half in halves)
+    assert all(half.is_contiguous() and not half.float().any() for half in halves)
+    halves[0].fill_(1)
+    assert not any(half.float().any() for half in halves[1:])
 
 
 def test_cpu_memory_for_the_cache_has_a_floor_and_a_bound() -> None:
