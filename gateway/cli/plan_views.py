@@ -201,6 +201,7 @@ def show(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> N
 def draw_plans(plot: str, drawn: Sequence["Curves"], planned_requests_per_s: float) -> None:
     """Price by how full a replica's batch is, and latency by load, of each plan."""
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), dpi=150)
     for one in drawn:
@@ -210,6 +211,10 @@ def draw_plans(plot: str, drawn: Sequence["Curves"], planned_requests_per_s: flo
              ylabel="$ per 1M tokens, always so full")  # fmt: skip
     right.set(yscale="log", xlabel="requests/s", ylabel="first token, p99, s")
     right.axvline(planned_requests_per_s, color="#6b7885", linestyle=":")
+    for axis in (left.xaxis, left.yaxis, right.yaxis):  # 0.5, 1, 2, not powers of ten
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)

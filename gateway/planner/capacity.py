@@ -109,6 +109,10 @@ def plan(
     Raises:
         PlanError: nothing can; says what came nearest and what would help.
     """
+    precisions = tuple(precisions)
+    unknown = [one for one in precisions if one not in WEIGHT_BYTES]
+    if unknown:
+        raise PlanError(f"precision {unknown[0]!r}; known: {', '.join(WEIGHT_BYTES)}")
     found: list[Plan] = []
     failures: list[PlanError] = []
     nearest: tuple[float, str] | None = None
@@ -176,8 +180,6 @@ def _setup(
     technique: Technique | None,
     measured: Mapping[str, StepModel] | None,
 ) -> Setup:
-    if precision not in WEIGHT_BYTES:
-        raise PlanError(f"precision {precision!r}; known: {', '.join(WEIGHT_BYTES)}")
     if precision == "fp8" and COMPUTE_DTYPE["fp8"] not in hardware.tflops:
         raise PlanError(f"{hardware.name} has no fp8 units")
     step = (measured or {}).get(hardware.name)

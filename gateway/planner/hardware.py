@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct
 
 from gateway.planner.errors import PlanError
 
@@ -46,15 +46,13 @@ class Hardware(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         for name in ("memory_gib", "bandwidth_gb_s", "link_gb_s", "devices_per_machine"):
             if getattr(self, name) <= 0:
                 raise ValueError(
-                    f"{self.name}: {name} is {getattr(self, name)}; allowed: more than 0, such as "
-                    "the datasheet's figure"
+                    f"{name} is {getattr(self, name)}; allowed: more than 0, such as the "
+                    "datasheet's figure"
                 )
         if not self.tflops or min(self.tflops.values()) <= 0:
-            raise ValueError(f"{self.name}: tflops needs at least one dtype with more than 0")
+            raise ValueError("tflops needs at least one dtype with more than 0")
         if self.usd_per_hour < 0:
-            raise ValueError(
-                f"{self.name}: usd_per_hour is {self.usd_per_hour}; allowed: 0 or more"
-            )
+            raise ValueError(f"usd_per_hour is {self.usd_per_hour}; allowed: 0 or more")
 
     @property
     def memory_bytes(self) -> float:
@@ -65,10 +63,6 @@ class Hardware(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.tflops.get(dtype, max(self.tflops.values())) * 1e12
 
 
-class _Catalogue(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    hardware: list[Hardware] = field(default_factory=list)
-
-
 def read_catalogue(path: Path | None = None) -> dict[str, Hardware]:
     """Hardware by name: the shipped list, with `path`'s entries added or in their place.
 
@@ -76,13 +70,13 @@ def read_catalogue(path: Path | None = None) -> dict[str, Hardware]:
         PlanError: the file is missing, is no TOML, or says something impossible.
     """
     shipped = files("gateway.planner").joinpath("hardware.toml").read_text()
-    found = {one.name: one for one in _parse(shipped, "the shipped catalogue").hardware}
+    found = _parse(shipped, "the shipped catalogue")
     if path is not None:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise PlanError(f"{path}: {error}") from None
-        found |= {one.name: one for one in _parse(text, str(path)).hardware}
+        found |= _parse(text, str(path))
     return found
 
 
@@ -101,8 +95,21 @@ def pick(catalogue: Mapping[str, Hardware], asked: str) -> Hardware:
     return catalogue[names[0]]
 
 
-def _parse(text: str, where: str) -> _Catalogue:
+def _parse(text: str, where: str) -> dict[str, Hardware]:
     try:
-        return msgspec.convert(tomllib.loads(text), _Catalogue)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise PlanError(f"{where}: {error}") from None
+    entries = tables.pop("hardware", [])
+    if tables or not isinstance(entries, list):
+        odd = next(iter(tables), "hardware")
+        raise PlanError(f"{where}: {odd!r} is none of its entries; each begins with [[hardware]]")
+    found = {}
+    for number, entry in enumerate(entries, 1):
+        try:
+            one = msgspec.convert(entry, Hardware)
+        except msgspec.ValidationError as error:
+            name = entry.get("name", number) if isinstance(entry, dict) else number
+            raise PlanError(f"{where}: hardware {name!r}: {error}") from None
+        found[one.name] = one
+    return found

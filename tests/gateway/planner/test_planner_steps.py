@@ -157,9 +157,19 @@ def test_users_catalogue_adds_and_replaces(tmp_path: Path) -> None:
     mine.write_text(entry.format("broken", 0))
     with pytest.raises(PlanError, match=r"mine\.toml.*bandwidth_gb_s is 0"):
         read_catalogue(mine)
-    mine.write_text("[[hardware]]\nname = 3")
-    with pytest.raises(PlanError, match=r"mine\.toml"):
-        read_catalogue(mine)
+    for text, said in (
+        ("[[hardware]]\nname = 3", r"mine\.toml: hardware 3: "),
+        ('[[hardware]]\nname = "foo"\nbandwith = 3', r"hardware 'foo': .*`bandwith`"),
+        (
+            "[hardware.foo]\nmemory_gib = 3",
+            r"mine\.toml: 'hardware' .* begins with \[\[hardware\]\]",
+        ),
+        ("[[machine]]\nmemory_gib = 3", r"mine\.toml: 'machine' .* begins with \[\[hardware\]\]"),
+        ("hardware", r"mine\.toml: "),
+    ):
+        mine.write_text(text)
+        with pytest.raises(PlanError, match=said):
+            read_catalogue(mine)
     with pytest.raises(PlanError, match="nowhere"):
         read_catalogue(tmp_path / "nowhere.toml")
 
