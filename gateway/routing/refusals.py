@@ -53,13 +53,7 @@ def refusal_of(
             f"No backend that may answer this accepts {missing!r}.", param=missing
         )
     if answered(prompt_tokens_bound=0, prompt_tokens_exact={}, max_tokens=None):
-        widest = max((cards[name].context_tokens or 0 for name in too_small(decision)), default=0)
-        return ContextLengthExceeded(
-            f"The prompt (at most {facts.prompt_tokens_bound} tokens) and the answer "
-            f"({facts.max_tokens or 1}) do not fit; the widest context of the backends that may "
-            f"answer is {widest} tokens.",
-            param="messages" if facts.endpoint == "chat/completions" else "prompt",
-        )
+        return _too_long(facts, decision, cards)
     why = "; ".join(f"{r.subject}: {r.why}" for r in decision.reasons if _about_target(r.subject))
     return PolicyDenied(
         f"Policy {loaded.ref}, rule {decision.rule!r}, leaves no backend for model "
@@ -76,6 +70,28 @@ def _wrong_kind(facts: Facts, cards: Mapping[str, BackendCard]) -> InvalidReques
     there_are = f"these can: {', '.join(able)}" if able else "no backend here can"
     what = _VERBS.get(facts.endpoint, f"answer {facts.endpoint}")
     return InvalidRequest(f"The model {facts.model!r} cannot {what}; {there_are}.", param="model")
+
+
+def _too_long(
+    facts: Facts, decision: Decision, cards: Mapping[str, BackendCard]
+) -> ContextLengthExceeded:
+    names = too_small(decision)
+    widest = max((cards[name].context_tokens or 0 for name in names), default=0)
+    counts = [facts.prompt_tokens_exact.get(name) for name in names]
+    uncounted = [name for name, count in zip(names, counts, strict=True) if count is None]
+    known = [count for count in counts if count is not None]
+    prompt = f"at most {facts.prompt_tokens_bound}" if uncounted or not known else f"{min(known)}"
+    message = (
+        f"The prompt ({prompt} tokens) and the answer ({facts.max_tokens or 1}) do not fit; the "
+        f"widest context of the backends that may answer is {widest} tokens."
+    )
+    if uncounted and facts.features.prompt_tokens <= widest:
+        message += (
+            f" Nobody counts the tokens of {', '.join(map(repr, uncounted))}: with a `tokenizer` in "
+            "the configuration, or /tokenize at the server, longer prompts are let in."
+        )
+    param = "messages" if facts.endpoint == "chat/completions" else "prompt"
+    return ContextLengthExceeded(message, param=param)
 
 
 def too_small(decision: Decision) -> list[str]:

@@ -195,6 +195,25 @@ async def test_exact_count_decides_where_the_bound_does_not_fit(rig: Rig) -> Non
     assert small.counted == counted, "hopelessly long prompts are not counted"
 
 
+async def test_refusal_of_a_long_prompt_says_who_could_count_it(
+    tmp_path: Path, classifier: Classifier
+) -> None:
+    """Bytes stand for tokens where nobody counts: then the operator reads what to do about it."""
+    rig = Rig(tmp_path, classifier, '[default]\nroute = "small"\n')
+    asked = Asked(EmbeddingRequest(model="auto", input=""), {}, [])
+    refusal = (await rig.ask(text="word " * 90, asked=asked)).refusal
+    assert isinstance(refusal, ContextLengthExceeded)
+    assert "(at most 602 tokens)" in refusal.message
+    assert "Nobody counts the tokens of 'small': with a `tokenizer`" in refusal.message
+    rig.backends["small"].tokens = 401
+    refusal = (await rig.ask(text="word " * 90, asked=asked)).refusal
+    assert refusal is not None
+    assert refusal.message == (
+        "The prompt (401 tokens) and the answer (1) do not fit; the widest context of the backends "
+        "that may answer is 400 tokens."
+    )
+
+
 async def test_embeddings_go_to_the_encoder(rig: Rig) -> None:
     """A text policy leaves embeddings to whoever makes them; a text model cannot."""
     for name in rig.backends:
