@@ -86,9 +86,10 @@ def _too_long(
         f"widest context of the backends that may answer is {widest} tokens."
     )
     if uncounted and facts.features.prompt_tokens <= widest:
+        whose = ", ".join(map(repr, uncounted))
         message += (
-            f" Nobody counts the tokens of {', '.join(map(repr, uncounted))}: with a `tokenizer` in "
-            "the configuration, or /tokenize at the server, longer prompts are let in."
+            f" Nobody counts the tokens of {whose}: with a `tokenizer` in the configuration, or "
+            "/tokenize at the server, longer prompts are let in."
         )
     param = "messages" if facts.endpoint == "chat/completions" else "prompt"
     return ContextLengthExceeded(message, param=param)
