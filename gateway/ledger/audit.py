@@ -31,7 +31,7 @@ class Act(Struct, frozen=True, kw_only=True):
     """Of the client."""
     details: dict[str, Any] = {}
     at: float = 0.0
-    """Unix seconds by the database's clock."""
+    """Unix seconds by the database's clock; to be recorded: 0 for now, else when it was done."""
 
 
 def command_line_actor() -> str:
@@ -46,7 +46,7 @@ async def record(connection: "AsyncConnection", act: Act) -> None:
     """Append an act, in the transaction that does it (a refused one: in its own)."""
     await connection.execute(
         insert(audit_log).values(
-            at_us=now_us(connection.dialect.name),
+            at_us=round(act.at * 1e6) if act.at else now_us(connection.dialect.name),
             actor=act.actor[:_MAX_TEXT],
             team=act.team[:_MAX_TEXT],
             action=act.action[:64],

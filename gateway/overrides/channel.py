@@ -1,17 +1,18 @@
 """Overrides in one gateway process: looked for in every store each second, merged, passed on.
 
-A store that was away gets what it missed from whichever process sees it first, so an override that
-was set while the database was down is in its audit log when it is back.
+A store that was away gets what it missed from whichever process sees it first, so what was set or
+lifted while the database was down is in its audit log when it is back.
 """
 
 import asyncio
 from collections.abc import Callable, Sequence
 
 import structlog
+from msgspec.structs import replace
 
 from gateway.errors import Unavailable
 from gateway.overrides.model import NOTHING, Effect, Override, effect_of
-from gateway.overrides.stores import AWAY, OverrideStore
+from gateway.overrides.stores import AWAY, OverrideStore, SqlOverrides
 
 log = structlog.get_logger(__name__)
 
@@ -19,6 +20,8 @@ INTERVAL_S = 1.0
 """Between two looks: with one write under way, the last process follows within two seconds."""
 PATIENCE_S = 1.5
 """How long a writer, or a start, waits for the slower store."""
+MOST_UNRECORDED = 100
+"""Acts on one slot that are carried to a database that is away; the newest."""
 
 
 class Overrides:
@@ -32,6 +35,7 @@ class Overrides:
         self._stores = stores
         self._clock = clock
         self._known: dict[str, Override] = {}
+        self._recorded: dict[str, int] = {}
         self._effect = NOTHING
         self._away: dict[str, str] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -82,6 +86,7 @@ class Overrides:
         Raises:
             Unavailable: no store took it; it is in force nowhere.
         """
+        override = replace(override, replaces=self._unrecorded(override.slot))
         writes = {
             asyncio.create_task(self._write(store, override)): store.name for store in self._stores
         }
@@ -102,6 +107,7 @@ class Overrides:
             missing = [o for o in self._known.values() if o.version > there.get(o.slot, -1)]
             if missing:
                 await store.write(missing)
+            self._note_recorded(store, [*found, *missing])
         except AWAY as error:
             self._note(store, error)
         else:
@@ -118,7 +124,20 @@ class Overrides:
         except AWAY as error:
             self._note(store, error)
             return False
+        self._note_recorded(store, [override])
         return True
+
+    def _unrecorded(self, slot: str) -> tuple[Override, ...]:
+        """What the next version of a slot has to tell the database beside itself."""
+        known = self._known.get(slot)
+        if known is None or known.version <= self._recorded.get(slot, -1):
+            return ()
+        return (*known.replaces, replace(known, replaces=()))[-MOST_UNRECORDED:]
+
+    def _note_recorded(self, store: OverrideStore, there: Sequence[Override]) -> None:
+        if store.name == SqlOverrides.name:
+            for one in there:
+                self._recorded[one.slot] = max(self._recorded.get(one.slot, -1), one.version)
 
     def _merge(self, found: Sequence[Override]) -> None:
         newer = [

@@ -42,6 +42,8 @@ class Override(Struct, frozen=True, kw_only=True):
     """As in the audit log, like the next two."""
     address: str = ""
     why: str = ""
+    replaces: tuple["Override", ...] = ()
+    """Those before it that the database may not know, the oldest first: for its audit log only."""
 
     def holds(self, now: float) -> bool:
         """Whether it is in force at `now`, unix seconds."""

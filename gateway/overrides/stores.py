@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 AWAY = (SQLAlchemyError, StoreUnavailable, OSError, TimeoutError)
 """What a store raises that does not answer."""
 _HASH = b"headgate:overrides"
+_COLUMNS = tuple(column.name for column in overrides.columns)
 _WRITE = b"""
 local old = redis.call('HGET', KEYS[1], ARGV[1])
 if old and cjson.decode(old).version >= tonumber(ARGV[2]) then return 0 end
@@ -42,7 +43,7 @@ class OverrideStore(Protocol):
 
 
 class SqlOverrides:
-    """In the database, where every version that arrives also leaves a row in the audit log."""
+    """In the database, where every act that arrives also leaves a row in the audit log."""
 
     name = "database"
 
@@ -61,14 +62,17 @@ class SqlOverrides:
         insert = postgresql.insert if postgres else sqlite.insert
         async with writing(self._engine) as connection:
             for one in changes:
-                fresh = insert(overrides).values(**msgspec.structs.asdict(one))
+                known = select(overrides.c.version).where(overrides.c.slot == one.slot)
+                before = (await connection.execute(known)).scalar_one_or_none() or 0
+                fresh = insert(overrides).values(**{n: getattr(one, n) for n in _COLUMNS})
                 newer = fresh.on_conflict_do_update(
                     index_elements=["slot"],
-                    set_={n: fresh.excluded[n] for n in one.__struct_fields__ if n != "slot"},
+                    set_={n: fresh.excluded[n] for n in _COLUMNS if n != "slot"},
                     where=overrides.c.version < fresh.excluded.version,
                 )
                 if (await connection.execute(newer)).rowcount == 1:
-                    await record(connection, act_of(one))
+                    for act in (*(o for o in one.replaces if o.version > before), one):
+                        await record(connection, act_of(act))
 
 
 class RedisOverrides:
@@ -104,4 +108,5 @@ def act_of(override: Override) -> Act:
         target=override.slot,
         address=override.address,
         details=details,
+        at=override.version / 1e6,
     )

@@ -87,6 +87,31 @@ async def test_override_set_while_the_database_is_away_is_audited_when_it_is_bac
     ]
 
 
+async def test_every_act_of_an_outage_is_audited_once_and_when_it_was_done(
+    engine: AsyncEngine, redis: RedisStore
+) -> None:
+    """What was set and lifted again while the database was away, in two processes, is told, too."""
+    sql, red = SqlOverrides(engine), RedisOverrides(redis.command)
+    first, second = process(sql, red), process(sql, red)
+    await first.put(drained("base", version=5_000_000))
+    await second.look(red)
+    await second.put(lifted("drain.base", version=6_000_000, actor="you"))
+    await first.look(red)
+    await first.put(drained("base", version=7_000_000))
+    bring_up(engine)
+    for one in (first, second, first):
+        await one.look(sql)
+    await first.put(lifted("drain.base", version=8_000_000))
+    async with engine.connect() as connection:
+        acts = await list_acts(connection)
+    assert [(act.actor, act.action, act.at) for act in acts] == [
+        ("", "overrides.lift", 8.0),
+        ("me", "overrides.set", 7.0),
+        ("you", "overrides.lift", 6.0),
+        ("me", "overrides.set", 5.0),
+    ]
+
+
 async def test_override_works_while_redis_is_away_and_returns_to_it(
     engine: AsyncEngine, redis: RedisStore, redis_server: RedisServer
 ) -> None:
