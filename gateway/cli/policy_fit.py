@@ -104,7 +104,8 @@ def _opinions(settings: Settings) -> str:
 
 
 def _print_card(card: dict[str, Any], out: str) -> None:
-    click.echo(f"{out}: head {card['version']} from {card['rows']} rows")
+    alike = f", {card['groups']} of them unlike each other" if "groups" in card else ""
+    click.echo(f"{out}: head {card['version']} from {card['rows']} rows{alike}")
     columns = ["backend", "rows", "pass rate", "AUC", "ECE"]
     rows = []
     for name, entry in card["quality"].items():
@@ -112,6 +113,9 @@ def _print_card(card: dict[str, Any], out: str) -> None:
         rate, error = f"{entry['pass_rate']:.3f}", f"{entry['ece']:.3f}"
         rows.append([name, str(entry["rows"]), rate, area, error])
     table(columns, rows, right=columns[1:])
+    if card.get("too_few"):
+        few = ", ".join(f"{name} {count}" for name, count in card["too_few"].items())
+        click.echo(f"too few opinions, predicted as before: {few}; {card['least']} are needed")
     if card["apgr"] is None:
         click.echo("no prompt was answered by all backends: nothing says what a choice gains")
         return
@@ -124,6 +128,7 @@ def _print_card(card: dict[str, Any], out: str) -> None:
     if second is not None and second["area"] is not None:
         rows.append(["second look", *(_interval(second[key]["second"]) for key in keys)])
     table(["router", "APGR", "CPT50", "CPT80", "area"], rows)
+    click.echo(_beside_length(card["apgr_above_length"]))
     gate = card["sensitivity"]
     click.echo(f"words put around a prompt move it: {'little' if gate['passed'] else 'TOO MUCH'}")
     if second is not None and second["area"] is not None:
@@ -137,6 +142,16 @@ def _print_card(card: dict[str, Any], out: str) -> None:
             f"judging answers, too: area {_interval(area['question_and_answer'])}, by the question "
             f"alone {_interval(area['question'])}, on {cascade['rows']} rows; settings in card.json"
         )
+
+
+def _beside_length(above: dict[str, float | None]) -> str:
+    """Whether the head earns its keep."""
+    if above["low"] is not None and above["low"] > 0:
+        return f"APGR above that of prompt length by {_interval(above)}"
+    return (
+        f"APGR above that of prompt length by {_interval(above)}: cannot be told from it, so do "
+        "not use this head; more rows may tell"
+    )
 
 
 def _interval(figure: dict[str, float | None]) -> str:

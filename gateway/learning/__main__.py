@@ -30,6 +30,7 @@ from gateway.learning.second_stage import (
     Embedder,
     EncoderError,
     EncoderProcess,
+    FewRowsError,
     SecondStage,
     remove_second,
 )
@@ -72,10 +73,10 @@ def fit_head(
 def _fit_second(
     outcomes: Outcomes, fitted: Fitted, groups: Any, embedder: Embedder
 ) -> SecondStage | None:
-    """The second head; None, and a word about it, where the encoder cannot be had."""
+    """The second head; None, and a word about it, where it cannot be fitted."""
     try:
         return SecondStage.fit(outcomes, fitted, groups, embedder)
-    except EncoderError as error:
+    except (EncoderError, FewRowsError) as error:
         print(f"second.npz: not fitted: {error}", file=sys.stderr)
         return None
 

@@ -44,6 +44,8 @@ class Opinions(Struct, frozen=True, kw_only=True):
 
     by_backend: dict[str, list[Opinion]]
     sha256: str
+    too_few: dict[str, int] = {}
+    """How many there are of backends that keep what they had."""
 
 
 def read_opinions(path: Path) -> Opinions:
@@ -62,7 +64,11 @@ def read_opinions(path: Path) -> Opinions:
         raise OutcomesError(
             f"{MIN_OPINIONS} opinions of one backend are needed; there are {counts}"
         )
-    return Opinions(by_backend=enough, sha256=hashlib.sha256(data).hexdigest())
+    return Opinions(
+        by_backend=enough,
+        sha256=hashlib.sha256(data).hexdigest(),
+        too_few={name: len(rows) for name, rows in sorted(found.items()) if name not in enough},
+    )
 
 
 def fit_opinions(opinions: Opinions, base_folder: Path, out: Path) -> dict[str, Any]:
@@ -92,6 +98,8 @@ def fit_opinions(opinions: Opinions, base_folder: Path, out: Path) -> dict[str, 
         "auc": round(float(np.mean(known)), 4) if known else None,
         "ece": max(entry["ece"] for entry in quality.values()),
         "quality": quality,
+        "too_few": opinions.too_few,
+        "least": MIN_OPINIONS,
         # no prompt was answered by two backends, so nothing says what a choice would have gained
         "apgr": None,
         "cpt50": None,

@@ -20,8 +20,15 @@ LINES = {
 
 
 def write_curves(outcomes: Outcomes, fitted: Fitted, groups: Any, out: Path) -> bool:
-    """Write curves.json and curves.png; False if the picture could not be drawn."""
+    """Write curves.json and curves.png; False if the picture could not be drawn.
+
+    Without rows on which all backends were asked there are no curves; an earlier fit's go.
+    """
     rows = complete(outcomes)
+    if not rows.any():
+        for name in ("curves.json", "curves.png"):
+            (out / name).unlink(missing_ok=True)
+        return True
     curves, _ = curves_of(outcomes, fitted, groups, rows)
     lines = {}
     for name, quality in curves.quality.items():

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gateway.learning.confounders import disguised, dressed
 from gateway.learning.design import Design, Matrix
 from gateway.learning.network import Goal, Network, chances, fit_network, goals_of
-from gateway.learning.outcomes import Outcomes
+from gateway.learning.outcomes import MIN_ROWS, Outcomes, OutcomesError
 from gateway.routing.figures import softmax
 from gateway.routing.together import MOST, Group, groups_of
 
@@ -114,9 +114,14 @@ def fold_of(
 
 
 def fit_quality(design: Design, outcomes: Outcomes, groups: NDArray[np.int64]) -> Fitted:
-    """Cross-validate, calibrate on what was out of fold, and fit the head on all but test rows."""
+    """Cross-validate, calibrate on what was out of fold, and fit the head on all but test rows.
+
+    Raises:
+        OutcomesError: test rows leave too little to fit on.
+    """
     scores, together = outcomes.scores, grouped(outcomes.backends)
     folds = fold_of(groups, outcomes.test, scores, FOLDS)
+    _check_left(outcomes, groups, folds)
     x = design.matrix(outcomes.prompts)
     hidden = [design.matrix(dressed(outcomes.prompts, seed=seed)) for seed in range(DRESSES)]
     gate = {kind: design.matrix(t) for kind, t in disguised(outcomes.prompts, gate=True).items()}
@@ -148,6 +153,27 @@ def fit_quality(design: Design, outcomes: Outcomes, groups: NDArray[np.int64]) -
             kind: calibration(part, design.length(gate[kind])) for kind, part in raw_gate.items()
         },
     )
+
+
+def _check_left(outcomes: Outcomes, groups: NDArray[np.int64], folds: NDArray[np.int64]) -> None:
+    left = folds != FOLDS
+    if left.sum() < MIN_ROWS and not left.all():
+        raise OutcomesError(
+            f"{left.sum()} rows are left to fit on beside the test rows and those nearly the same "
+            f"as one; at least {MIN_ROWS}: mark fewer as test, or add rows"
+        )
+    if len(np.unique(groups[left])) < 2:
+        raise OutcomesError(
+            "all prompts are nearly the same, so nothing can be fitted on some and tried on "
+            "others; add other prompts"
+        )
+    unscored = np.flatnonzero(np.isnan(outcomes.scores[left]).all(axis=0))
+    if len(unscored):
+        names = ", ".join(repr(outcomes.backends[k]) for k in unscored)
+        raise OutcomesError(
+            f"no score of {names} is left to fit on beside the test rows; mark fewer as test, or "
+            "remove those scores"
+        )
 
 
 def _fit(

@@ -25,7 +25,7 @@ from gateway.learning.confounders import disguised, dressed, sensitivity
 from gateway.learning.curves import Figure, by_merit, cost_curves, ranking
 from gateway.learning.head_file import write_json
 from gateway.learning.judges import logits
-from gateway.learning.outcomes import Outcomes
+from gateway.learning.outcomes import MIN_ROWS, Outcomes
 from gateway.learning.quality import FOLDS, Fitted
 from gateway.learning.ridges import (
     Calibration,
@@ -42,13 +42,17 @@ from gateway.routing.second_head import FORMAT, MAX_CHARS, SECOND, SECOND_CARD, 
 Floats = NDArray[np.float64]
 ENCODER = "bundled:minilm"
 GATE = ("hard_prefix", "suffix")
+"""Disguises that the gate looks through; each takes the encoder another pass."""
 ONE_SIDED = 0.05
 """Of the draws, that may show no gain."""
-"""Disguises that the gate looks through; each takes the encoder another pass."""
 
 
 class EncoderError(ValueError):
     """No vectors: the encoder is not installed, or it failed."""
+
+
+class FewRowsError(ValueError):
+    """Too few prompts that both the cheapest backend and another one answered."""
 
 
 class Embedder(Protocol):
@@ -107,7 +111,7 @@ class SecondStage(Struct, frozen=True):
     def fit(
         cls, outcomes: Outcomes, fitted: Fitted, groups: NDArray[np.int64], embedder: Embedder
     ) -> "SecondStage":
-        """Fit and measure. Raises EncoderError."""
+        """Fit and measure. Raises EncoderError, FewRowsError."""
         second = fit_second(outcomes, fitted, groups, embedder)
         card = second_card(outcomes, fitted, second, groups)
         return cls(outcomes, second, embedder.name, card)
@@ -150,6 +154,12 @@ def fit_second(
 ) -> Second:
     """Cross-validate on the first head's folds, calibrate, and fit on all but frozen rows."""
     targets, folds = targets_of(outcomes), fitted.folds
+    told = int((~np.isnan(targets[folds != FOLDS])).sum(axis=0).min())
+    if told < MIN_ROWS:
+        raise FewRowsError(
+            f"{told} prompts were answered by the cheapest backend and by a dearer one; at least "
+            f"{MIN_ROWS}"
+        )
     rows, backends = len(folds), len(outcomes.backends)
     hidden = dressed(outcomes.prompts, seed=0)
     kinds = disguised(outcomes.prompts, gate=True)

@@ -177,7 +177,15 @@ def test_the_command_runs_a_child_and_passes_its_exit_code(tmp_path: Path) -> No
         sheet.writerow(["prompt", "cheap-one", "dear-one"])
         for line in made_up.rows(120):
             sheet.writerow([line["prompt"], *line["scores"].values()])
-    assert "APGR" in CliRunner().invoke(cli, [*command, str(tmp_path / "o.csv")]).stdout
+    told = CliRunner().invoke(cli, [*command, str(tmp_path / "o.csv")]).stdout
+    assert "from 120 rows, 119 of them unlike each other" in told
+    assert "APGR above that of prompt length by 0." in told
+    assert "do not use this head" not in told
+    lines = made_up.rows(40)
+    for line in lines:
+        line["scores"] = {"cheap-one": 0.0, "dear-one": 1.0}
+    file = made_up.write(tmp_path / "o.jsonl", lines)
+    assert "do not use this head" in CliRunner().invoke(cli, [*command, str(file)]).stdout
     assert CliRunner().invoke(cli, [*command, str(tmp_path / "gone")]).exit_code == 2
 
 
@@ -235,3 +243,53 @@ def test_five_backends_of_a_user_stand_beside_those_of_the_base(tmp_path: Path) 
     assert (after[names[0]] > 0.9, after[names[1]] < 0.1) == (True, True)
     kept = {name: quality[name] for name in (*names[2:], "nano", "small", "base")}
     assert {name: after[name] for name in kept} == pytest.approx(kept, abs=0.02)
+
+
+def test_prompts_that_one_backend_each_answered_give_a_head_without_curves(tmp_path: Path) -> None:
+    """As logs of a gateway are: qualities can be fitted, what a choice gains cannot."""
+    lines = made_up.rows(80)
+    for place, line in enumerate(lines):
+        name = ("cheap-one", "dear-one")[place % 2]
+        line["scores"] = {name: line["scores"][name]}
+    head = tmp_path / "head"
+    head.mkdir()
+    (head / "curves.json").write_text("of an earlier fit")
+    file = made_up.write(tmp_path / "outcomes.jsonl", lines)
+    assert main(["--outcomes", str(file), "--out", str(head), "--encoder", "none"]) == 0
+    card = json.loads((head / "card.json").read_text())
+    assert {name: entry["rows"] for name, entry in card["quality"].items()} == {
+        "cheap-one": 40,
+        "dear-one": 40,
+    }
+    assert (card["apgr"], card["second_stage"]) == (None, None)
+    assert not (head / "curves.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"split": "test"}, "0 rows are left to fit on beside the test rows"),
+        ({"prompt": "What is 2 + 2?"}, "all prompts are nearly the same"),
+    ],
+)
+def test_files_that_leave_nothing_to_fit_on_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, str], told: str
+) -> None:
+    """The message says what is missing and what to do, instead of a traceback."""
+    file = made_up.write(tmp_path / "o.jsonl", [line | change for line in made_up.rows(40)])
+    assert main(["--outcomes", str(file), "--out", str(tmp_path / "head")]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_backend_with_scores_of_test_rows_only_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing would be fitted on it."""
+    lines = made_up.rows(80)
+    for line in lines[:40]:
+        line["split"] = "test"
+    for line in lines[40:]:
+        del line["scores"]["dear-one"]
+    file = made_up.write(tmp_path / "o.jsonl", lines)
+    assert main(["--outcomes", str(file), "--out", str(tmp_path / "head")]) == 2
+    assert "no score of 'dear-one' is left to fit on" in capsys.readouterr().err

@@ -34,6 +34,7 @@ def test_qualities_follow_feedback_and_difficulty_stays(tmp_path: Path) -> None:
     card = json.loads((tmp_path / "head" / "card.json").read_text())
     assert (card["rows"], card["quality_from"], card["apgr"]) == (600, "feedback", None)
     assert sorted(card["backends"]) == ["base", "nano", "ours", "small"]
+    assert (card["too_few"], card["least"]) == ({"rare": 5}, 30)
     assert card["auc"] > 0.65
     assert card["ece"] < 0.06
     ours, base = Classifier.load(tmp_path / "head"), Classifier.load()
