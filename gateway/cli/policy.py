@@ -16,7 +16,7 @@ from gateway.cli.common import (
     settings_of,
 )
 from gateway.cli.database import table
-from gateway.cli.policy_files import find_policy, offline_router
+from gateway.cli.policy_files import find_policy, taught_router
 from gateway.cli.policy_fit import fit
 from gateway.cli.policy_replay import replay, simulate
 from gateway.cli.policy_versions import history, rollback
@@ -87,7 +87,8 @@ def schema(as_json: bool) -> None:
 def explain(**options: Any) -> None:
     """One decision about PROMPT ("-" reads standard input); nothing is executed.
 
-    Every backend counts as ready and idle; ask POST /route/explain for the state of now.
+    Every backend counts as ready and idle; ask POST /route/explain for the state of now. Costs and
+    seconds are learned from the ledger, where one is there.
     """
     prompt = options["prompt"]
     if prompt == "-":
@@ -143,7 +144,7 @@ async def _explain(settings: Settings, prompt: str, options: dict[str, Any]) -> 
         folders = [str(file.parent), *settings.routing.policy_dirs]
         routing = replace(settings.routing, policy=file.stem, policy_dirs=folders)
         settings = replace(settings, routing=routing)
-    router, _ = await offline_router(settings)
+    router, taught = await taught_router(settings)
     request = ChatCompletionRequest(
         model=options["model"],
         messages=[Message(role="user", content=prompt)],
@@ -152,12 +153,13 @@ async def _explain(settings: Settings, prompt: str, options: dict[str, Any]) -> 
     )
     facts = router.facts(request, team=options["team"], tags=_tags(options["tags"]))
     try:
-        return await router.explain(
+        story = await router.explain(
             facts,
             budget=BudgetState(left=options["budget_left"]),
             now=None if options["at"] is None else moment_of(options["at"], "--at"),
             text=prompt,
         )
+        return {**story, "costs_from": "ledger" if taught else "guess"}
     except GatewayError as error:
         return fail(error.message)
 
@@ -185,6 +187,8 @@ def _print_story(story: dict[str, Any]) -> None:
         words = ", ".join(f"{word!r} {by:+.2f}" for word, by in moved["words"])
         about = what + (f" ({moved['label']})" if "label" in moved else "")
         click.echo(f"moved     {about}: {words or 'by no word'}")
+    if story["costs_from"] == "guess":
+        click.echo("costs     guessed: there is no ledger that says how long answers are")
     for name in ("denied", "max_tokens", "cache", "shadow"):
         if story[name] is not None:
             click.echo(f"{name:<9} {story[name]}")

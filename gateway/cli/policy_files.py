@@ -7,7 +7,7 @@ from gateway.cli.common import fail, log_to_stderr
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from gateway.routing.health import BackendRegistry
     from gateway.routing.router import Router
@@ -62,3 +62,42 @@ async def offline_router(
         await learn(connection, forecasts, estimator)
     book = PolicyBook(settings.routing)
     return Router(settings, classifier, book, registry, forecasts), registry
+
+
+async def taught_router(settings: Settings) -> "tuple[Router, bool]":
+    """`offline_router`, and whether it has learned from the ledger: of one that is away, or empty,
+    it learns nothing. Nothing is made or migrated."""
+    from sqlalchemy import select
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from gateway.ledger.tables import requests
+
+    engine = _ledger(settings)
+    if engine is not None:
+        try:
+            async with engine.connect() as connection:
+                answers = (await connection.execute(select(requests.c.request_id).limit(1))).first()
+                router, _ = await offline_router(settings, connection)
+            return router, answers is not None
+        except (SQLAlchemyError, OSError):
+            pass
+        finally:
+            await engine.dispose()
+    router, _ = await offline_router(settings)
+    return router, False
+
+
+def _ledger(settings: Settings) -> "AsyncEngine | None":
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    from gateway.ledger.database import open_engine
+    from gateway.processes.runtime import database_url
+
+    try:
+        url = make_url(database_url(settings))
+    except ArgumentError:
+        return None
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
+        return None
+    return open_engine(database_url(settings))

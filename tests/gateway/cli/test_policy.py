@@ -92,6 +92,9 @@ def test_explain_prints_every_rule_and_the_winner(folder: Path) -> None:
     story = explained("--policy", "policies/mine.toml", prompt)
     assert (story["winner"], story["rule"], story["max_tokens"]) == ("small", "code", 9)
     assert explained("--policy", "mine", "hello!")["winner"] == "nano"
+    assert story["costs_from"] == "guess"
+    assert "costs     guessed" in result.stdout
+    assert not (folder / "state").exists(), "nothing is made"
 
 
 def test_explain_takes_the_facts_of_a_request(folder: Path) -> None:

@@ -235,6 +235,9 @@ async def test_the_commands_print_tables_and_json(
     assert "2 prompts" in await asyncio.to_thread(run, *command)
     found = json.loads(await asyncio.to_thread(run, "policy", "simulate", str(prompts), "--json"))
     assert [one["shares"] for one in found["policies"]] == [{"small": 1.0}]
+    story = json.loads(await asyncio.to_thread(run, "policy", "explain", "plain words", "--json"))
+    assert story["costs_from"] == "ledger"
+    assert story["candidates"][0]["latency_s"] is not None
 
 
 @pytest.mark.parametrize("name", ["p.txt", "p.jsonl", "p.jsonl.gz", "p.csv", "p.csv.gz"])
