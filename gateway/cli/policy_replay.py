@@ -87,9 +87,11 @@ def replay(
         [
             one["policy"],
             one["cost_usd"],
-            _shares(one["shares"]),
+            _shares(
+                one["shares"], (one["denied"] + one["unanswered"]) / max(1, report["replayed"])
+            ),
             _number(one["rungs"]),
-            f"{one['same_choice'] or 0:.1%}",
+            "-" if one["same_choice"] is None else f"{one['same_choice']:.1%}",
             _number(one["predicted_quality"]),
             _interval(one["quality"]),
         ]
@@ -193,8 +195,11 @@ def _us(text: str, option: str) -> int:
     return round(moment_of(text, option).timestamp() * 1e6)
 
 
-def _shares(shares: dict[str, float]) -> str:
-    return ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share) or "-"
+def _shares(shares: dict[str, float], nobody: float = 0.0) -> str:
+    """Who answered which share; what nobody answered stands at the end."""
+    named = {name: share for name, share in shares.items() if name != "-"}
+    named["nobody"] = nobody + shares.get("-", 0.0)
+    return ", ".join(f"{name} {share:.0%}" for name, share in named.items() if share) or "-"
 
 
 def _number(value: float | None) -> str:

@@ -235,8 +235,8 @@ def doubly_robust(
     return (
         Estimate(
             value=value,
-            low=value - spread,
-            high=value + spread,
+            low=max(value - spread, 0.0),  # scores are
+            high=min(value + spread, 1.0),
             rows=count,
             effective_sample_size=float(weights.sum() ** 2 / total) if total else 0.0,
         ),

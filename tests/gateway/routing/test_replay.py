@@ -112,6 +112,7 @@ def test_doubly_robust_estimates_cover_the_truth(tmp_path: Path) -> None:
         assert estimate.effective_sample_size == pytest.approx((first == 1).sum())
         assert abs(estimate.value - 0.85) < 0.2
         held += estimate.low <= 0.85 <= estimate.high
+        assert 0 <= estimate.low <= estimate.high <= 1, "scores are"
     assert held >= 35
 
 
@@ -223,6 +224,9 @@ async def test_the_commands_print_tables_and_json(
     assert other["quality"]["low"] > same["quality"]["high"]  # though each had answered some
     assert same["same_choice"] > 0.6
     assert "80 requests replayed" in await asyncio.to_thread(run, *command)
+    later = await asyncio.to_thread(run, *command, "--since", "2100-01-01")
+    assert "0 requests replayed" in later
+    assert "%" not in later, "of no requests there are no shares"
     whole = json.loads(await asyncio.to_thread(run, "policy", "replay", "--json"))
     assert (whole["since"], whole["replayed"]) == (None, 80)
     assert [one["policy"].partition("@")[0] for one in whole["policies"]] == ["test"]
