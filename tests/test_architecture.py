@@ -1,5 +1,6 @@
 """The documents tell the truth, and the layers hold."""
 
+import json
 import re
 import subprocess
 import sys
@@ -59,3 +60,14 @@ def test_readme_figures_are_those_of_the_benchmark_files() -> None:
     text = (ROOT / "README.md").read_text()
     start, end = readme.section(text)
     assert text[start:end] == readme.table()
+
+
+def test_areas_are_the_same_in_the_readme_the_guide_and_the_heads_card() -> None:
+    """Both ways of counting frozen rows, wherever either stands."""
+    (figures, *_) = [figure for _, figure, file in readme.rows() if file == "cascades"]
+    guide = " ".join((ROOT / "docs" / "routing.md").read_text().split())
+    assert all(figure in guide for figure in figures.split("; "))
+    card = json.loads((ROOT / "gateway" / "routing" / "head" / "card.json").read_text())["cascade"]
+    measured = readme.load("cascades")["results"]
+    assert card["area"] == measured["measured"]["all"]["area"]
+    assert card["marked"] == {name: measured["measured_marked"][name] for name in ("rows", "area")}

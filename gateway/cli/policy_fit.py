@@ -142,6 +142,13 @@ def _print_card(card: dict[str, Any], out: str) -> None:
             f"judging answers, too: area {_interval(area['question_and_answer'])}, by the question "
             f"alone {_interval(area['question'])}, on {cascade['rows']} rows; settings in card.json"
         )
+        marked = cascade["marked"]
+        if marked is not None:
+            click.echo(
+                f"  on the {marked['rows']} of them that the file marks as test, without those "
+                f"nearly the same: {_interval(marked['area']['question_and_answer'])}, "
+                f"{_interval(marked['area']['question'])}"
+            )
 
 
 def _beside_length(above: dict[str, float | None]) -> str:

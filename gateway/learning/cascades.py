@@ -195,7 +195,9 @@ def cascade_card(
     """Areas of question alone and of question and answers on the frozen test rows; None without
     log-probabilities or without a dearer backend.
 
-    Where no row is frozen, all rows but practice stand for both sides.
+    Frozen are the rows that the file marks as test, and those nearly the same as one; what is on
+    the former alone stands under `marked`. Where no row is frozen, all rows but practice stand for
+    both sides.
     """
     judge = "answer" if "answer" in judged.p_above else next(iter(judged.p_above), None)
     if judge is None or len(outcomes.backends) < 2:
@@ -222,20 +224,29 @@ def cascade_card(
     best = learnt.best()
     choices = Choices(seen.choices.costs[:, best], seen.choices.scores[:, best])
     scores, costs = outcomes.scores[test], outcomes.costs[test]
-    routers = {
-        "cascade": choices,
-        "question": by_merit(fitted.quality[test], expected.question[test], scores, costs),
-        "oracle": by_merit(scores, costs, scores, costs),
-    }
-    curves = cost_curves(routers, scores, costs, groups[test])
+
+    def curves_on(some: Mask) -> Curves:
+        """Of some of the frozen rows."""
+        rows = np.flatnonzero(test)[some]
+        true = outcomes.scores[rows], outcomes.costs[rows]
+        routers = {
+            "cascade": Choices(choices.costs[some], choices.scores[some]),
+            "question": by_merit(fitted.quality[rows], expected.question[rows], *true),
+            "oracle": by_merit(*true, *true),
+        }
+        return cost_curves(routers, *true, groups[rows])
+
+    curves, marked = curves_on(np.ones(len(scores), dtype=bool)), outcomes.test[test]
     dearest = costs[:, -1].mean()
     return {
         "judge": judge,
         "rows": int(test.sum()),
-        "area": {
-            "question": asdict(Figure.of(curves.area("question"))),
-            "question_and_answer": asdict(Figure.of(curves.area("cascade"))),
-        },
+        "area": _areas(curves),
+        "marked": (
+            {"rows": int(marked.sum()), "area": _areas(curves_on(marked))}
+            if marked.any() and not marked.all()
+            else None
+        ),
         "cost_share_at_equal_quality": _shares(curves),
         "single": {
             name: {
@@ -247,6 +258,13 @@ def cascade_card(
         "above_single_at_its_cost": _above_singles(outcomes, choices, scores, costs),
         "as_good_as_the_dearest": _as_good(outcomes, learnt, seen, (train, test), groups[test]),
         "settings": [_shown(outcomes, seen, at, dearest) for at in best],
+    }
+
+
+def _areas(curves: Curves) -> dict[str, Any]:
+    return {
+        "question": asdict(Figure.of(curves.area("question"))),
+        "question_and_answer": asdict(Figure.of(curves.area("cascade"))),
     }
 
 

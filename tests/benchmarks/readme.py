@@ -135,8 +135,43 @@ def rows() -> list[tuple[str, str, str]]:
             ),
             "int8",
         ),
+        *_routing(),
         *_planner(),
     ]
+
+
+def _routing() -> list[tuple[str, str, str]]:
+    """Of routing, on the outcomes of the bundled tiers."""
+    routing, cascades = load("routing")["results"], load("cascades")["results"]
+    frozen, marked = routing["question_alone"]["frozen"], cascades["measured_marked"]
+    both = cascades["measured"]["all"]
+    shares = both["cost_share_at_equal_quality"]
+    return [
+        (
+            "routing by the question alone: area, (router − control of equal cost) ÷ (oracle − "
+            f"control) over 0 to 100 % of `base`'s cost, on {frozen['rows']:,} frozen rows; over "
+            "the best offline model",
+            f"{_interval(frozen['area']['ours'])}; {frozen['share_of_best']['value']:.2f}×",
+            "routing",
+        ),
+        (
+            "question and answer judged together: the same area on the "
+            f"{marked['rows']:,} rows marked as test; with what is nearly the same as one, "
+            f"{both['rows']:,} rows",
+            f"{_interval(marked['area']['question_and_answer'])}; "
+            f"{_interval(both['area']['question_and_answer'])}",
+            "cascades",
+        ),
+        (
+            "`base`'s quality at a share of its cost, all frozen rows: cascades, the oracle",
+            f"{100 * shares['cascade']['value']:.0f} %, {100 * shares['oracle']['value']:.0f} %",
+            "cascades",
+        ),
+    ]
+
+
+def _interval(figure: dict[str, float]) -> str:
+    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 
 def _planner() -> list[tuple[str, str, str]]:

@@ -293,3 +293,23 @@ def test_a_backend_with_scores_of_test_rows_only_is_refused(
     file = made_up.write(tmp_path / "o.jsonl", lines)
     assert main(["--outcomes", str(file), "--out", str(tmp_path / "head")]) == 2
     assert "no score of 'dear-one' is left to fit on" in capsys.readouterr().err
+
+
+def test_marked_rows_are_counted_with_and_without_what_is_nearly_the_same(tmp_path: Path) -> None:
+    """Copies of test rows are frozen, too; the card has figures of all, and of the marked alone."""
+    lines = made_up.rows(300)
+    for line in lines:
+        line["logprob"] = {name: -0.1 if good else -2.0 for name, good in line["scores"].items()}
+    for line in lines[:60]:
+        line["split"] = "test"
+    copies = [line | {"prompt": line["prompt"].upper() + " !"} for line in lines[:40]]
+    for line in copies:
+        del line["split"]
+    file = made_up.write(tmp_path / "o.jsonl", lines + copies)
+    assert main(["--outcomes", str(file), "--out", str(tmp_path / "head")]) == 0
+    card = json.loads((tmp_path / "head" / "card.json").read_text())
+    cascade = card["cascade"]
+    assert cascade["rows"] == card["test_rows"] >= 100
+    assert cascade["marked"]["rows"] == 60
+    for area in (cascade["area"], cascade["marked"]["area"]):
+        assert area["question_and_answer"]["value"] > area["question"]["value"]
