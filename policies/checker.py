@@ -6,7 +6,7 @@ warnings, and with the names that exist it also finds targets that do not.
 
 import re
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -16,7 +16,8 @@ from policies.decoding import NESTED, PARTS, convert, unknown_keys
 from policies.described import described
 from policies.model import Policy, Route, Rule, Sticky, When
 from policies.problems import Lines, PolicyError, Problem
-from policies.targets import check_targets
+from policies.reachability import check_languages
+from policies.targets import check_predicted, check_targets
 from policies.values import check_values
 
 
@@ -33,15 +34,29 @@ def parse(text: str, source: str = "policy") -> Policy:
     return policy
 
 
-def check(text: str, targets: Collection[str] | None = None) -> list[Problem]:
+def check(
+    text: str,
+    targets: Collection[str] | None = None,
+    *,
+    predicted: Collection[str] | None = None,
+    languages: Collection[str] | None = None,
+) -> list[Problem]:
     """Errors and warnings of a policy file, in the order of its lines.
 
     Args:
-        targets: tiers and backends that exist; None: names of targets are not checked.
+        targets: tiers and backends that exist; as a mapping, with the backends behind each. None:
+            names of targets are not checked.
+        predicted: backends whose quality the head in use predicts; None: not checked.
+        languages: codes that the classifier can say; None: not checked.
     """
     policy, problems = _read(text)
     if policy is not None and targets is not None:
-        problems += check_targets(policy, targets, Lines(text))
+        known = targets if isinstance(targets, Mapping) else {name: (name,) for name in targets}
+        problems += check_targets(policy, known, Lines(text))
+        if predicted is not None:
+            problems += check_predicted(policy, known, predicted, Lines(text))
+    if policy is not None and languages is not None:
+        problems += check_languages(policy, languages, Lines(text))
     return sorted(problems, key=lambda p: (p.line or 0, p.path))
 
 

@@ -26,6 +26,8 @@ from policies.problems import Lines, Problem, did_you_mean
 _MOST_PROBLEMS = 100
 _REQUIRED = {"default": {"route": "*"}, **dict.fromkeys(("name", "backend", "from", "to"), "")}
 """Keys that must be there, and what may stand for them while others are looked at."""
+_TABLES: dict[str, Any] = {"tags": list[str], "split": float}
+"""Tables with keys of the author's own, and what stands under each."""
 
 PARTS: dict[str, type[Struct]] = {"objective": Objective, "accept": Accept, "hedge": Hedge}
 NESTED: dict[str, type[Struct]] = {
@@ -126,7 +128,7 @@ def _unknown(
 
 def _decode_problem(text: str, tree: dict[str, Any], lines: Lines) -> Problem:
     found = re.search(r" - at `\$\.?([^`]*)`$", text)
-    path = found.group(1) if found else ""
+    path = _named(found.group(1), tree) if found else ""
     reason = text[: found.start()] if found else text
     value: Any = tree
     for part in re.findall(r"[^.\[\]]+", path):
@@ -137,14 +139,33 @@ def _decode_problem(text: str, tree: dict[str, Any], lines: Lines) -> Problem:
     if "Invalid enum value" in reason:
         allowed = _allowed_words(path)
         reason = f"{reason}; allowed: {allowed}" if allowed else reason
+    if path == "rules" and isinstance(value, dict):
+        reason = "a list of tables: write [[rules]], in two brackets"
     message = f"{value!r}: {reason}" if path else reason
     return Problem(level="error", path=path, message=message, line=lines(path))
+
+
+def _named(path: str, tree: dict[str, Any]) -> str:
+    """A key path whose first `[...]`, a table's any key, is the key that is wrong."""
+    parent, dots, rest = path.partition("[...]")
+    kind = _TABLES.get(parent.rpartition(".")[2])
+    if not dots or kind is None:
+        return path
+    table: Any = tree
+    for part in re.findall(r"[^.\[\]]+", parent):
+        table = table[int(part)] if isinstance(table, list) else table[part]
+    for key, value in table.items():
+        try:
+            msgspec.convert(value, kind)
+        except msgspec.ValidationError:
+            return f"{parent}.{key}{rest}"
+    return path
 
 
 def _allowed_words(path: str) -> str:
     """The words of a Literal at a key path: task, wants, days, cache."""
     name = re.sub(r"(\[(\d+|\.\.\.)\])+$", "", path).rsplit(".", 1)[-1]
-    for kind in (When, Route, Hours, Objective):
+    for kind in (When, Route, Hours, Objective, Policy):
         for field in msgspec.structs.fields(kind):
             if field.name == name:
                 return ", ".join(_literals(field.type))

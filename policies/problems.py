@@ -46,6 +46,7 @@ class Lines:
                 continue
             name = header.group(1)
             if name == "rules":
+                self._blocks.setdefault(name, number)
                 name, rules = f"rules[{rules}]", rules + 1
             elif name.startswith("rules."):
                 name = f"rules[{rules - 1}]{name[5:]}"

@@ -1,6 +1,6 @@
 """Targets of a policy beside the tiers and backends that exist."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 
 from policies.cascade import BACKEND
 from policies.conditions import ANY
@@ -8,16 +8,67 @@ from policies.model import Policy, Route, Rule
 from policies.problems import Level, Lines, Problem, did_you_mean
 
 
-def _alone(action: Route, known: Collection[str]) -> bool:
-    """Whether one target stands alone although there are others."""
-    if action.deny is not None or action.fallbacks or action.objective is not None:
+def _alone(action: Route, known: Mapping[str, Collection[str]]) -> bool:
+    """Whether one backend stands alone although there are others."""
+    if action.deny is not None:
         return False
-    targets = {action.route} if action.route else {*(action.split or ()), *(action.cascade or ())}
-    return len(targets) == 1 and ANY not in targets and len(known) > 1
+    named = [action.route] if action.route else [*(action.split or ()), *(action.cascade or ())]
+    named += [*action.fallbacks, *(action.objective.among if action.objective else ())]
+    if ANY in named:
+        return False
+    behind = {name for target in named for name in _behind(target, known)}
+    return len(behind) == 1 and len({name for names in known.values() for name in names}) > 1
 
 
-def check_targets(policy: Policy, known: Collection[str], lines: Lines) -> list[Problem]:
-    """Targets that are no tier or backend: errors where they decide, warnings where they help."""
+def _behind(target: str, known: Mapping[str, Collection[str]]) -> set[str]:
+    """The backends that a target stands for; what does not exist, for itself."""
+    if target == ANY:
+        return {name for names in known.values() for name in names}
+    name = target.removeprefix("backend:")
+    return {name} if name != target else set(known.get(name, (name,)))
+
+
+def check_predicted(
+    policy: Policy,
+    known: Mapping[str, Collection[str]],
+    predicted: Collection[str],
+    lines: Lines,
+) -> Iterator[Problem]:
+    """Warnings of qualities that no head says.
+
+    Args:
+        predicted: backends whose quality the head in use predicts.
+    """
+    fit = "`headgate policy fit` makes a head that does"
+
+    def warning(path: str, message: str) -> Problem:
+        return Problem(level="warning", path=path, message=message, line=lines(path))
+
+    for index, rule in enumerate(policy.rules):
+        limits = rule.when.quality
+        if limits is None or limits.backend not in known:
+            continue
+        if not _behind(limits.backend, known) & set(predicted):
+            message = f"{limits.backend!r}: matches nothing; its quality is not predicted; {fit}"
+            yield warning(f"rules[{index}].when.quality.backend", message)
+    actions: list[tuple[str, Route]] = [(f"rules[{i}]", r) for i, r in enumerate(policy.rules)]
+    for path, action in [*actions, ("default", policy.default)]:
+        among = action.objective.among if action.objective is not None else ()
+        names = {name for target in among for name in _behind(target, known)} - set(predicted)
+        if names:
+            shown = ", ".join(map(repr, sorted(names)))
+            message = f"no quality of {shown} is predicted, which counts as the worst; {fit}"
+            yield warning(f"{path}.objective", message)
+
+
+def check_targets(
+    policy: Policy, known: Mapping[str, Collection[str]], lines: Lines
+) -> list[Problem]:
+    """Targets that are no tier or backend: errors where they decide, warnings where they help.
+
+    Args:
+        known: the backends behind each tier or backend.
+    """
     problems: list[Problem] = []
     shown = ", ".join(sorted(known)) or "none"
 

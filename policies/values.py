@@ -10,7 +10,7 @@ from policies.conditions import minutes, time_zone
 from policies.failing import failing_problems
 from policies.model import BackendRange, Hours, Objective, Policy, Range, Route, Sticky, When
 from policies.problems import Level, Lines, Problem
-from policies.reachability import covered, impossible
+from policies.reachability import always, covered, impossible
 
 ACTIONS = ("route", "split", "cascade", "objective", "deny")
 
@@ -33,9 +33,11 @@ def check_values(policy: Policy, lines: Lines) -> Iterator[Problem]:
             yield problem(f"{path}.name", f"{rule.name!r}: another rule has this name")
         names.add(rule.name)
         if unconditional is not None:
-            text = f"never reached: rule {unconditional!r} before it has no conditions"
+            text = (
+                f"never reached: rule {unconditional!r} before it has no conditions that can fail"
+            )
             yield problem(path, text, "warning")
-        elif rule.when == When():
+        elif always(rule.when):
             unconditional = rule.name
         for where, message in (*_action_problems(rule), *_when_problems(rule.when)):
             yield problem(f"{path}.{where}", message)
@@ -45,7 +47,7 @@ def check_values(policy: Policy, lines: Lines) -> Iterator[Problem]:
         text = f"never reached: rule {earlier!r} before it matches all that this one does"
         yield problem(f"rules[{index}]", text, "warning")
     if unconditional is not None:
-        text = f"never reached: rule {unconditional!r} has no conditions"
+        text = f"never reached: rule {unconditional!r} has no conditions that can fail"
         yield problem("default", text, "warning")
     for where, message in _sticky_problems(policy.sticky or Sticky()):
         yield problem(f"sticky.{where}", message)

@@ -18,7 +18,7 @@ from gateway.ledger.tables import requests
 from gateway.pipeline import Pipeline
 from gateway.routing.policy_book import LoadedPolicy, UnknownPolicy, check_name, loaded_from
 from gateway.routing.policy_files import file_of, replace
-from policies.checker import check
+from gateway.routing.policy_problems import problems_of
 from policies.problems import PolicyError
 
 MOST_BYTES = 256 << 10
@@ -73,8 +73,8 @@ def policy_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
 
 def check_policy(pipeline: Pipeline, text: str) -> list[dict[str, Any]]:
     """Errors and warnings, as `headgate policy check` finds them."""
-    targets = pipeline.parts.settings.targets()
-    return [msgspec.structs.asdict(problem) for problem in check(text, targets)]
+    found = problems_of(text, pipeline.parts.settings)
+    return [msgspec.structs.asdict(problem) for problem in found]
 
 
 async def simulate_policy(pipeline: Pipeline, name: str, text: str) -> dict[str, Any]:

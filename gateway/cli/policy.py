@@ -44,7 +44,7 @@ def check(ctx: click.Context, policies: tuple[str, ...], config: str | None, as_
     """
     settings = settings_of(ctx, config)
     files = [find_policy(settings, name) for name in policies or (settings.routing.policy,)]
-    found = [_check(file, settings.targets()) for file in files]
+    found = [_check(file, settings) for file in files]
     if as_json:
         print_json({"policies": found})
     else:
@@ -101,12 +101,12 @@ def explain(**options: Any) -> None:
         _print_story(story)
 
 
-def _check(file: Path, targets: set[str]) -> dict[str, Any]:
+def _check(file: Path, settings: Settings) -> dict[str, Any]:
     import hashlib
 
     from msgspec.structs import asdict
 
-    from policies.checker import check as check_text
+    from gateway.routing.policy_problems import problems_of
     from policies.checker import parse
     from policies.problems import PolicyError, Problem
 
@@ -117,7 +117,7 @@ def _check(file: Path, targets: set[str]) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         problems = [Problem(level="error", path="", message=f"not UTF-8: {error}")]
     else:
-        problems = check_text(text, targets)
+        problems = problems_of(text, settings)
         try:
             rules = len(parse(text).rules)
         except PolicyError:

@@ -276,9 +276,13 @@ class Settings(_Table, frozen=True, kw_only=True):
         priced = {b.name: b.price for b in self.backends if b.price is not None}
         return find_price(name or self.reports.against, own=self.reports.prices, backends=priced)
 
-    def targets(self) -> set[str]:
-        """What policies can name: backends and their tiers."""
-        return {name for b in self.backends for name in (b.name, b.tier) if name is not None}
+    def targets(self) -> dict[str, frozenset[str]]:
+        """What policies can name: backends and their tiers, with the backends behind each."""
+        found: dict[str, frozenset[str]] = {}
+        for b in self.backends:
+            for name in filter(None, {b.name, b.tier}):
+                found[name] = found.get(name, frozenset()) | {b.name}
+        return found
 
     def capabilities(self) -> frozenset[str]:
         """Fields of requests that some backend accepts."""

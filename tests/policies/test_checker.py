@@ -76,6 +76,10 @@ def rule(body: str) -> str:
         (rule("deny = 'no'\nfallbacks = ['nano']"), "rules[0].fallbacks", "without effect beside deny"),
         (rule("route = 7"), "rules[0].route", "7: Expected `str"),
         (rule("route = 'nano'\nwhen = {difficulty = {min = 'a'}}"), "rules[0].when.difficulty.min", "'a': Expected `float"),
+        ("[rules]\nname = 'a'\nroute = 'nano'\n" + DEFAULT, "rules", "write [[rules]]"),
+        ("second_look = 'now'\n" + DEFAULT, "second_look", "allowed: always, unsure, never"),
+        (rule("route = 'nano'\nwhen = {tags = {a = ['b'], env = 'prod'}}"), "rules[0].when.tags.env", "'prod': Expected `array`"),
+        (rule("split = {nano = 1.0, small = 'x'}"), "rules[0].split.small", "'x': Expected `float`"),
         ("[[rules]]\nroute = 'nano'\n" + DEFAULT, "rules[0]", "missing required field `name`"),
         ("[[rules]]\nname = 'default'\nroute = 'nano'\n" + DEFAULT, "rules[0].name", "is the name of [default]"),
     ],
@@ -169,6 +173,8 @@ def test_check_warns_of_a_target_that_stands_alone() -> None:
         "budget_left = {min = 2}",
         "turns = {max = 0}",
         "load = {backend = 'nano', max = -1}",
+        "prompt_tokens = {min = 10.2, max = 10.8}",
+        "turns = {min = 3.5, max = 4}",
     ],
 )
 def test_check_warns_of_conditions_that_no_request_meets(condition: str) -> None:
@@ -191,6 +197,9 @@ def test_check_warns_of_conditions_that_no_request_meets(condition: str) -> None
         ("wants = ['json', 'tools']", "wants = ['json']", False),
         ("tags = {env = ['a', 'b']}", "tags = {env = ['a'], x = ['y']}", True),
         ("team = ['a']", "key = ['a']", False),
+        ("team = ['a'], difficulty = {min = 0.0}", "team = ['a']", True),
+        ("team = ['a'], difficulty = {max = 1.0}", "team = ['a']", False),
+        ("team = ['a'], quality = {backend = 'a', min = 0.0}", "team = ['a']", False),
     ],
 )
 def test_check_warns_of_rules_that_an_earlier_one_covers(
@@ -203,6 +212,53 @@ def test_check_warns_of_rules_that_an_earlier_one_covers(
     )
     found = [(p.level, p.path) for p in check(text + DEFAULT)]
     assert found == ([("warning", "rules[1]")] if warned else [])
+
+
+def test_check_sees_through_conditions_that_cannot_fail() -> None:
+    """A rule for all difficulties from 0 on ends the list as one without conditions does."""
+    when = "when = { difficulty = { min = 0.0 }, turns = { min = -1 } }\n"
+    text = rule(f"route = 'nano'\nfallbacks = ['small']\n{when}")
+    text += "fallbacks = ['nano']\n"
+    assert [(p.level, p.path) for p in check(text, KNOWN)] == [("warning", "default")]
+
+
+def test_check_warns_of_names_that_no_request_has() -> None:
+    """Languages that are no code of the classifier's, and tags that only a key may say."""
+    when = "when = { language = ['english', 'de'], tags = { team = ['a'] } }"
+    found = check(rule(f"route = 'nano'\n{when}"), languages={"de", "en"})
+    assert [(p.level, p.path, p.line) for p in found] == [
+        ("warning", "rules[0].when.language", 4),
+        ("warning", "rules[0].when.tags.team", 4),
+    ]
+    assert "'english': matches nothing; known are de, en" in found[0].message
+    assert "use the condition 'team'" in found[1].message
+
+
+def test_check_warns_of_qualities_that_nobody_predicts() -> None:
+    """With backends of one's own the shipped head says nothing, and nobody would notice."""
+    fleet = {"cheap": {"a", "b"}, "a": {"a"}, "b": {"b"}, "dear": {"dear"}}
+    text = rule(
+        "route = 'dear'\nfallbacks = ['*']\nwhen = { quality = { backend = 'cheap', min = 0.5 } }"
+    ).replace(DEFAULT, '[default]\nobjective = { minimise = "cost", min_quality = 0.8 }\n')
+
+    def warned(*predicted: str) -> list[tuple[str, str]]:
+        found = check(text, fleet, predicted=predicted)
+        assert all("`headgate policy fit`" in problem.message for problem in found)
+        return [(problem.level, problem.path) for problem in found]
+
+    condition, goal = "rules[0].when.quality.backend", "default.objective"
+    assert warned() == [("warning", condition), ("warning", goal)]
+    assert warned("b", "dear") == [("warning", goal)]
+    assert warned("a", "b", "dear") == []
+
+
+def test_check_counts_the_backends_behind_a_tier() -> None:
+    """Two backends in a tier stand for each other; a backend is no fallback of itself."""
+    fleet = {"cheap": {"a", "b"}, "a": {"a"}, "b": {"b"}, "dear": {"dear"}}
+    assert check('[default]\nroute = "cheap"\n', fleet) == []
+    for alone in ("fallbacks = ['dear']", "fallbacks = ['backend:dear']", ""):
+        (problem,) = check(f'[default]\nroute = "dear"\n{alone}\n', fleet)
+        assert (problem.level, problem.path) == ("warning", "default")
 
 
 @settings(max_examples=200, deadline=None)
