@@ -222,6 +222,34 @@ inline Pair load_pair(const void* from) {
     return {load_as<KIND>(from, 0), load_as<KIND>(from, LANES)};
 }
 
+// The same, but of bf16 numbers the even ones and the odd ones, which takes less: for sums of each
+// number alone, which `put_together` brings into their order at the end.
+template <int KIND>
+inline Pair load_apart(const void* from) {
+    if constexpr (KIND == BF16) {
+#if defined(__AVX512F__)  // else compilers load it twice
+        const __m512i both = _mm512_loadu_si512(from);
+        return {reinterpret_cast<Vector>(_mm512_slli_epi32(both, 16)),
+                reinterpret_cast<Vector>(_mm512_and_si512(both, _mm512_set1_epi32(~0xFFFF)))};
+#else
+        Ints both;
+        std::memcpy(&both, from, sizeof both);
+        return {as_floats(both << 16), as_floats(both & ~0xFFFF)};
+#endif
+    }
+    return load_pair<KIND>(from);
+}
+
+inline void put_together(float* sums) {
+    float even[LANES], odd[LANES];
+    std::memcpy(even, sums, sizeof even);
+    std::memcpy(odd, sums + LANES, sizeof odd);
+    for (int i = 0; i < LANES; ++i) {
+        sums[2 * i] = even[i];
+        sums[2 * i + 1] = odd[i];
+    }
+}
+
 // One head of slots that follow each other, each `stride` from the one before.
 template <int KIND>
 struct Slots {
@@ -231,7 +259,6 @@ struct Slots {
     int64_t ahead = 0;  // bytes from a slot to one that is read soon; 0: none is asked for
 
     Slots from(int slot) const { return {data, first + slot * stride, stride, ahead}; }
-    Slots alone() const { return {data, first, stride}; }
     const char* row(int slot) const {
         return static_cast<const char*>(data) + (first + slot * stride) * BYTES;
     }
@@ -262,7 +289,8 @@ struct Place {
 
 // One head of slots, as they lie; those at `next` are asked for meanwhile.
 template <int KIND>
-inline Slots<KIND> slots_of(const Place& at, const Place& next, const CacheShape& shape, int head) {
+inline IN_PLACE Slots<KIND> slots_of(const Place& at, const Place& next, const CacheShape& shape,
+                                     int head) {
     const int64_t stride = int64_t{shape.heads} * shape.dim;
     return {at.half->data, at.slot * stride + int64_t{head} * shape.dim, stride,
             static_cast<int64_t>(next.address(shape) - at.address(shape))};

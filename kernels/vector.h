@@ -13,6 +13,8 @@ namespace {
 // Compiled once, whoever calls it: where it was inlined its sums might be ordered, or its products
 // fused, in another way, and the last bit differ.
 #define SAME_BITS __attribute__((noinline))
+// Written out where it is called, lambdas too: what a loop walks through stays in registers.
+#define IN_PLACE __attribute__((always_inline))
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
@@ -62,14 +64,37 @@ inline float sum(Vector v) {
 #endif
 }
 
+// Lane by lane; `b` where either is no number.
+inline Vector larger(Vector a, Vector b) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Vector>(
+        _mm512_max_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+#else
+    return a > b ? a : b;
+#endif
+}
+
+inline Vector smaller(Vector a, Vector b) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Vector>(
+        _mm512_min_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+#else
+    return a < b ? a : b;
+#endif
+}
+
 // e^x to fp32's last bits, for all lanes at once; libm's takes one at a time.
 inline Vector exponential(Vector x) {
-    x = x < -87.0f ? Vector{} - 87.0f : x;
-    x = x > 88.0f ? Vector{} + 88.0f : x;
+    x = smaller(Vector{} + 88.0f, larger(Vector{} - 87.0f, x));
     const Vector doublings = x * 1.44269504f;
+#if defined(__AVX512F__)
+    const Vector n = reinterpret_cast<Vector>(_mm512_roundscale_ps(
+        reinterpret_cast<__m512>(doublings), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
     const Ints power = __builtin_convertvector(
         doublings + (doublings < 0.0f ? Vector{} - 0.5f : Vector{} + 0.5f), Ints);
     const Vector n = __builtin_convertvector(power, Vector);
+#endif
     const Vector r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
     Vector p = r * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
@@ -77,7 +102,12 @@ inline Vector exponential(Vector x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
+#if defined(__AVX512F__)
+    return reinterpret_cast<Vector>(
+        _mm512_scalef_ps(reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(n)));
+#else
     return p * reinterpret_cast<Vector>((power + 127) << 23);
+#endif
 }
 
 inline float largest_lane(Vector v) {

@@ -67,14 +67,14 @@ inline void multiply(const float* queries, const char* const* keys, int dim_at_r
 // The scores of ROWS rows and up to LANES slots. A missing one reads the last slot again, in a lane
 // that is not kept, so that a score is added up alike in any tile.
 template <int DIM, int ROWS, int KIND>
-inline void score_rows(const float* queries, const Slots<KIND>& keys, int count, int dim, float* to,
-                       int64_t context) {
+inline IN_PLACE void score_rows(const float* queries, const Slots<KIND>& keys, bool fetches,
+                                int count, int dim, float* to, int64_t context) {
     LaneSums sums[ROWS];
     const auto add_up = [&](int four, const auto& slot_of) {
         const char* at[4];
         for (int i = 0; i < 4; ++i) {
             at[i] = keys.row(slot_of(4 * four + i));
-            keys.fetch(at[i], DIM ? DIM : dim);
+            if (fetches) keys.fetch(at[i], DIM ? DIM : dim);
         }
         Vector products[ROWS][4] = {};
         multiply<DIM, ROWS, KIND>(queries, at, dim, products);
@@ -93,35 +93,35 @@ inline void score_rows(const float* queries, const Slots<KIND>& keys, int count,
     }
 }
 
+// Of a head's rows the first ones ask for what is read soon.
 template <int DIM, int KIND>
-void score(Rows& rows, int head, const Slots<KIND>& keys, int slots, int first, int context,
-           int dim_at_run_time) {
+inline IN_PLACE void score(Rows& rows, int head, const Slots<KIND>& keys, int slots, int first,
+                           int context, int dim_at_run_time) {
     const int dim = DIM ? DIM : dim_at_run_time;
-    const int end = (head + 1) * rows.count;
+    const int begin = head * rows.count, end = begin + rows.count;
     for (int tile = 0; tile < slots; tile += LANES) {
         const int count = std::min(LANES, slots - tile);
-        Slots<KIND> read = keys.from(tile);
-        int row = head * rows.count;
-        const auto run = [&](auto together) {
-            constexpr int ROWS = decltype(together)::value;
-            for (; row + ROWS <= end; row += ROWS, read = read.alone())
-                score_rows<DIM, ROWS>(
-                    rows.queries.data() + row * dim, read, count, dim,
-                    rows.scores.data() + static_cast<int64_t>(row) * context + first + tile,
-                    context);
-        };
+        const Slots<KIND> read = keys.from(tile);
+        const float* queries = rows.queries.data() + begin * dim;
+        float* to = rows.scores.data() + static_cast<int64_t>(begin) * context + first + tile;
+        int row = begin;
         if constexpr (LANES == 16) {
-            if (end - row == 3) run(std::integral_constant<int, 3>{});
-            run(std::integral_constant<int, 2>{});
+            if (end - row == 3) {
+                score_rows<DIM, 3>(queries, read, true, count, dim, to, context);
+                continue;
+            }
+            for (; row + 2 <= end; row += 2, queries += 2 * dim, to += 2 * context)
+                score_rows<DIM, 2>(queries, read, row == begin, count, dim, to, context);
         }
-        run(std::integral_constant<int, 1>{});
+        for (; row < end; ++row, queries += dim, to += context)
+            score_rows<DIM, 1>(queries, read, row == begin, count, dim, to, context);
     }
 }
 
 // ROWS rows share each value read; their totals stay in registers.
 template <int DIM, int ROWS, int KIND>
-void weigh_rows(Rows& rows, int row, const Slots<KIND>& values, int slots, int64_t place,
-                int context) {
+inline IN_PLACE void weigh_rows(Rows& rows, int row, const Slots<KIND>& values, bool fetches,
+                                int slots, int64_t place, int context) {
     constexpr int PARTS = DIM / LANES;
     Vector totals[ROWS][PARTS];
     float* to = rows.totals.data() + static_cast<int64_t>(row) * DIM;
@@ -133,9 +133,9 @@ void weigh_rows(Rows& rows, int row, const Slots<KIND>& values, int slots, int64
     }
     for (int slot = 0; slot < slots; ++slot) {
         const char* value = values.row(slot);
-        values.fetch(value, DIM);
+        if (fetches) values.fetch(value, DIM);
         for (int part = 0; part < PARTS; part += 2) {
-            const Pair read = load_pair<KIND>(value + part * LANES * values.BYTES);
+            const Pair read = load_apart<KIND>(value + part * LANES * values.BYTES);
             for (int r = 0; r < ROWS; ++r) {
                 const float weight = weights[static_cast<int64_t>(r) * context + slot];
                 totals[r][part] += weight * read.low;
@@ -151,21 +151,23 @@ void weigh_rows(Rows& rows, int row, const Slots<KIND>& values, int slots, int64
 }
 
 template <int DIM, int KIND>
-void weigh(Rows& rows, int head, const Slots<KIND>& values, int slots, int first, int context,
-           int dim_at_run_time) {
-    int row = head * rows.count;
-    const int end = row + rows.count;
+inline IN_PLACE void weigh(Rows& rows, int head, const Slots<KIND>& values, int slots, int first,
+                           int context, int dim_at_run_time) {
+    const int begin = head * rows.count, end = begin + rows.count;
+    int row = begin;
     if constexpr (DIM != 0) {
-        Slots<KIND> read = values;
-        const auto run = [&](auto together) {
-            constexpr int ROWS = decltype(together)::value;
-            for (; row + ROWS <= end; row += ROWS, read = read.alone())
-                weigh_rows<DIM, ROWS>(rows, row, read, slots, first, context);
-        };
-        if (DIM <= 64) run(std::integral_constant<int, 4>{});
-        if (DIM <= 64) run(std::integral_constant<int, 3>{});
-        run(std::integral_constant<int, 2>{});
-        run(std::integral_constant<int, 1>{});
+        constexpr int MOST = DIM <= 64 ? 4 : 2;
+        for (; row + MOST <= end; row += MOST)
+            weigh_rows<DIM, MOST>(rows, row, values, row == begin, slots, first, context);
+        if (MOST == 4 && row + 3 == end) {
+            weigh_rows<DIM, MOST - 1>(rows, row, values, row == begin, slots, first, context);
+        } else {
+            for (; row + 2 <= end; row += 2)
+                weigh_rows<DIM, 2>(rows, row, values, row == begin, slots, first, context);
+            if (row < end)
+                weigh_rows<DIM, 1>(rows, row, values, row == begin, slots, first, context);
+        }
+        return;
     }
     for (; row < end; ++row) {
         const float* weights = rows.scores.data() + static_cast<int64_t>(row) * context + first;
@@ -196,24 +198,54 @@ inline void fetch_scales(const Place& at, const CacheShape& shape, int slots) {
     for (int line = 0; line < bytes; line += LINE) __builtin_prefetch(from + line, 0, 2);
 }
 
-// Hands one head of slots to body, as they lie or widened: few rows widen as they read, many would
-// each do so again. Codes have no scale yet. What lies at `next` is read soon.
-template <class Body>
-inline void with_slots(const Place& at, const Place& next, const CacheShape& shape, int count,
-                       int head, Rows& rows, const Body& body) {
+// Few rows widen numbers as they read them, many would each do so again. Where several instructions
+// widen one, nobody does: compilers take long over it.
+inline bool read_as_they_lie(const Rows& rows, const CacheShape& shape) {
+#if defined(__AVX2__)
     constexpr int MOST_ROWS_WIDENING = 4;
-    fetch_scales(next, shape, count);
-    const auto widening = [&](auto kind) {
-        constexpr int KIND = decltype(kind)::value;
-        const Slots<KIND> slots = slots_of<KIND>(at, next, shape, head);
-#if defined(__AVX2__)  // else several instructions widen a number, and compilers take long over it
-        if (rows.count <= MOST_ROWS_WIDENING) return body(slots);
+    return shape.kind == FP32 || rows.count <= MOST_ROWS_WIDENING;
+#else
+    return shape.kind == FP32;
 #endif
-        fetch(next, shape, count, head);
-        body(widened(slots, count, shape.dim, rows.block.data()));
+}
+
+// The blocks and heads of a sequence that a task reads.
+struct Walk {
+    const int32_t* table;
+    int blocks, begin, context;  // of positions [begin, context)
+    int first_head, heads;
+};
+
+// Calls body(slots, where they begin, count, first position, head) for each head of each block; codes
+// have no scale yet. What lies at next(block) is asked for while the block is read.
+template <class Next, class Body>
+inline IN_PLACE void each_head(const Walk& walk, const CacheHalf& half, const CacheShape& shape,
+                               Rows& rows, const Next& next, const Body& body) {
+    const auto run = [&, shape = CacheShape(shape)](auto kind, const auto& read) {
+        const int size = shape.block_size;
+        for (int block = 0, first = walk.begin; block < walk.blocks; ++block, first += size) {
+            const int count = std::min(size, walk.context - first);
+            const Place at{&half, int64_t{walk.table[block]} * size}, then = next(block);
+            if (half.scales) fetch_scales(then, shape, count);
+            for (int head = 0; head < walk.heads; ++head) {
+                const auto slots = slots_of<decltype(kind)::value>(at, then, shape,
+                                                                   walk.first_head + head);
+                body(read(slots, then, count, walk.first_head + head), at, count, first, head);
+            }
+        }
+    };
+    const auto as_it_lies = [](const auto& slots, const Place&, int, int) IN_PLACE { return slots; };
+    const auto widening = [&](auto kind) {
+#if defined(__AVX2__)
+        if (read_as_they_lie(rows, shape)) return run(kind, as_it_lies);
+#endif
+        run(kind, [&](const auto& slots, const Place& then, int count, int head) IN_PLACE {
+            fetch(then, shape, count, head);
+            return widened(slots, count, shape.dim, rows.block.data());
+        });
     };
     switch (shape.kind) {
-        case FP32: return body(slots_of<FP32>(at, next, shape, head));
+        case FP32: return run(std::integral_constant<int, FP32>{}, as_it_lies);
         case FP16: return widening(std::integral_constant<int, FP16>{});
         case BF16: return widening(std::integral_constant<int, BF16>{});
         case INT8: return widening(std::integral_constant<int, INT8>{});
@@ -269,14 +301,8 @@ float softmax(float* scores, const Visible& visible, int context, const float* s
         if (visible.hides(i)) scores[i] = LOWEST;
     Vector most = Vector{} + LOWEST;
     int i = from;
-    for (; i + LANES <= to; i += LANES) {
-        const Vector some = load(scores + i);
-        most = some > most ? some : most;
-    }
-    if (i < to) {
-        const Vector some = load_some(scores + i, to - i, LOWEST);
-        most = some > most ? some : most;
-    }
+    for (; i + LANES <= to; i += LANES) most = larger(load(scores + i), most);
+    if (i < to) most = larger(load_some(scores + i, to - i, LOWEST), most);
     float maximum = largest_lane(most);
     if (sink) maximum = std::max(maximum, *sink);
     if (maximum == LOWEST) {  // Sees nothing.
@@ -378,25 +404,24 @@ int attend(Rows& rows, const Attention& call, const LayerCache& cache, const Cac
     const int32_t* following_table = call.table(following, size);
     const int blocks = call.blocks(task, size);
     const int last_following = std::max(0, call.blocks(following, size) - 1);
-    const auto place = [&](const CacheHalf& half, int block) {
-        return Place{&half, int64_t{table[block]} * size};
-    };
     for (int block = 0; block < blocks; ++block)
         if (table[block] < 0 || table[block] >= shape.num_blocks) return OUT_OF_RANGE;
     make_room(rows.block, int64_t{size} * shape.dim);
-    for (int block = 0, first = begin; block < blocks; ++block, first += size) {
-        const int slots = std::min(size, context - first), then = block + BLOCKS_AHEAD;
-        const Place keys = place(cache.keys, block);
-        const Place next = then < blocks
-                               ? place(cache.keys, then)
-                               : place(cache.values, std::min(then, 2 * blocks - 1) - blocks);
-        for (int head = 0; head < heads; ++head)
-            with_slots(keys, next, shape, slots, first_head + head, rows, [&](const auto& read) {
-                score<DIM>(rows, head, read, slots, first, context, shape.dim);
-                scale_slots(rows, head, keys.scales(shape, first_head + head), shape.heads, slots,
-                            first, context);
-            });
-    }
+    const Walk walk{table, blocks, begin, context, first_head, heads};
+    const auto place = [&](const CacheHalf& half, int block) {
+        return Place{&half, int64_t{table[block]} * size};
+    };
+    const auto after_keys = [&](int block) IN_PLACE {
+        const int then = block + BLOCKS_AHEAD;
+        return then < blocks ? place(cache.keys, then)
+                             : place(cache.values, std::min(then, 2 * blocks - 1) - blocks);
+    };
+    each_head(walk, cache.keys, shape, rows, after_keys,
+              [&](const auto& keys, const Place& at, int slots, int first, int head) IN_PLACE {
+        score<DIM>(rows, head, keys, slots, first, context, shape.dim);
+        scale_slots(rows, head, at.scales(shape, first_head + head), shape.heads, slots, first,
+                    context);
+    });
     each_query_row(task, first_head, heads, group, [&](int row, int query, int query_head) {
         float* scores = rows.scores.data() + static_cast<int64_t>(row) * context;
         const Visible seen = call.visible(task, query);
@@ -405,19 +430,21 @@ int attend(Rows& rows, const Attention& call, const LayerCache& cache, const Cac
         rows.inverse[row] =
             softmax(scores, seen, context, call.sinks ? call.sinks + query_head : nullptr);
     });
-    for (int block = 0, first = begin; block < blocks; ++block, first += size) {
-        const int slots = std::min(size, context - first), then = block + BLOCKS_AHEAD;
-        const Place values = place(cache.values, block);
-        const Place next = then < blocks ? place(cache.values, then)
-                                         : Place{&cache.keys, int64_t{following_table[std::min(
-                                               then - blocks, last_following)]} * size};
-        for (int head = 0; head < heads; ++head)
-            with_slots(values, next, shape, slots, first_head + head, rows, [&](const auto& read) {
-                scale_slots(rows, head, values.scales(shape, first_head + head), shape.heads, slots,
-                            first, context);
-                weigh<DIM>(rows, head, read, slots, first, context, shape.dim);
-            });
-    }
+    const auto after_values = [&](int block) IN_PLACE {
+        const int then = block + BLOCKS_AHEAD;
+        const int beyond = std::min(then - blocks, last_following);
+        return then < blocks ? place(cache.values, then)
+                             : Place{&cache.keys, int64_t{following_table[beyond]} * size};
+    };
+    each_head(walk, cache.values, shape, rows, after_values,
+              [&](const auto& values, const Place& at, int slots, int first, int head) IN_PLACE {
+        scale_slots(rows, head, at.scales(shape, first_head + head), shape.heads, slots, first,
+                    context);
+        weigh<DIM>(rows, head, values, slots, first, context, shape.dim);
+    });
+    if (DIM && shape.kind == BF16 && read_as_they_lie(rows, shape))
+        for (int i = 0; i < heads * rows.count * DIM; i += 2 * LANES)
+            put_together(rows.totals.data() + i);
     return OK;
 }
 

@@ -210,6 +210,26 @@ def test_paged_attention_reads_16_bits_as_the_numbers_they_are(
 
 
 @pytest.mark.skipif(not native.available(), reason="no C++ compiler here")
+@pytest.mark.parametrize("head_dim", [32, 64, 80, 128])
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_paged_attention_decodes_16_bits_for_any_group(
+    dtype: torch.dtype, group: int, head_dim: int
+) -> None:
+    """One position, edges of blocks and tiles, odd ends: each number weighs where it belongs."""
+    lengths = (1, 3, 15, 16, 17, 24, 25, 48, 301)
+    sequences = [(1, length) for length in lengths]
+    batch = paged_batch(
+        sequences, query_heads=2 * group, kv_heads=2, head_dim=head_dim, block_size=24
+    )
+    k, v = batch.k_cache.to(dtype), batch.v_cache.to(dtype)
+    narrow = batch.but(k_cache=k, v_cache=v).run(NATIVE)
+    wide = batch.but(k_cache=k.float(), v_cache=v.float())
+    assert torch.equal(narrow, wide.run(NATIVE))
+    assert_close(narrow, wide.run(reference))
+
+
+@pytest.mark.skipif(not native.available(), reason="no C++ compiler here")
 @pytest.mark.parametrize("head_dim", [16, 32, 64, 80, 128])
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
 def test_paged_attention_reads_8_bits_alike_for_one_query_and_for_many(
