@@ -54,11 +54,16 @@ def rank(goal: Objective, candidates: Candidates, situation: Situation) -> Ranki
     among = {card.name for target in goal.among for card in candidates.of(target)}
     rated = [_rate(card, situation) for card in situation.cards.values() if card.name in among]
     if goal.minimise is not None:
-        what = f"cheapest with quality >= {goal.min_quality or 0:g}"
-        rated.sort(key=lambda r: _cheapness(r, goal.min_quality or 0.0))
+        least = goal.min_quality or 0.0
+        what = f"cheapest with quality >= {least:g}"
+        if rated and not any(r.quality is not None and r.quality >= least for r in rated):
+            what = f"nobody with quality >= {least:g}, so the best"
+        rated.sort(key=lambda r: _cheapness(r, least))
     else:
         limit = limit_nano_usd(goal, situation.budget, situation.now)
         what = "best quality" + ("" if limit is None else f" within ${limit / NANO:.3g}")
+        if rated and limit is not None and not any(r.price <= limit for r in rated):
+            what = f"nobody within ${limit / NANO:.3g}, so the cheapest"
         rated.sort(key=lambda r: _worth(r, goal, limit))
     why = f"{what}: {'; '.join(map(str, rated)) or 'nobody can answer'}"
     reason = Reason(subject="objective", matched=bool(rated), why=why)

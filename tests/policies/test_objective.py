@@ -83,6 +83,26 @@ def test_objective_appends_fallbacks_and_says_why() -> None:
     assert reason.why == "best quality: nano quality 0.500 cost ? latency ?"
 
 
+@pytest.mark.parametrize(
+    ("goal", "words"),
+    [
+        (Objective(minimise="cost", min_quality=0.75), "cheapest with quality >= 0.75: small "),
+        (Objective(minimise="cost", min_quality=0.99), "nobody with quality >= 0.99, so the best"),
+        (Objective(maximise="quality", max_cost_usd=1e-5), "best quality within $1e-05: small "),
+        (Objective(maximise="quality", max_cost_usd=1e-9), "nobody within $1e-09, so the cheapest"),
+        (Objective(maximise="quality", among=["gone"]), "best quality: nobody can answer"),
+    ],
+)
+def test_objective_says_where_nobody_reaches_it(goal: Objective, words: str) -> None:
+    """An explanation must not call what falls short good enough."""
+    estimates = {name: Estimate(cost_nano_usd=cost) for name, cost in COSTS.items()}
+    features = RequestFeatures(task="chat", difficulty=0, prompt_tokens=1, quality=QUALITY)
+    facts = Facts(features=features, model="auto", estimates=estimates)
+    decision = decide(Policy(default=Route(objective=goal)), facts, CARDS, BudgetState(), NOON, 0)
+    (reason,) = [r for r in decision.reasons if r.subject == "objective"]
+    assert reason.why.startswith(words)
+
+
 def test_what_is_unknown_counts_against_a_backend() -> None:
     """No predicted quality: behind all others. No predicted cost: never within a limit."""
     known = {"nano": 0.2, "small": 0.1}
