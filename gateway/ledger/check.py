@@ -19,6 +19,7 @@ from gateway.ledger.rollup_writer import RollupWriter
 from gateway.ledger.rollups import (
     DAY_S,
     DAY_US,
+    DETAIL_SPANS_S,
     SUMS,
     Totals,
     add,
@@ -41,11 +42,12 @@ from gateway.ledger.tables import (
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+_D = rollup_details.c
 _PAGE = 1_000
 _MOST_NAMED = 20
-_MARKS: tuple[state.Mark, ...] = ("rollups_from", "details_from")
+_MARKS: tuple[state.Mark, ...] = ("rollups_from", "details_from", "half_hours_from")
 Address = tuple[int, ...]
-"""(span, bucket, key id) of a roll-up, (day, dimension id, value id, key id) of a detail."""
+"""(span, bucket, key id) of a roll-up; of a detail ids of dimension and value before the key's."""
 
 
 class ChainCheck(Struct, frozen=True, kw_only=True):
@@ -122,7 +124,7 @@ async def _recomputed(
             started = bucket_us(DAY_S, to_us(one.request.started_at)) == day_us
             add(of_day if started else beside, one)  # each is in the roll-ups once
         details = of_day.details.items()
-        mine = {at: sums for at, sums in details if at[0] == day_us and any(sums)}
+        mine = {at: sums for at, sums in details if bucket_us(DAY_S, at[0]) == day_us}
         yield day_us, Totals(details=mine, keys=whole.keys, values=of_day.values)
 
 
@@ -131,17 +133,19 @@ async def rollup_problems(connection: "AsyncConnection") -> list[str]:
     pruned_us = await state.read(connection, "pruned_until")
     begin_us = max(await state.read(connection, "rollups_from"), pruned_us)
     detailed_us = max(await state.read(connection, "details_from"), begin_us)
+    halves_us = max(await state.read(connection, "half_hours_from"), detailed_us)
     whole = Totals()
     problems: list[str] = []
     known = await _known_values(connection)
-    days = select(rollup_details.c.day_us).where(rollup_details.c.day_us >= detailed_us).distinct()
-    unseen = set((await connection.execute(days)).scalars())
+    held = select(_D.bucket_us).where(_D.bucket_us >= detailed_us).distinct()
+    unseen = {bucket_us(DAY_S, at_us) for at_us in (await connection.execute(held)).scalars()}
     async for day_us, details in _recomputed(connection, whole):
         unseen.discard(day_us)
+        spans_s = DETAIL_SPANS_S if day_us >= halves_us else (DAY_S,)
         if day_us >= detailed_us and len(problems) <= _MOST_NAMED:
-            problems += await _detail_problems(connection, day_us, details, known)
+            problems += await _detail_problems(connection, day_us, details, known, spans_s)
     for day_us in sorted(unseen):
-        problems += await _detail_problems(connection, day_us, Totals(), known)
+        problems += await _detail_problems(connection, day_us, Totals(), known, DETAIL_SPANS_S)
     wanted: dict[Address, tuple[int, ...]] = {
         at: tuple(sums) for at, sums in by_span(whole.quarters).items()
     }
@@ -176,23 +180,26 @@ async def _detail_problems(
     day_us: int,
     totals: Totals,
     known: Mapping[int, str],
+    spans_s: Sequence[int],
 ) -> list[str]:
     wanted: dict[Address, tuple[int, ...]] = {
-        (day_us, dimension_id(totals.values[value][0]), value, key): tuple(sums)
-        for (_, value, key), sums in totals.details.items()
+        (span_s, at_us, dimension_id(totals.values[value][0]), value, key): tuple(sums)
+        for (span_s, at_us, value, key), sums in by_span(totals.details, spans_s).items()
     }
     found: dict[Address, tuple[int, ...]] = {}
-    for row in await connection.execute(
-        select(rollup_details).where(rollup_details.c.day_us == day_us)
-    ):
-        sums = tuple(row[4:])
+    of_day = _D.span_s.in_(spans_s), _D.bucket_us >= day_us, _D.bucket_us < day_us + DAY_US
+    for row in await connection.execute(select(rollup_details).where(*of_day)):
+        sums = tuple(row[5:])
         if any(sums):
-            found[tuple(row[:4])] = sums
-    day = f"details of the day from {day_us // 1_000_000}"
-    unknown = {value for _, _, value, _ in found} - known.keys()
-    return [f"{day}: value {value} has no text" for value in sorted(unknown)] + [
-        f"{day}, {known.get(value, value)} (key {number}): {figures}"
-        for (_, _, value, number), figures in _differences(wanted, found)
+            found[tuple(row[:5])] = sums
+    unknown = {value for _, _, _, value, _ in found} - known.keys()
+    return [
+        f"details of the day from {day_us // 1_000_000}: value {value} has no text"
+        for value in sorted(unknown)
+    ] + [
+        f"details of {span_s} s from {at_us // 1_000_000}, {known.get(value, value)} "
+        f"(key {number}): {figures}"
+        for (span_s, at_us, _, value, number), figures in _differences(wanted, found)
     ]
 
 

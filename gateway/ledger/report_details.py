@@ -1,9 +1,11 @@
-"""Reports by `user`, or by one tag: which UTC days of the details answer a period, and their sums.
+"""Reports by `user`, or by one tag: which buckets of the details answer a period, and their sums.
 
-Days are all that details have. So where a period begins or ends within a day, or a part of a day
-lies in another local day than its noon, that day is taken whole and its rows put it right: those
-outside of the period are taken out, those of another local day are moved. A day of which most would
-be put right is read from the rows alone, as is everything older than the details.
+Details are of half hours and of UTC days. Where a period begins or ends within a day, or a part of
+a day lies in another local day than its noon, that day is taken whole and its half hours put it
+right: those outside of the period are taken out, those of another local day are moved. A day of
+which most would be put right is added up from its half hours alone, as hours are. Rows are read for
+less than half an hour at an end, where a zone's days begin at a quarter, and where there are no
+details.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,13 +13,26 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import Select, func, null, select
+from msgspec import Struct
+from sqlalchemy import Select, Subquery, case, func, null, select
 
-from gateway.ledger.report_query import ReportQuery
-from gateway.ledger.report_rollups import Piece, Plan, local_midnight_us
+from gateway.ledger.report_query import TIME_KEYS, ReportQuery
+from gateway.ledger.report_rollups import (
+    Piece,
+    Plan,
+    cut,
+    local_midnight_us,
+    past_the_hour_s,
+    spans_s,
+)
 from gateway.ledger.rollups import (
     DAY_S,
     DAY_US,
+    HALF_S,
+    HALF_US,
+    HOUR_S,
+    HOUR_US,
+    QUARTER_S,
     QUARTER_US,
     SUMS,
     bucket_us,
@@ -33,28 +48,43 @@ from gateway.ledger.tables import (
 )
 
 if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 _D, _K, _V = rollup_details.c, rollup_keys.c, rollup_values.c
+_BUCKETS_AT_ONCE = 10_000
+"""A statement takes at most 32,766 parameters."""
 Period = tuple[int, int]
 """Unix microseconds, half-open."""
 
 
-def plan_days(query: ReportQuery, *, details_from_us: int, rows_us: Period) -> Plan:
-    """Cut the query's period into whole UTC days and rows.
+class Held(Struct, frozen=True, kw_only=True):
+    """What there is, unix microseconds."""
 
-    Args:
-        details_from_us: older rows are in no details.
-        rows_us: begin of the oldest and end of the newest that there is in the rows.
-    """
+    days_from_us: int
+    """Older rows are in no details."""
+    halves_from_us: int
+    """Older details are of days only."""
+    rows_us: Period
+    """Begin of the oldest and end of the newest that there is in the rows."""
+
+
+def plan_details(query: ReportQuery, held: Held) -> Plan:
+    """Cut the query's period into whole UTC days, half hours and rows."""
     since_us, until_us = query.since_us, query.until_us
     begin_us = -(-since_us // QUARTER_US) * QUARTER_US  # a request counts once in each quarter
     end_us = until_us - until_us % QUARTER_US
-    if begin_us >= end_us:
+    fits = _fits(query, held.rows_us)
+    if begin_us >= end_us or ("hour" in query.group_by and not fits):
         return Plan(buckets=(), rows=((since_us, until_us),))
-    first_us = max(bucket_us(DAY_S, max(begin_us, rows_us[0])), _ceil_day(details_from_us))
-    last_us = min(end_us, rows_us[1])
-    rows = [(since_us, begin_us), (begin_us, min(first_us, end_us)), (end_us, until_us)]
+    if "hour" in query.group_by:
+        halves, rows = _halves([(since_us, until_us)], held)
+        return Plan(buckets=halves, rows=rows)
+    first_us = max(
+        bucket_us(DAY_S, max(begin_us, held.rows_us[0])), _ceil(held.days_from_us, DAY_US)
+    )
+    last_us = min(end_us, held.rows_us[1])
+    parts = [(since_us, begin_us), (begin_us, min(first_us, end_us)), (end_us, until_us)]
     moved: list[Period] = []
     spare: list[Period] = []
     days: list[int] = []
@@ -62,18 +92,61 @@ def plan_days(query: ReportQuery, *, details_from_us: int, rows_us: Period) -> P
         asked = (max(day_us, begin_us), min(day_us + DAY_US, end_us))
         core = _of_noon(query, day_us, asked)
         outside = [*_left(asked, core), (day_us, asked[0]), (asked[1], day_us + DAY_US)]
-        if _length(outside, rows_us) >= _length([asked], rows_us):
-            rows.append(asked)
+        if _length(outside, held.rows_us) >= _length([asked], held.rows_us):
+            parts.append(asked)
         else:
             days.append(day_us)
             moved += outside[:-2]
             spare += outside[-2:]
+    halves, rows = _halves(parts, held) if fits else ((), tuple(_joined(parts, held.rows_us)))
+    moved_halves, moved_rows = _halves(moved, held)
+    spare_halves, spare_rows = _halves(spare, held)
     return Plan(
-        buckets=tuple(_pieces(days)),
-        rows=tuple(_joined(rows, rows_us)),
-        moved_rows=tuple(_joined(moved, rows_us)),
-        spare_rows=tuple(_joined(spare, rows_us)),
+        buckets=(*_pieces(days), *halves),
+        rows=rows,
+        moved=moved_halves,
+        moved_rows=moved_rows,
+        spare=spare_halves,
+        spare_rows=spare_rows,
     )
+
+
+def _fits(query: ReportQuery, rows_us: Period) -> bool:
+    """Whether no half hour lies in two local hours, if time is asked for."""
+    begin_us, end_us = max(query.since_us, rows_us[0]), min(query.until_us, rows_us[1])
+    asked = set(query.group_by) & set(TIME_KEYS)
+    return not asked or past_the_hour_s(query, begin_us, end_us) <= {0, HALF_S}
+
+
+def _halves(periods: Iterable[Period], held: Held) -> tuple[tuple[Piece, ...], tuple[Period, ...]]:
+    """Whole half hours, and what is left of the periods, to be read row by row."""
+    oldest, newest = held.rows_us
+    pieces: list[Piece] = []
+    rows: list[Period] = []
+    for begin, end in _joined(periods, held.rows_us):
+        first = bucket_us(HALF_S, oldest) if begin <= oldest else _ceil(begin, HALF_US)
+        first = max(first, held.halves_from_us)
+        last = _ceil(newest, HALF_US) if newest <= end else bucket_us(HALF_S, end)
+        if first < last:
+            pieces.append(Piece(HALF_S, first, last))
+            rows += [(begin, first), (last, end)]
+        else:
+            rows.append((begin, end))
+    return tuple(pieces), tuple(_joined(rows, held.rows_us))
+
+
+def rollups_of(query: ReportQuery, pieces: Iterable[Piece]) -> tuple[Piece, ...]:
+    """The roll-ups' buckets of the same time, of which none lies in two local hours or days."""
+    found: list[Piece] = []
+    for piece in pieces:
+        if piece.span_s == DAY_S:
+            found.append(piece)
+        elif "hour" in query.group_by:
+            fit = spans_s(query, piece.from_us, piece.until_us)
+            found += cut(piece.from_us, piece.until_us, fit)
+        else:
+            found += cut(piece.from_us, piece.until_us, (QUARTER_S, HOUR_S))
+    return tuple(found)
 
 
 def _of_noon(query: ReportQuery, day_us: int, asked: Period) -> Period:
@@ -117,8 +190,8 @@ def _pieces(days: Iterable[int]) -> Iterator[Piece]:
         yield Piece(DAY_S, begin, end)
 
 
-def _ceil_day(at_us: int) -> int:
-    return -(-at_us // DAY_US) * DAY_US
+def _ceil(at_us: int, span_us: int) -> int:
+    return -(-at_us // span_us) * span_us
 
 
 async def rows_us(connection: "AsyncConnection") -> Period:
@@ -133,48 +206,97 @@ async def rows_us(connection: "AsyncConnection") -> Period:
 def by_value(
     query: ReportQuery,
     dimension: str,
-    days: Sequence[int],
+    pieces: Iterable[Piece],
     *,
     facts: Iterable[str],
     told: Iterable[str],
     sums: Iterable[str],
-) -> Select[Any]:
-    """What the details of a dimension hold of whole days, by what the query groups and filters by.
+) -> Iterator[Select[Any]]:
+    """What the details of a dimension hold of buckets, by what the query groups and filters by.
 
     Args:
-        days: their begins, unix microseconds.
         facts: request, charge or both.
         told: keys that tell how to count, so that they are grouped by, too.
         sums: the wanted ones of SUMS.
 
     Returns:
-        The quarter of an hour of the day's noon, every key, every sum, NULL, the value; NULL for
-        what is not asked for.
+        The time as a quarter of an hour, every key, every sum, NULL, the value; NULL for what is
+        not asked for. Of several statements the rows are to be added up.
     """
     wanted = {*told, *query.group_by, *query.filters}
     filters = [_K[key].in_(values) for key, values in query.filters.items() if key != dimension]
-    by = [_D.day_us] if "day" in query.group_by else []
-    by += [_D.value_id] if dimension in query.group_by else []
-    added = (  # before the keys are looked up: there are fewer of them
-        select(*by, _D.key_id, *(func.sum(_D[name]).label(name) for name in sums))
-        .where(_D.day_us.in_(days), _D.dimension_id == dimension_id(dimension), _D.requests != 0)
-        .where(_D.key_id.in_(select(_K.id).where(_K.fact.in_(facts), *filters)))
-        .group_by(*by, _D.key_id)
-    )
+    shown = [column.name for column in list(_K)[1:] if column.name in wanted]
+    chosen = [_D.dimension_id == dimension_id(dimension), _D.requests != 0, _K.fact.in_(facts)]
     if dimension in query.filters:
         values = [key_id((dimension, value)) for value in query.filters[dimension]]
-        added = added.where(_D.value_id.in_(values))
-    found = added.subquery()
+        chosen.append(_D.value_id.in_(values))
+    valued = [_D.value_id] if dimension in query.group_by else []
+    for span_s, buckets, quarter in _times(query, pieces):
+        timed = [] if quarter is None else [quarter.label("quarter")]
+        by = [*timed, *valued, *([_K[name] for name in shown] if timed else [_D.key_id])]
+        found = (
+            select(*by, *(func.sum(_D[name]).label(name) for name in sums))
+            .join_from(rollup_details, rollup_keys, _K.id == _D.key_id)
+            .where(_D.span_s == span_s, _D.bucket_us.in_(buckets), *chosen, *filters)
+            .group_by(*(column.name for column in by))
+        )
+        yield _spelled(found.subquery(), shown, valued=bool(valued))
+
+
+def _spelled(found: Subquery, shown: Sequence[str], *, valued: bool) -> Select[Any]:
+    """Sums with the texts of their values, and of their keys where these are ids."""
     a = found.c
-    quarter = (a.day_us + DAY_US // 2) // QUARTER_US if "day" in query.group_by else null()
-    keys = [column for column in list(_K)[1:] if column.name in wanted]
+    rest = null(), (_V.value if valued else null()).label("value")
+    if "key_id" not in a:
+        names = ("quarter", *_K.keys()[1:], *SUMS)
+        statement = select(*(a[name] if name in a else null() for name in names), *rest)
+        return (
+            statement.join_from(found, rollup_values, _V.id == a.value_id) if valued else statement
+        )
     statement = select(
-        quarter.label("quarter"),
-        *(column if column.name in wanted else null() for column in list(_K)[1:]),
-        *(func.sum(a[name]) if name in a else null() for name in SUMS),
         null(),
-        (_V.value if dimension in query.group_by else null()).label("value"),
+        *(column if column.name in shown else null() for column in list(_K)[1:]),
+        *(func.sum(a[name]) if name in a else null() for name in SUMS),
+        *rest,
     ).join_from(found, rollup_keys, _K.id == a.key_id)
-    if dimension in query.group_by:
+    if valued:
         statement = statement.join(rollup_values, _V.id == a.value_id).group_by(_V.value)
-    return statement.group_by(*(a[column.name] for column in by), *keys)
+    return statement.group_by(*(_K[name] for name in shown))
+
+
+def _times(
+    query: ReportQuery, pieces: Iterable[Piece]
+) -> Iterator[tuple[int, Sequence[int], "ColumnElement[int] | None"]]:
+    """Spans, begins of buckets, and the quarter of an hour that tells their local day or hour."""
+    zone = ZoneInfo(query.tz)
+    alike: dict[tuple[int, int], list[int]] = {}
+    for piece in pieces:
+        span_us = piece.span_s * 1_000_000
+        for at_us in range(piece.from_us, piece.until_us, span_us):
+            offset_us = 0
+            if piece.span_s == HALF_S and set(query.group_by) & set(TIME_KEYS):
+                offset = datetime.fromtimestamp(at_us // 1_000_000, zone).utcoffset()
+                offset_us = (offset or timedelta()) // timedelta(microseconds=1)
+            alike.setdefault((piece.span_s, offset_us), []).append(at_us)
+    for (span_s, offset_us), buckets in alike.items():
+        quarter = _label(query, offset_us)
+        for start in range(0, len(buckets), _BUCKETS_AT_ONCE):
+            yield span_s, buckets[start : start + _BUCKETS_AT_ONCE], quarter
+
+
+def _label(query: ReportQuery, offset_us: int) -> "ColumnElement[int] | None":
+    """A quarter of an hour in the bucket's local hour or day, and in its UTC day."""
+    if "hour" in query.group_by:  # its last: where clocks change by half an hour, it begins late
+        begin_us = _D.bucket_us - (_D.bucket_us + offset_us) % HOUR_US
+        return (begin_us + HOUR_US - QUARTER_US) // QUARTER_US
+    return _noon_us(offset_us) // QUARTER_US if "day" in query.group_by else None
+
+
+def _noon_us(offset_us: int) -> "ColumnElement[int]":
+    """The noon of a bucket's local day, which is in that day even when clocks change; or what of
+    the bucket's UTC day is next to it."""
+    at = _D.bucket_us
+    begin = at - at % DAY_US
+    noon = at - (at + offset_us) % DAY_US + DAY_US // 2
+    last = begin + DAY_US - QUARTER_US
+    return case((noon < begin, begin), (noon > last, last), else_=noon)

@@ -12,7 +12,7 @@ figures.
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from zoneinfo import ZoneInfo
 
@@ -22,6 +22,7 @@ from sqlalchemy import Select, select
 
 from gateway.ledger import report_sql as sql
 from gateway.ledger import subjects
+from gateway.ledger.report_details import rollups_of
 from gateway.ledger.report_query import CHARGE_KEYS, TIME_KEYS, ReportQuery
 from gateway.ledger.report_rollups import batches
 from gateway.ledger.report_sums import FromSums, KeySums, Row, without_value
@@ -81,7 +82,7 @@ class _Way(Struct, frozen=True):
     """At the noon of its UTC day, where the whole day counts, instead of when it was."""
 
 
-_MORE, _LESS, _LESS_AT_NOON = _Way(1), _Way(-1), _Way(-1, at_noon=True)
+_MORE, _LESS_AT_NOON = _Way(1), _Way(-1, at_noon=True)
 _QUARTERS = DAY_S // QUARTER_S
 """Of a day."""
 _SUMS = tuple(name for name in Line.__struct_fields__ if name not in ("by_machine", "idle"))
@@ -114,18 +115,23 @@ async def lines_of(
     plan = await sums.plan(connection, query)
     counts = wanted != {"costs"}
     add = partial(_add, connection, lines, wanted)
-    for buckets in batches(plan.buckets):
-        if query.dimensions:
-            named = await sums.by_value(connection, query, buckets, counts=counts)
-            await add(FromSums(query, named))
-            if query.dimensions[0] in query.filters:
-                continue
-            await add(FromSums(query, without_value(named)), (_LESS,))
-        found = await sums.of(connection, query, buckets, counts=counts)
-        await add(FromSums(query, found))
-    for buckets in batches(plan.moved):
-        found = await sums.of(connection, query, buckets, counts=counts)
-        await add(FromSums(query, found), (_MORE, _LESS_AT_NOON))
+    for pieces, ways in (
+        (plan.buckets, (_MORE,)),
+        (plan.moved, (_MORE, _LESS_AT_NOON)),
+        (plan.spare, (_LESS_AT_NOON,)),
+    ):
+        for buckets in batches(pieces):
+            if query.dimensions:
+                named = await sums.by_value(connection, query, buckets, counts=counts)
+                await add(FromSums(query, named), ways)
+                if query.dimensions[0] in query.filters:
+                    continue
+                less = [replace(way, sign=-way.sign) for way in ways]
+                await add(FromSums(query, without_value(named)), less)
+                buckets = rollups_of(query, buckets)
+            for each in batches(buckets):
+                found = await sums.of(connection, query, each, counts=counts)
+                await add(FromSums(query, found), ways)
     for periods, ways in (
         (plan.rows, (_MORE,)),
         (plan.moved_rows, (_MORE, _LESS_AT_NOON)),
@@ -249,6 +255,7 @@ def _folder(query: ReportQuery) -> "_Folder":
     """Turns the group's SQL values into what is printed: quarters become local days and hours."""
     zone = ZoneInfo(query.tz)
 
+    @cache  # there are fewer times than rows
     def show(key: str, value: Any, at_noon: bool) -> str | None:
         if key not in TIME_KEYS or value is None:
             return None if value is None else str(value)

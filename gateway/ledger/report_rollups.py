@@ -23,6 +23,7 @@ from gateway.ledger.rollups import (
     DAY_S,
     DAY_US,
     HALF_PAST_S,
+    HALF_S,
     HOUR_S,
     QUARTER_S,
     QUARTER_US,
@@ -58,10 +59,12 @@ class Plan(Struct, frozen=True, kw_only=True):
     """Periods, unix microseconds, half-open, to be read row by row."""
     moved: tuple[Piece, ...] = ()
     """Of the days among the buckets, what lies in another local day than their noon."""
+    spare: tuple[Piece, ...] = ()
+    """Of the days among the buckets, what is not asked for, to be taken out."""
     moved_rows: tuple[tuple[int, int], ...] = ()
-    """The same, where it has to be read row by row."""
+    """The same as moved, where it has to be read row by row."""
     spare_rows: tuple[tuple[int, int], ...] = ()
-    """Of the days among the buckets, what is not asked for, to be taken out row by row."""
+    """The same as spare, where it has to be read row by row."""
 
 
 def batches(pieces: Sequence[_Part]) -> Iterator[tuple[_Part, ...]]:
@@ -72,7 +75,7 @@ def batches(pieces: Sequence[_Part]) -> Iterator[tuple[_Part, ...]]:
 
 def can_answer(query: ReportQuery) -> bool:
     """Whether roll-ups hold all the keys that the question names."""
-    if len(query.dimensions) > 1 or (query.dimensions and "hour" in query.group_by):
+    if len(query.dimensions) > 1:
         return False
     return all(  # several values of an ungrouped key: a request may be first in each
         key not in CHARGE_KEYS or key in query.group_by or len(values) == 1
@@ -94,7 +97,7 @@ def plan(query: ReportQuery, *, rollups_from_us: int, held_us: tuple[int, int]) 
     held = max(whole[0], held_us[0]), min(whole[1], held_us[1] + DAY_US)
     rows = [(since_us, whole[0]), (whole[1], until_us)]
     by_day = "day" in query.group_by and "hour" not in query.group_by
-    buckets = tuple(_cut(*(held if by_day else whole), _spans_s(query, *held)))
+    buckets = tuple(cut(*(held if by_day else whole), spans_s(query, *held)))
     return Plan(
         buckets=buckets,
         rows=tuple((begin, end) for begin, end in rows if begin < end),
@@ -102,7 +105,7 @@ def plan(query: ReportQuery, *, rollups_from_us: int, held_us: tuple[int, int]) 
     )
 
 
-def _cut(from_us: int, until_us: int, spans_s: Sequence[int]) -> Iterator[Piece]:
+def cut(from_us: int, until_us: int, spans_s: Sequence[int]) -> Iterator[Piece]:
     """The widest span in the middle, the next ones on both sides of it."""
     if from_us >= until_us:
         return
@@ -110,11 +113,11 @@ def _cut(from_us: int, until_us: int, spans_s: Sequence[int]) -> Iterator[Piece]
     begin = bucket_us(widest_s, from_us - 1) + abs(widest_s) * 1_000_000
     end = bucket_us(widest_s, until_us)
     if begin >= end:
-        yield from _cut(from_us, until_us, spans_s[:-1])
+        yield from cut(from_us, until_us, spans_s[:-1])
         return
-    yield from _cut(from_us, begin, spans_s[:-1])
+    yield from cut(from_us, begin, spans_s[:-1])
     yield Piece(widest_s, begin, end)
-    yield from _cut(end, until_us, spans_s[:-1])
+    yield from cut(end, until_us, spans_s[:-1])
 
 
 def _moved(query: ReportQuery, buckets: Sequence[Piece]) -> Iterator[Piece]:
@@ -126,8 +129,8 @@ def _moved(query: ReportQuery, buckets: Sequence[Piece]) -> Iterator[Piece]:
         for from_us in range(piece.from_us, piece.until_us, DAY_US):
             day = datetime.fromtimestamp((from_us + DAY_US // 2) // 1_000_000, zone).date()
             begin_us, end_us = (local_midnight_us(day + timedelta(days=n), zone) for n in (0, 1))
-            yield from _cut(from_us, begin_us, [QUARTER_S, HOUR_S])
-            yield from _cut(end_us, from_us + DAY_US, [QUARTER_S, HOUR_S])
+            yield from cut(from_us, begin_us, [QUARTER_S, HOUR_S])
+            yield from cut(end_us, from_us + DAY_US, [QUARTER_S, HOUR_S])
 
 
 def local_midnight_us(day: date, zone: ZoneInfo) -> int:
@@ -139,22 +142,27 @@ def _ceil(at_us: int, span_us: int) -> int:
     return -(-at_us // span_us) * span_us
 
 
-def _spans_s(query: ReportQuery, from_us: int, until_us: int) -> Sequence[int]:
+def spans_s(query: ReportQuery, from_us: int, until_us: int) -> Sequence[int]:
     """The spans whose buckets lie in one local day or hour, if that is asked for, throughout the
     period, widest last; days lie in one but for what is moved."""
     if not set(query.group_by) & set(TIME_KEYS):
         return (QUARTER_S, HOUR_S, DAY_S)
-    zone, offsets_s = ZoneInfo(query.tz), set()
+    past_s = past_the_hour_s(query, from_us, until_us)
+    if "hour" not in query.group_by:
+        return (QUARTER_S, HOUR_S, DAY_S) if past_s == {0} else (QUARTER_S, DAY_S)
+    if past_s == {0}:
+        return (QUARTER_S, HOUR_S)
+    return (QUARTER_S, HALF_PAST_S) if past_s == {HALF_S} else (QUARTER_S,)
+
+
+def past_the_hour_s(query: ReportQuery, from_us: int, until_us: int) -> set[int]:
+    """When local hours begin within UTC's, throughout a period."""
+    zone, found = ZoneInfo(query.tz), set()
     for at_us in (*range(from_us, until_us, DAY_US), until_us):
         offset = datetime.fromtimestamp(at_us / 1e6, UTC).astimezone(zone).utcoffset()
         assert offset is not None, "the moment is aware"
-        offsets_s.add(round(offset.total_seconds()))
-    past_the_hour_s = {offset % HOUR_S for offset in offsets_s}
-    if "hour" not in query.group_by:
-        return (QUARTER_S, HOUR_S, DAY_S) if past_the_hour_s == {0} else (QUARTER_S, DAY_S)
-    if past_the_hour_s == {0}:
-        return (QUARTER_S, HOUR_S)
-    return (QUARTER_S, HALF_PAST_S) if past_the_hour_s == {HOUR_S // 2} else (QUARTER_S,)
+        found.add(round(-offset.total_seconds()) % HOUR_S)
+    return found
 
 
 def within(piece: Piece) -> "ColumnElement[bool]":

@@ -12,12 +12,11 @@ from msgspec import Struct
 from sqlalchemy import Select, case, false, func, literal, null, or_, select
 
 from gateway.ledger import state
-from gateway.ledger.report_details import by_value, plan_days, rows_us
+from gateway.ledger.report_details import Held, by_value, plan_details, rows_us
 from gateway.ledger.report_query import CHARGE_KEYS, TIME_KEYS, ReportQuery
 from gateway.ledger.report_rollups import Piece, Plan, can_answer, held_us, plan, within
 from gateway.ledger.rollups import (
     DAY_S,
-    DAY_US,
     GROUP_KEYS,
     QUARTER_US,
     SUMS,
@@ -38,8 +37,6 @@ _HITS = ("cache_hits_exact", "cache_hits_semantic", "saved_nano_usd")
 _TOKENS = ("prompt_tokens", "cached_prompt_tokens", "completion_tokens")
 _COSTS = ("cost_nano_usd", "requests", "prompt_tokens", "completion_tokens")
 _OF_REQUESTS = ("requests", "errors", *_HITS, *_TOKENS)
-_DAYS_AT_ONCE = 10_000
-"""A statement takes at most 32,766 parameters."""
 _WORK = tuple(key for key in CHARGE_KEYS if key != "backend")
 Row = tuple[Any, ...]
 """In the places of _AT; time: quarters of an hour since 1970; value: of the user or tag."""
@@ -49,9 +46,8 @@ class _Reach(Struct, frozen=True, kw_only=True):
     """What one snapshot has, unix microseconds."""
 
     rollups_from_us: int
-    details_from_us: int
     held_us: tuple[int, int]
-    rows_us: tuple[int, int]
+    details: Held
 
 
 class KeySums:
@@ -67,7 +63,7 @@ class KeySums:
             self._reach = await _reach(connection)
         reach = self._reach
         if query.dimensions and can_answer(query):
-            return plan_days(query, details_from_us=reach.details_from_us, rows_us=reach.rows_us)
+            return plan_details(query, reach.details)
         return plan(query, rollups_from_us=reach.rollups_from_us, held_us=reach.held_us)
 
     async def of(
@@ -99,34 +95,46 @@ class KeySums:
         *,
         counts: bool = True,
     ) -> list[Row]:
-        """Over whole UTC days: a row per user, or per value of the tag that the question names, and
-        key; only of requests that have one."""
+        """Over buckets of the details: a row per user, or per value of the tag that the question
+        names, and key; only of requests that have one."""
         (dimension,) = query.dimensions
         facts, told = _counted(counts)
         sums = SUMS if counts else _COSTS
-        days = [day for p in pieces for day in range(p.from_us, p.until_us, DAY_US)]
         rows: list[Row] = []
-        for start in range(0, len(days), _DAYS_AT_ONCE):
-            some = days[start : start + _DAYS_AT_ONCE]
-            statement = by_value(query, dimension, some, facts=facts, told=told, sums=sums)
+        for statement in by_value(query, dimension, pieces, facts=facts, told=told, sums=sums):
             rows += [tuple(row) for row in await connection.execute(statement)]
         return rows
 
 
 async def _reach(connection: "AsyncConnection") -> _Reach:
-    marks: tuple[state.Mark, ...] = ("rollups_from", "details_from", "pruned_until")
+    marks: tuple[state.Mark, ...] = (
+        "rollups_from", "pruned_until", "details_from", "half_hours_from",
+    )  # fmt: skip
     found = [await state.read(connection, mark) for mark in marks]
     return _Reach(
         rollups_from_us=found[0],
-        details_from_us=max(found),
         held_us=await held_us(connection),
-        rows_us=await rows_us(connection),
+        details=Held(
+            days_from_us=max(found[:3]),
+            halves_from_us=max(found),
+            rows_us=await rows_us(connection),
+        ),
     )
 
 
 def without_value(rows: Sequence[Row]) -> list[Row]:
-    """The same, as requests count that have no user, or not that tag."""
-    return [(*row[:-1], None) for row in rows]
+    """The same added up, as requests count that have no user, or not that tag."""
+    found: dict[Row, Row] = {}
+    begin, end = _AT[SUMS[0]], _AT["nothing"]
+    for row in rows:
+        key, sums = row[:begin], row[begin:end]
+        known = found.get(key)
+        found[key] = sums if known is None else tuple(map(_plus, known, sums))
+    return [(*key, *sums, None, None) for key, sums in found.items()]
+
+
+def _plus(a: int | None, b: int | None) -> int | None:
+    return None if a is None or b is None else a + b
 
 
 def _by_key(pieces: tuple[Piece, ...]) -> Select[Any]:

@@ -15,13 +15,13 @@ from gateway.ledger import partitions, state
 from gateway.ledger.database import writing
 from gateway.ledger.report_query import ReportError
 from gateway.ledger.rollup_writer import sweep
+from gateway.ledger.rollups import DAY_S, DAY_US, DETAIL_SPANS_S, bucket_us
 from gateway.ledger.rows import to_us
 from gateway.ledger.tables import charges, feedback, requests, rollup_details
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-_DAY_S = 86_400
 _BATCH = 2_000
 
 
@@ -43,7 +43,7 @@ async def prune(engine: "AsyncEngine", *, retention_days: int, now: float) -> in
     Raises:
         ReportError: some of those rows are in no roll-up yet.
     """
-    until_us = to_us((now // _DAY_S - retention_days) * _DAY_S)
+    until_us = to_us((now // DAY_S - retention_days) * DAY_S)
     async with writing(engine) as connection:
         if not await _allowed(engine, until_us):
             raise ReportError(
@@ -63,19 +63,27 @@ async def prune(engine: "AsyncEngine", *, retention_days: int, now: float) -> in
 
 async def _details(engine: "AsyncEngine", until_us: int) -> None:
     """Remove the roll-ups' details of older days, a day per transaction."""
-    day = rollup_details.c.day_us
-    oldest, gone = select(func.min(day)).where(day < until_us), False
-    while True:
-        async with writing(engine) as connection:
-            day_us = (await connection.execute(oldest)).scalar()
-            if day_us is None:
-                break
-            await connection.execute(delete(rollup_details).where(day == day_us))
+    gone = False
+    for span_s in DETAIL_SPANS_S:
+        while await _day(engine, span_s, until_us):
             gone = True
     if gone:
         async with writing(engine) as connection:
             await state.hold_writers(connection)
             await sweep(connection)
+
+
+async def _day(engine: "AsyncEngine", span_s: int, until_us: int) -> bool:
+    """Remove the oldest day's details of a span; False: none is that old."""
+    span, at = rollup_details.c.span_s, rollup_details.c.bucket_us
+    async with writing(engine) as connection:
+        oldest = select(func.min(at)).where(span == span_s, at < until_us)
+        oldest_us = (await connection.execute(oldest)).scalar()
+        if oldest_us is None:
+            return False
+        end_us = bucket_us(DAY_S, oldest_us) + DAY_US
+        await connection.execute(delete(rollup_details).where(span == span_s, at < end_us))
+        return True
 
 
 async def _allowed(engine: "AsyncEngine", until_us: int) -> bool:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import delete, select
 
 from gateway.ledger.database import inserting_once, upsert_adding
-from gateway.ledger.rollups import SUMS, Totals, by_span, dimension_id
+from gateway.ledger.rollups import DETAIL_SPANS_S, SUMS, Totals, by_span, dimension_id
 from gateway.ledger.tables import rollup_details, rollup_keys, rollup_values, rollups
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class RollupWriter:
             The new keys' ids, which the database has once that is committed.
         """
         spans = by_span(totals.quarters)
-        details = {at: sums for at, sums in totals.details.items() if any(sums)}
+        details = by_span(totals.details, DETAIL_SPANS_S)
         used = {number for *_, number in spans} | {number for *_, number in details}
         new = used - self._keys
         if new:
@@ -44,11 +44,11 @@ class RollupWriter:
             await driver.many(self._add, sorted((*at, *sums) for at, sums in spans.items()))
         if details:
             values = totals.values
-            said = sorted({number for _, number, _ in details})
+            said = sorted({number for _, _, number, _ in details})
             await driver.many(self._insert_value, [(n, *values[n]) for n in said])
             rows = sorted(
-                (day_us, dimension_id(values[value][0]), value, key, *sums)
-                for (day_us, value, key), sums in details.items()
+                (span_s, at_us, dimension_id(values[value][0]), value, key, *sums)
+                for (span_s, at_us, value, key), sums in details.items()
             )
             await driver.many(self._add_detail, rows)
         return new

@@ -6,8 +6,8 @@ so days and hours of all of them are sums of buckets; most that do not shift by 
 central Australia) shift by half ones.
 
 `user` and tags may have as many values as there are requests. What a request adds is added once
-more, to its UTC day only, under its user and under each of its tags: the day's details. Requests
-without a user, or without that tag, are the day less its details.
+more, to its half hour and its UTC day only, under its user and under each of its tags: the details.
+Requests without a user, or without that tag, are the whole less its details.
 
 Two facts are kept. `request`: once per request, in the bucket in which it started, under who
 answered. `charge`: once per charge, in the bucket in which it was booked. A request counts once in
@@ -28,11 +28,14 @@ from gateway.ledger.records import ChargeRecord, RequestRecord, Settlement
 from gateway.ledger.report_query import TAG, USER
 from gateway.ledger.rows import to_us
 
-QUARTER_S, HOUR_S, DAY_S = 900, 3_600, 86_400
+QUARTER_S, HALF_S, HOUR_S, DAY_S = 900, 1_800, 3_600, 86_400
 HALF_PAST_S = -HOUR_S
 """The name of hours that begin at half past."""
 SPANS_S = (QUARTER_S, HOUR_S, DAY_S, HALF_PAST_S)
-QUARTER_US, DAY_US = QUARTER_S * 1_000_000, DAY_S * 1_000_000
+DETAIL_SPANS_S = (HALF_S, DAY_S)
+QUARTER_US, HALF_US, HOUR_US, DAY_US = (
+    span_s * 1_000_000 for span_s in (QUARTER_S, HALF_S, HOUR_S, DAY_S)
+)
 WORK_KEYS = ("backend", "machine", "machine_type", "kind")
 GROUP_KEYS = ("team", "key", "model", "policy", "rule", "task")
 SUMS = (
@@ -55,7 +58,7 @@ Detail = tuple[str, str]
 Bucket = tuple[int, int]
 """(unix microseconds of the quarter's begin, id of the key)"""
 DetailBucket = tuple[int, int, int]
-"""(unix microseconds of the UTC day's begin, id of the detail, id of the key)"""
+"""(unix microseconds of the half hour's begin, id of the detail, id of the key)"""
 Sums = list[int]
 """In the order of SUMS. Shared, and so never changed in place."""
 _At = TypeVar("_At", bound=tuple[int, ...])
@@ -163,19 +166,24 @@ def add(totals: Totals, settlement: Settlement, sign: int = 1) -> None:
         signed = sums if sign == 1 else [-value for value in sums]
         _merge(totals.quarters, (quarter_us, number), signed)
         if details:
-            day_us = bucket_us(DAY_S, quarter_us)
+            half_us = bucket_us(HALF_S, quarter_us)
             for detail in details:
-                _merge(totals.details, (day_us, detail, number), signed)
+                _merge(totals.details, (half_us, detail, number), signed)
 
 
-def by_span(quarters: Mapping[Bucket, Sums]) -> dict[tuple[int, int, int], Sums]:
-    """The same sums by (span, bucket, id of the key) for all of SPANS_S; what cancels out is left
-    out."""
-    spans: dict[tuple[int, int, int], Sums] = {}
-    for (quarter_us, number), sums in quarters.items():
+def by_span(
+    found: Mapping[_At, Sums], spans_s: Sequence[int] = SPANS_S
+) -> dict[tuple[int, ...], Sums]:
+    """The same sums by (span, bucket, *ids) for all of the spans; what cancels out is left out.
+
+    Args:
+        found: by (unix microseconds, *ids).
+    """
+    spans: dict[tuple[int, ...], Sums] = {}
+    for (at_us, *ids), sums in found.items():
         if any(sums):
-            for span_s in SPANS_S:
-                _merge(spans, (span_s, bucket_us(span_s, quarter_us), number), sums)
+            for span_s in spans_s:
+                _merge(spans, (span_s, bucket_us(span_s, at_us), *ids), sums)
     return spans
 
 

@@ -10,7 +10,10 @@ from gateway.ledger.tables import ledger_state
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-Mark = Literal["rollups_from", "details_from", "pruned_until", "closed_until", "chained_from"]
+Mark = Literal[
+    "rollups_from", "details_from", "half_hours_from",
+    "pruned_until", "closed_until", "chained_from",
+]  # fmt: skip
 _CLOSING_LOCK = 4_867_165_322
 SHARE_CLOSING = f"SELECT pg_advisory_xact_lock_shared({_CLOSING_LOCK})"
 """Run by a writer on PostgreSQL: no month is closed, and no budget

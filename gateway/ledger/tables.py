@@ -294,8 +294,7 @@ rollup_keys = Table(
     metadata,
     _id("id"),
     Column("fact", String(8), nullable=False),
-    *(Column(name, Text, nullable=False) for name in ("team", "key", "model")),
-    *(Column(name, Text, nullable=False) for name in ("policy", "rule", "task")),
+    *(Column(n, Text, nullable=False) for n in ("team", "key", "model", "policy", "rule", "task")),
     *(Column(name, Text) for name in ("backend", "machine", "machine_type", "kind")),
     Column("charged", Boolean, nullable=False),
     Column("firsts", Integer, nullable=False),
@@ -324,11 +323,12 @@ rollup_values = Table(
 rollup_details = Table(
     "rollup_details",
     metadata,
-    *(_id(name) for name in ("day_us", "dimension_id", "value_id", "key_id")),
+    Column("span_s", Integer, primary_key=True, autoincrement=False),
+    *(_id(name) for name in ("bucket_us", "dimension_id", "value_id", "key_id")),
     *_sums(),
     sqlite_with_rowid=False,
 )
-"""The roll-ups' UTC days once more by user and by tag, as far as the rows go back."""
+"""The roll-ups by user and by tag: half hours and UTC days, as far as the rows go back."""
 
 ledger_state = Table(
     "ledger_state",
@@ -337,7 +337,8 @@ ledger_state = Table(
     Column("value", BigInteger, nullable=False),
 )
 """Points in time, unix microseconds: rollups_from, details_from (older rows are in none),
-pruned_until (older rows may be gone), closed_until (charges before it are frozen)."""
+half_hours_from (details before are of days only), pruned_until (older rows may be gone),
+closed_until (charges before it are frozen)."""
 
 chain = Table(
     "chain",

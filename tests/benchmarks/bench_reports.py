@@ -29,19 +29,22 @@ from gateway.ledger.direct import direct
 from gateway.ledger.records import ChargeRecord, RequestRecord, Settlement
 from gateway.ledger.reports import costs_report
 from gateway.ledger.repository import Repository
-from gateway.ledger.rollup_writer import RollupWriter
 from gateway.ledger.rollups import (
     DAY_S,
+    DAY_US,
     HALF_PAST_S,
+    HALF_S,
     HOUR_S,
     QUARTER_S,
     SPANS_S,
-    Totals,
+    SUMS,
+    Detail,
     bucket_us,
+    dimension_id,
     key_id,
 )
 from gateway.ledger.rows import CHARGE_COLUMNS, REQUEST_COLUMNS, charge_row, request_row
-from gateway.ledger.tables import charges, requests, rollup_keys, rollups, subjects
+from gateway.ledger.tables import charges, requests, rollup_keys, rollup_values, rollups, subjects
 from gateway.settings import Settings
 from migrations import upgrade
 from tests.benchmarks.environment import describe, write
@@ -73,6 +76,21 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     "by project": {"group_by": "tag:project"},
     "one user by backend": {"group_by": "backend", "filters": {"user": ["u3-2-1"]}},
     "by day and project in Berlin": {"group_by": "day,tag:project", "tz": "Europe/Berlin"},
+    "by day and project in India": {"group_by": "day,tag:project", "tz": "Asia/Kolkata"},
+    "by hour and project": {"group_by": "hour,tag:project"},
+    "by hour and project in India": {"group_by": "hour,tag:project", "tz": "Asia/Kolkata"},
+    "one user by hour": {"group_by": "hour", "filters": {"user": ["u3-2-1"]}},
+    "a day by hour and user": {
+        "group_by": "hour,user",
+        "since": "2026-11-20",
+        "until": "2026-11-21",
+    },
+    "Berlin's month by user": {
+        "group_by": "user",
+        "tz": "Europe/Berlin",
+        "since": "2026-11-02",
+        "until": "2026-11-30",
+    },
 }
 
 
@@ -94,45 +112,69 @@ async def generate(engine: AsyncEngine, requests: int, begin_us: int = BEGIN_US)
         await _quarters(connection, counts, begin_us)
         for span_s in (HOUR_S, DAY_S, HALF_PAST_S):
             await connection.execute(text(_coarser(span_s)), {"span": span_s})
-    by_day: dict[int, list[tuple[int, int]]] = {}
-    for number, each in enumerate(counts):
-        day_us = bucket_us(DAY_S, begin_us + number * QUARTER_US)
-        by_day.setdefault(day_us, []).append((number, each))
-    writer = RollupWriter(engine)
-    for day_us, quarters in by_day.items():
-        async with writing(engine) as connection:
-            await writer.write(await direct(connection), _details(day_us, quarters))
+        await _details(connection, counts, begin_us)
     return sum(counts) * len(COMBINATIONS)
 
 
-def _details(day_us: int, quarters: Sequence[tuple[int, int]]) -> Totals:
-    """A day's requests by user and tag, by its quarters' numbers and counts.
+async def _details(connection: AsyncConnection, counts: Sequence[int], begin_us: int) -> None:
+    """Half hours and days by user and tag, written by the database.
 
     In quarter i the j-th of each combination is of user i + j and has feature i + j, modulo how
     many there are.
     """
-    of = Counter(i + j for i, each in quarters for j in range(each))
-    by_user, by_feature = Counter[int](), Counter[int]()
-    for number, count in of.items():
-        by_user[number % USERS] += count
-        by_feature[number % FEATURES] += count
-    totals = Totals()
+    shares: list[tuple[Detail, int, int, tuple[int, int, int]]] = []
     for t, k, b in COMBINATIONS:
-        counted = [(("user", user_id(t, k, u)), n) for u, n in by_user.items()]
-        counted += [(("tag:feature", f"f{f}"), n) for f, n in by_feature.items()]
-        if project(t, k, b) is not None:
-            counted.append((("tag:project", str(project(t, k, b))), sum(of.values())))
-        for fact in ("request", "charge"):
-            key = _key(fact, t, k, b)
-            totals.keys[key_id(key)] = key
-            for detail, n in counted:
-                totals.values[key_id(detail)] = detail
-                cost = 1000 * n if fact == "charge" else 0
-                at = (day_us, key_id(detail), key_id(key))
-                sums = [n, 0, 0, 0, 100 * n, 0, 20 * n, 0, cost, 0]
-                found = totals.details.get(at, [0] * len(sums))
-                totals.details[at] = [a + b for a, b in zip(found, sums, strict=True)]
-    return totals
+        found = [(("user", user_id(t, k, u)), USERS, u) for u in range(USERS)]
+        found += [(("tag:feature", f"f{f}"), FEATURES, f) for f in range(FEATURES)]
+        if (named := project(t, k, b)) is not None:
+            found.append((("tag:project", named), 1, 0))
+        shares += [(*one, (t, k, b)) for one in found]
+    values = {key_id(detail): detail for detail, *_ in shares}
+    rows = [{"id": n, "dimension": d, "value": v} for n, (d, v) in values.items()]
+    await connection.execute(insert(rollup_values), rows)
+    for statement in (
+        "CREATE TEMP TABLE shares (dimension_id BIGINT, value_id BIGINT, key_id BIGINT, "
+        "modulus BIGINT, remainder BIGINT, cost BIGINT)",
+        "CREATE TEMP TABLE counts (at_us BIGINT, modulus BIGINT, remainder BIGINT, n BIGINT)",
+    ):
+        await connection.execute(text(statement))
+    await connection.execute(
+        text("INSERT INTO shares VALUES (:d, :v, :k, :m, :r, :c)"),
+        [
+            {"d": dimension_id(detail[0]), "v": key_id(detail), "m": modulus, "r": remainder,
+             "k": key_id(_key(fact, *combination)), "c": 1000 if fact == "charge" else 0}
+            for detail, modulus, remainder, combination in shares
+            for fact in ("request", "charge")
+        ],
+    )  # fmt: skip
+    of = Counter(
+        (bucket_us(HALF_S, begin_us + i * QUARTER_US), modulus, (i + j) % modulus)
+        for i, each in enumerate(counts)
+        for j in range(each)
+        for modulus in (1, USERS, FEATURES)
+    )
+    await connection.execute(
+        text("INSERT INTO counts VALUES (:at, :m, :r, :n)"),
+        [{"at": at_us, "m": m, "r": r, "n": n} for (at_us, m, r), n in of.items()],
+    )
+    ids = "dimension_id, value_id, key_id"
+    columns = f"span_s, bucket_us, {ids}, {', '.join(SUMS)}"
+    sums = ", ".join(f"sum({name})" for name in SUMS)
+    halves = (
+        f"INSERT INTO rollup_details ({columns}) SELECT {HALF_S}, at_us, {ids}, n, 0, 0, 0, "
+        "100 * n, 0, 20 * n, 0, cost * n, 0 FROM shares JOIN counts USING (modulus, remainder) "
+        f"WHERE at_us >= :day AND at_us < :day + {DAY_US} ORDER BY at_us, {ids}"
+    )
+    day = (
+        f"INSERT INTO rollup_details ({columns}) SELECT {DAY_S}, :day, {ids}, {sums} "
+        f"FROM rollup_details WHERE span_s = {HALF_S} AND bucket_us >= :day "
+        f"AND bucket_us < :day + {DAY_US} GROUP BY {ids}"
+    )
+    for day_us in sorted({bucket_us(DAY_S, at_us) for at_us, *_ in of}):
+        for statement in (halves, day):  # not all at once: a statement may take a minute
+            await connection.execute(text(statement.replace(":day", str(day_us))))
+    for table in ("shares", "counts"):
+        await connection.execute(text(f"DROP TABLE {table}"))
 
 
 def team_id(team: int) -> str:
@@ -308,7 +350,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     workload = (
         f"cost reports over {DAYS} days of {len(COMBINATIONS)} combinations of keys in roll-ups of "
         f"{', '.join(str(abs(span)) for span in SPANS_S)} s, and of {TEAMS * KEYS * USERS} users "
-        "and two tags by day; the last quarter of an hour from rows, and what Berlin's days move"
+        "and two tags by half hour and day; the last quarters of an hour from rows"
     )
     figures = {**describe(workload), **found}
     for kind, result in found.items():

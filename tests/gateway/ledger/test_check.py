@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.ledger import check
 from gateway.ledger.check import ChainCheck
 from gateway.ledger.repository import Repository
+from gateway.ledger.rollups import DAY_S
 from gateway.ledger.tables import chain, charges, requests, rollup_details, rollup_values
 from tests.gateway.ledger.samples import NOW, charge, settlement
 
@@ -153,21 +154,26 @@ async def test_wrong_details_are_named_and_rebuilt(engine: AsyncEngine) -> None:
     async with engine.begin() as connection:
         assert await check.rollup_problems(connection) == []
         prod = select(values.id).where(values.value == "prod").scalar_subquery()
-        of_users = select(c.value_id).where(c.value_id != prod).order_by(c.value_id)
+        of_users = select(c.value_id).where(c.value_id != prod, c.span_s == DAY_S)
+        of_users = of_users.order_by(c.value_id)
         first, second = (await connection.execute(of_users)).scalars()
-        row = (await connection.execute(select(rollup_details).where(c.value_id == first))).one()
+        row = (
+            await connection.execute(
+                select(rollup_details).where(c.value_id == first, c.span_s == DAY_S)
+            )
+        ).one()
         await connection.execute(
             update(rollup_details).where(c.value_id == prod).values(prompt_tokens=7)
         )
         await connection.execute(delete(rollup_details).where(c.value_id == second))
-        await connection.execute(insert(rollup_details).values({**row._mapping, "day_us": 0}))
+        await connection.execute(insert(rollup_details).values({**row._mapping, "bucket_us": 0}))
         await connection.execute(update(rollup_values).where(values.id == first).values(value="?"))
         problems = await check.rollup_problems(connection)
         assert sum(f"value {first} has no text" in line for line in problems) == 2
         assert sum("tag:env 'prod'" in line and "prompt_tokens 7, " in line for line in problems)
-        assert sum("requests 0, the rows say 1" in line for line in problems) == 1
+        assert sum("requests 0, the rows say 1" in line for line in problems) == 2
         assert sum("requests 1, the rows say 0" in line for line in problems) == 1
-        assert len(problems) == 5
+        assert len(problems) == 7, "half hours and days"
         await check.rebuild_rollups(connection)
         assert [
             line for line in await check.rollup_problems(connection) if "text" not in line

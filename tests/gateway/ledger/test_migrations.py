@@ -14,14 +14,12 @@ from gateway.ledger import check, state
 from gateway.ledger.database import open_engine
 from gateway.ledger.reports import costs_report
 from gateway.ledger.repository import Repository
-from gateway.ledger.rollups import HALF_PAST_S
+from gateway.ledger.rollups import DAY_S, DAY_US, HALF_PAST_S, HALF_S
 from gateway.ledger.tables import metadata, requests, rollup_details, rollups
 from gateway.settings import Settings
 from migrations import runner
 from tests.gateway.ledger.conftest import Postgres
 from tests.gateway.ledger.samples import NOW, charge, settlement
-
-_DAY_US = 86_400_000_000
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -137,14 +135,54 @@ async def test_rows_before_the_details_are_read_one_by_one(empty_url: str) -> No
     both = await costs_report(engine, Settings(), now=whole["now"], **asked)
     async with engine.begin() as connection:
         assert await check.rollup_problems(connection) == []
-        assert await state.read(connection, "details_from") == (int(NOW) // 86_400 + 1) * _DAY_US
+        assert await state.read(connection, "details_from") == (int(NOW) // 86_400 + 1) * DAY_US
         await check.rebuild_rollups(connection)
         assert await check.rollup_problems(connection) == []
         assert await state.read(connection, "details_from") == 0
-        days = (await connection.execute(select(rollup_details.c.day_us).distinct())).all()
-        assert len(days) == 3
+        days = select(rollup_details.c.bucket_us).where(rollup_details.c.span_s == DAY_S)
+        assert len((await connection.execute(days.distinct())).all()) == 3
     assert await costs_report(engine, Settings(), **whole) == found
     assert await costs_report(engine, Settings(), now=whole["now"], **asked) == both
+    await engine.dispose()
+
+
+async def test_days_before_the_half_hours_are_put_right_by_their_rows(empty_url: str) -> None:
+    """Up from 0015 with data: the days' sums stay, parts of them are the same before and after."""
+    runner.upgrade(empty_url)
+    engine = open_engine(empty_url)
+    rows = [
+        settlement(f"r{n}", user=None if n % 3 else "ann", tags={"env": str(n % 2)},
+                   started_at=NOW + 7_000 * n, charges=(charge(f"r{n}", at=NOW + 7_001 * n),))
+        for n in range(20)
+    ]  # fmt: skip
+    await Repository(engine).write(rows)
+    now = datetime(2026, 12, 1, tzinfo=UTC)
+    questions: list[dict[str, Any]] = [
+        {"group_by": "day,user", "tz": "Asia/Kolkata"},
+        {"group_by": "hour", "filters": {"tag:env": ["1"]}},
+        {"group_by": "tag:env", "since": "2026-11-21T15:20:00Z"},
+    ]
+    before = [await costs_report(engine, Settings(), now=now, **asked) for asked in questions]
+    await engine.dispose()
+    for _ in range(2):
+        assert runner.downgrade(empty_url, "0015") == "0015"
+        assert runner.upgrade(empty_url) == runner.head()
+        assert runner.differences(empty_url) == []
+    engine = open_engine(empty_url)
+    async with engine.begin() as connection:
+        assert await check.rollup_problems(connection) == []
+        assert await state.read(connection, "half_hours_from") == (int(NOW) // DAY_S + 3) * DAY_US
+        halves = select(func.count()).where(rollup_details.c.span_s == HALF_S)
+        assert (await connection.execute(halves)).scalar_one() == 0
+    for asked, answer in zip(questions, before, strict=True):
+        assert await costs_report(engine, Settings(), now=now, **asked) == answer
+    async with engine.begin() as connection:
+        await check.rebuild_rollups(connection)
+        assert await check.rollup_problems(connection) == []
+        assert await state.read(connection, "half_hours_from") == 0
+        assert (await connection.execute(halves)).scalar_one() > 20
+    for asked, answer in zip(questions, before, strict=True):
+        assert await costs_report(engine, Settings(), now=now, **asked) == answer
     await engine.dispose()
 
 
