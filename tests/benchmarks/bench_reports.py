@@ -1,10 +1,9 @@
 """Cost reports over ten million requests, out of the roll-ups, on SQLite and PostgreSQL.
 
 The roll-ups are generated, as a month of requests by 250 combinations of team, key, model, policy,
-rule, task and backend leaves them, of 1,000 users and with two tags. Real rows are the last hour's,
-as a period's end is read from those, and each UTC day's last hour's, which in Berlin belong to the
-next day: all that these questions read of rows. Before any figure counts, the
-reports' sums are checked.
+rule, task and backend leaves them, of 1,000 users and with two tags. Real rows are the first
+quarter of an hour's, and the last hour's, as a period's end is read from those: all that these
+questions read of rows. Before any figure counts, the reports' sums are checked.
 """
 
 import argparse
@@ -80,6 +79,12 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     "by hour and project": {"group_by": "hour,tag:project"},
     "by hour and project in India": {"group_by": "hour,tag:project", "tz": "Asia/Kolkata"},
     "one user by hour": {"group_by": "hour", "filters": {"user": ["u3-2-1"]}},
+    "one project by hour": {"group_by": "hour", "filters": {"tag:project": ["p3"]}},
+    "a week by hour and project": {
+        "group_by": "hour,tag:project",
+        "since": "2026-11-20",
+        "until": "2026-11-27",
+    },
     "a day by hour and user": {
         "group_by": "hour,user",
         "since": "2026-11-20",
@@ -257,23 +262,20 @@ def _settlement(name: str, at: float, number: int, t: int, k: int, b: int) -> Se
     return Settlement(request=request, charges=(charge,))
 
 
-async def _last_hours(engine: AsyncEngine, requests_: int) -> None:
-    """The rows of each UTC day's last hour, which the roll-ups have already, and the first."""
+async def _first_quarter(engine: AsyncEngine, requests_: int) -> None:
+    """The rows of the first quarter of an hour, which the roll-ups have already: reports look where
+    rows begin."""
     put_request = inserting_once(engine, requests, REQUEST_COLUMNS)
     put_charge = inserting_once(engine, charges, CHARGE_COLUMNS)
-    for i, each in enumerate(counts_of(requests_)):
-        begin_us = BEGIN_US + i * QUARTER_US
-        if i and begin_us % (DAY_S * 1_000_000) < 23 * HOUR_S * 1_000_000:
-            continue
-        rows = [
-            _settlement(f"{i:08x}{j:04x}{n:04x}", begin_us / 1e6 + j, i + j, *combination)
-            for j in range(each)
-            for n, combination in enumerate(COMBINATIONS)
-        ]
-        async with writing(engine) as connection:
-            driver = await direct(connection)
-            await driver.many(put_request, [request_row(one.request) for one in rows])
-            await driver.many(put_charge, [charge_row(c) for one in rows for c in one.charges])
+    rows = [
+        _settlement(f"{j:04x}{n:04x}", BEGIN_US / 1e6 + j, j, *combination)
+        for j in range(counts_of(requests_)[0])
+        for n, combination in enumerate(COMBINATIONS)
+    ]
+    async with writing(engine) as connection:
+        driver = await direct(connection)
+        await driver.many(put_request, [request_row(one.request) for one in rows])
+        await driver.many(put_charge, [charge_row(c) for one in rows for c in one.charges])
 
 
 async def _last_hour(engine: AsyncEngine) -> None:
@@ -309,7 +311,7 @@ async def _database(url: str, requests: int) -> dict[str, Any]:
     upgrade(url)
     engine = open_engine(url)
     stands_for = await generate(engine, requests)
-    await _last_hours(engine, requests)
+    await _first_quarter(engine, requests)
     await _last_hour(engine)
     async with engine.connect() as connection:
         if engine.dialect.name == "postgresql":
