@@ -201,7 +201,8 @@ def table() -> str:
     lines = [
         HEADING,
         "Load generator and upstream run on the same cores as what is measured.",
-        "Again: `make bench`, then `python -m tests.benchmarks.readme`.",
+        "Again: `make bench`, then `python -m tests.benchmarks.readme`; routing and cascades as "
+        "[after new weights](backends/bundled/README.md#after-new-weights-outcomes-head-judges-figures).",
     ]
     by_device: dict[str, list[str]] = {}
     for what, figure, name in rows():
