@@ -11,6 +11,7 @@ from tests.benchmarks.environment import RESULTS
 
 README = Path(__file__).parents[2] / "README.md"
 HEADING = "## Figures\n"
+WEIGHTS = "backends/bundled/README.md#after-new-weights-outcomes-head-judges-figures"
 PLOT = "(tests/benchmarks/results/family.png)"
 
 
@@ -202,7 +203,7 @@ def table() -> str:
         HEADING,
         "Load generator and upstream run on the same cores as what is measured.",
         "Again: `make bench`, then `python -m tests.benchmarks.readme`; routing and cascades as "
-        "[after new weights](backends/bundled/README.md#after-new-weights-outcomes-head-judges-figures).",
+        f"[after new weights]({WEIGHTS}).",
     ]
     by_device: dict[str, list[str]] = {}
     for what, figure, name in rows():
