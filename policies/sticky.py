@@ -30,10 +30,12 @@ def settle(
     if warm.backend not in order or not cards[warm.backend].ready:
         why = f"{warm.backend} was warm, but is no candidate that is ready"
         return order, Reason(subject="sticky", matched=False, why=why)
-    pays, why = _pays(sticky, action, facts, cards[warm.backend], cards[order[0]])
+    other = order[0]
+    pays, why = _pays(sticky, action, facts, cards[warm.backend], cards[other])
     if not pays:
         order = (warm.backend, *(name for name in order if name != warm.backend))
-    return order, Reason(subject="sticky", matched=not pays, why=why)
+    said = f"moves to {other}" if pays else f"stays with {warm.backend}"
+    return order, Reason(subject="sticky", matched=not pays, why=f"{said}: {why}")
 
 
 def _pays(
@@ -48,7 +50,7 @@ def _pays(
     gain = _difference(*(facts.features.quality.get(card.name) for card in (other, warm)))
     costs = [facts.estimates.get(card.name) for card in (warm, other)]
     saved = _difference(*(cost.cost_nano_usd if cost else None for cost in costs))
-    words = f"from warm {warm.name} to {other.name}: quality {gain:+.3f}, ${saved / 1e9:.3g} saved"
+    words = f"{other.name} would gain {gain:+.3f} of quality and save ${saved / 1e9:.3g}"
     return gain >= sticky.min_gain or (saved > 0 and gain > -sticky.min_gain), words
 
 

@@ -57,7 +57,11 @@ def test_chat_stays_where_moving_neither_gains_nor_saves() -> None:
     """The rule would route to small; base has the prefix, answers better and costs less for it."""
     found = decided()
     assert found.candidates == ("base", "small")
-    assert any(r.subject == "sticky" and r.matched for r in found.reasons)
+    (reason,) = [r for r in found.reasons if r.subject == "sticky"]
+    assert reason.matched
+    assert reason.why.startswith("stays with base: small would gain -")
+    moved = decided(quality=(0.9, 0.8)).reasons
+    assert [r.why.partition(":")[0] for r in moved if r.subject == "sticky"] == ["moves to small"]
 
 
 @pytest.mark.parametrize(
