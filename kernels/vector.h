@@ -154,24 +154,26 @@ inline void store_some(float* to, Vector v, int count) {
 }
 
 // The sums of LANES vectors' lanes, as one vector: a tree of shuffles for all instead of one each,
-// begun as soon as four of them are there, so that they stay in registers.
+// begun as soon as four of them are there, so that they stay in registers. Blends, where they do,
+// run beside multiplications; shuffles wait for them.
 struct LaneSums {
 #if defined(__AVX512F__)
     __m512 fours[LANES / 4];
 
     void take(int four, const Vector* v) {
         const auto pair = [](Vector a, Vector b) {
-            const __m512 x = reinterpret_cast<__m512>(a), y = reinterpret_cast<__m512>(b);
-            return _mm512_castps_pd(
-                _mm512_add_ps(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y)));
+            const __m512d x = reinterpret_cast<__m512d>(a), y = reinterpret_cast<__m512d>(b);
+            return _mm512_add_ps(_mm512_castpd_ps(_mm512_mask_blend_pd(0xAA, x, y)),
+                                 _mm512_castpd_ps(_mm512_shuffle_pd(x, y, 0x55)));
         };
-        const __m512d first = pair(v[0], v[1]), second = pair(v[2], v[3]);
-        fours[four] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(first, second)),
-                                    _mm512_castpd_ps(_mm512_unpackhi_pd(first, second)));
+        const __m512 first = pair(v[0], v[1]), second = pair(v[2], v[3]);
+        fours[four] = _mm512_add_ps(_mm512_shuffle_ps(first, second, 0x88),
+                                    _mm512_shuffle_ps(first, second, 0xDD));
     }
     Vector all() const {
         const auto halves = [](__m512 a, __m512 b) {
-            return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
+            return _mm512_add_ps(_mm512_mask_blend_ps(0xFF00, a, b),
+                                 _mm512_shuffle_f32x4(a, b, 0x4E));
         };
         const __m512 low = halves(fours[0], fours[1]), high = halves(fours[2], fours[3]);
         return reinterpret_cast<Vector>(_mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88),
