@@ -45,8 +45,7 @@ def request_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
             require(caller, "inference")
         if found is None or not (reports or found.request.team == caller.team):
             raise NotFound(f"There is no request {request_id!r}.")
-        shown: dict[str, Any] = msgspec.to_builtins(found)
-        return shown
+        return found.shown()
 
     @post(
         "/route/explain",

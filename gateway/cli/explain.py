@@ -47,16 +47,13 @@ def explain(
 
 def _recorded(settings: Settings, request_id: str) -> dict[str, Any]:
     """As `GET /requests/{id}` would say it."""
-    import msgspec
-
     from gateway.cli.database import run_in_transaction
     from gateway.ledger.repository import find_settlement
 
     found = run_in_transaction(settings, lambda connection: find_settlement(connection, request_id))
     if found is None:
         fail(f"no gateway answers, and the database has no request {request_id!r}")
-    shown: dict[str, Any] = msgspec.to_builtins(found)
-    return shown
+    return found.shown()
 
 
 def _story(record: dict[str, Any]) -> list[str]:

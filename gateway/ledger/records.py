@@ -1,9 +1,9 @@
 """Rows of the ledger as structs: what the pipeline hands over, the journal keeps, SQL stores."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from msgspec import Struct, field
+from msgspec import Struct, field, to_builtins
 
 Outcome = Literal["ok", "error", "cancelled", "denied", "refused"]
 CacheVerdict = Literal["miss", "exact", "semantic", "off"]
@@ -176,3 +176,8 @@ class Settlement(Struct, frozen=True, kw_only=True, omit_defaults=True):
     heeded_us: int | None = None
     """When the youngest budget was made that its process knew; those made later count it when it
     is written. None: budgets have nothing to count here."""
+
+    def shown(self) -> dict[str, Any]:
+        """As GET /requests/{id} says it: both fields always, also of what cost nothing."""
+        shown: dict[str, Any] = to_builtins({"request": self.request, "charges": self.charges})
+        return shown

@@ -28,6 +28,28 @@ async def test_the_story_has_candidates_loads_and_every_attempt(tmp_path: Path) 
     assert "✓ default: no rule before it matched" in told
 
 
+async def test_what_cost_nothing_is_explained_too(tmp_path: Path) -> None:
+    """A denial and a cached answer have no charges, and a story all the same."""
+    chosen = settings(tmp_path)
+    denying = '[[rules]]\nname = "no"\nwhen = { user = ["eve"] }\ndeny = "not you"\n'
+    policy = tmp_path / "policies" / "test.toml"
+    policy.write_text(denying + policy.read_text())
+    made = {"small": EchoBackend("small"), "base": EchoBackend("base")}
+    async with gateway(chosen, made) as served:
+        await served.chat("what is 2 + 2?", temperature=0)
+        cached = await served.chat("what is 2 + 2?", temperature=0)
+        denied = await served.chat("what is 2 + 2?", user="eve")
+        stories = []
+        for answer in (cached, denied):
+            request_id = answer.headers["x-headgate-request-id"]
+            record = decode(await served.client.get(f"/requests/{request_id}"))
+            assert (record["charges"], sorted(record)) == ([], ["charges", "request"])
+            stories.append("\n".join(_story(record)))
+    assert "cache     exact" in stories[0]
+    assert "outcome   denied (403)" in stories[1]
+    assert "rule no: user eve in [eve]" in stories[1]
+
+
 async def test_a_plain_route_tells_the_latency_expected_once_answers_were_seen(
     tmp_path: Path,
 ) -> None:
