@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 from sqlalchemy import and_, delete, exists, func, insert, or_, select, union
 from sqlalchemy.orm import aliased
 
@@ -20,11 +21,13 @@ from gateway.ledger.rollups import (
     DAY_S,
     DAY_US,
     DETAIL_SPANS_S,
+    SET,
     SUMS,
     Totals,
     add,
     bucket_us,
     by_span,
+    details_by_span,
     dimension_id,
     key_id,
 )
@@ -119,13 +122,15 @@ async def _recomputed(
     what the roll-ups should be is added to `whole` meanwhile."""
     async for day_us in _days(connection):
         of_day = Totals(quarters=whole.quarters, keys=whole.keys)
-        beside = Totals(details=of_day.details, keys=whole.keys, values=of_day.values)
+        beside = replace(of_day, quarters={})
         async for one in _of_day(connection, day_us):
             started = bucket_us(DAY_S, to_us(one.request.started_at)) == day_us
             add(of_day if started else beside, one)  # each is in the roll-ups once
-        details = of_day.details.items()
-        mine = {at: sums for at, sums in details if bucket_us(DAY_S, at[0]) == day_us}
-        yield day_us, Totals(details=mine, keys=whole.keys, values=of_day.values)
+        mine, sets = (
+            {at: sums for at, sums in found.items() if bucket_us(DAY_S, at[0]) == day_us}
+            for found in (of_day.details, of_day.sets)
+        )
+        yield day_us, Totals(details=mine, sets=sets, keys=whole.keys, values=of_day.values)
 
 
 async def rollup_problems(connection: "AsyncConnection") -> list[str]:
@@ -141,11 +146,11 @@ async def rollup_problems(connection: "AsyncConnection") -> list[str]:
     unseen = {bucket_us(DAY_S, at_us) for at_us in (await connection.execute(held)).scalars()}
     async for day_us, details in _recomputed(connection, whole):
         unseen.discard(day_us)
-        spans_s = DETAIL_SPANS_S if day_us >= halves_us else (DAY_S,)
         if day_us >= detailed_us and len(problems) <= _MOST_NAMED:
-            problems += await _detail_problems(connection, day_us, details, known, spans_s)
+            all_of_it = day_us >= halves_us
+            problems += await _detail_problems(connection, day_us, details, known, all_of_it)
     for day_us in sorted(unseen):
-        problems += await _detail_problems(connection, day_us, Totals(), known, DETAIL_SPANS_S)
+        problems += await _detail_problems(connection, day_us, Totals(), known, True)
     wanted: dict[Address, tuple[int, ...]] = {
         at: tuple(sums) for at, sums in by_span(whole.quarters).items()
     }
@@ -180,18 +185,25 @@ async def _detail_problems(
     day_us: int,
     totals: Totals,
     known: Mapping[int, str],
-    spans_s: Sequence[int],
+    all_of_it: bool,
 ) -> list[str]:
+    """all_of_it: not only days by one user or tag, which older ones are."""
     wanted: dict[Address, tuple[int, ...]] = {
         (span_s, at_us, dimension_id(totals.values[value][0]), value, key): tuple(sums)
-        for (span_s, at_us, value, key), sums in by_span(totals.details, spans_s).items()
+        for (span_s, at_us, value, key), sums in details_by_span(totals).items()
     }
     found: dict[Address, tuple[int, ...]] = {}
-    of_day = _D.span_s.in_(spans_s), _D.bucket_us >= day_us, _D.bucket_us < day_us + DAY_US
+    spans = _D.span_s.in_(DETAIL_SPANS_S)
+    of_day = spans, _D.bucket_us >= day_us, _D.bucket_us < day_us + DAY_US
     for row in await connection.execute(select(rollup_details).where(*of_day)):
         sums = tuple(row[5:])
         if any(sums):
             found[tuple(row[:5])] = sums
+    if not all_of_it:
+        wanted, found = (
+            {at: s for at, s in each.items() if at[0] == DAY_S and at[2] != dimension_id(SET)}
+            for each in (wanted, found)
+        )
     unknown = {value for _, _, _, value, _ in found} - known.keys()
     return [
         f"details of the day from {day_us // 1_000_000}: value {value} has no text"

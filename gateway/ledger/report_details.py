@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 from msgspec import Struct
-from sqlalchemy import Select, Subquery, case, func, null, select
+from sqlalchemy import JSON, Select, Subquery, case, cast, func, null, select, type_coerce
 
 from gateway.ledger.report_query import TIME_KEYS, ReportQuery
 from gateway.ledger.report_rollups import (
@@ -34,6 +34,7 @@ from gateway.ledger.rollups import (
     HOUR_US,
     QUARTER_S,
     QUARTER_US,
+    SET,
     SUMS,
     bucket_us,
     dimension_id,
@@ -205,42 +206,50 @@ async def rows_us(connection: "AsyncConnection") -> Period:
 
 def by_value(
     query: ReportQuery,
-    dimension: str,
+    dimensions: Sequence[str],
     pieces: Iterable[Piece],
+    dialect: str,
     *,
     facts: Iterable[str],
     told: Iterable[str],
     sums: Iterable[str],
 ) -> Iterator[Select[Any]]:
-    """What the details of a dimension hold of buckets, by what the query groups and filters by.
+    """What the details hold of buckets, by what the query groups and filters by; only of requests
+    that have all of the dimensions.
 
     Args:
+        dimensions: some of the query's.
         facts: request, charge or both.
         told: keys that tell how to count, so that they are grouped by, too.
         sums: the wanted ones of SUMS.
 
     Returns:
-        The time as a quarter of an hour, every key, every sum, NULL, the value; NULL for what is
-        not asked for. Of several statements the rows are to be added up.
+        The time as a quarter of an hour, every key, every sum, NULL, the value of each dimension;
+        NULL for what is not asked for. Of several statements the rows are to be added up.
     """
     wanted = {*told, *query.group_by, *query.filters}
-    filters = [_K[key].in_(values) for key, values in query.filters.items() if key != dimension]
+    filters = [_K[key].in_(values) for key, values in query.filters.items() if key in _K]
+    dimension = dimensions[0] if len(dimensions) == 1 else SET
     shown = [column.name for column in list(_K)[1:] if column.name in wanted]
     chosen = [_D.dimension_id == dimension_id(dimension), _D.requests != 0, _K.fact.in_(facts)]
     if dimension in query.filters:
         values = [key_id((dimension, value)) for value in query.filters[dimension]]
         chosen.append(_D.value_id.in_(values))
-    valued = [_D.value_id] if dimension in query.group_by else []
+    valued = [_D.value_id] if dimension == SET or dimension in query.group_by else []
     for span_s, buckets, quarter in _times(query, pieces):
         timed = [] if quarter is None else [quarter.label("quarter")]
-        by = [*timed, *valued, *([_K[name] for name in shown] if timed else [_D.key_id])]
+        keys = [_K[name] for name in shown]
+        by = [*timed, *valued, *(keys if timed and dimension != SET else [_D.key_id])]
         found = (
             select(*by, *(func.sum(_D[name]).label(name) for name in sums))
             .join_from(rollup_details, rollup_keys, _K.id == _D.key_id)
             .where(_D.span_s == span_s, _D.bucket_us.in_(buckets), *chosen, *filters)
             .group_by(*(column.name for column in by))
         )
-        yield _spelled(found.subquery(), shown, valued=bool(valued))
+        if dimension == SET:
+            yield _split(found.subquery(), shown, query, dimensions, dialect)
+        else:
+            yield _spelled(found.subquery(), shown, valued=bool(valued))
 
 
 def _spelled(found: Subquery, shown: Sequence[str], *, valued: bool) -> Select[Any]:
@@ -262,6 +271,38 @@ def _spelled(found: Subquery, shown: Sequence[str], *, valued: bool) -> Select[A
     if valued:
         statement = statement.join(rollup_values, _V.id == a.value_id).group_by(_V.value)
     return statement.group_by(*(_K[name] for name in shown))
+
+
+def _split(
+    found: Subquery,
+    shown: Sequence[str],
+    query: ReportQuery,
+    dimensions: Sequence[str],
+    dialect: str,
+) -> Select[Any]:
+    """The sums of sets by the members that are asked for; of those that have all of these."""
+    a = found.c
+    members = cast(_V.value, JSON) if dialect == "postgresql" else type_coerce(_V.value, JSON)
+    each = {d: case((_V.dimension == SET, members[d].as_string())) for d in dimensions}
+    values = [
+        (each[d] if d in query.group_by else null()).label(f"value{i}")
+        for i, d in enumerate(dimensions)
+    ]
+    time = [a.quarter] if "quarter" in a else []
+    return (
+        select(
+            a.quarter if time else null(),
+            *(column if column.name in shown else null() for column in list(_K)[1:]),
+            *(func.sum(a[name]) if name in a else null() for name in SUMS),
+            null(),
+            *values,
+        )
+        .join_from(found, rollup_keys, _K.id == a.key_id)
+        .join(rollup_values, _V.id == a.value_id)
+        .where(*(each[d].in_(query.filters[d]) for d in dimensions if d in query.filters))
+        .where(*(each[d].is_not(None) for d in dimensions))
+        .group_by(*time, *(_K[name] for name in shown), *(value.name for value in values))
+    )
 
 
 def _times(

@@ -25,7 +25,7 @@ from gateway.ledger import subjects
 from gateway.ledger.report_details import rollups_of
 from gateway.ledger.report_query import CHARGE_KEYS, TIME_KEYS, ReportQuery
 from gateway.ledger.report_rollups import batches
-from gateway.ledger.report_sums import FromSums, KeySums, Row, without_value
+from gateway.ledger.report_sums import FromSums, KeySums, Row, parts, without_values
 from gateway.ledger.rollups import DAY_S, QUARTER_S
 from gateway.ledger.subjects import SUBJECT_KINDS
 from gateway.ledger.tables import keys as api_keys
@@ -121,13 +121,15 @@ async def lines_of(
         (plan.spare, (_LESS_AT_NOON,)),
     ):
         for buckets in batches(pieces):
+            for having, shown in parts(query):
+                named = await sums.by_value(connection, query, having, buckets, counts=counts)
+                for under, sign in shown:
+                    signed = [replace(way, sign=sign * way.sign) for way in ways]
+                    rows = named if under else without_values(named)
+                    await add(FromSums(query, rows, having, under), signed)
             if query.dimensions:
-                named = await sums.by_value(connection, query, buckets, counts=counts)
-                await add(FromSums(query, named), ways)
-                if query.dimensions[0] in query.filters:
+                if set(query.dimensions) & set(query.filters):
                     continue
-                less = [replace(way, sign=-way.sign) for way in ways]
-                await add(FromSums(query, without_value(named)), less)
                 buckets = rollups_of(query, buckets)
             for each in batches(buckets):
                 found = await sums.of(connection, query, each, counts=counts)

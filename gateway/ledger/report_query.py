@@ -47,7 +47,7 @@ class ReportQuery(Struct, frozen=True, kw_only=True):
     @property
     def dimensions(self) -> tuple[str, ...]:
         """Which of `user` and tags it names."""
-        named = {*self.group_by, *self.filters}
+        named = dict.fromkeys((*self.group_by, *self.filters))
         return tuple(key for key in named if key == USER or key.startswith(TAG))
 
     @property

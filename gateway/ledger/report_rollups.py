@@ -75,7 +75,7 @@ def batches(pieces: Sequence[_Part]) -> Iterator[tuple[_Part, ...]]:
 
 def can_answer(query: ReportQuery) -> bool:
     """Whether roll-ups hold all the keys that the question names."""
-    if len(query.dimensions) > 1:
+    if len(query.dimensions) > 1 and "hour" in query.group_by:
         return False
     return all(  # several values of an ungrouped key: a request may be first in each
         key not in CHARGE_KEYS or key in query.group_by or len(values) == 1

@@ -5,10 +5,12 @@ the whole, what was charged by kind. Without time in it all of these are answere
 key, found once; with time in it by one statement, by the keys that are asked for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 from sqlalchemy import Select, case, false, func, literal, null, or_, select
 
 from gateway.ledger import state
@@ -32,14 +34,16 @@ _K, _R = rollup_keys.c, rollups.c
 _ALWAYS = ("fact", "machine", "charged", "firsts")
 """Keys that tell how to count."""
 _KEYS = ("fact", *GROUP_KEYS, *WORK_KEYS, "charged", "firsts")
-_AT = {name: place for place, name in enumerate(("time", *_KEYS, *SUMS, "nothing", "value"))}
+_AT = {name: place for place, name in enumerate(("time", *_KEYS, *SUMS, "nothing"))}
 _HITS = ("cache_hits_exact", "cache_hits_semantic", "saved_nano_usd")
 _TOKENS = ("prompt_tokens", "cached_prompt_tokens", "completion_tokens")
 _COSTS = ("cost_nano_usd", "requests", "prompt_tokens", "completion_tokens")
 _OF_REQUESTS = ("requests", "errors", *_HITS, *_TOKENS)
 _WORK = tuple(key for key in CHARGE_KEYS if key != "backend")
 Row = tuple[Any, ...]
-"""In the places of _AT; time: quarters of an hour since 1970; value: of the user or tag."""
+"""In the places of _AT; time: quarters of an hour since 1970. Behind these the values of users and
+tags."""
+_NEVER_US = 2**62
 
 
 class _Reach(Struct, frozen=True, kw_only=True):
@@ -63,7 +67,10 @@ class KeySums:
             self._reach = await _reach(connection)
         reach = self._reach
         if query.dimensions and can_answer(query):
-            return plan_details(query, reach.details)
+            held = reach.details
+            if len(query.dimensions) > 1:  # sets are of days only, and as old as half hours
+                held = replace(held, days_from_us=held.halves_from_us, halves_from_us=_NEVER_US)
+            return plan_details(query, held)
         return plan(query, rollups_from_us=reach.rollups_from_us, held_us=reach.held_us)
 
     async def of(
@@ -91,17 +98,20 @@ class KeySums:
         self,
         connection: "AsyncConnection",
         query: ReportQuery,
+        dimensions: Sequence[str],
         pieces: tuple[Piece, ...],
         *,
         counts: bool = True,
     ) -> list[Row]:
-        """Over buckets of the details: a row per user, or per value of the tag that the question
-        names, and key; only of requests that have one."""
-        (dimension,) = query.dimensions
+        """Over buckets of the details: a row per user, or per value of the tags, and key; only of
+        requests that have all of these dimensions."""
+        dialect = connection.dialect.name
         facts, told = _counted(counts)
         sums = SUMS if counts else _COSTS
         rows: list[Row] = []
-        for statement in by_value(query, dimension, pieces, facts=facts, told=told, sums=sums):
+        for statement in by_value(
+            query, dimensions, pieces, dialect, facts=facts, told=told, sums=sums
+        ):
             rows += [tuple(row) for row in await connection.execute(statement)]
         return rows
 
@@ -122,15 +132,36 @@ async def _reach(connection: "AsyncConnection") -> _Reach:
     )
 
 
-def without_value(rows: Sequence[Row]) -> list[Row]:
-    """The same added up, as requests count that have no user, or not that tag."""
+def parts(
+    query: ReportQuery,
+) -> Iterator[tuple[tuple[str, ...], list[tuple[tuple[str, ...], int]]]]:
+    """What is to be added up of requests that have users and tags: by inclusion and exclusion.
+
+    Returns:
+        Dimensions that requests have, with these of them under whose values they count, under none
+        of the others, more (1) or less (-1).
+    """
+    fixed = {key for key in query.dimensions if key in query.filters}
+    for each in _subsets(query.dimensions):
+        if each and fixed <= set(each):
+            shown = [some for some in _subsets(each) if fixed <= set(some)]
+            yield each, [(some, (-1) ** (len(each) - len(some))) for some in shown]
+
+
+def _subsets(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    for count in range(len(names) + 1):
+        yield from combinations(names, count)
+
+
+def without_values(rows: Sequence[Row]) -> list[Row]:
+    """The same added up, as requests count that have no user, or none of the tags."""
     found: dict[Row, Row] = {}
     begin, end = _AT[SUMS[0]], _AT["nothing"]
     for row in rows:
         key, sums = row[:begin], row[begin:end]
         known = found.get(key)
         found[key] = sums if known is None else tuple(map(_plus, known, sums))
-    return [(*key, *sums, None, None) for key, sums in found.items()]
+    return [(*key, *sums, None) for key, sums in found.items()]
 
 
 def _plus(a: int | None, b: int | None) -> int | None:
@@ -146,7 +177,7 @@ def _by_key(pieces: tuple[Piece, ...]) -> Select[Any]:
         .subquery()
     )
     columns = [*(_K[name] for name in _KEYS), *(added.c[name] for name in SUMS)]
-    return select(literal(0), *columns, null(), null()).join_from(
+    return select(literal(0), *columns, null()).join_from(
         added, rollup_keys, _K.id == added.c.key_id
     )
 
@@ -165,7 +196,7 @@ def _in_time(query: ReportQuery, pieces: tuple[Piece, ...], *, counts: bool) -> 
     shown = [_K[name] if name in wanted else null() for name in _KEYS]
     sums = [func.sum(_R[name]) if counts or name in _COSTS else null() for name in SUMS]
     return (
-        select(quarter, *shown, *sums, null(), null())
+        select(quarter, *shown, *sums, null())
         .join_from(rollups, rollup_keys, _K.id == _R.key_id)
         .where(_K.fact.in_(facts), _R.requests != 0, or_(false(), *map(within, pieces)))
         .where(*(_K[key].in_(values) for key, values in query.filters.items()))
@@ -174,10 +205,23 @@ def _in_time(query: ReportQuery, pieces: tuple[Piece, ...], *, counts: bool) -> 
 
 
 class FromSums:
-    """A question's rows out of the sums: FromRows' columns in the same order, a row per key."""
+    """A question's rows out of the sums: FromRows' columns in the same order, a row per key.
 
-    def __init__(self, query: ReportQuery, rows: Sequence[Row]) -> None:
+    Args:
+        dimensions: whose values stand behind each row.
+        shown: those that it counts under.
+    """
+
+    def __init__(
+        self,
+        query: ReportQuery,
+        rows: Sequence[Row],
+        dimensions: Sequence[str] = (),
+        shown: Sequence[str] = (),
+    ) -> None:
         self.query = query
+        self._at = _AT | dict.fromkeys(query.dimensions, _AT["nothing"])
+        self._at |= {name: len(_AT) + dimensions.index(name) for name in shown}
         self._rows = [row for row in rows if self._fits(row)]
 
     def by_request(self) -> list[Row]:
@@ -224,10 +268,9 @@ class FromSums:
             first: only keys with this bit, of requests that are their group's first.
         """
         keys = ["time" if key in TIME_KEYS else key for key in self.query.group_by]
-        keys = ["value" if key in self.query.dimensions else key for key in keys]
         if charged is not None:
             keys = ["nothing" if key in _WORK else key for key in keys]
-        places = [_AT[key] for key in (*keys, *names)]
+        places = [self._at[key] for key in (*keys, *names)]
         return [
             tuple(row[place] for place in places)
             for row in self._rows

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import delete, select
 
 from gateway.ledger.database import inserting_once, upsert_adding
-from gateway.ledger.rollups import DETAIL_SPANS_S, SUMS, Totals, by_span, dimension_id
+from gateway.ledger.rollups import SUMS, Totals, by_span, details_by_span, dimension_id
 from gateway.ledger.tables import rollup_details, rollup_keys, rollup_values, rollups
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class RollupWriter:
             The new keys' ids, which the database has once that is committed.
         """
         spans = by_span(totals.quarters)
-        details = by_span(totals.details, DETAIL_SPANS_S)
+        details = details_by_span(totals)
         used = {number for *_, number in spans} | {number for *_, number in details}
         new = used - self._keys
         if new:

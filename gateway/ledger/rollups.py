@@ -7,7 +7,8 @@ central Australia) shift by half ones.
 
 `user` and tags may have as many values as there are requests. What a request adds is added once
 more, to its half hour and its UTC day only, under its user and under each of its tags: the details.
-Requests without a user, or without that tag, are the whole less its details.
+Requests without a user, or without that tag, are the whole less its details. For two of these at
+once, it is added under the set of all that it has, to its UTC day.
 
 Two facts are kept. `request`: once per request, in the bucket in which it started, under who
 answered. `charge`: once per charge, in the bucket in which it was booked. A request counts once in
@@ -36,6 +37,8 @@ DETAIL_SPANS_S = (HALF_S, DAY_S)
 QUARTER_US, HALF_US, HOUR_US, DAY_US = (
     span_s * 1_000_000 for span_s in (QUARTER_S, HALF_S, HOUR_S, DAY_S)
 )
+SET = "set"
+"""The dimension of sets of two and more; the value is the JSON object of its members."""
 WORK_KEYS = ("backend", "machine", "machine_type", "kind")
 GROUP_KEYS = ("team", "key", "model", "policy", "rule", "task")
 SUMS = (
@@ -54,7 +57,7 @@ SUMS = (
 Key = tuple[str | int | bool | None, ...]
 """(fact, *GROUP_KEYS, *WORK_KEYS, charged, firsts)"""
 Detail = tuple[str, str]
-"""(dimension: `user` or `tag:NAME`, value)"""
+"""(dimension: `user`, `tag:NAME` or SET, value)"""
 Bucket = tuple[int, int]
 """(unix microseconds of the quarter's begin, id of the key)"""
 DetailBucket = tuple[int, int, int]
@@ -78,6 +81,8 @@ class Totals(Struct, frozen=True):
 
     quarters: dict[Bucket, Sums] = field(default_factory=dict)
     details: dict[DetailBucket, Sums] = field(default_factory=dict)
+    sets: dict[DetailBucket, Sums] = field(default_factory=dict)
+    """Of UTC days in place of half hours."""
     keys: dict[int, Key] = field(default_factory=dict)
     """By id."""
     values: dict[int, Detail] = field(default_factory=dict)
@@ -100,6 +105,11 @@ def details_of(request: RequestRecord) -> list[Detail]:
     """The user and the tags that a request counts under."""
     found = [(TAG + name, value) for name, value in request.tags.items()]
     return found if request.user is None else [(USER, request.user), *found]
+
+
+def set_of(details: Sequence[Detail]) -> Detail | None:
+    """All of them as one; None: there are no two."""
+    return (SET, _encode(dict(sorted(details))).decode()) if len(details) > 1 else None
 
 
 def contributions(settlement: Settlement) -> Iterator[tuple[int, Key, Sums]]:
@@ -158,8 +168,13 @@ def bucket_us(span_s: int, at_us: int) -> int:
 
 def add(totals: Totals, settlement: Settlement, sign: int = 1) -> None:
     """Add a request, or with sign -1 take it out."""
-    details = {key_id(detail): detail for detail in details_of(settlement.request)}
+    found = details_of(settlement.request)
+    details = {key_id(detail): detail for detail in found}
     totals.values.update(details)
+    together = None
+    if (whole := set_of(found)) is not None:
+        together = key_id(whole)
+        totals.values[together] = whole
     for quarter_us, key, sums in contributions(settlement):
         number = key_id(key)
         totals.keys[number] = key
@@ -169,6 +184,9 @@ def add(totals: Totals, settlement: Settlement, sign: int = 1) -> None:
             half_us = bucket_us(HALF_S, quarter_us)
             for detail in details:
                 _merge(totals.details, (half_us, detail, number), signed)
+            if together is not None:
+                day_us = bucket_us(DAY_S, quarter_us)
+                _merge(totals.sets, (day_us, together, number), signed)
 
 
 def by_span(
@@ -185,6 +203,11 @@ def by_span(
             for span_s in spans_s:
                 _merge(spans, (span_s, bucket_us(span_s, at_us), *ids), sums)
     return spans
+
+
+def details_by_span(totals: Totals) -> dict[tuple[int, ...], Sums]:
+    """Details and sets by (span, bucket, id of the detail, id of the key)."""
+    return by_span(totals.details, DETAIL_SPANS_S) | by_span(totals.sets, (DAY_S,))
 
 
 def _merge(into: dict[_At, Sums], at: _At, sums: Sums) -> None:

@@ -318,7 +318,7 @@ rollup_values = Table(
     Column("value", Text, nullable=False),
     sqlite_with_rowid=False,
 )
-"""Users (subject ids) and tags' values; dimension: `user` or `tag:NAME`; id: a hash of both."""
+"""Users (subject ids), tags' values, sets of them: see rollups.py; id: a hash of the other two."""
 
 rollup_details = Table(
     "rollup_details",

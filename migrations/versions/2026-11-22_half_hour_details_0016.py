@@ -1,7 +1,7 @@
-"""Roll-ups by user and by tag by half hours, too.
+"""Roll-ups by user and by tag by half hours, too, and by sets of these.
 
 Revision: 0016. Days that are there have none, which `half_hours_from` notes: reports read their
-rows for parts of them, or `headgate db check --rebuild` adds the half hours.
+rows for parts of them and for sets, or `headgate db check --rebuild` adds both.
 """
 
 # ruff: noqa: N999 (a date comes first, so that the folder lists them in order)

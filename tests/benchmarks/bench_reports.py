@@ -41,6 +41,7 @@ from gateway.ledger.rollups import (
     bucket_us,
     dimension_id,
     key_id,
+    set_of,
 )
 from gateway.ledger.rows import CHARGE_COLUMNS, REQUEST_COLUMNS, charge_row, request_row
 from gateway.ledger.tables import charges, requests, rollup_keys, rollup_values, rollups, subjects
@@ -56,6 +57,7 @@ END_US = BEGIN_US + DAYS * DAY_S * 1_000_000
 TEAMS, KEYS, BACKENDS = 10, 5, 5
 USERS, FEATURES = 20, 7
 """Of each key; of all."""
+_SETS = USERS * FEATURES
 COMBINATIONS = list(itertools.product(range(TEAMS), range(KEYS), range(BACKENDS)))
 LAST_HOUR_ROWS = 2_000
 REPEATS = 5
@@ -74,6 +76,8 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     "by user and model": {"group_by": "user,model"},
     "by project": {"group_by": "tag:project"},
     "one user by backend": {"group_by": "backend", "filters": {"user": ["u3-2-1"]}},
+    "by user and project": {"group_by": "user,tag:project"},
+    "by feature and project": {"group_by": "tag:feature,tag:project"},
     "by day and project in Berlin": {"group_by": "day,tag:project", "tz": "Europe/Berlin"},
     "by day and project in India": {"group_by": "day,tag:project", "tz": "Asia/Kolkata"},
     "by hour and project": {"group_by": "hour,tag:project"},
@@ -133,6 +137,12 @@ async def _details(connection: AsyncConnection, counts: Sequence[int], begin_us:
         found += [(("tag:feature", f"f{f}"), FEATURES, f) for f in range(FEATURES)]
         if (named := project(t, k, b)) is not None:
             found.append((("tag:project", named), 1, 0))
+        for n in range(_SETS):
+            members = [found[n % USERS][0], found[USERS + n % FEATURES][0]]
+            members += [found[-1][0]] if named is not None else []
+            found_set = set_of(members)
+            assert found_set is not None, "of two and more"
+            shares.append((found_set, _SETS, n, (t, k, b)))
         shares += [(*one, (t, k, b)) for one in found]
     values = {key_id(detail): detail for detail, *_ in shares}
     rows = [{"id": n, "dimension": d, "value": v} for n, (d, v) in values.items()]
@@ -156,7 +166,7 @@ async def _details(connection: AsyncConnection, counts: Sequence[int], begin_us:
         (bucket_us(HALF_S, begin_us + i * QUARTER_US), modulus, (i + j) % modulus)
         for i, each in enumerate(counts)
         for j in range(each)
-        for modulus in (1, USERS, FEATURES)
+        for modulus in (1, USERS, FEATURES, _SETS)
     )
     await connection.execute(
         text("INSERT INTO counts VALUES (:at, :m, :r, :n)"),
@@ -168,15 +178,22 @@ async def _details(connection: AsyncConnection, counts: Sequence[int], begin_us:
     halves = (
         f"INSERT INTO rollup_details ({columns}) SELECT {HALF_S}, at_us, {ids}, n, 0, 0, 0, "
         "100 * n, 0, 20 * n, 0, cost * n, 0 FROM shares JOIN counts USING (modulus, remainder) "
-        f"WHERE at_us >= :day AND at_us < :day + {DAY_US} ORDER BY at_us, {ids}"
+        f"WHERE at_us >= :day AND at_us < :day + {DAY_US} AND modulus < {_SETS} "
+        f"ORDER BY at_us, {ids}"
     )
     day = (
         f"INSERT INTO rollup_details ({columns}) SELECT {DAY_S}, :day, {ids}, {sums} "
         f"FROM rollup_details WHERE span_s = {HALF_S} AND bucket_us >= :day "
         f"AND bucket_us < :day + {DAY_US} GROUP BY {ids}"
     )
+    sets = (
+        f"INSERT INTO rollup_details ({columns}) SELECT {DAY_S}, :day, {ids}, sum(n), 0, 0, 0, "
+        "sum(100 * n), 0, sum(20 * n), 0, sum(cost * n), 0 "
+        "FROM shares JOIN counts USING (modulus, remainder) "
+        f"WHERE at_us >= :day AND at_us < :day + {DAY_US} AND modulus = {_SETS} GROUP BY {ids}"
+    )
     for day_us in sorted({bucket_us(DAY_S, at_us) for at_us, *_ in of}):
-        for statement in (halves, day):  # not all at once: a statement may take a minute
+        for statement in (halves, day, sets):  # not all at once: a statement may take a minute
             await connection.execute(text(statement.replace(":day", str(day_us))))
     for table in ("shares", "counts"):
         await connection.execute(text(f"DROP TABLE {table}"))

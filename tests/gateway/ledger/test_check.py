@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.ledger import check
 from gateway.ledger.check import ChainCheck
 from gateway.ledger.repository import Repository
-from gateway.ledger.rollups import DAY_S
+from gateway.ledger.rollups import DAY_S, dimension_id
 from gateway.ledger.tables import chain, charges, requests, rollup_details, rollup_values
 from tests.gateway.ledger.samples import NOW, charge, settlement
 
@@ -154,7 +154,8 @@ async def test_wrong_details_are_named_and_rebuilt(engine: AsyncEngine) -> None:
     async with engine.begin() as connection:
         assert await check.rollup_problems(connection) == []
         prod = select(values.id).where(values.value == "prod").scalar_subquery()
-        of_users = select(c.value_id).where(c.value_id != prod, c.span_s == DAY_S)
+        users = c.dimension_id == dimension_id("user")
+        of_users = select(c.value_id).where(users, c.span_s == DAY_S)
         of_users = of_users.order_by(c.value_id)
         first, second = (await connection.execute(of_users)).scalars()
         row = (

@@ -146,16 +146,18 @@ _QUESTIONS: list[dict[str, Any]] = [
 
 @st.composite
 def _detailed(draw: st.DrawFn) -> dict[str, Any]:
-    """A question about a user or a tag, of any period, by UTC's or local days."""
-    dimension = draw(st.sampled_from(["user", "tag:env", "tag:user", "tag:a.b c", "tag:none"]))
+    """A question about users and tags, of any period, by UTC's or local days and hours."""
+    named = st.sampled_from(["user", "tag:env", "tag:user", "tag:a.b c", "tag:none"])
+    dimensions = draw(st.lists(named, min_size=1, max_size=3, unique=True))
     others = draw(st.lists(st.sampled_from(["team", "model", "backend", "machine", "kind"])))
     group_by = [*dict.fromkeys([*others, *draw(st.sampled_from([["day"], ["hour"], []]))])]
     filters = {}
-    if draw(st.booleans()):
-        values = ["ann", "nobody"] if dimension == "user" else ["a", "c"]
-        filters[dimension] = draw(st.lists(st.sampled_from(values), min_size=1, unique=True))
-    if draw(st.booleans()) or not filters:
-        group_by.insert(0, dimension)
+    for dimension in dimensions:
+        if filtered := draw(st.booleans()):
+            values = ["ann", "nobody"] if dimension == "user" else ["a", "c"]
+            filters[dimension] = draw(st.lists(st.sampled_from(values), min_size=1, unique=True))
+        if draw(st.booleans()) or not filtered:
+            group_by.insert(0, dimension)
     if draw(st.booleans()):
         filters["backend"] = ["small"]
     begin, end = sorted(draw(st.lists(_MOMENTS, min_size=2, max_size=2, unique=True)))
@@ -445,7 +447,7 @@ def _moved_about(
         ({"group_by": "hour", "tz": "Australia/Adelaide"}, {HALF_PAST_S, QUARTER_S}),
         ({"group_by": "day", "tz": "Asia/Kathmandu"}, {DAY_S, QUARTER_S}),
         ({"group_by": "hour", "tz": "Asia/Kathmandu"}, {QUARTER_S}),
-        ({"group_by": "user,tag:env"}, set()),
+        ({"group_by": "user,tag:env,hour"}, set()),
         ({"group_by": "team", "filters": {"kind": ["answer", "retry"]}}, set()),
     ],
 )
