@@ -51,8 +51,6 @@ from policies.model import CacheRule, Facts, Warm
 
 log = structlog.get_logger(__name__)
 
-EXPECTED_ANSWER_TOKENS = 256
-"""Assumed when candidates' costs are compared."""
 _HEADER_RULES: Mapping[str | None, CacheRule] = {"off": "off", "exact": "exact"}
 """Values of x-headgate-cache that tighten."""
 _encode = msgspec.json.Encoder().encode
@@ -207,16 +205,13 @@ class Pipeline:
         )
         facts = x.facts = x.routed.facts
         decision = x.routed.decision
-        prompt = facts.features.prompt_tokens
-        estimates = facts.estimates
-        asked = [n for n in (facts.max_tokens, decision.max_tokens) if n is not None]
-        tokens = min(EXPECTED_ANSWER_TOKENS, *asked) if asked else EXPECTED_ANSWER_TOKENS
+        estimates, forecasts = facts.estimates, parts.router.forecasts
         x.candidates = tuple(
             candidate_record(name, facts, estimates[name])
             if name in estimates
             else CandidateRecord(
                 backend=name,
-                cost_nano_usd=parts.estimator.expected(name, prompt, tokens),
+                cost_nano_usd=forecasts.cost_nano_usd(facts, name, decision.max_tokens),
                 quality=facts.features.quality.get(name),
             )
             for name in decision.candidates

@@ -61,11 +61,16 @@ def _story(record: dict[str, Any]) -> list[str]:
     lines = [
         f"request   {request['request_id']}  {request['endpoint']}  model={request['model']}",
         f"caller    team={request['team']} key={request['key']} user={request['user'] or '-'}",
-        f"outcome   {request['outcome']} ({request['status']}) in {request['duration_ms']:.1f} ms",
-        f"features  task={request['task']} difficulty={_short(request['difficulty'])} "
-        f"language={request['language']} prompt≈{request['prompt_tokens_estimate']} tokens",
-        f"policy    {request['policy']}@{request['policy_sha256'][:8]} → rule {request['rule']}",
+        f"outcome   {request['outcome']} ({_status(request)}) in {request['duration_ms']:.1f} ms",
     ]
+    if request["task"]:  # else it was refused before anybody read it
+        lines.append(
+            f"features  task={request['task']} difficulty={_short(request['difficulty'])} "
+            f"language={request['language']} prompt≈{request['prompt_tokens_estimate']} tokens"
+        )
+    if request["policy"]:
+        ref = f"{request['policy']}@{request['policy_sha256'][:8]}"
+        lines.append(f"policy    {ref} → rule {request['rule']}")
     for subject, matched, why in request["reasons"]:
         lines.append(f"  {'✓' if matched else '·'} {subject}: {why}")
     told = request["decided_on"] or {}
@@ -89,6 +94,10 @@ def _story(record: dict[str, Any]) -> list[str]:
             f"it was made for {request['reuses'] or 'a request unknown'})"
         )
     return lines
+
+
+def _status(request: dict[str, Any]) -> str:
+    return " ".join(str(part) for part in (request["status"], request["error_code"]) if part)
 
 
 def _short(value: float | None) -> str:

@@ -170,13 +170,29 @@ class Forecasts:
 
     def lengths(self, backend: str, task: str) -> tuple[float, float, float]:
         """Median, 5th and 95th percentile of an answer's tokens."""
+        mean, variance = self._logarithm(backend, task)
+        off = NINE_OF_TEN * math.sqrt(variance)
+        return math.exp(mean), math.exp(mean - off), math.exp(mean + off)
+
+    def _logarithm(self, backend: str, task: str) -> tuple[float, float]:
+        """Mean and variance of the logarithm of an answer's tokens."""
         mean, variance = math.log(FIRST_TOKENS), FIRST_SPREAD**2
         for key in ((backend, ""), (backend, task)):
             seen = self._lengths.get(key)
             if seen is not None:
                 mean, variance = seen.pulled(mean, variance)
-        off = NINE_OF_TEN * math.sqrt(variance)
-        return math.exp(mean), math.exp(mean - off), math.exp(mean + off)
+        return mean, variance
+
+    def cost_nano_usd(self, facts: Facts, backend: str, max_tokens: int | None) -> int:
+        """Of an answer of the usual length, `estimate`'s without the rest of it: where no policy
+        asks for one."""
+        tokens = 0.0
+        if facts.endpoint != "embeddings":
+            tokens = math.exp(self._logarithm(backend, facts.features.task)[0])
+            for most in (facts.max_tokens, max_tokens):
+                tokens = tokens if most is None else min(tokens, float(most))
+        cached = self.cached_tokens(facts, backend)
+        return self._prices.expected(backend, facts.features.prompt_tokens, round(tokens), cached)
 
     def latency_s(self, card: BackendCard, tokens: float) -> float | None:
         """Seconds to the last token at the load of now; None before the first answer."""

@@ -1,6 +1,7 @@
 """`headgate explain REQUEST_ID`: the story out of what was recorded."""
 
 import asyncio
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from click.testing import CliRunner
 from backends.echo import EchoBackend
 from gateway.cli import cli
 from gateway.cli.explain import _story
+from gateway.settings import BackendSettings
+from tests.gateway.dispatch.climbing import PRICE
 from tests.gateway.serving import decode, gateway, settings
 
 
@@ -26,6 +29,37 @@ async def test_the_story_has_candidates_loads_and_every_attempt(tmp_path: Path) 
     assert "expected, load 0.00" in told
     assert "attempt   small" in told
     assert "✓ default: no rule before it matched" in told
+
+
+async def test_what_was_refused_unread_has_neither_features_nor_policy(tmp_path: Path) -> None:
+    """Only what is known is told: who asked, and which refusal it was."""
+    made = {"small": EchoBackend("small"), "base": EchoBackend("base")}
+    async with gateway(settings(tmp_path), made) as served:
+        request_id = (await served.chat(what=1)).headers["x-headgate-request-id"]
+        record = decode(await served.client.get(f"/requests/{request_id}"))
+    told = _story(record)
+    assert told[2].startswith("outcome   refused (400 invalid_request_error) in ")
+    assert not [line for line in told if line.startswith(("features", "policy"))]
+
+
+async def test_expected_costs_are_those_that_explaining_says(tmp_path: Path) -> None:
+    """Also of a policy that weighs no costs: by the answers that were seen, not by a flat guess."""
+    chosen = settings(
+        tmp_path,
+        *(
+            BackendSettings(name=name, kind="echo", model="e", tier=name, price=PRICE)
+            for name in ("small", "base")
+        ),
+    )
+    reply = {"small": EchoBackend("small", reply="four"), "base": EchoBackend("base")}
+    async with gateway(chosen, reply) as served:
+        for number in range(8):
+            await served.settled(await served.chat(f"what is {number} + 2?"))
+        body = {"model": "auto", "messages": [{"role": "user", "content": "what is 9 + 2?"}]}
+        said = decode(await served.client.post("/route/explain", json=body))["candidates"]
+        found = await served.settled(await served.chat("what is 9 + 2?"))
+    expected = {one["backend"]: Decimal(one["cost_usd"]) * 10**9 for one in said}
+    assert {c.backend: c.cost_nano_usd for c in found.request.candidates} == expected
 
 
 async def test_what_cost_nothing_is_explained_too(tmp_path: Path) -> None:
@@ -46,7 +80,7 @@ async def test_what_cost_nothing_is_explained_too(tmp_path: Path) -> None:
             assert (record["charges"], sorted(record)) == ([], ["charges", "request"])
             stories.append("\n".join(_story(record)))
     assert "cache     exact" in stories[0]
-    assert "outcome   denied (403)" in stories[1]
+    assert "outcome   denied (403 policy_denied)" in stories[1]
     assert "rule no: user eve in [eve]" in stories[1]
 
 
