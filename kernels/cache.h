@@ -296,13 +296,20 @@ inline IN_PLACE Slots<KIND> slots_of(const Place& at, const Place& next, const C
             static_cast<int64_t>(next.address(shape) - at.address(shape))};
 }
 
-// The same, widened into `room` [count, dim].
-template <int KIND>
-inline Slots<FP32> widened(const Slots<KIND>& slots, int count, int dim, float* room) {
-    for (int slot = 0; slot < count; ++slot)
-        for (int d = 0; d < dim; d += LANES)
-            store(room + int64_t{slot} * dim + d, slots.at(slot, d));
-    return {room, 0, dim};
+// Slots of any kind, widened into `room` [count, dim].
+inline Slots<FP32> widened(const Place& at, const CacheShape& shape, int head, int count,
+                           float* room) {
+    const auto widen = [&](auto kind) {
+        const auto slots = slots_of<decltype(kind)::value>(at, at, shape, head);
+        for (int slot = 0; slot < count; ++slot)
+            for (int d = 0; d < shape.dim; d += LANES)
+                store(room + int64_t{slot} * shape.dim + d, slots.at(slot, d));
+    };
+    if (shape.kind == FP16) widen(std::integral_constant<int, FP16>{});
+    if (shape.kind == BF16) widen(std::integral_constant<int, BF16>{});
+    if (shape.kind == INT8) widen(std::integral_constant<int, INT8>{});
+    if (shape.kind == FP8) widen(std::integral_constant<int, FP8>{});
+    return {room, 0, shape.dim};
 }
 
 // Writes one token's row [heads, dim]; codes get a scale per head, of its largest value.

@@ -230,26 +230,27 @@ inline IN_PLACE void each_head(const Walk& walk, const CacheHalf& half, const Ca
             for (int head = 0; head < walk.heads; ++head) {
                 const auto slots = slots_of<decltype(kind)::value>(at, then, shape,
                                                                    walk.first_head + head);
-                body(read(slots, then, count, walk.first_head + head), at, count, first, head);
+                body(read(slots, at, then, count, walk.first_head + head), at, count, first, head);
             }
         }
     };
-    const auto as_it_lies = [](const auto& slots, const Place&, int, int) IN_PLACE { return slots; };
-    const auto widening = [&](auto kind) {
-#if defined(__AVX2__)
-        if (read_as_they_lie(rows, shape)) return run(kind, as_it_lies);
-#endif
-        run(kind, [&](const auto& slots, const Place& then, int count, int head) IN_PLACE {
+    if (!read_as_they_lie(rows, shape))
+        return run(std::integral_constant<int, FP32>{},
+                   [&](const auto&, const Place& at, const Place& then, int count, int head) IN_PLACE {
             fetch(then, shape, count, head);
-            return widened(slots, count, shape.dim, rows.block.data());
+            return widened(at, shape, head, count, rows.block.data());
         });
+    const auto as_it_lies = [](const auto& slots, const Place&, const Place&, int, int) IN_PLACE {
+        return slots;
     };
     switch (shape.kind) {
         case FP32: return run(std::integral_constant<int, FP32>{}, as_it_lies);
-        case FP16: return widening(std::integral_constant<int, FP16>{});
-        case BF16: return widening(std::integral_constant<int, BF16>{});
-        case INT8: return widening(std::integral_constant<int, INT8>{});
-        default: return widening(std::integral_constant<int, FP8>{});
+#if defined(__AVX2__)
+        case FP16: return run(std::integral_constant<int, FP16>{}, as_it_lies);
+        case BF16: return run(std::integral_constant<int, BF16>{}, as_it_lies);
+        case INT8: return run(std::integral_constant<int, INT8>{}, as_it_lies);
+        case FP8: return run(std::integral_constant<int, FP8>{}, as_it_lies);
+#endif
     }
 }
 
