@@ -80,8 +80,8 @@ class Cascades:
         best: _Answer | None = None
         async with _kept_alive(x, reply):
             for place in range(len(ladder) - 1):
-                if _too_late(x, best):
-                    break
+                if _too_late(x, best, ladder[place]):
+                    continue
                 found = await self._rung(x, reply, ladder[place:], accept, best)
                 if found is None:
                     continue
@@ -135,9 +135,9 @@ class Cascades:
 
     async def _last(self, x: Exchange, reply: Reply, accept: Accept, best: _Answer | None) -> str:
         """The rung that is not judged, or who stands in for it, or the best answer so far."""
-        if best is not None and _too_late(x, best):
-            return self._stand(x, best, shown=False)
         name = x.affordable[0]
+        if best is not None and _too_late(x, best, name):
+            return self._stand(x, best, shown=False)
         x.buffered, x.hides_logprobs = False, False
         x.extra = {name: self._draft(x, name, accept, best)}
         first, x.tokens_seen, x.held = len(x.charges), 0, None
@@ -274,9 +274,12 @@ def _better(best: _Answer | None, found: _Answer) -> _Answer:
     return best
 
 
-def _too_late(x: Exchange, best: _Answer | None) -> bool:
-    """Whether there is an answer to give, and no time to ask for another one."""
-    return best is not None and x.ends_at is not None and _spare_s(x.ends_at) <= 0
+def _too_late(x: Exchange, best: _Answer | None, name: str) -> bool:
+    """Whether there is an answer to give, and less time than half of what `name` usually takes."""
+    if best is None or x.ends_at is None:
+        return False
+    usual_ms = next((c.latency_ms for c in x.candidates if c.backend == name), None) or 0.0
+    return _spare_s(x.ends_at) <= usual_ms / 2e3
 
 
 def _spare_s(ends_at: float) -> float:

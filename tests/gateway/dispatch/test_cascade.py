@@ -1,6 +1,7 @@
 """Cascades end to end: who answers, what the client sees, what it costs, what is remembered."""
 
 import asyncio
+import time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,18 @@ async def test_nobody_else_is_asked_where_the_time_is_up(tmp_path: Path, stream:
         assert (answer.status_code, settled.request.outcome) == (200, "ok")
         assert kinds(settled) == [("answer", "low")]
         assert [attempt.backend for attempt in settled.request.attempts] == ["low"]
+
+
+async def test_a_rung_that_cannot_be_in_time_is_not_asked(tmp_path: Path) -> None:
+    """Where it is known to take far longer than is left, the answer in hand is given at once."""
+    backends = echoes(high={"delay_s": 1.5})
+    async with gateway(ladder(tmp_path), backends) as served:
+        await served.settled(await served.chat())
+        began = time.perf_counter()
+        answer = await served.chat("another", headers={"x-headgate-deadline-ms": "600"})
+        assert time.perf_counter() - began < 0.5
+        assert content(answer) == "it is five"
+        assert kinds(await served.settled(answer)) == [("answer", "low")]
 
 
 class Slow(EchoBackend):
