@@ -1,5 +1,6 @@
 """What the pages' forms do: the admin paths' own functions, so with their checks and audit rows."""
 
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -64,9 +65,21 @@ def _some(form: FormMultiDict, name: str) -> str | None:
 def _number(form: FormMultiDict, name: str) -> float | None:
     value = _some(form, name)
     try:
-        return None if value is None else float(value)
+        found = None if value is None else float(value)
     except ValueError:
-        raise InvalidRequest(f"{name.replace('_', ' ')} {value!r} is no number.") from None
+        found = math.nan
+    if found is not None and not math.isfinite(found):
+        raise InvalidRequest(f"{name.replace('_', ' ')} {value!r} is no number.", param=name)
+    return found
+
+
+def _whole(form: FormMultiDict, name: str) -> int | None:
+    """Refused rather than rounded: what is set is what was typed."""
+    found = _number(form, name)
+    if found is not None and not found.is_integer():
+        words = f"{name.replace('_', ' ')} {_some(form, name)!r} is no whole number."
+        raise InvalidRequest(words, param=name)
+    return None if found is None else int(found)
 
 
 def _dollars(form: FormMultiDict, name: str) -> str:
@@ -88,8 +101,8 @@ def _body(kind: type[Any], fields: Mapping[str, Any]) -> Any:
 
 
 def _limits(form: FormMultiDict) -> dict[str, Any]:
-    found = {name: _number(form, name) for name in _LIMITS}
-    limits: dict[str, Any] = {n: int(value) for n, value in found.items() if value is not None}
+    found = {name: _whole(form, name) for name in _LIMITS}
+    limits: dict[str, Any] = {n: value for n, value in found.items() if value is not None}
     usd = _some(form, "usd_per_minute")
     return limits if usd is None else {**limits, "usd_per_minute": usd}
 
@@ -132,14 +145,14 @@ async def team(visit: Visit, form: FormMultiDict) -> Done:
 
 
 async def set_budget(visit: Visit, form: FormMultiDict) -> Done:
-    percent = _number(form, "downgrade_percent")
+    percent = _whole(form, "downgrade_percent")
     fields = {
         "scope": text(form, "scope"),
         "limit_usd": _dollars(form, "limit_usd"),
         "window": _some(form, "window"),
         "tz": _some(form, "tz"),
         "soft": form.get("soft") == "yes",
-        "downgrade_percent": None if percent is None else int(percent),
+        "downgrade_percent": percent,
         "downgrade_policy": None if percent is None else _some(form, "downgrade_policy"),
     }
     await change_budget(visit.pipeline, visit.request, _body(BudgetBody, fields))

@@ -33,7 +33,7 @@ async def machines(visit: Visit) -> dict[str, Any]:
             {
                 "name": machine.name,
                 "type": machine.type,
-                "usd_per_hour": format(usd_per_hour(machine, now.timestamp()), "f"),
+                "usd_per_hour": price_text(usd_per_hour(machine, now.timestamp())),
                 "about": about,
                 "parts": {} if about is None else _divided(about),
                 "backends": on_it,
@@ -69,3 +69,8 @@ def _chart(rows: list[dict[str, Any]]) -> Chart:
     return Chart(
         name="machines", title="Machines", kind="bars", columns=columns, rows=cells, unit="$"
     )
+
+
+def price_text(usd: Decimal) -> str:
+    """In full, with cents at least."""
+    return f"{usd:.2f}" if usd == round(usd, 2) else format(usd, "f")

@@ -139,11 +139,14 @@ class Dashboard:
         except GatewayError as error:
             return self.problem(caller, error.message, error.status)
         page = _BY_NAME[form.page]
+        sent = await asked.form()
         try:
             with answering():
-                done = await form.act(visit, await asked.form())
+                done = await form.act(visit, sent)
         except GatewayError as error:
-            return await self._filled(visit, page, {"problem": error.message}, error.status)
+            fields = [(name, value) for name, value in sent.multi_items() if isinstance(value, str)]
+            refused = {"problem": error.message, "typed": {"path": form.path, "fields": fields}}
+            return await self._filled(visit, page, refused, error.status)
         if isinstance(done, str):
             return Redirect(f"{page.path}?done={done}", status_code=303)
         return await self._filled(visit, page, done)
@@ -223,7 +226,7 @@ class Dashboard:
 def _nobody(problem: str = "") -> dict[str, Any]:
     """Of a page for somebody who is not known."""
     return {"caller": None, "page": "", "pages": [], "signed_in": False, "problem": problem,
-            "note": "", "here": "/", "query": "", "tz": "UTC"}  # fmt: skip
+            "note": "", "typed": None, "here": "/", "query": "", "tz": "UTC"}  # fmt: skip
 
 
 def dashboard_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:

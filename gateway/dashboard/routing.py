@@ -75,7 +75,8 @@ async def routing(visit: Visit) -> dict[str, Any]:
                 kind="curve",
                 columns=("$ per 1,000 requests", "Best mix", "One backend", "As decided", "Point"),
                 rows=curve,
-                note="Predicted quality over expected cost of the newest decisions.",
+                note="Predicted quality (0 to 1) over expected $ per 1,000 requests, of the newest "
+                "decisions.",
             ),
         },
     }

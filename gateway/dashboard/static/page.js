@@ -51,6 +51,26 @@ for (const form of document.querySelectorAll("form[data-auto]")) {
   });
 }
 
+// A refused form comes back open and as it was typed, to be put right instead of written again.
+function refill({ path, fields }) {
+  const given = new Map();
+  for (const [name, value] of fields) given.set(name, [...(given.get(name) || []), value]);
+  const target = [...document.querySelectorAll("main form[method=post]")].find((form) =>
+    (form.getAttribute("action") === path || form.querySelector(`[formaction="${path}"]`)) &&
+    [...form.querySelectorAll("input[type=hidden]:not([name=instead_of])")].every((one) => given.get(one.name)?.includes(one.value)));
+  if (!target) return;
+  for (const one of target.elements) {
+    if (!one.name || one.type === "hidden") continue;
+    const values = given.get(one.name) || [];
+    if (one.type === "checkbox") one.checked = values.includes(one.value);
+    else if (values.length) one.value = values[0];
+  }
+  for (let place = target.closest("details"); place; place = place.parentElement.closest("details")) place.open = true;
+  target.querySelector("input:not([type=hidden]), select, textarea")?.focus();
+}
+const typed = document.getElementById("content")?.dataset.typed;
+if (typed) refill(JSON.parse(typed));
+
 const TAGS = { ready: "good", drained: "warn", away: "bad" };
 function show(figures) {
   for (const place of document.querySelectorAll("[data-live]")) {

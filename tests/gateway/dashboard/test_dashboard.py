@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from msgspec.structs import replace
 from sqlalchemy import select
 
 from gateway.dashboard.forms import FORMS
+from gateway.dashboard.machines import price_text
 from gateway.dashboard.pages import PAGES
 from gateway.ledger.database import open_engine
 from gateway.ledger.key_store import NewKey, create_key
@@ -73,12 +75,19 @@ async def test_pages_show_what_was_asked_and_what_it_cost(tmp_path: Path) -> Non
             assert fact in one
         assert answer.headers["x-headgate-cost-usd"] in one
         assert "/1M" in one, "tokens × price, as it was computed"
+        assert 'href="/requests?team=anonymous"' in one, "on to the team's others"
         costs = (await page(served, "/costs?group_by=team,backend")).text
         assert "/costs?group_by=key&amp;team=anonymous" in costs, "drills down"
         assert "/requests?team=anonymous&amp;backend=small" in costs, "to the requests"
         assert "anonymous · small" in costs
         for path in PATHS:
             assert "<main" in (await page(served, path)).text
+
+
+@pytest.mark.parametrize(("usd", "shown"), [("0.1", "0.10"), ("2", "2.00"), ("0.123", "0.123")])
+def test_machine_prices_have_cents_and_all_their_digits(usd: str, shown: str) -> None:
+    """What a machine costs per hour reads as money and is not rounded."""
+    assert price_text(Decimal(usd)) == shown
 
 
 async def test_costs_by_every_key_have_their_page(tmp_path: Path) -> None:
@@ -389,11 +398,24 @@ async def test_operators_forms_do_what_the_commands_do(tmp_path: Path) -> None:
             ("/budgets/set", {"scope": "moon", "limit_usd": "1"}, "allowed"),
             ("/budgets/set", {"scope": "global", "limit_usd": "lots"}, "lots"),
             ("/keys/create", {"team": "x", "expires_in_days": "soon"}, "no number"),
+            ("/keys/create", {"team": "x", "requests_per_minute": "inf"}, "no number"),
+            ("/keys/limit", {"id": key_id, "tokens_per_minute": "nan"}, "no number"),
+            ("/keys/limit", {"id": key_id, "concurrent_requests": "1.9"}, "no whole number"),
+            (
+                "/budgets/set",
+                {
+                    "scope": "global",
+                    "limit_usd": "1",
+                    "downgrade_percent": "12.7",
+                    "downgrade_policy": "test",
+                },
+                "no whole number",
+            ),
             ("/keys/revoke", {"id": "nobody"}, "no key"),
             ("/routing/pin", {"slot": "pin.backend", "value": HOSTILE}, "no backend"),
         ):
             refused = await send(served, path, **fields)
-            assert refused.status_code in (400, 404), path
+            assert refused.status_code in (400, 404), (path, fields)
             assert words in refused.text
             assert 'role="alert"' in refused.text
             assert HOSTILE not in refused.text

@@ -252,6 +252,40 @@ def test_acts_ask_first_and_then_happen(browser: Browser, normal: Site) -> None:
         assert normal.served.parts.overrides.effect.drained == {}
 
 
+def test_refused_forms_come_back_as_they_were_typed(browser: Browser, normal: Site) -> None:
+    """What was typed stands in the open form beside the reason; a policy's text is not lost."""
+    context = browser.new_context(viewport={"width": 1320, "height": 900})
+    context.add_cookies(
+        [{"name": "headgate_key", "value": normal.keys["admin"], "url": normal.url}]
+    )
+    page = context.new_page()
+    page.set_default_timeout(10_000)
+    page.goto(normal.url + "/budgets")
+    page.get_by_text("Set a budget").click()
+    form = page.locator("form[action='/budgets/set']")
+    scope, limit = form.locator("[name=scope]"), form.locator("[name=limit_usd]")
+    scope.fill(f"team:{HOSTILE}'")
+    limit.fill("a lot")
+    form.locator("[name=window]").select_option("week")
+    form.locator("[name=soft]").check()
+    form.get_by_role("button", name="Set budget").click()
+    page.get_by_role("alert").wait_for()
+    assert page.title().endswith("Headgate")
+    assert scope.input_value() == f"team:{HOSTILE}'"
+    assert limit.input_value() == "a lot"
+    assert form.locator("[name=window]").input_value() == "week"
+    assert form.locator("[name=soft]").is_checked()
+    assert form.get_by_role("button", name="Set budget").is_visible()
+    assert page.evaluate("document.activeElement.name") == "scope"
+    page.goto(normal.url + "/policies")
+    page.fill("textarea", "[default")
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Activate").click()
+    page.get_by_role("alert").wait_for()
+    assert page.input_value("textarea") == "[default"
+    context.close()
+
+
 def test_signing_in_and_out_by_hand(browser: Browser, normal: Site) -> None:
     """A wrong key is told so; a right one opens the first page it may see; out means out."""
     with visiting(browser, normal, key=None) as page:
