@@ -1,6 +1,6 @@
 """What is looked for in the ledger: each check gives all that it finds wrong now."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
@@ -121,7 +121,7 @@ def _overspent(budget: budgets.Budget, one: Outlook, start_us: int) -> list[Find
             key=f"budget_forecast:{budget.scope}:{budget.window}:{start_us}",
             kind="budget_forecast",
             title=f"Budget of {budget.scope} per {budget.window}: ${about['expected']} forecast, "
-            f"${usd_text(limit)} allowed",
+            f"${short_usd(usd_text(limit))} allowed",
             text=f"Between ${about['low']} and ${about['high']} in {forecast.coverage:.0%} of "
             f"cases. {forecast.note}".strip(),
             facts={"scope": budget.scope, "limit_usd": usd_text(limit), **usd},
@@ -201,8 +201,7 @@ async def unattributed(engine: "AsyncEngine", settings: Settings, now: datetime)
         Finding(
             key=f"unattributed:{row['machine']}",
             kind="unattributed",
-            title=f"Machine {row['machine']}: {_dollars(row['unattributed_usd'])} of "
-            f"{_dollars(row['cost_usd'])} in the hour of {_hour(row['hour'])} is unattributed",
+            title=_unattributed(row),
             text=f"The bound is {bound:.1%}. `headgate report reconcile --since {row['hour']}` "
             "says which engine or charge is missing.",
             facts={"machine": row["machine"], "hour": row["hour"]},
@@ -212,8 +211,16 @@ async def unattributed(engine: "AsyncEngine", settings: Settings, now: datetime)
     ]
 
 
-def _dollars(usd: str) -> str:
-    return f"{'-' if usd.startswith('-') else ''}${short_usd(usd.removeprefix('-'))}"
+def _unattributed(row: Mapping[str, Any]) -> str:
+    """In words, whichever of both sides is the larger one."""
+    usd, cost = row["unattributed_usd"], short_usd(row["cost_usd"])
+    difference, hour = short_usd(usd.removeprefix("-")), f"in the hour of {_hour(row['hour'])}"
+    if usd.startswith("-"):
+        return (
+            f"Machine {row['machine']}: charges and idle time are ${difference} more than the "
+            f"${cost} that it cost {hour}"
+        )
+    return f"Machine {row['machine']}: ${difference} of ${cost} {hour} is unattributed"
 
 
 def _hour(text: str) -> str:

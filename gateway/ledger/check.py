@@ -6,6 +6,7 @@ that names the row.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
@@ -21,6 +22,9 @@ from gateway.ledger.rollups import (
     DAY_S,
     DAY_US,
     DETAIL_SPANS_S,
+    HALF_S,
+    HOUR_S,
+    QUARTER_S,
     SET,
     SUMS,
     Totals,
@@ -48,6 +52,7 @@ if TYPE_CHECKING:
 _D = rollup_details.c
 _PAGE = 1_000
 _MOST_NAMED = 20
+_SPAN_NAMES = {QUARTER_S: "quarter", HALF_S: "half hour", HOUR_S: "hour", DAY_S: "day"}
 _MARKS: tuple[state.Mark, ...] = ("rollups_from", "details_from", "half_hours_from")
 Address = tuple[int, ...]
 """(span, bucket, key id) of a roll-up; of a detail ids of dimension and value before the key's."""
@@ -162,7 +167,7 @@ async def rollup_problems(connection: "AsyncConnection") -> list[str]:
     differing = _differences(wanted, found)
     return _shortened(
         [
-            f"roll-up of {span_s} s from {at_us // 1_000_000} (key {number}): {figures}"
+            f"roll-up of {_bucket(span_s, at_us)} (key {number}): {figures}"
             for (span_s, at_us, number), figures in differing
             if at_us >= begin_us
         ]
@@ -206,13 +211,18 @@ async def _detail_problems(
         )
     unknown = {value for _, _, _, value, _ in found} - known.keys()
     return [
-        f"details of the day from {day_us // 1_000_000}: value {value} has no text"
+        f"details of {_bucket(DAY_S, day_us)}: value {value} has no text"
         for value in sorted(unknown)
     ] + [
-        f"details of {span_s} s from {at_us // 1_000_000}, {known.get(value, value)} "
-        f"(key {number}): {figures}"
+        f"details of {_bucket(span_s, at_us)}, {known.get(value, value)} (key {number}): {figures}"
         for (span_s, at_us, _, value, number), figures in _differences(wanted, found)
     ]
+
+
+def _bucket(span_s: int, at_us: int) -> str:
+    """`the hour from 2026-11-22T16:30Z`"""
+    began = datetime.fromtimestamp(at_us / 1e6, UTC)
+    return f"the {_SPAN_NAMES[abs(span_s)]} from {began:%Y-%m-%dT%H:%MZ}"
 
 
 def _differences(

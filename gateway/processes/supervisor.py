@@ -262,9 +262,10 @@ class Supervisor:
                     return
                 await asyncio.sleep(0.1)
         seconds = time.time() - runtime.started_at
+        key = "-H 'authorization: Bearer KEY' " if self.settings.server.auth == "keys" else ""
         print(
             f"Headgate is ready at {url} after {seconds:.1f} s. Try:\n"
-            f"  curl {url}/v1/chat/completions -H 'content-type: application/json' "
+            f"  curl {url}/v1/chat/completions {key}-H 'content-type: application/json' "
             '-d \'{"model": "auto", "messages": [{"role": "user", "content": "What is 2 + 3?"}]}\'',
             flush=True,
         )

@@ -56,7 +56,7 @@ function refill({ path, fields }) {
   const given = new Map();
   for (const [name, value] of fields) given.set(name, [...(given.get(name) || []), value]);
   const target = [...document.querySelectorAll("main form[method=post]")].find((form) =>
-    (form.getAttribute("action") === path || form.querySelector(`[formaction="${path}"]`)) &&
+    [form.action, ...[...form.querySelectorAll("[formaction]")].map((one) => one.formAction)].some((to) => new URL(to).pathname === path) &&
     [...form.querySelectorAll("input[type=hidden]:not([name=instead_of])")].every((one) => given.get(one.name)?.includes(one.value)));
   if (!target) return;
   for (const one of target.elements) {

@@ -277,12 +277,14 @@ def test_refused_forms_come_back_as_they_were_typed(browser: Browser, normal: Si
     assert form.locator("[name=soft]").is_checked()
     assert form.get_by_role("button", name="Set budget").is_visible()
     assert page.evaluate("document.activeElement.name") == "scope"
-    page.goto(normal.url + "/policies")
-    page.fill("textarea", "[default")
-    page.once("dialog", lambda dialog: dialog.accept())
-    page.get_by_role("button", name="Activate").click()
-    page.get_by_role("alert").wait_for()
-    assert page.input_value("textarea") == "[default"
+    for name in ("", "cheapest"):
+        page.goto(f"{normal.url}/policies?name={name}")
+        page.fill("textarea", f"[default # {name}")
+        page.once("dialog", lambda dialog: dialog.accept())
+        page.get_by_role("button", name="Activate").click()
+        page.get_by_role("alert").wait_for()
+        assert page.input_value("textarea") == f"[default # {name}"
+        assert name in page.locator("select[name=name]").input_value()
     context.close()
 
 
