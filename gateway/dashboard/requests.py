@@ -31,8 +31,10 @@ async def requests(visit: Visit) -> dict[str, Any]:
     fits = {name: text for name, text in wanted.items() if text}
     before = visit.asked.get("before", "")
     before_us = int(before) if before.isdigit() and len(before) < 18 else None
-    since_us, until_us = _period_us(visit)
-    if until_us is not None:
+    since, until = _period(visit)
+    since_us = 0 if since is None else round(since.timestamp() * 1e6)
+    if until is not None:
+        until_us = round(until.timestamp() * 1e6)
         before_us = until_us if before_us is None else min(before_us, until_us)
     async with visit.parts.engine.connect() as connection:
         rows = await recent_requests(connection, fits, since_us=since_us, before_us=before_us)
@@ -40,9 +42,12 @@ async def requests(visit: Visit) -> dict[str, Any]:
         if fits and len(rows) < PAGE_ROWS:
             end_us = await searched_until(connection, since_us=since_us, before_us=before_us)
     older = rows[-1]["started_us"] if len(rows) == PAGE_ROWS else end_us
-    when = {name: visit.asked[name] for name in ("period", "since", "until") if name in visit.asked}
+    when = {"since": _local(since, visit.tz), "until": _local(until, visit.tz)}
     kept = urlencode(
-        {**{k: v for k, v in fits.items() if k != "team" or not visit.only_team}, **when}
+        {
+            **{k: v for k, v in fits.items() if k != "team" or not visit.only_team},
+            **{k: v for k, v in when.items() if v},
+        }
     )
     return {
         "requests": rows,
@@ -59,14 +64,22 @@ async def requests(visit: Visit) -> dict[str, Any]:
     }
 
 
-def _period_us(visit: Visit) -> tuple[int, int | None]:
-    """(since, until) that a link from the costs brought along, unix microseconds."""
-    if not {"period", "since"} & set(visit.asked):
-        return 0, None
+def _period(visit: Visit) -> tuple[datetime | None, datetime | None]:
+    """(since, until) as they were typed, or as a link from the costs says them."""
     now = clock()
-    period = period_of(visit.asked, visit.tz, now)
-    query = parse_query(tz=visit.tz, now=now, **period.moments)
-    return query.since_us, query.until_us if period.until else None
+    if visit.asked.get("period") or visit.asked.get("since"):
+        moments = period_of(visit.asked, visit.tz, now).moments
+    else:
+        moments = {"until": visit.asked.get("until") or None}
+    query = parse_query(tz=visit.tz, now=now, **moments)
+    return query.since, query.until if moments.get("until") else None
+
+
+def _local(moment: datetime | None, tz: str) -> str:
+    """As a field of date and time holds it, in the reader's zone; empty for none."""
+    if moment is None:
+        return ""
+    return moment.astimezone(ZoneInfo(tz)).replace(tzinfo=None).isoformat(timespec="minutes")
 
 
 async def request(visit: Visit) -> dict[str, Any]:

@@ -70,6 +70,12 @@ async def test_pages_show_what_was_asked_and_what_it_cost(tmp_path: Path) -> Non
         assert request_id in listed
         assert request_id not in (await page(served, "/requests?backend=base")).text
         assert request_id in (await page(served, "/requests?team=anonymous")).text
+        long_ago = (await page(served, "/requests?since=&until=2020-01-01T10:30")).text
+        assert request_id not in long_ago
+        assert 'name="until" value="2020-01-01T10:30"' in long_ago
+        month = (await page(served, "/requests?period=month")).text
+        assert request_id in month
+        assert re.search(r'name="since" value="\d{4}-\d\d-01T00:00"', month)
         one = (await page(served, f"/request/{request_id}")).text
         for fact in (row.rule, row.task, row.policy_sha256[:8], "no rule before it matched"):
             assert fact in one
