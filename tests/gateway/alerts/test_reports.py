@@ -75,9 +75,9 @@ async def test_report_goes_once_to_each_channel_through_restarts_and_processes(
         await watch.look()
         await watch.look()
     assert sorted(str(one["title"]) for one in hook.messages) == [
-        "Costs of all teams in 2026-10: $2",
+        "Costs of all teams in 2026-10: $2.00",
         "Costs of team <b>ads</b> in 2026-10: $0",
-        "Costs of team search in 2026-10: $2",
+        "Costs of team search in 2026-10: $2.00",
     ]
     chat = ChannelSettings(name="chat", kind="slack", url=hook.url, monthly=["team:search"])
     await _watch(settings, engine, tmp_path / "a", [ops, chat]).look()
