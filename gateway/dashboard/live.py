@@ -16,8 +16,9 @@ from typing import Any
 from prometheus_client import CollectorRegistry, multiprocess
 from sqlalchemy.exc import SQLAlchemyError
 
-from gateway.dashboard.render import dollars, milliseconds, share
+from gateway.dashboard.render import milliseconds, share
 from gateway.dashboard.request_rows import recent_requests
+from gateway.ledger.money import dollars
 from gateway.pipeline import Pipeline
 
 INTERVAL_S = 2.0

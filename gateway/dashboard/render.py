@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from litestar import Response
 
 from gateway.dashboard.charts import Chart, csv_of, iso
-from gateway.ledger.money import short_usd
+from gateway.ledger.money import dollars
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -95,12 +95,6 @@ def templates() -> "Environment":
     for name in found.list_templates():
         found.get_template(name)
     return found
-
-
-def dollars(usd: str, *, full: bool = False) -> str:
-    """With its sign; in full, or short."""
-    text = usd.removeprefix("-")
-    return f"{'−' if usd != text else ''}${text if full else short_usd(text)}"
 
 
 def number(value: float | str | None) -> str:

@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 from msgspec import Struct
 
 from gateway.ledger.compare import PREVIOUS, compared_report
-from gateway.ledger.money import decimals_of, short_usd
+from gateway.ledger.money import decimals_of, dollars
 from gateway.ledger.report_query import CHARGE_KEYS, ReportError, called, parse_query
 from gateway.ledger.reports import cost_rows, costs_report
 from gateway.settings import Settings
@@ -100,7 +100,7 @@ async def monthly_report(
         rows = _shares(found["rows"], key)
         tables.append({"title": title, "rows": rows, "by_work": key in CHARGE_KEYS})
     totals, before = found["totals"], found["totals"]["previous"]
-    most = Decimal(totals["full_cost_usd"])
+    bars = _bars(days["rows"], (after - first).days, month)
     html = _template().render(
         month=month,
         team=team,
@@ -112,9 +112,9 @@ async def monthly_report(
         totals=totals,
         before=before,
         savings=days["savings"],
-        bars=_bars(days["rows"], (after - first).days, month),
-        most=max((Decimal(row["full_cost_usd"]) for row in days["rows"]), default=Decimal(0)),
-        decimals=decimals_of(max(most, Decimal(before["full_cost_usd"]))),
+        bars=bars,
+        most=max(Decimal(bar.usd) for bar in bars),
+        decimals=decimals_of(max(Decimal(one["full_cost_usd"]) for one in (totals, before))),
         width=_WIDTH,
         height=_HEIGHT,
         tables=tables,
@@ -138,21 +138,13 @@ def _with_summary(
         "previous_full_cost_usd": before["full_cost_usd"],
         "saved_usd": totals["saved_usd"],
     }
-    full, cost, previous, saved = (
-        short_usd(usd)
-        for usd in (
-            totals["full_cost_usd"],
-            totals["cost_usd"],
-            before["full_cost_usd"],
-            totals["saved_usd"],
-        )
-    )
+    full = dollars(totals["full_cost_usd"])
     return MonthlyReport(
         html=html,
-        title=f"Costs of {whose} in {month}: ${full}",
-        text=f"${cost} for {totals['requests']:,} requests, with idle time ${full}; "
-        f"the month before ${previous}. {totals['errors']:,} failed. {hits:,} came from caches, "
-        f"which avoided ${saved}.",
+        title=f"Costs of {whose} in {month}: {full}",
+        text=f"{dollars(totals['cost_usd'])} for {totals['requests']:,} requests, with idle time "
+        f"{full}; the month before {dollars(before['full_cost_usd'])}. {totals['errors']:,} "
+        f"failed. {hits:,} came from caches, which avoided {dollars(totals['saved_usd'])}.",
         facts=facts,
     )
 
@@ -212,7 +204,7 @@ def _template() -> "Template":
 
     text = files("gateway.insights").joinpath("monthly.html.jinja").read_text(encoding="utf-8")
     found = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    found.filters |= {"usd": _usd, "short": short_usd, "change": _change, "signed": _signed}
+    found.filters |= {"usd": _usd, "dollars": dollars, "change": _change}
     return found.from_string(text)
 
 
@@ -223,7 +215,3 @@ def _usd(usd: str | Decimal, decimals: int) -> str:
 
 def _change(usd: Decimal, decimals: int) -> str:
     return f"{'−' if usd < 0 else '+'}{_usd(abs(usd), decimals)}"
-
-
-def _signed(usd: str) -> str:
-    return f"{'−' if usd.startswith('-') else ''}${short_usd(usd.removeprefix('-'))}"

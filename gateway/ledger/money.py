@@ -59,6 +59,12 @@ def short_usd(usd: str) -> str:
     return f"{value:,.{digits}f}"
 
 
+def dollars(usd: str, *, full: bool = False) -> str:
+    """With its sign; in full, or short."""
+    text = usd.removeprefix("-")
+    return f"{'−' if usd != text else ''}${text if full else short_usd(text)}"
+
+
 def decimals_of(most: Decimal) -> int:
     """How many decimals amounts below each other need whose largest is `most` dollars."""
     return next((digits for least, digits in _DECIMALS if abs(most) >= least), 9)
