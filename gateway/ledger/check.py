@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 from msgspec.structs import replace
-from sqlalchemy import and_, delete, exists, func, insert, or_, select, union
+from sqlalchemy import and_, case, delete, exists, func, insert, or_, select, union
 from sqlalchemy.orm import aliased
 
 from gateway.ledger import chain, state
@@ -24,8 +24,10 @@ from gateway.ledger.rollups import (
     DETAIL_SPANS_S,
     HALF_S,
     HOUR_S,
+    MONTH_S,
     QUARTER_S,
     SET,
+    SET_SPANS_S,
     SUMS,
     Totals,
     add,
@@ -52,7 +54,9 @@ if TYPE_CHECKING:
 _D = rollup_details.c
 _PAGE = 1_000
 _MOST_NAMED = 20
-_SPAN_NAMES = {QUARTER_S: "quarter", HALF_S: "half hour", HOUR_S: "hour", DAY_S: "day"}
+_SPAN_NAMES = {
+    QUARTER_S: "quarter", HALF_S: "half hour", HOUR_S: "hour", DAY_S: "day", MONTH_S: "month",
+}  # fmt: skip
 _MARKS: tuple[state.Mark, ...] = ("rollups_from", "details_from", "half_hours_from")
 Address = tuple[int, ...]
 """(span, bucket, key id) of a roll-up; of a detail ids of dimension and value before the key's."""
@@ -156,6 +160,7 @@ async def rollup_problems(connection: "AsyncConnection") -> list[str]:
             problems += await _detail_problems(connection, day_us, details, known, all_of_it)
     for day_us in sorted(unseen):
         problems += await _detail_problems(connection, day_us, Totals(), known, True)
+    problems += await _month_problems(connection, halves_us, known)
     wanted: dict[Address, tuple[int, ...]] = {
         at: tuple(sums) for at, sums in by_span(whole.quarters).items()
     }
@@ -196,6 +201,7 @@ async def _detail_problems(
     wanted: dict[Address, tuple[int, ...]] = {
         (span_s, at_us, dimension_id(totals.values[value][0]), value, key): tuple(sums)
         for (span_s, at_us, value, key), sums in details_by_span(totals).items()
+        if span_s in DETAIL_SPANS_S
     }
     found: dict[Address, tuple[int, ...]] = {}
     spans = _D.span_s.in_(DETAIL_SPANS_S)
@@ -217,6 +223,33 @@ async def _detail_problems(
         f"details of {_bucket(span_s, at_us)}, {known.get(value, value)} (key {number}): {figures}"
         for (span_s, at_us, _, value, number), figures in _differences(wanted, found)
     ]
+
+
+async def _month_problems(
+    connection: "AsyncConnection", from_us: int, known: Mapping[int, str]
+) -> list[str]:
+    """Where months of sets are not the sums of their days, from a moment on."""
+    problems: list[str] = []
+    of_sets = _D.dimension_id == dimension_id(SET), _D.span_s.in_(SET_SPANS_S)
+    held = select(_D.bucket_us).where(*of_sets, _D.bucket_us >= from_us).distinct()
+    begins = {bucket_us(MONTH_S, at_us) for at_us in (await connection.execute(held)).scalars()}
+    less = case((_D.span_s == MONTH_S, -1), else_=1)
+    for begin_us in sorted(at_us for at_us in begins if at_us >= from_us):
+        end_us = bucket_us(MONTH_S, begin_us + MONTH_S * 1_000_000)
+        differing = (
+            select(_D.value_id, _D.key_id)
+            .where(*of_sets, _D.bucket_us >= begin_us, _D.bucket_us < end_us)
+            .group_by(_D.value_id, _D.key_id)
+            .having(or_(*(func.sum(less * _D[name]) != 0 for name in SUMS)))
+            .order_by(_D.value_id, _D.key_id)
+            .limit(_MOST_NAMED + 1)
+        )
+        problems += [
+            f"details of {_bucket(MONTH_S, begin_us)}, {known.get(value, value)} (key {number}): "
+            "not the sums of its days"
+            for value, number in await connection.execute(differing)
+        ]
+    return problems
 
 
 def _bucket(span_s: int, at_us: int) -> str:

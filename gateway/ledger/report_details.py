@@ -1,19 +1,23 @@
 """Reports by `user`, or by one tag: which buckets of the details answer a period, and their sums.
 
-Details are of half hours and of UTC days. Where a period begins or ends within a day, or a part of
-a day lies in another local day than its noon, that day is taken whole and its half hours put it
-right: those outside of the period are taken out, those of another local day are moved. A day of
-which most would be put right is added up from its half hours alone, as hours are. Rows are read for
-less than half an hour at an end, where a zone's days begin at a quarter, and where there are no
-details.
+Details are of half hours and of UTC days; sets of several, of days and months. Where a period
+begins or ends within a day, or a part of a day lies in another local day than its noon, that day is
+taken whole and its half hours put it right: those outside of the period are taken out, those of
+another local day are moved. A day of which most would be put right is added up from its half hours
+alone, as hours are. A month of which most days are asked for is taken whole, and the other days are
+taken out. Rows are read for less than half an hour at an end, where a zone's days begin at a
+quarter, and where there are no details.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
+from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 from msgspec import Struct
+from msgspec.structs import replace
 from sqlalchemy import JSON, Select, Subquery, case, cast, func, null, select, type_coerce
 
 from gateway.ledger.report_query import TIME_KEYS, ReportQuery
@@ -32,9 +36,11 @@ from gateway.ledger.rollups import (
     HALF_US,
     HOUR_S,
     HOUR_US,
+    MONTH_S,
     QUARTER_S,
     QUARTER_US,
     SET,
+    SET_SPANS_S,
     SUMS,
     bucket_us,
     dimension_id,
@@ -66,6 +72,8 @@ class Held(Struct, frozen=True, kw_only=True):
     """Older rows are in no details."""
     halves_from_us: int
     """Older details are of days only."""
+    months_from_us: int
+    """Older months are in no details."""
     rows_us: Period
     """Begin of the oldest and end of the newest that there is in the rows."""
 
@@ -102,14 +110,37 @@ def plan_details(query: ReportQuery, held: Held) -> Plan:
     halves, rows = _halves(parts, held) if fits else ((), tuple(_joined(parts, held.rows_us)))
     moved_halves, moved_rows = _halves(moved, held)
     spare_halves, spare_rows = _halves(spare, held)
+    months, days, spare_days = _months(query, days, held)
     return Plan(
-        buckets=(*_pieces(days), *halves),
+        buckets=(*months, *_pieces(days), *halves),
         rows=rows,
         moved=moved_halves,
         moved_rows=moved_rows,
-        spare=spare_halves,
+        spare=(*_pieces(spare_days), *spare_halves),
         spare_rows=spare_rows,
     )
+
+
+def _months(
+    query: ReportQuery, days: Sequence[int], held: Held
+) -> tuple[list[Piece], list[int], list[int]]:
+    """Months that are cheaper than their days, the days of the others, and the days to be taken out
+    of those months."""
+    if set(query.group_by) & set(TIME_KEYS):
+        return [], [*days], []
+    months: list[Piece] = []
+    left: list[int] = []
+    spare: list[int] = []
+    for begin_us, group in groupby(days, partial(bucket_us, MONTH_S)):
+        asked, end_us = list(group), bucket_us(MONTH_S, begin_us + MONTH_S * 1_000_000)
+        begun_us = bucket_us(DAY_S, max(begin_us, held.rows_us[0]))
+        others = sorted({*range(begun_us, min(end_us, held.rows_us[1]), DAY_US)} - {*asked})
+        if begin_us < held.months_from_us or len(others) + 1 >= len(asked):
+            left += asked
+        else:
+            months.append(Piece(MONTH_S, begin_us, end_us))
+            spare += others
+    return months, left, spare
 
 
 def _fits(query: ReportQuery, rows_us: Period) -> bool:
@@ -140,8 +171,8 @@ def rollups_of(query: ReportQuery, pieces: Iterable[Piece]) -> tuple[Piece, ...]
     """The roll-ups' buckets of the same time, of which none lies in two local hours or days."""
     found: list[Piece] = []
     for piece in pieces:
-        if piece.span_s == DAY_S:
-            found.append(piece)
+        if piece.span_s in SET_SPANS_S:
+            found.append(_by_days(piece))
         elif "hour" in query.group_by:
             fit = spans_s(query, piece.from_us, piece.until_us)
             found += cut(piece.from_us, piece.until_us, fit)
@@ -191,6 +222,10 @@ def _pieces(days: Iterable[int]) -> Iterator[Piece]:
         yield Piece(DAY_S, begin, end)
 
 
+def _by_days(piece: Piece) -> Piece:
+    return replace(piece, span_s=DAY_S) if piece.span_s == MONTH_S else piece
+
+
 def _ceil(at_us: int, span_us: int) -> int:
     return -(-at_us // span_us) * span_us
 
@@ -230,6 +265,8 @@ def by_value(
     wanted = {*told, *query.group_by, *query.filters}
     filters = [_K[key].in_(values) for key, values in query.filters.items() if key in _K]
     dimension = dimensions[0] if len(dimensions) == 1 else SET
+    if dimension != SET:
+        pieces = [_by_days(piece) for piece in pieces]
     shown = [column.name for column in list(_K)[1:] if column.name in wanted]
     chosen = [_D.dimension_id == dimension_id(dimension), _D.requests != 0, _K.fact.in_(facts)]
     if dimension in query.filters:
@@ -312,7 +349,7 @@ def _times(
     zone = ZoneInfo(query.tz)
     alike: dict[tuple[int, int], list[int]] = {}
     for piece in pieces:
-        span_us = piece.span_s * 1_000_000
+        span_us = piece.span_s * 1_000_000  # a piece of months is one
         for at_us in range(piece.from_us, piece.until_us, span_us):
             offset_us = 0
             if piece.span_s == HALF_S and set(query.group_by) & set(TIME_KEYS):

@@ -68,8 +68,12 @@ class KeySums:
         reach = self._reach
         if query.dimensions and can_answer(query):
             held = reach.details
-            if len(query.dimensions) > 1:  # sets are of days only, and as old as half hours
-                held = replace(held, days_from_us=held.halves_from_us, halves_from_us=_NEVER_US)
+            if len(query.dimensions) > 1:  # sets are of no half hours, and as old as these
+                since_us = held.halves_from_us
+                held = replace(
+                    held,
+                    days_from_us=since_us, halves_from_us=_NEVER_US, months_from_us=since_us,
+                )  # fmt: skip
             return plan_details(query, held)
         return plan(query, rollups_from_us=reach.rollups_from_us, held_us=reach.held_us)
 
@@ -127,6 +131,7 @@ async def _reach(connection: "AsyncConnection") -> _Reach:
         details=Held(
             days_from_us=max(found[:3]),
             halves_from_us=max(found),
+            months_from_us=_NEVER_US,
             rows_us=await rows_us(connection),
         ),
     )

@@ -15,7 +15,7 @@ from gateway.ledger import partitions, state
 from gateway.ledger.database import writing
 from gateway.ledger.report_query import ReportError
 from gateway.ledger.rollup_writer import sweep
-from gateway.ledger.rollups import DAY_S, DAY_US, DETAIL_SPANS_S, bucket_us
+from gateway.ledger.rollups import DAY_S, DAY_US, DETAIL_SPANS_S, SET_SPANS_S, bucket_us
 from gateway.ledger.rows import to_us
 from gateway.ledger.tables import charges, feedback, requests, rollup_details
 
@@ -64,7 +64,7 @@ async def prune(engine: "AsyncEngine", *, retention_days: int, now: float) -> in
 async def _details(engine: "AsyncEngine", until_us: int) -> None:
     """Remove the roll-ups' details of older days, a day per transaction."""
     gone = False
-    for span_s in DETAIL_SPANS_S:
+    for span_s in {*DETAIL_SPANS_S, *SET_SPANS_S}:
         while await _day(engine, span_s, until_us):
             gone = True
     if gone:

@@ -8,7 +8,7 @@ central Australia) shift by half ones.
 `user` and tags may have as many values as there are requests. What a request adds is added once
 more, to its half hour and its UTC day only, under its user and under each of its tags: the details.
 Requests without a user, or without that tag, are the whole less its details. For two of these at
-once, it is added under the set of all that it has, to its UTC day.
+once, it is added under the set of all that it has, to its UTC day and month.
 
 Two facts are kept. `request`: once per request, in the bucket in which it started, under who
 answered. `charge`: once per charge, in the bucket in which it was booked. A request counts once in
@@ -19,6 +19,7 @@ their group depends on the group's keys, so `firsts` holds one bit for every set
 import hashlib
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TypeVar
 
@@ -32,8 +33,11 @@ from gateway.ledger.rows import to_us
 QUARTER_S, HALF_S, HOUR_S, DAY_S = 900, 1_800, 3_600, 86_400
 HALF_PAST_S = -HOUR_S
 """The name of hours that begin at half past."""
+MONTH_S = 31 * DAY_S
+"""The name of UTC's calendar months, as long as most of them."""
 SPANS_S = (QUARTER_S, HOUR_S, DAY_S, HALF_PAST_S)
 DETAIL_SPANS_S = (HALF_S, DAY_S)
+SET_SPANS_S = (DAY_S, MONTH_S)
 QUARTER_US, HALF_US, HOUR_US, DAY_US = (
     span_s * 1_000_000 for span_s in (QUARTER_S, HALF_S, HOUR_S, DAY_S)
 )
@@ -162,6 +166,12 @@ def _quarter(at_us: int) -> int:
 
 def bucket_us(span_s: int, at_us: int) -> int:
     """The begin of the span's bucket that holds a moment, unix microseconds."""
+    if span_s == MONTH_S:
+        return (
+            at_us
+            - at_us % DAY_US
+            - (datetime.fromtimestamp(at_us // 1_000_000, UTC).day - 1) * DAY_US
+        )
     late_us = HOUR_S * 500_000 if span_s == HALF_PAST_S else 0
     return at_us - (at_us - late_us) % (abs(span_s) * 1_000_000)
 
@@ -207,7 +217,7 @@ def by_span(
 
 def details_by_span(totals: Totals) -> dict[tuple[int, ...], Sums]:
     """Details and sets by (span, bucket, id of the detail, id of the key)."""
-    return by_span(totals.details, DETAIL_SPANS_S) | by_span(totals.sets, (DAY_S,))
+    return by_span(totals.details, DETAIL_SPANS_S) | by_span(totals.sets, SET_SPANS_S)
 
 
 def _merge(into: dict[_At, Sums], at: _At, sums: Sums) -> None:

@@ -34,7 +34,9 @@ from gateway.ledger.rollups import (
     HALF_PAST_S,
     HALF_S,
     HOUR_S,
+    MONTH_S,
     QUARTER_S,
+    SET,
     SPANS_S,
     SUMS,
     Detail,
@@ -78,6 +80,17 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     "one user by backend": {"group_by": "backend", "filters": {"user": ["u3-2-1"]}},
     "by user and project": {"group_by": "user,tag:project"},
     "by feature and project": {"group_by": "tag:feature,tag:project"},
+    "by user, project and model": {"group_by": "user,tag:project,model"},
+    "three weeks by user and project": {
+        "group_by": "user,tag:project",
+        "since": "2026-11-08",
+        "until": "2026-11-29",
+    },
+    "two weeks by user and project": {
+        "group_by": "user,tag:project",
+        "since": "2026-11-08",
+        "until": "2026-11-22",
+    },
     "by day and project in Berlin": {"group_by": "day,tag:project", "tz": "Europe/Berlin"},
     "by day and project in India": {"group_by": "day,tag:project", "tz": "Asia/Kolkata"},
     "by hour and project": {"group_by": "hour,tag:project"},
@@ -195,6 +208,14 @@ async def _details(connection: AsyncConnection, counts: Sequence[int], begin_us:
     for day_us in sorted({bucket_us(DAY_S, at_us) for at_us, *_ in of}):
         for statement in (halves, day, sets):  # not all at once: a statement may take a minute
             await connection.execute(text(statement.replace(":day", str(day_us))))
+    for month_us in sorted({bucket_us(MONTH_S, at_us) for at_us, *_ in of}):
+        end_us = bucket_us(MONTH_S, month_us + MONTH_S * 1_000_000)
+        month = (
+            f"INSERT INTO rollup_details ({columns}) SELECT {MONTH_S}, {month_us}, {ids}, {sums} "
+            f"FROM rollup_details WHERE span_s = {DAY_S} AND dimension_id = {dimension_id(SET)} "
+            f"AND bucket_us >= {month_us} AND bucket_us < {end_us} GROUP BY {ids}"
+        )
+        await connection.execute(text(month))
     for table in ("shares", "counts"):
         await connection.execute(text(f"DROP TABLE {table}"))
 
@@ -369,7 +390,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     workload = (
         f"cost reports over {DAYS} days of {len(COMBINATIONS)} combinations of keys in roll-ups of "
         f"{', '.join(str(abs(span)) for span in SPANS_S)} s, and of {TEAMS * KEYS * USERS} users "
-        "and two tags by half hour and day; the last quarters of an hour from rows"
+        "and two tags by half hour and day, of sets of these by day and month; the last quarters "
+        "of an hour from rows"
     )
     figures = {**describe(workload), **found}
     for kind, result in found.items():

@@ -6,10 +6,10 @@ import pytest
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.ledger import check
+from gateway.ledger import check, state
 from gateway.ledger.check import ChainCheck
 from gateway.ledger.repository import Repository
-from gateway.ledger.rollups import DAY_S, dimension_id
+from gateway.ledger.rollups import DAY_S, DAY_US, MONTH_S, bucket_us, dimension_id
 from gateway.ledger.tables import chain, charges, requests, rollup_details, rollup_values
 from tests.gateway.ledger.samples import NOW, charge, settlement
 
@@ -179,3 +179,40 @@ async def test_wrong_details_are_named_and_rebuilt(engine: AsyncEngine) -> None:
         assert [
             line for line in await check.rollup_problems(connection) if "text" not in line
         ] == []
+
+
+async def test_month_that_is_not_the_sum_of_its_days_is_named(engine: AsyncEngine) -> None:
+    """One changed, one missing, one of nothing; those that began before the sets are nobody's."""
+    month_s = 31 * DAY_S
+    ages = {"now": 0, "older": 10 * DAY_S, "month": month_s}
+    rows = [settlement(n, user=n, started_at=NOW - age, charges=()) for n, age in ages.items()]
+    await Repository(engine).write(rows)
+    c = rollup_details.c
+    months = select(rollup_details).where(c.span_s == MONTH_S)
+    months = months.order_by(c.bucket_us, c.value_id)
+    async with engine.begin() as connection:
+        assert await check.rollup_problems(connection) == []
+        found = (await connection.execute(months)).all()
+        assert [row.requests for row in found] == [1, 1, 1]
+        october, first, second = found
+        changed = update(rollup_details).where(c.span_s == MONTH_S)
+        await connection.execute(changed.where(c.value_id == first.value_id).values(errors=1))
+        await connection.execute(
+            delete(rollup_details).where(c.span_s == MONTH_S, c.value_id == second.value_id)
+        )
+        moved = {**october._mapping, "bucket_us": bucket_us(MONTH_S, october.bucket_us - DAY_US)}
+        await connection.execute(insert(rollup_details).values(moved))
+        problems = [
+            line
+            for line in await check.rollup_problems(connection)
+            if "not the sums of its days" in line
+        ]
+        assert [line.partition(",")[0] for line in problems] == [
+            "details of the month from 2026-09-01T00:00Z",
+            *["details of the month from 2026-11-01T00:00Z"] * 2,
+        ]
+        await state.write(connection, "half_hours_from", second.bucket_us + DAY_US)
+        assert await check.rollup_problems(connection) == []
+        await check.rebuild_rollups(connection)
+        assert await check.rollup_problems(connection) == []
+        assert (await connection.execute(months)).all() == found

@@ -14,7 +14,7 @@ from gateway.ledger import check, state
 from gateway.ledger.database import open_engine
 from gateway.ledger.reports import costs_report
 from gateway.ledger.repository import Repository
-from gateway.ledger.rollups import DAY_S, DAY_US, HALF_PAST_S, HALF_S
+from gateway.ledger.rollups import DAY_S, DAY_US, HALF_PAST_S, HALF_S, MONTH_S
 from gateway.ledger.tables import metadata, requests, rollup_details, rollups
 from gateway.settings import Settings
 from migrations import runner
@@ -183,6 +183,27 @@ async def test_days_before_the_half_hours_are_put_right_by_their_rows(empty_url:
         assert (await connection.execute(halves)).scalar_one() > 20
     for asked, answer in zip(questions, before, strict=True):
         assert await costs_report(engine, Settings(), now=now, **asked) == answer
+    await engine.dispose()
+
+
+async def test_months_are_added_up_from_their_days(empty_url: str) -> None:
+    """Up from 0016 with data: each month's sets, as they were written before."""
+    runner.upgrade(empty_url)
+    engine = open_engine(empty_url)
+    rows = [settlement(f"r{n}", started_at=NOW + 500_000 * n) for n in range(9)]
+    await Repository(engine).write(rows)
+    c = rollup_details.c
+    months = select(rollup_details).where(c.span_s == MONTH_S).order_by(c.bucket_us, c.key_id)
+    async with engine.connect() as connection:
+        before = (await connection.execute(months)).all()
+    await engine.dispose()
+    assert len({row.bucket_us for row in before}) == 3
+    assert runner.downgrade(empty_url, "0016") == "0016"
+    assert runner.upgrade(empty_url) == runner.head()
+    engine = open_engine(empty_url)
+    async with engine.connect() as connection:
+        assert (await connection.execute(months)).all() == before
+        assert await check.rollup_problems(connection) == []
     await engine.dispose()
 
 

@@ -16,7 +16,14 @@ from gateway.ledger.report_query import ReportError
 from gateway.ledger.reports import costs_report
 from gateway.ledger.repository import Repository
 from gateway.ledger.retention import prune
-from gateway.ledger.tables import charges, feedback, requests, rollup_values, rollups
+from gateway.ledger.tables import (
+    charges,
+    feedback,
+    requests,
+    rollup_details,
+    rollup_values,
+    rollups,
+)
 from gateway.settings import Settings
 from tests.gateway.ledger.samples import NOW, charge, settlement
 
@@ -76,6 +83,10 @@ async def test_details_go_with_their_rows(engine: AsyncEngine) -> None:
     await Repository(engine).write(rows)
     assert await prune(engine, retention_days=2, now=NOW) == 2
     async with engine.connect() as connection:
+        spans = select(rollup_details.c.span_s).distinct()
+        assert set((await connection.execute(spans)).scalars()) == {DAY_S // 48, DAY_S}, (
+            "a month of which days went is no longer their sum"
+        )
         names = select(rollup_values.c.value).where(rollup_values.c.dimension == "tag:who")
         assert set((await connection.execute(names)).scalars()) == {"canary 1", "canary 2"}
         assert await check.rollup_problems(connection) == []

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -29,6 +30,7 @@ from gateway.ledger.rollups import (
     HALF_PAST_S,
     HALF_S,
     HOUR_S,
+    MONTH_S,
     QUARTER_S,
     bucket_us,
 )
@@ -41,14 +43,16 @@ _FAR = 2**61
 _KINDS = ("answer", "retry", "judge")
 _ZONES = ("UTC", "Europe/Berlin", "Asia/Kathmandu", "Asia/Tokyo", "Pacific/Kiritimati",
           "America/New_York", "Asia/Kolkata", "America/St_Johns")  # fmt: skip
-_MOMENTS = st.integers(-250_000, 250_000).map(
-    lambda s: datetime.fromtimestamp(NOW + s - 0.25, UTC).isoformat()
-)
+_DAYS, _MONTHS = 200_000, 5_000_000
+"""How far from NOW rows may lie, seconds."""
+_MOMENTS = st.one_of(
+    *(st.integers(-reach - 50_000, reach + 50_000) for reach in (_DAYS, _MONTHS))
+).map(lambda s: datetime.fromtimestamp(NOW + s - 0.25, UTC).isoformat())
 _TAG_NAMES = st.sampled_from(["env", "user", "a.b c"])
 
 
 @st.composite
-def _charges(draw: st.DrawFn, name: str) -> tuple[Any, ...]:
+def _charges(draw: st.DrawFn, name: str, reach: int) -> tuple[Any, ...]:
     machines = st.sampled_from([("small", "local", "cpu"), ("nano", "local", "cpu"), ("out",)])
     booked = []
     for seq in range(draw(st.integers(0, 4))):
@@ -61,7 +65,7 @@ def _charges(draw: st.DrawFn, name: str) -> tuple[Any, ...]:
                 backend=backend,
                 machine=machine,
                 machine_type=kind,
-                at=NOW + draw(st.integers(-200_000, 200_000)),
+                at=NOW + draw(st.integers(-reach, reach)),
                 cost_nano_usd=draw(st.integers(-(10**12), 10**12)),
             )
         )
@@ -71,11 +75,12 @@ def _charges(draw: st.DrawFn, name: str) -> tuple[Any, ...]:
 @st.composite
 def _rows(draw: st.DrawFn) -> list[Settlement]:
     names = [f"r{index}" for index in range(draw(st.integers(1, 8)))]
+    reach = draw(st.sampled_from([_DAYS, _MONTHS]))
     verdicts = {name: draw(st.sampled_from(["miss", "exact", "semantic", "off"])) for name in names}
     return [
         settlement(
             name,
-            charges=draw(_charges(name)),
+            charges=draw(_charges(name, reach)),
             team=draw(st.sampled_from(["ads", "search"])),
             user=draw(st.sampled_from(["ann", "bob", None])),
             tags=draw(st.dictionaries(_TAG_NAMES, st.sampled_from(["a", "b"]))),
@@ -83,7 +88,7 @@ def _rows(draw: st.DrawFn) -> list[Settlement]:
             outcome=draw(st.sampled_from(["ok", "error"])),
             cache=verdicts[name],
             backend=draw(st.sampled_from(["small", "nano", None])),
-            started_at=NOW + draw(st.integers(-200_000, 200_000)),
+            started_at=NOW + draw(st.integers(-reach, reach)),
             saved_nano_usd=7 if verdicts[name] in ("exact", "semantic") else 0,
         )
         for name in names
@@ -294,7 +299,7 @@ def test_details_leave_less_than_half_an_hour_to_the_rows(
     now = datetime(2026, 11, 20, 14, 34, tzinfo=UTC)
     query = parse_query(since="2026-10-02T03:04:05Z", now=now, **asked)
     oldest, newest = query.since_us - DAY_US, query.until_us + DAY_US
-    held = Held(days_from_us=0, halves_from_us=0, rows_us=(oldest, newest))
+    held = Held(days_from_us=0, halves_from_us=0, months_from_us=_FAR, rows_us=(oldest, newest))
     found = plan_details(query, held)
     assert {piece.span_s for piece in (*found.buckets, *found.moved, *found.spare)} == spans
     rows = (*found.rows, *found.moved_rows, *found.spare_rows)
@@ -305,6 +310,56 @@ def test_details_leave_less_than_half_an_hour_to_the_rows(
         old = plan_details(query, replace(held, halves_from_us=query.until_us + DAY_US))
         assert {piece.span_s for piece in old.buckets} == spans - {HALF_S}
         assert old.moved == old.spare == ()
+
+
+@pytest.mark.parametrize(
+    ("asked", "months", "spare"),
+    [
+        ({"since": "2026-10-01", "until": "2026-11-01"}, [10], 0),
+        ({"since": "2026-10-04", "until": "2026-12-01"}, [10, 11], 3),
+        ({"since": "2026-10-20", "until": "2026-11-11"}, [], 0),
+        ({}, [10, 11], 0),
+        ({"group_by": ["day", "user", "tag:env"]}, [], 0),
+        ({"group_by": "user"}, [], 0),
+    ],
+)
+def test_sets_are_read_by_months_where_most_of_one_is_asked_for(
+    asked: dict[str, Any], months: list[int], spare: int
+) -> None:
+    """Rows are of October and of November up to the 20th; each day that is asked for counts once,
+    no other."""
+    oldest, newest = (
+        round(datetime(2026, *at, tzinfo=UTC).timestamp()) * SECOND_US for at in ((10, 1), (11, 21))
+    )
+    now = datetime(2026, 11, 21, tzinfo=UTC)
+    query = parse_query(now=now, **{"group_by": "user,tag:env", **asked})
+    months_from_us = oldest if len(query.dimensions) > 1 else _FAR
+    held = Held(
+        days_from_us=oldest,
+        halves_from_us=_FAR,
+        months_from_us=months_from_us,
+        rows_us=(oldest, newest),
+    )
+
+    def months_of(held: Held) -> list[int]:
+        pieces = plan_details(query, held).buckets
+        begins = [piece.from_us // SECOND_US for piece in pieces if piece.span_s == MONTH_S]
+        return [datetime.fromtimestamp(at, UTC).month for at in begins]
+
+    found = plan_details(query, held)
+    assert months_of(held) == months
+    assert months_of(replace(held, months_from_us=months_from_us + 1)) == [*{*months} - {10}]
+    counted = Counter(
+        day_us
+        for piece in found.buckets
+        for day_us in range(piece.from_us, min(piece.until_us, newest), DAY_US)
+    )
+    taken = [day_us for one in found.spare for day_us in range(one.from_us, one.until_us, DAY_US)]
+    assert len(taken) == spare
+    counted.subtract(taken)
+    wanted = range(max(query.since_us, oldest), min(query.until_us, newest), DAY_US)
+    assert +counted == Counter(wanted)
+    assert min(counted.values()) >= 0
 
 
 async def test_request_at_both_sides_of_a_periods_end_counts_on_each(engine: AsyncEngine) -> None:
