@@ -190,7 +190,7 @@ async def _add(
         await add(source.requests_by_charge(), ("requests", "errors"))
         await add(source.tokens_by_charge(), sql.TOKENS)
         await add(source.uncharged(), (*sql.COUNTS, *sql.TOKENS))
-        await add(source.hits_beside_charges(), sql.HITS)
+        await add(source.hits_beside_charges(), ("requests", *sql.HITS))
     if "costs" not in wanted:
         return
     for row in await found(source.costs()):

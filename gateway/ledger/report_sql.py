@@ -67,10 +67,10 @@ class FromRows:
         )
 
     def hits_beside_charges(self) -> Select[Any]:
-        """Hits that cost something (an encoder's work) stand under who answered too."""
+        """Hits that cost something (an encoder's work) count under who answered too."""
         keys = _keys(self.query, requests.c.started_us, charged=False)
         booked = exists().where(charges.c.request_id == requests.c.request_id)
-        return _grouped(keys, _hit_sums()).where(
+        return _grouped(keys, [func.count(), *_hit_sums()]).where(
             self._within(requests.c.started_us), *_filters(self.query, charged=False), booked, _HIT
         )
 

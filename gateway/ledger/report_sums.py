@@ -238,9 +238,14 @@ class FromSums:
         return self._picked("request", _OF_REQUESTS, charged=False)
 
     def hits_beside_charges(self) -> list[Row]:
-        """Hits that cost something all the same stand under who answered too."""
+        """Hits that cost something all the same count under who answered too."""
+        width = len(self.query.group_by)
         found = self._picked("request", _HITS, charged=True)
-        return [row for row in found if any(row[len(self.query.group_by) :])]
+        return [
+            (*row[:width], row[width] + row[width + 1], *row[width:])
+            for row in found
+            if any(row[width:])
+        ]
 
     def requests_by_charge(self) -> list[Row]:
         """Each request once per group and quarter of an hour."""

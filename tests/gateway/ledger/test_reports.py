@@ -99,6 +99,25 @@ async def test_answers_count_once_whoever_worked_for_them(engine: AsyncEngine) -
         assert (costs["minilm"], costs["nano"]) == ("0.00000001", "0.000000007")
 
 
+async def test_a_hit_that_cost_a_look_counts_as_a_request_of_who_answered(
+    engine: AsyncEngine,
+) -> None:
+    """So that no row has more hits than requests; the encoder's row counts its work."""
+    near = (charge("near", kind="encoder", backend="minilm", cost_nano_usd=5),)
+    rows = [
+        settlement("near", charges=near, cache="semantic"),
+        settlement("hit", charges=(), cache="exact"),
+    ]
+    for group_by in ("backend", "backend,user", "backend,user,tag:env,hour"):  # sums, and rows
+        found = await _report(engine, rows, group_by=group_by)
+        rows = []
+        of = {row["backend"]: row for row in found["rows"]}
+        small, minilm = of["small"], of["minilm"]
+        assert (small["requests"], minilm["requests"]) == (2, 1), group_by
+        assert small["cache_hits_exact"] + small["cache_hits_semantic"] == 2
+        assert found["totals"]["requests"] == 2
+
+
 async def test_report_has_the_promised_shape(engine: AsyncEngine) -> None:
     """An empty ledger gives one row of zeros, strings for money, and every field."""
     found = await _report(engine)
