@@ -132,7 +132,7 @@ class Budgets:
         Raises:
             BudgetSpent: it does not fit, and would not without the others' reservations either.
             BudgetReserved: only others' reservations are in the way.
-            BudgetUnavailable: the slice is empty and the database does not answer.
+            BudgetUnavailable: a hard budget's slice is empty and the database does not answer.
         """
         if self._stamp.changed():
             await self._leases.guarded(self.refresh)

@@ -63,7 +63,8 @@ class Slice:
     def written(self, asked: LeaseState, stands: LeaseState, more: int = 0) -> None:
         """Note that `stands`, and `more` granted, stand in SQL where `asked` should."""
         self.leased = True
-        self.granted = stands.outstanding + more
+        granted_then = asked.outstanding + asked.spent - asked.known_spent
+        self.granted += stands.outstanding + more - granted_then
         self.spent += stands.spent - asked.spent
         self.overrun += stands.overrun - asked.overrun
         self.booked_spent, self.booked_overrun = stands.spent, stands.overrun

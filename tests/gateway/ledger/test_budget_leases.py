@@ -13,7 +13,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.errors import BudgetReserved
+from gateway.errors import BudgetReserved, BudgetUnavailable
 from gateway.ledger import budget_store as store
 from gateway.ledger.budget_store import Budget, Spend
 from gateway.ledger.budgets import Budgets
@@ -161,6 +161,46 @@ async def test_living_keep_their_leases_when_the_database_comes_back(engine: Asy
     await first.aclose()
     await second.aclose()
     assert await spend_of(engine, budget) == Spend(spent=100)
+
+
+async def test_soft_budget_refuses_nothing_while_the_database_is_away(engine: AsyncEngine) -> None:
+    """Its slice grows unasked, policies see it, and all of it is booked as spent."""
+    soft = await set_limit(engine, 1_000, soft=True)
+    mine = still(engine)
+    await mine.refresh()
+    (await mine.reserve(TEAM, 10)).settle(10)
+    await mine.sync()
+    async with engine.begin() as connection:
+        await connection.execute(text("ALTER TABLE leases RENAME TO away"))
+    for _ in range(3):
+        (await mine.reserve(TEAM, 300)).settle(200)
+    under_way = await mine.reserve(TEAM, 300)
+    assert mine.state(TEAM).left < 0.2
+    async with engine.begin() as connection:
+        await connection.execute(text("ALTER TABLE away RENAME TO leases"))
+    await mine.sync()
+    assert await spend_of(engine, soft) == Spend(spent=610, reserved=300)
+    under_way.settle(250)
+    await mine.aclose()
+    assert await spend_of(engine, soft) == Spend(spent=860)
+
+
+async def test_hard_budget_beside_a_soft_one_holds_while_the_database_is_away(
+    engine: AsyncEngine,
+) -> None:
+    """Only what soft budgets lack is taken unasked."""
+    await set_limit(engine, 1_000, soft=True)
+    await set_limit(engine, 6_400, "key:key_1")
+    mine = still(engine)
+    await mine.refresh()
+    (await mine.reserve(TEAM, 10)).settle(10)
+    async with engine.begin() as connection:
+        await connection.execute(text("ALTER TABLE leases RENAME TO away"))
+    with pytest.raises(BudgetUnavailable):
+        await mine.reserve(TEAM, 300)
+    async with engine.begin() as connection:
+        await connection.execute(text("ALTER TABLE away RENAME TO leases"))
+    await mine.aclose()
 
 
 async def test_what_a_stalled_process_gives_back_is_no_overrun(engine: AsyncEngine) -> None:
