@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 _NS_PER_US = 1000
-_MOST_BEHIND_US = 120_000_000
+MOST_BEHIND_US = 120_000_000
 """Rows of a machine that runs are written once a minute or more often."""
 
 
@@ -83,7 +83,7 @@ def measured_until_us(intervals: Iterable[Interval], until_us: int) -> int:
     for i in intervals:
         is_run = i.kind == "run"
         ends[is_run] = max(ends.get(is_run, 0), i.ended_us)
-    behind_us = until_us - _MOST_BEHIND_US
+    behind_us = until_us - MOST_BEHIND_US
     recent = [end_us for end_us in ends.values() if end_us > behind_us]
     return min(until_us, *recent) if recent else behind_us
 

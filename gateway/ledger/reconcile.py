@@ -21,7 +21,12 @@ from msgspec.structs import replace
 from gateway.ledger import state
 from gateway.ledger.machine_costs import MachineCost, costs_between, known_machines
 from gateway.ledger.machine_prices import PricedMachine
-from gateway.ledger.machine_report import Interval, machine_intervals
+from gateway.ledger.machine_report import (
+    MOST_BEHIND_US,
+    Interval,
+    machine_intervals,
+    measured_until_us,
+)
 from gateway.ledger.money import EXACT, usd_text
 from gateway.ledger.report_lines import snapshot
 from gateway.ledger.report_query import ReportError, ReportQuery, parse_query
@@ -52,7 +57,8 @@ async def reconcile_hours(
     """Every hour of every machine that ran, and those whose difference is too large.
 
     Args:
-        until: the hour it cuts is judged by its part; None: the last hour that has ended.
+        until: the hour it cuts is judged by its part, each machine's as far as it is measured yet;
+            None: the last hour that has ended.
         tolerance: share of the hour's machine cost that may be unattributed.
 
     Raises:
@@ -70,8 +76,9 @@ async def reconcile_hours(
             query = replace(query, since=_EPOCH + timedelta(microseconds=pruned_us))
         machines = await known_machines(connection, settings)
         measured = await machine_intervals(connection, query.since_us, query.until_us)
-        charged = await _charged(connection, query)
-    rows = _rows(machines, measured, query, charged)
+        known_us = _known_until(measured, query, _us(now))
+        charged = await _charged(connection, query, known_us)
+    rows = _rows(machines, measured, query, charged, known_us)
     for row in rows:
         row["ok"] = _agrees(row, tolerance)
     return {
@@ -85,17 +92,32 @@ async def reconcile_hours(
     }
 
 
-async def _charged(connection: "AsyncConnection", query: ReportQuery) -> Charges:
+def _known_until(
+    measured: Mapping[str, Sequence[Interval]], query: ReportQuery, now_us: int
+) -> dict[str, int]:
+    """By machine, until when it is measured, where that is before the period ends: measurements
+    are written some seconds later than charges."""
+    if now_us - query.until_us >= MOST_BEHIND_US:
+        return {}
+    ends = {name: measured_until_us(known, query.until_us) for name, known in measured.items()}
+    return {name: max(us, query.since_us) for name, us in ends.items() if us < query.until_us}
+
+
+async def _charged(
+    connection: "AsyncConnection", query: ReportQuery, known_us: Mapping[str, int]
+) -> Charges:
     """Out of the rows themselves: roll-ups would not miss a charge that has gone."""
     zone = ZoneInfo(query.tz)
-    source = FromRows(replace(query, group_by=("hour", "backend")))
+    by_hour = replace(query, group_by=("hour", "backend"))
     found: dict[tuple[str, str], dict[str, int]] = {}
-    for quarter, backend, machine, cost, *_ in await connection.execute(source.costs()):
-        if machine is None or not cost:
-            continue
-        at = datetime.fromtimestamp(int(quarter) * BUCKET_US // 1_000_000, zone)
-        by_backend = found.setdefault((at.replace(minute=0).isoformat(), machine), {})
-        by_backend[backend] = by_backend.get(backend, 0) + int(cost)
+    for until_us in {query.until_us, *known_us.values()}:
+        source = FromRows(by_hour, [(query.since_us, until_us)])
+        for quarter, backend, machine, cost, *_ in await connection.execute(source.costs()):
+            if not cost or machine is None or known_us.get(machine, query.until_us) != until_us:
+                continue
+            at = datetime.fromtimestamp(int(quarter) * BUCKET_US // 1_000_000, zone)
+            by_backend = found.setdefault((at.replace(minute=0).isoformat(), machine), {})
+            by_backend[backend] = by_backend.get(backend, 0) + int(cost)
     return found
 
 
@@ -104,6 +126,7 @@ def _rows(
     measured: Mapping[str, Sequence[Interval]],
     query: ReportQuery,
     charged: Charges,
+    known_us: Mapping[str, int],
 ) -> list[dict[str, Any]]:
     """By hour and machine: all that ran or was charged."""
     zone = ZoneInfo(query.tz)
@@ -112,7 +135,7 @@ def _rows(
         named = machine.machine.name
         intervals = measured.get(named, ())
         hours = {hour for hour, name in charged if name == named}
-        edges_us = _edges(query, intervals, hours)
+        edges_us = _edges(query, intervals, hours, known_us.get(named, query.until_us))
         costs = costs_between(machine, intervals, edges_us)
         for begin_us, cost in zip(edges_us, costs, strict=False):
             begin = (_EPOCH + timedelta(microseconds=begin_us)).astimezone(zone)
@@ -123,7 +146,9 @@ def _rows(
     return sorted(rows, key=lambda row: (row["hour"], row["machine"]))
 
 
-def _edges(query: ReportQuery, intervals: Sequence[Interval], hours: set[str]) -> list[int]:
+def _edges(
+    query: ReportQuery, intervals: Sequence[Interval], hours: set[str], until_us: int
+) -> list[int]:
     """Begins of hours, from the first to the last that anything is known of, cut by the period."""
     known = [us for i in intervals for us in (i.started_us, i.ended_us)]
     known += [_us(datetime.fromisoformat(hour)) for hour in hours]
@@ -131,7 +156,7 @@ def _edges(query: ReportQuery, intervals: Sequence[Interval], hours: set[str]) -
     if not known:
         return [0]
     first = max(min(known), query.since_us)
-    last = min(max(known), query.until_us)
+    last = min(max(known), until_us)
     hour_us = _HOUR // _US
     # Hours of every zone begin on whole quarters, but reports count whole local hours.
     offset_us = _offset_us(query, first) % hour_us

@@ -121,6 +121,29 @@ async def test_hour_that_has_not_ended_is_not_judged(engine: AsyncEngine) -> Non
     assert asked["bad_hours"] == ["2026-11-20T12:00:00+00:00"]
 
 
+async def test_charges_younger_than_the_measurements_are_no_difference(
+    engine: AsyncEngine,
+) -> None:
+    """Just after the hour the machine's last seconds are still on their way; later they count."""
+    await _three_hours(engine)
+    end = BEGIN + 4 * HOUR
+    clock = MachineClock(engine)
+    for backend, kind in (("a", "run"), ("", "idle")):
+        await clock.record("box", backend, kind, (BEGIN + 3 * HOUR) * S, (end - 20) * S)
+    one = charge("x", machine="box", at=end - 5.0, cost_nano_usd=50 * 10**6)
+    await Repository(engine).write([settlement("x", started_at=end - 19.0, charges=(one,))])
+
+    async def at(seconds: int) -> dict[str, Any]:
+        now = datetime.fromtimestamp(end + seconds, UTC)
+        return await reconcile_hours(engine, SETTINGS, tolerance=Decimal(0), now=now)
+
+    assert (await at(3))["bad_hours"] == []
+    assert (await at(3))["hours"][3]["charged_usd"] == "0"
+    late = await at(600)
+    assert late["bad_hours"] == ["2026-11-20T11:00:00+00:00"]
+    assert late["hours"][3]["unattributed_usd"] == "-0.05"
+
+
 async def test_hours_are_those_of_the_time_zone(engine: AsyncEngine) -> None:
     """Also where they begin at half past."""
     await _three_hours(engine)
