@@ -101,6 +101,7 @@ def _hours(ctx: click.Context, config: str | None, *, tolerance: str, **period: 
 def _print_hours(found: dict[str, Any]) -> None:
     hours = found["hours"]
     if not hours:
+        _print_changed(found)
         click.echo(f"no machine ran in an hour that ended before {found['until']}")
         return
     sums = {name: sum((Decimal(row[name]) for row in hours), Decimal(0)) for name in _AMOUNTS}
@@ -126,8 +127,20 @@ def _print_hours(found: dict[str, Any]) -> None:
             left = dollars(row["unattributed_usd"])
             click.echo(f"{row['hour']} {row['machine']}: {left} unattributed")
             click.echo(f"  {engines or 'no engine reported and nothing was charged'}")
+    _print_changed(found)
     failed = sum(not row["ok"] for row in hours)
     click.echo(f"{len(hours)} machine-hours, {failed} of them off by more than the tolerance")
+
+
+def _print_changed(found: dict[str, Any]) -> None:
+    """Charges that are not those that were booked."""
+    for row in found["changed"]:
+        where = f"{row['backend']} on {row['machine'] or 'its upstream'}"
+        click.echo(
+            f"{row['hour']} {where}: the charges are ${row['charged_usd']}, "
+            f"${row['summed_usd']} when they were booked; "
+            "some are gone or changed: `headgate db check` says more"
+        )
 
 
 def _draw(found: dict[str, Any], plot: str) -> None:

@@ -6,6 +6,9 @@ by its sign: more machine than charges and idle is a lost charge or a silent eng
 something counted twice. Beside it stands what each engine says it worked, against what was charged
 for it: that tells which of them it is.
 
+A charge that is gone is noticed, however small, by the roll-ups: these were written with it, and a
+difference to the rows is named by hour and backend, to the nano-dollar, upstreams' included.
+
 A request is charged in the hour in which it ended, so long ones shift a little from one hour to the
 next; the tolerance is for them.
 """
@@ -28,7 +31,7 @@ from gateway.ledger.machine_report import (
     measured_until_us,
 )
 from gateway.ledger.money import EXACT, usd_text
-from gateway.ledger.report_lines import snapshot
+from gateway.ledger.report_lines import lines_of, snapshot
 from gateway.ledger.report_query import ReportError, ReportQuery, parse_query
 from gateway.ledger.report_sql import BUCKET_US, FromRows
 from gateway.settings import Settings
@@ -42,6 +45,8 @@ _US = timedelta(microseconds=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Charges = Mapping[tuple[str, str], Mapping[str, int]]
 """(hour, machine) → backend → nano-dollars"""
+Charged = tuple[str, str, str | None]
+"""(hour, backend, machine)"""
 
 
 async def reconcile_hours(
@@ -78,6 +83,7 @@ async def reconcile_hours(
         measured = await machine_intervals(connection, query.since_us, query.until_us)
         known_us = _known_until(measured, query, _us(now))
         charged = await _charged(connection, query, known_us)
+        changed = await _changed(connection, query)
     rows = _rows(machines, measured, query, charged, known_us)
     for row in rows:
         row["ok"] = _agrees(row, tolerance)
@@ -87,8 +93,11 @@ async def reconcile_hours(
         "tz": query.tz,
         "tolerance": format(tolerance, "f"),
         "hours": rows,
-        "bad_hours": sorted({row["hour"] for row in rows if not row["ok"]}),
-        "ok": all(row["ok"] for row in rows),
+        "changed": changed,
+        "bad_hours": sorted(
+            {*(row["hour"] for row in rows if not row["ok"]), *(row["hour"] for row in changed)}
+        ),
+        "ok": not changed and all(row["ok"] for row in rows),
     }
 
 
@@ -107,18 +116,45 @@ async def _charged(
     connection: "AsyncConnection", query: ReportQuery, known_us: Mapping[str, int]
 ) -> Charges:
     """Out of the rows themselves: roll-ups would not miss a charge that has gone."""
-    zone = ZoneInfo(query.tz)
-    by_hour = replace(query, group_by=("hour", "backend"))
     found: dict[tuple[str, str], dict[str, int]] = {}
     for until_us in {query.until_us, *known_us.values()}:
-        source = FromRows(by_hour, [(query.since_us, until_us)])
-        for quarter, backend, machine, cost, *_ in await connection.execute(source.costs()):
-            if not cost or machine is None or known_us.get(machine, query.until_us) != until_us:
-                continue
-            at = datetime.fromtimestamp(int(quarter) * BUCKET_US // 1_000_000, zone)
-            by_backend = found.setdefault((at.replace(minute=0).isoformat(), machine), {})
-            by_backend[backend] = by_backend.get(backend, 0) + int(cost)
+        for (hour, backend, machine), cost in (await _of_rows(connection, query, until_us)).items():
+            if cost and machine is not None and known_us.get(machine, query.until_us) == until_us:
+                found.setdefault((hour, machine), {})[backend] = cost
     return found
+
+
+async def _of_rows(
+    connection: "AsyncConnection", query: ReportQuery, until_us: int
+) -> dict[Charged, int]:
+    zone = ZoneInfo(query.tz)
+    by_hour = replace(query, group_by=("hour", "backend"))
+    source = FromRows(by_hour, [(query.since_us, until_us)])
+    found: dict[Charged, int] = {}
+    for quarter, backend, machine, cost, *_ in await connection.execute(source.costs()):
+        at = datetime.fromtimestamp(int(quarter) * BUCKET_US // 1_000_000, zone)
+        of = (at.replace(minute=0).isoformat(), backend, machine)
+        found[of] = found.get(of, 0) + int(cost)
+    return found
+
+
+async def _changed(connection: "AsyncConnection", query: ReportQuery) -> list[dict[str, Any]]:
+    """Where the rows say something else than the sums that were written with them."""
+    by_machine = replace(query, group_by=("hour", "backend", "machine"))
+    lines = await lines_of(connection, by_machine, {"costs"})
+    sums = {group: line.cost for group, line in lines.items()}
+    rows: dict[Any, int] = {**await _of_rows(connection, query, query.until_us)}
+    return [
+        {
+            "hour": hour,
+            "backend": backend,
+            "machine": machine,
+            "charged_usd": usd_text(rows.get((hour, backend, machine), 0)),
+            "summed_usd": usd_text(sums.get((hour, backend, machine), 0)),
+        }
+        for hour, backend, machine in sorted({*rows, *sums}, key=str)
+        if rows.get((hour, backend, machine), 0) != sums.get((hour, backend, machine), 0)
+    ]
 
 
 def _rows(

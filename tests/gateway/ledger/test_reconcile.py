@@ -81,6 +81,26 @@ async def test_deleted_charge_is_named_by_its_hour_and_engine(engine: AsyncEngin
     assert row["engines"][1] == {"backend": "b", "measured_usd": "0.6", "charged_usd": "0"}
 
 
+@pytest.mark.parametrize("machine", ["box", None])
+async def test_deleted_charge_is_named_however_small(
+    engine: AsyncEngine, machine: str | None
+) -> None:
+    """Below any tolerance, and an upstream's too: the sums that were written with it know it."""
+    await _three_hours(engine)
+    at = BEGIN + HOUR + 60.0
+    one = charge("x", backend="b", machine=machine, at=at, cost_nano_usd=3)
+    await Repository(engine).write([settlement("x", started_at=at - 1.0, charges=(one,))])
+    assert (await _reconcile(engine))["ok"]
+    async with engine.begin() as connection:
+        await connection.execute(delete(charges).where(charges.c.request_id == "x"))
+    found = await _reconcile(engine)
+    assert not found["ok"]
+    assert found["bad_hours"] == [NINE]
+    row = found["changed"][0]
+    assert (row["hour"], row["backend"], row["machine"]) == (NINE, "b", machine)
+    assert Decimal(row["summed_usd"]) - Decimal(row["charged_usd"]) == Decimal("0.000000003")
+
+
 @pytest.mark.parametrize("kind", ["idle", "lost", "run"])
 async def test_dropped_engine_report_is_named_by_its_hour(engine: AsyncEngine, kind: str) -> None:
     """No source is made up from the others: without one of them its hour does not add up."""
