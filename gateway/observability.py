@@ -238,6 +238,18 @@ class Metrics:
             registry=registry,
             multiprocess_mode="min",
         )
+        self.ledger_up = Gauge(
+            "headgate_ledger_up",
+            "1 if the ledger's database and its journal take rows.",
+            registry=registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self.ledger_waiting = Gauge(
+            "headgate_ledger_waiting_bytes",
+            "In journals: settled requests on their way into the database.",
+            registry=registry,
+            multiprocess_mode="livemostrecent",
+        )
         self.ejected = Gauge(
             "headgate_backend_addresses_ejected",
             "Addresses of a backend with several that are asked last.",

@@ -299,7 +299,7 @@ def _ledger_outage(outage: Outage) -> Finding:
         kind="ledger_outage",
         severity="critical",
         title="The ledger's database does not answer",
-        text=f"{outage.error} Rows wait in the journal; `headgate doctor` says more.",
+        text=f"{outage.error.rstrip('.')}. Rows wait in the journal; `headgate doctor` says more.",
     )
 
 

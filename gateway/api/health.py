@@ -38,6 +38,8 @@ def health_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
             parts.metrics.backend_ready.labels(name).set(bool(about["ready"]))
             if isinstance(ejected := about.get("addresses_ejected"), int):
                 parts.metrics.ejected.labels(name).set(ejected)
+        parts.metrics.ledger_up.set(bool(parts.ledger.state()["ok"]))
+        parts.metrics.ledger_waiting.set(parts.ledger.waiting_bytes())
         body, kind = parts.metrics.exposition()
         return Response(body, media_type=kind.partition("; charset=")[0])  # Litestar adds it
 

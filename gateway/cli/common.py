@@ -125,7 +125,7 @@ def get_json(
     """GET a running gateway's JSON; exits 1 with a clear message when that fails.
 
     Args:
-        or_none: give None where our key may not see it.
+        or_none: give None where our key may not see it, or the gateway cannot say it now.
         if_away: says it instead where no gateway answers.
     """
     import httpx
@@ -136,7 +136,7 @@ def get_json(
         if if_away is not None:
             return if_away()
         fail(f"no gateway answers at {url} ({error}); start one with `headgate serve`")
-    if or_none and response.status_code in (401, 403):
+    if or_none and response.status_code in (401, 403, 503):
         return None
     if response.status_code >= 400:
         fail(f"{url}{path}: {response.status_code}: {refusal(response)}")

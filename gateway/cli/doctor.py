@@ -34,7 +34,7 @@ class Finding(Struct, frozen=True):
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, config: str | None, as_json: bool) -> None:
-    """Look at Python, packages, Redis, folders, models and the port; exit 1 if anything fails."""
+    """Look at Python, packages, Redis, database, folders, models and port; exit 1 if any fails."""
     findings = [_python(), _torch()]
     try:
         settings = settings_of(ctx, config)
@@ -42,7 +42,14 @@ def doctor(ctx: click.Context, config: str | None, as_json: bool) -> None:
         findings.append(Finding("configuration", False, str(error)))
     else:
         findings.append(Finding("configuration", True, settings.source or "built-in"))
-        checks: list[Callable[[Settings], Finding]] = [_redis, _state, _run, _models, _port]
+        checks: list[Callable[[Settings], Finding]] = [
+            _redis,
+            _database,
+            _state,
+            _run,
+            _models,
+            _port,
+        ]
         findings += [check(settings) for check in checks]
     if as_json:
         print_json({"ok": all(f.ok for f in findings), "findings": to_builtins(findings)})
@@ -73,6 +80,25 @@ def _redis(settings: Settings) -> Finding:
         return Finding("redis", True, redis_binary())
     except SettingsError as error:
         return Finding("redis", False, str(error))
+
+
+def _database(settings: Settings) -> Finding:
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from gateway.ledger.database import without_password
+    from gateway.processes.runtime import database_url
+    from migrations import runner
+
+    url = database_url(settings)
+    shown, parsed = without_password(url), make_url(url)
+    if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
+        return Finding("database", True, f"{shown}, made at the first start")
+    try:
+        revision = runner.current(url)
+    except (SQLAlchemyError, OSError) as error:
+        return Finding("database", False, f"{shown}: {str(error).splitlines()[0]}")
+    return Finding("database", True, f"{shown}, revision {revision or 'none yet'}")
 
 
 def _state(settings: Settings) -> Finding:

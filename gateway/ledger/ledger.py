@@ -277,6 +277,14 @@ class Ledger:
             "journal_error": self._journal.last_error,
         }
 
+    def waiting_bytes(self) -> int:
+        """What waits in the journals of all processes of this state folder."""
+        found = 0
+        for path in self._folder.glob(f"*{journals.SUFFIX}"):
+            with contextlib.suppress(FileNotFoundError):
+                found += path.stat().st_size
+        return found
+
     # The writer task
 
     async def _run(self) -> None:

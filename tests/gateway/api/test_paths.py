@@ -125,6 +125,8 @@ async def test_metrics_bear_the_contracts_names(tmp_path: Path) -> None:
         assert "headgate_cache_queries_total 2.0" in text
         assert "somebody" not in text
         assert "headgate_requests_in_flight 0.0" in text
+        assert "headgate_ledger_up 1.0" in text
+        assert "headgate_ledger_waiting_bytes" in text
 
 
 async def test_ejected_address_is_a_problem_and_a_metric(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from gateway.cli import _COMMANDS, cli, main
 from gateway.cli.status import _lines, _row
+from tests.gateway.cli.test_administration import Answer, listening
 
 
 @pytest.fixture
@@ -206,6 +207,42 @@ def test_doctor_finds_what_is_wrong(alone: Path, monkeypatch: pytest.MonkeyPatch
     assert ill.exit_code == 1
     assert "nowhere" in ill.output
     assert "Address already in use" in ill.output
+
+
+def test_doctor_asks_the_database(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that does not answer fails and is named without its password; a new file is fine."""
+    fine = CliRunner().invoke(cli, ["doctor", "--json"])
+    found = {f["check"]: f for f in json.loads(fine.output)["findings"]}["database"]
+    assert (found["ok"], "made at the first start" in found["detail"]) == (True, True)
+    away = "postgresql+asyncpg://me:secret@127.0.0.1:9/headgate"
+    monkeypatch.setenv("HEADGATE_DATABASE_URL", away)
+    ill = CliRunner().invoke(cli, ["doctor", "--json"])
+    found = {f["check"]: f for f in json.loads(ill.output)["findings"]}["database"]
+    assert (ill.exit_code, found["ok"]) == (1, False)
+    assert found["detail"].startswith("postgresql+asyncpg://me:***@127.0.0.1:9/headgate: ")
+
+
+def test_status_shows_health_while_the_database_is_away() -> None:
+    """What only the database knows is left out; the problem is named, the exit code is 0."""
+    health = {
+        "status": "degraded",
+        "policy": "p@1",
+        "backends": [],
+        "overrides": [],
+        "problems": ["ledger: away"],
+    }
+
+    def answer(_method: str, path: str, _headers: dict[str, str], _body: bytes) -> Answer:
+        if path == "/health":
+            return Answer(200, json.dumps(health).encode())
+        return Answer(503, b'{"error": {"message": "The database does not answer."}}')
+
+    with listening(answer) as port:
+        told = CliRunner().invoke(cli, ["status", "--url", f"http://127.0.0.1:{port}"])
+    assert told.exit_code == 0, told.output
+    assert "degraded" in told.output
+    assert "problem: ledger: away" in told.output
+    assert "today" not in told.output
 
 
 @pytest.mark.parametrize("command", [["status"], ["explain", "some-id"], ["chat", "Hi"]])

@@ -76,6 +76,7 @@ async def test_postgres_away_under_load_loses_and_doubles_nothing(
     assert state["spilled_segments"] > 0
     assert len(list((Path(settings.state_dir) / "journal").iterdir())) < 64
     assert ledger.refusal is None, "requests are still served"
+    assert ledger.waiting_bytes() == state["journal_bytes"] > 0
     bringing_back = asyncio.create_task(asyncio.to_thread(own_postgres.start))
     await load(0.5)
     await bringing_back
