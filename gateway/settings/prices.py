@@ -9,6 +9,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from msgspec import Meta, Struct, field
 
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+_MOST_USD = {"purchase_usd": 10**9, "residual_usd": 10**9}
+"""Others: 10**6; the ledger counts nano-dollars in 63 bits, enough for a year at such a price."""
 Clock = Annotated[str, Meta(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
 """HH:MM"""
 
@@ -121,8 +123,10 @@ def check_machine(machine: MachineSettings, key: str, refuse: Refuse) -> None:
     _check_amounts(machine, ("usd_per_hour",), key, refuse)
     if machine.owned is not None:
         _check_amounts(machine.owned, machine.owned.__struct_fields__, f"{key}.owned", refuse)
-        if machine.owned.years <= 0:
-            refuse(f"{key}.owned.years", str(machine.owned.years), "more than 0")
+        if machine.owned.years < Decimal("0.01"):
+            refuse(f"{key}.owned.years", str(machine.owned.years), "0.01 or more")
+        if machine.owned.pue < 1:
+            refuse(f"{key}.owned.pue", str(machine.owned.pue), "1 or more")
         if machine.owned.residual_usd > machine.owned.purchase_usd:
             refuse(
                 f"{key}.owned.residual_usd", str(machine.owned.residual_usd), "up to purchase_usd"
@@ -130,6 +134,8 @@ def check_machine(machine: MachineSettings, key: str, refuse: Refuse) -> None:
     for index, price in enumerate(machine.hours):
         where = f"{key}.hours[{index}]"
         _check_amounts(price, ("usd_per_hour",), where, refuse)
+        if price.days == []:
+            refuse(f"{where}.days", price.days, "one day or more; left out: every day")
         try:
             ZoneInfo(price.tz)
         except (ZoneInfoNotFoundError, ValueError, OSError):
@@ -150,15 +156,16 @@ def check_price(price: PriceSettings, key: str, refuse: Refuse) -> None:
 
 
 def check_rates(rates: TokenRates, key: str, refuse: Refuse) -> None:
-    """No rate is negative."""
+    """No rate is negative or beyond what can be booked."""
     _check_amounts(rates, TokenRates.__struct_fields__, key, refuse)
 
 
 def _check_amounts(table: Struct, names: Sequence[str], key: str, refuse: Refuse) -> None:
     for name in names:
         amount = getattr(table, name)
-        if amount is not None and not (amount.is_finite() and amount >= 0):
-            refuse(f"{key}.{name}", str(amount), "0 or more")
+        most = _MOST_USD.get(name, 10**6)
+        if amount is not None and not (amount.is_finite() and 0 <= amount <= most):
+            refuse(f"{key}.{name}", str(amount), f"0 or more, up to {most}")
 
 
 def _check_order(moments: Sequence[datetime], key: str, refuse: Refuse) -> None:

@@ -11,6 +11,8 @@ from gateway.settings.tables import Settings
 
 _KINDS = {"array": "list", "object": "table", "str": "string", "bool": "true or false"}
 """msgspec's name of a type → TOML's."""
+_A_TIME = "expected string matching regex '^([01]"
+"""How msgspec begins to say that a time of day is none."""
 
 
 def explain(text: str, tree: dict[str, Any]) -> str:
@@ -42,7 +44,8 @@ def _plain(reason: str) -> str:
         names = [name for name in found.group(1).split(" | ") if name != "null"]
         return " or ".join(_KINDS.get(name, name) for name in names)
 
-    return re.sub(r"`([^`]+)`", kind, reason).replace("Expected", "expected", 1)
+    words = re.sub(r"`([^`]+)`", kind, reason).replace("Expected", "expected", 1)
+    return "HH:MM, 00:00 to 23:59" if words.startswith(_A_TIME) else words
 
 
 def _value(tree: dict[str, Any], path: str) -> Any:

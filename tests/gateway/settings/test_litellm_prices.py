@@ -27,6 +27,7 @@ LISTED = {
         "supports_vision": True,
     },
 }
+RATES = {"input_cost_per_token": 1e-6, "output_cost_per_token": 2e-6}
 
 
 def _file(folder: Path, listed: Any) -> Path:
@@ -60,12 +61,36 @@ def test_rates_are_read_exactly(tmp_path: Path) -> None:
             {"m": {"input_cost_per_token": 1e-6, "input_cost_per_token_above_128k_tokens": 2e-6}},
             "above_128k",
         ),
+        ({"m": {"input_cost_per_token": 1e-6}}, "no output_cost_per_token"),
+        (
+            {"m": {"input_cost_per_character": 1e-6, "output_cost_per_character": 1e-6}},
+            "no input_cost_per_token, but input_cost_per_character",
+        ),
+        ({"m": {**RATES, "tiered_pricing": [{"range": [0, 1]}, {"range": [1, 2]}]}}, "length"),
+        ({"m": {**RATES, "input_cost_per_request": 0.01}}, "number of requests"),
+        ({"m": {**RATES, "input_cost_per_token": 3}}, "3: a number of dollars, 0 to 1"),
+        ({"m": {**RATES, "input_cost_per_token": -1e-7}}, ": -1E-7: a number"),
     ],
 )
 def test_list_that_cannot_be_billed_by_is_refused(tmp_path: Path, listed: Any, named: str) -> None:
     """The error names the file, the model and what is wrong."""
     with pytest.raises(SettingsError, match=named):
         read_rates(_file(tmp_path, listed), "m")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {**RATES, "input_cost_per_token_above_128k_tokens": None, "input_cost_per_request": 0},
+        {**RATES, "input_cost_per_token_above_128k_tokens": 1e-6},
+        {"input_cost_per_token": 1e-6, "mode": "embedding"},
+    ],
+)
+def test_entries_that_say_nothing_more_are_taken(tmp_path: Path, entry: Any) -> None:
+    """Null and 0 are no price, and embeddings have no answers."""
+    rates = read_rates(_file(tmp_path, {"m": entry}), "m")
+    assert rates.input_usd_per_mtok == Decimal(1)
+    assert rates.output_usd_per_mtok == (2 if "output_cost_per_token" in entry else 0)
 
 
 def test_configuration_takes_its_prices_from_the_list(tmp_path: Path) -> None:

@@ -187,12 +187,25 @@ ECHO = '[[backends]]\nname = "a"\nkind = "echo"\nmodel = "e"\n'
         ('[[machines]]\nname = "m"\ndevices = 0\n', ["machines[0].devices", "0"]),
         (
             '[[machines]]\nname = "m"\n[machines.owned]\npurchase_usd = 1\nyears = 0\n',
-            ["machines[0].owned.years", "more than 0"],
+            ["machines[0].owned.years", "0.01 or more"],
+        ),
+        (
+            '[[machines]]\nname = "m"\n[machines.owned]\npurchase_usd = 1\nyears = 1\npue = 0.5\n',
+            ["machines[0].owned.pue", "'0.5'", "1 or more"],
+        ),
+        (
+            '[[machines]]\nname = "m"\nusd_per_hour = 1e30\n',
+            ["machines[0].usd_per_hour", "1E+30", "up to 1000000"],
+        ),
+        (
+            '[[machines]]\nname = "m"\n[[machines.hours]]\nfrom = "22:00"\nto = "06:00"\n'
+            "days = []\nusd_per_hour = 1\n",
+            ["machines[0].hours[0].days", "left out: every day"],
         ),
         (
             '[[machines]]\nname = "m"\n[[machines.hours]]\nfrom = "24:00"\nto = "06:00"\n'
             "usd_per_hour = 1\n",
-            ["machines[0].hours[0].from", "24:00"],
+            ["machines[0].hours[0].from", "24:00", "HH:MM, 00:00 to 23:59"],
         ),
         (
             '[[machines]]\nname = "m"\n[[machines.hours]]\nfrom = "22:00"\nto = "06:00"\n'
