@@ -5,7 +5,6 @@ SQLite is guarded by a lock file beside the database, PostgreSQL by an advisory 
 
 import asyncio
 import fcntl
-import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,21 +60,41 @@ def current(database_url: str) -> str | None:
 
 
 def differences(database_url: str) -> list[str]:
-    """What the database's tables lack or have beyond the code's, one line each; empty: equal."""
+    """What the ledger's tables lack or have beyond the code's, one line each; empty: equal.
+
+    Other tables are not looked at: who keeps something beside the ledger still has it checked.
+    """
 
     def run(connection: "Connection") -> list[str]:
         from alembic.autogenerate import compare_metadata
         from alembic.runtime.migration import MigrationContext
 
-        from gateway.ledger.tables import PARTS, metadata
+        from gateway.ledger.tables import metadata
 
-        def whole(name: str | None, kind: str, _: Any) -> bool:
-            return kind != "table" or name is None or not re.match(PARTS, name)
+        def ours(name: str | None, kind: str, _: Any) -> bool:
+            return kind != "table" or name in metadata.tables
 
-        context = MigrationContext.configure(connection, opts={"include_name": whole})
-        return [str(found) for found in compare_metadata(context, metadata)]
+        context = MigrationContext.configure(connection, opts={"include_name": ours})
+        return [_told(found) for found in compare_metadata(context, metadata)]
 
     return _with_database(database_url, run)
+
+
+def _told(found: Any) -> str:
+    """One of Alembic's differences in words; the changes of one column come as a list."""
+    if isinstance(found, list):
+        return "; ".join(map(_told, found))
+    match found:
+        case ("add_table", table):
+            return f"table {table.name!r} is missing"
+        case ("add_column" | "remove_column" as what, _, table, column):
+            how = "is missing" if what == "add_column" else "is not of this version"
+            return f"column {column.name!r} of table {table!r} {how}"
+        case ("add_index" | "remove_index" as what, index):
+            how = "is missing" if what == "add_index" else "is not of this version"
+            return f"index {index.name!r} of table {index.table.name!r} {how}"
+        case _:
+            return str(found)
 
 
 def head() -> str:

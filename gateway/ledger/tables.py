@@ -120,9 +120,6 @@ charges = Table(
 )
 """What a request used, one row per piece of work; a correction reverses by a negative row."""
 
-PARTS = r"^(requests|charges)_(rest|\d{4}_\d{2})$"
-"""Names of the two tables' partitions, where PostgreSQL has been told to make some."""
-
 teams = Table(
     "teams",
     metadata,

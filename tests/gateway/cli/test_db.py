@@ -21,14 +21,27 @@ def test_upgrade_makes_the_schema_and_check_agrees(headgate: Headgate) -> None:
 
 
 def test_check_names_what_differs(headgate: Headgate) -> None:
-    """A table that somebody dropped is named."""
+    """A table that somebody dropped is named, and so is a column that somebody added."""
     headgate.run("db", "upgrade")
     with sqlite3.connect(headgate.state_dir / "headgate.db") as connection:
         connection.execute("DROP TABLE teams")
+        connection.execute("ALTER TABLE charges ADD COLUMN mine TEXT")
     connection.close()
     result = headgate.run("db", "check")
     assert result.exit_code == 1
-    assert "teams" in result.stdout
+    assert "table 'teams' is missing" in result.stdout
+    assert "column 'mine' of table 'charges' is not of this version" in result.stdout
+
+
+def test_check_looks_past_tables_of_others(headgate: Headgate) -> None:
+    """Somebody's table in the same database neither fails the check nor hides the books from it."""
+    headgate.run("db", "upgrade")
+    with sqlite3.connect(headgate.state_dir / "headgate.db") as connection:
+        connection.execute("CREATE TABLE theirs (id INTEGER)")
+    connection.close()
+    checked = headgate.json("db", "check", "--json")
+    assert (checked["ok"], checked["differences"]) == (True, [])
+    assert "chain" in str(checked)
 
 
 def test_unreachable_and_newer_databases_fail_clearly(
