@@ -33,6 +33,10 @@ _OWNERS: dict[str, tuple[tuple[SubjectKind, str], ...]] = {
 }
 """Columns that name who a row belongs to, beside `scope`."""
 _SECRET = ("sha256", "previous_sha256")
+_LARGE = frozenset(
+    ("requests", "charges", "chain", "rollups", "rollup_keys", "rollup_details", "machine_time")
+)
+_LOCK_WAIT = "5s"
 _requests = tables.requests.c
 
 
@@ -320,7 +324,15 @@ def _pages(ids: frozenset[str]) -> list[Sequence[str]]:
 
 
 async def compact(engine: "AsyncEngine") -> None:
-    """Write the database's files anew, so that what was deleted is in no free page either."""
+    """Write the database's files anew, so that what was deleted is in no free page either.
+
+    PostgreSQL: the tables that hold names; the large ones are only vacuumed, as writing them anew
+    would lock gateways out for long. Each waits its turn for `_LOCK_WAIT` at most: whoever comes
+    behind it would wait, too.
+
+    Raises:
+        SQLAlchemyError: somebody reads a table for longer than that (a backup, say).
+    """
     if engine.dialect.name == "sqlite":
         async with engine.connect() as connection:
             await connection.exec_driver_sql("VACUUM")
@@ -328,5 +340,10 @@ async def compact(engine: "AsyncEngine") -> None:
         return
     autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
     async with autocommit.connect() as connection:
-        for table in tables.metadata.tables:
-            await connection.execute(text(f'VACUUM "{table}"'))
+        await connection.execute(text(f"SET lock_timeout = '{_LOCK_WAIT}'"))
+        try:
+            for table in tables.metadata.tables:
+                how = "ANALYZE" if table in _LARGE else "FULL, ANALYZE"
+                await connection.execute(text(f'VACUUM ({how}) "{table}"'))
+        finally:
+            await connection.execute(text("RESET lock_timeout"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from backends.echo import EchoBackend
@@ -119,6 +119,17 @@ async def _found_in_sql(engine: AsyncEngine, needle: str) -> list[str]:
     return found
 
 
+async def _found_in_pages(engine: AsyncEngine, needle: str) -> set[str]:
+    """Tables and indexes of PostgreSQL in whose files it stands, in free space too."""
+    files = text(
+        "SELECT c.relname, pg_read_binary_file(pg_relation_filepath(c.oid)) FROM pg_class c"
+        " WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'i')"
+    )
+    async with engine.connect() as connection:
+        await connection.execute(text("CHECKPOINT"))
+        return {name for name, data in await connection.execute(files) if needle.encode() in data}
+
+
 async def _found_in_redis(client: Any, needle: str) -> list[str]:
     found = []
     readers = {
@@ -172,6 +183,8 @@ async def test_nothing_of_a_deleted_user_is_found_anywhere(
     assert counts["requests and charges"] == 4
 
     assert await _found_in_sql(engine, CANARY) == []
+    if engine.dialect.name == "postgresql":
+        assert await _found_in_pages(engine, CANARY) <= {"requests"}
     assert await _found_in_redis(where.redis, CANARY) == []
     assert _found_in_files(state, CANARY) == []
     printed = capsys.readouterr()
