@@ -7,6 +7,7 @@ import click
 
 from gateway.cli.common import config_option, fail, json_option, print_json, settings_of
 from gateway.cli.database import run_on_engine, table
+from gateway.cli.report_output import dollars
 
 
 @click.command()
@@ -97,7 +98,7 @@ def correct(
         print_json({"request_id": request_id, "booked": shown})
         return
     for line in shown:
-        click.echo(f"{request_id} #{line['seq']} {line['kind']} ${line['cost_usd']}")
+        click.echo(f"{request_id} #{line['seq']} {line['kind']} {dollars(line['cost_usd'])}")
 
 
 @click.command()
@@ -178,8 +179,8 @@ def print_invoice(
     if as_json:
         print_json(found)
         return
-    click.echo(f"the ledger expects ${found['expected_usd']}")
-    click.echo(f"discount           ${found['discount_usd']}")
-    click.echo(f"difference         ${found['difference_usd']}")
-    click.echo(f"invoice            ${found['invoice_usd']}")
+    click.echo(f"the ledger expects {dollars(found['expected_usd'])}")
+    click.echo(f"discount           {dollars(found['discount_usd'])}")
+    click.echo(f"difference         {dollars(found['difference_usd'])}")
+    click.echo(f"invoice            {dollars(found['invoice_usd'])}")
     click.echo(f"{found['posted']} new lines in {found['posted_to']}")

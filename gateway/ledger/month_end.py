@@ -183,7 +183,8 @@ async def reconcile_invoice(
     Args:
         invoice_nano_usd: what is to be paid, 0 or more.
         discount_nano_usd: what the invoice takes off, 0 or more.
-        payee: whose invoice: `upstream:BACKEND`, or `all` for everything.
+        payee: whose invoice: `upstream:BACKEND`, or `all` for everything, what was posted for
+            upstreams included.
         by: who does it, for the audit log.
 
     Raises:
@@ -197,7 +198,10 @@ async def reconcile_invoice(
     async with writing(engine) as connection:
         await state.hold_writers(connection)
         open_month = await _open_month(connection, month)
-        before = await _adjustments(connection, month, payee=payee)
+        posted = await _adjustments(connection, month, about=True)
+        before = [line for line in posted if line.name == payee]
+        if payee == EVERYTHING:  # it contains what was posted for single upstreams
+            expected += sum(line.nano_usd for line in posted if line.name != payee)
         discounted = sum(line.nano_usd for line in before if line.kind == "discount")
         differing = sum(line.nano_usd for line in before if line.kind == "difference")
         amounts = {
@@ -253,7 +257,10 @@ async def _expected(engine: "AsyncEngine", settings: Settings, month: str, payee
         until=end.isoformat(),
         filters={"backend": [name]},
     )
-    return sum(parse_usd(row["cost_usd"]) for row in found["rows"] if row["machine"] is None)
+    charged = [parse_usd(row["cost_usd"]) for row in found["rows"] if row["machine"] is None]
+    if not charged and name not in {backend.name for backend in settings.backends}:
+        raise ReportError(f"payee {payee!r}: no such backend, and none was charged for in {month}")
+    return sum(charged)
 
 
 async def _charged(engine: "AsyncEngine", settings: Settings, month: str) -> list[Line]:
@@ -307,16 +314,15 @@ async def _with_ids(connection: "AsyncConnection", lines: tuple[Line, ...]) -> t
 
 
 async def _adjustments(
-    connection: "AsyncConnection", month: str, *, payee: str | None = None
+    connection: "AsyncConnection", month: str, *, about: bool = False
 ) -> list[Line]:
-    """Lines posted to a month or, of one payee, posted about it."""
+    """Lines posted to a month, or those about it, in whichever month they stand."""
     c = adjustments.c
     wanted = select(adjustments).order_by(c.id)
-    if payee is None:
-        wanted = wanted.where(c.month == month)
+    if about:
+        wanted = wanted.where(or_(c.corrects == month, (c.month == month) & c.corrects.is_(None)))
     else:
-        about = or_(c.corrects == month, (c.month == month) & c.corrects.is_(None))
-        wanted = wanted.where(c.payee == payee, about)
+        wanted = wanted.where(c.month == month)
     return [
         Line(
             kind=row.kind,

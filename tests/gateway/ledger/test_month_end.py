@@ -207,6 +207,27 @@ async def test_invoice_of_one_upstream_counts_its_charges_only(engine: AsyncEngi
         await reconcile_invoice(engine, SETTINGS, "2026-11", **asked | {"invoice_nano_usd": -USD})
 
 
+async def test_whole_invoice_holds_beside_those_of_upstreams(engine: AsyncEngine) -> None:
+    """What an upstream's invoice has posted is not posted once more: the bill is the invoice."""
+    await _month_of_work(engine)
+    for usd, payee in ((8, "upstream:outside"), (9, "all"), (9, "all")):
+        asked: dict[str, Any] = {"invoice_nano_usd": usd * USD, "payee": payee, "now": DECEMBER}
+        await reconcile_invoice(engine, SETTINGS, "2026-11", **asked)
+    found = await bill(engine, SETTINGS, "2026-11")
+    assert found.total_nano_usd == 9 * USD
+    posted = [(line.name, line.nano_usd) for line in found.lines if line.kind == "difference"]
+    assert [name for name, _ in posted] == ["upstream:outside", "all"]
+    assert posted[0][1] == USD
+
+
+async def test_upstream_that_nobody_knows_is_refused(engine: AsyncEngine) -> None:
+    """A misspelt name posts no line, as lines stay for ever."""
+    await _month_of_work(engine)
+    asked: dict[str, Any] = {"invoice_nano_usd": USD, "now": DECEMBER}
+    with pytest.raises(ReportError, match="'upstream:outsid': no such backend"):
+        await reconcile_invoice(engine, SETTINGS, "2026-11", payee="upstream:outsid", **asked)
+
+
 @pytest.mark.parametrize("month", ["2026-13", "2026-00", "26-11", "2026-11-01", "", "9999-01", "x"])
 def test_impossible_months_are_refused(month: str) -> None:
     """The error says how a month is written."""
