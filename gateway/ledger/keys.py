@@ -43,6 +43,8 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 CACHE_S = 2.0
 STALE_S = 3600.0
 """How long a known key goes on when the database is away."""
+PATIENCE_S = 0.5
+"""How long requests with a known key wait for a database that is slow to say more of it."""
 MAX_CACHED = 10_000
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -157,11 +159,15 @@ class KeyBook:
         asking = self._asking.get(sha256)
         if asking is None or asking[0] <= self._changed_at:
             asking = self._asking[sha256] = (now, asyncio.create_task(self._ask(sha256, now)))
+        known = cached[1] if cached is not None and now - cached[0] < STALE_S else None
+        waited_s = max(now - asking[0], 0.0)
+        patience_s = None if known is None else max(PATIENCE_S - waited_s, 0.0)
         try:
-            return await asyncio.shield(asking[1])
-        except (SQLAlchemyError, OSError) as error:
-            if cached is not None and cached[1] is not None and now - cached[0] < STALE_S:
-                return cached[1]
+            async with asyncio.timeout(patience_s):
+                return await asyncio.shield(asking[1])
+        except (SQLAlchemyError, OSError) as error:  # a TimeoutError is one
+            if known is not None:
+                return known
             log.warning("key_lookup_failed", error=str(error)[:300])
             raise Unavailable("Keys cannot be checked right now; try again shortly.") from None
 

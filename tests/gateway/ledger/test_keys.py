@@ -1,10 +1,11 @@
 """Keys: shown once, hashed, found, expired, revoked, rotated."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
-from sqlalchemy import event, select, text
+from sqlalchemy import event, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.errors import SettingsError, Unavailable
@@ -198,6 +199,31 @@ async def test_known_keys_outlive_a_database_outage(engine: AsyncEngine) -> None
     clock.now += 1801
     with pytest.raises(Unavailable):
         await book.authenticate(secret)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_known_key_does_not_wait_for_a_database_that_hangs(engine: AsyncEngine) -> None:
+    """Requests go on with what is known; one look-up goes on, and its answer holds afterwards."""
+    clock = Clock()
+    key_id, secret = await _create(engine, clock)
+    book = KeyBook(engine, clock=clock)
+    assert await book.authenticate(secret) is not None
+    clock.now += 60
+    async with engine.begin() as connection:
+        await connection.execute(text("LOCK TABLE keys IN ACCESS EXCLUSIVE MODE"))
+        began = time.monotonic()
+        assert await book.authenticate(secret) is not None
+        clock.now += 1
+        for _ in range(20):
+            assert await book.authenticate(secret) is not None
+        assert time.monotonic() - began < 3.0
+        revoked = update(keys).where(keys.c.id == key_id).values(revoked_us=1)
+        await connection.execute(revoked)
+    for _ in range(200):
+        if await book.authenticate(secret) is None:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("a revoked key still holds 10 s after the database answers again")
 
 
 async def test_operator_s_key_may_do_everything(
