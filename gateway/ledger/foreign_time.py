@@ -198,8 +198,12 @@ class ForeignTime:
         )
         others_ns = self._others(machine, now_ns, machine.owed_ns - work_ns)
         price = machine.price(max(work_ns, 1.0), others_ns)
-        charged_ns = round(min(max(price, 0.0), now_ns - flight.began_ns))
+        share_ns = round(min(max(price, 0.0), now_ns - flight.began_ns))
+        # An engine of ours behind it says what to charge; the rest of the share served nobody.
+        charged_ns = share_ns if usage.headgate is None else usage.headgate.billable_ns
         machine.charged(charged_ns)
+        if share_ns > charged_ns:
+            machine.lose(share_ns - charged_ns)
         flight.server.prompts.observe((1.0, flight.prompt_tokens), usage.prompt_tokens)
         weights, began_ns = flight.server.weights, flight.began_ns
         seen = Seen(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backends.client.server_metrics import ServerMetrics
-from backends.contract import Chunk, Usage
+from backends.contract import Chunk, EngineUsage, Usage
 from backends.meter import Meter
 from gateway.ledger.foreign_cache import PrefixCache
 from gateway.ledger.foreign_machine import Unwatched
@@ -59,6 +59,26 @@ def test_lone_request_is_charged_its_time() -> None:
         assert (
             foreign.end(watched, "vllm", Usage(prompt_tokens=100, completion_tokens=9)) == 70 * MS
         )
+
+
+def test_engine_of_ours_elsewhere_says_what_is_charged_and_the_rest_is_lost(
+    tmp_path: Path,
+) -> None:
+    """Charges are its own measure, so what its machine was busy beyond is not left unexplained."""
+    clock = Clock()
+    meter = Meter(tmp_path / "m", ["gateway-0"], now_ns=clock)
+    meter.enter(0, os.getpid())
+    foreign = ForeignTime(
+        SETTINGS, {"gpu": Meter(tmp_path / "m", now_ns=clock).claim()}, now_ns=clock
+    )
+    watched = Unwatched()
+    measured = EngineUsage(prefill_ns=20 * MS, decode_ns=30 * MS)
+    with foreign.flight(watched, "vllm", 100):
+        clock.now += 70 * MS
+        usage = Usage(prompt_tokens=100, completion_tokens=9, headgate=measured)
+        assert foreign.end(watched, "vllm", usage) == 50 * MS
+    assert meter.read().slots["gateway-0"].lost_ns == 20 * MS
+    assert foreign.owed_ns == 0
 
 
 def _serve(foreign: ForeignTime, clock: Clock, jobs: dict[str, tuple[int, int]]) -> dict[str, int]:
