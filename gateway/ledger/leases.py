@@ -38,6 +38,8 @@ _SLICES: Final = 64
 _NEAR: Final = 8
 """… and at most this part of what is left."""
 _TRIES: Final = 3
+_PATIENCE_S: Final = 0.5
+"""How long a request that only soft budgets count waits for a database that hangs."""
 _BEATS_PER_SWEEP: Final = 120
 _QUIET_SYNCS: Final = 600
 """How long the slice of a window that is over stays: late charges may still come to it."""
@@ -104,6 +106,7 @@ class Leases:
             known = self.spend.get(counter, Spend())
             if not budget.soft and known.spent + known.overrun + nano_usd > budget.limit_nano_usd:
                 raise self._refusal(counter, budget, budget.limit_nano_usd, known, nano_usd)
+        patience_s = _PATIENCE_S if all(budget.soft for _, budget in limits) else None
         failures = 0
         while failures < _TRIES:
             if self.error is not None and self._take_unasked(limits, nano_usd):
@@ -111,7 +114,8 @@ class Leases:
             # A client that goes away must not cut a transaction whose end we would not know.
             work = self.in_background(self._lease(limits, nano_usd))
             try:
-                await asyncio.shield(work)
+                async with asyncio.timeout(patience_s):
+                    await asyncio.shield(work)
             except (SQLAlchemyError, OSError) as error:
                 self._note(error)
                 failures += 1

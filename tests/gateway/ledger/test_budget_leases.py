@@ -185,6 +185,22 @@ async def test_soft_budget_refuses_nothing_while_the_database_is_away(engine: As
     assert await spend_of(engine, soft) == Spend(spent=860)
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_soft_budget_does_not_wait_for_a_database_that_hangs(engine: AsyncEngine) -> None:
+    """It is served within a second, and what the late transaction leased is given back."""
+    soft = await set_limit(engine, 1_000, soft=True)
+    mine = still(engine)
+    await mine.refresh()
+    async with engine.begin() as connection:
+        await connection.execute(text("LOCK TABLE leases IN ACCESS EXCLUSIVE MODE"))
+        began = time.monotonic()
+        for _ in range(20):
+            (await mine.reserve(TEAM, 300)).settle(10)
+        assert time.monotonic() - began < 3.0
+    await mine.aclose()
+    assert await spend_of(engine, soft) == Spend(spent=200)
+
+
 async def test_hard_budget_beside_a_soft_one_holds_while_the_database_is_away(
     engine: AsyncEngine,
 ) -> None:
