@@ -70,7 +70,13 @@ class FromRows:
         """Hits that cost something (an encoder's work) count under who answered too."""
         keys = _keys(self.query, requests.c.started_us, charged=False)
         booked = exists().where(charges.c.request_id == requests.c.request_id)
-        return _grouped(keys, [func.count(), *_hit_sums()]).where(
+        filters = self.query.filters
+        count: ColumnElement[int] = func.count()
+        if not set(self.query.group_by) & set(CHARGE_KEYS):  # one group: is it there by a charge?
+            asked = [charges.c[key].in_(filters[key]) for key in CHARGE_KEYS if key in filters]
+            if any(len(filters[key]) > 1 for key in CHARGE_KEYS if key in filters):
+                count = _count(~booked.where(*asked))
+        return _grouped(keys, [count, *_hit_sums()]).where(
             self._within(requests.c.started_us), *_filters(self.query, charged=False), booked, _HIT
         )
 

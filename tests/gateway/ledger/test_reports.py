@@ -116,6 +116,9 @@ async def test_a_hit_that_cost_a_look_counts_as_a_request_of_who_answered(
         assert (small["requests"], minilm["requests"]) == (2, 1), group_by
         assert small["cache_hits_exact"] + small["cache_hits_semantic"] == 2
         assert found["totals"]["requests"] == 2
+    for both, requests_ in ((["small", "minilm"], 2), (["minilm", "nobody"], 1), (["small"], 2)):
+        found = await _report(engine, group_by="backend", filters={"backend": both})
+        assert found["totals"]["requests"] == requests_, both
 
 
 async def test_report_has_the_promised_shape(engine: AsyncEngine) -> None:
