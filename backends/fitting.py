@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-_FORGET: Final = 0.999
 _EARLY: Final = 64
 _REFIT: Final = 64
 _SWEEPS: Final = 12
@@ -30,11 +29,13 @@ class LinearFit:
         *,
         prior_observations: float | Sequence[float] = 0.01,
         doubtful: float = math.inf,
+        memory: int = 1_000,
     ) -> None:
         """Args:
         prior: one positive number per term, up to a common factor.
         prior_observations: how many observations it is worth, of each term or of all alike.
         doubtful: relative error.
+        memory: observations, of which the older ones are forgotten.
         """
         self.changes = 0
         """Counts up when the coefficients have changed."""
@@ -43,6 +44,7 @@ class LinearFit:
             prior_observations = [prior_observations] * len(self._prior)
         self._worth = tuple(prior_observations)
         self._doubtful = doubtful
+        self._keep = 1 - 1 / memory
         self._scale = 0.0
         """Of the prior's unit; 0: nothing observed yet."""
         self._factors = [1.0] * len(self._prior)
@@ -92,9 +94,10 @@ class LinearFit:
         x = [part * self._scale / expected for part in parts]
         for row, own in zip(self._products, x, strict=True):
             for place, other in enumerate(x):
-                row[place] = row[place] * _FORGET + weight * own * other
+                row[place] = row[place] * self._keep + weight * own * other
         self._targets = [
-            was * _FORGET + weight * own * found for was, own in zip(self._targets, x, strict=True)
+            was * self._keep + weight * own * found
+            for was, own in zip(self._targets, x, strict=True)
         ]
 
     def _fit(self) -> None:

@@ -83,7 +83,12 @@ def delete(
         counts = _run(settings, lambda where: _delete(where, *subject))
         touch(Path(settings.state_dir))
     _show(subject, counts, as_json=as_json, dry_run=dry_run)
-    if not as_json:
+    if as_json:
+        return
+    if not any(counts.values()):
+        kind, name = subject
+        click.echo(f"nothing is stored of {kind} {name!r}; is that the name that requests bear?")
+    else:
         click.echo("nothing was deleted" if dry_run else "deleted")
 
 

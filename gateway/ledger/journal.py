@@ -312,5 +312,5 @@ def keep_aside(path: Path, line: bytes, *, reason: str, line_number: int | None 
     if bad.exists() and line.rstrip(b"\n") in bad.read_bytes().splitlines():
         return
     log.error("journal_line_kept_aside", path=str(bad), line=line_number, reason=reason)
-    with bad.open("ab") as file:
+    with os.fdopen(os.open(bad, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab") as file:
         file.write(line.rstrip(b"\n") + b"\n")

@@ -2,6 +2,7 @@
 
 import math
 import random
+import statistics
 
 import pytest
 
@@ -62,6 +63,28 @@ def test_totals_that_are_too_long_now_and_then_move_little() -> None:
 
     assert found(math.inf) > 5.6
     assert 4.9 < found(0.3) < 5.25
+
+
+def test_long_memory_is_steadier_and_follows_all_the_same() -> None:
+    """Steps of which few hold a prompt, beside neighbours: what a prompt's token takes wanders less
+    with ten times the memory; when it doubles, that is found after as many steps."""
+
+    def wanders(memory: int) -> tuple[float, float]:
+        rng = random.Random(5)
+        fit = LinearFit((8.0, 1.0), doubtful=0.5, memory=memory)
+        found = []
+        for step in range(60_000):
+            prompt = rng.randrange(100, 600) if rng.random() < 0.02 else 0
+            exact = 400.0 + prompt * (60.0 if step < 30_000 else 120.0)
+            fit.observe((1, prompt), exact * rng.lognormvariate(0.0, 0.4))
+            if step in range(15_000, 30_000, 500):
+                found.append(fit.coefficients()[1])
+        return statistics.stdev(found) / statistics.mean(found), fit.coefficients()[1] / found[-1]
+
+    (short, after_short), (long, after_long) = wanders(1_000), wanders(10_000)
+    assert long < short / 2
+    assert after_short == pytest.approx(2, rel=0.3)
+    assert after_long == pytest.approx(2, rel=0.15)
 
 
 def test_nonsense_is_no_observation() -> None:

@@ -35,7 +35,7 @@ from backends.engine.options import EngineOptions
 from tests.benchmarks.environment import describe, write
 
 _NS = 1_000_000_000
-_TURNS = 7
+_TURNS = 15
 _CAUSAL_TURNS = 5
 _CLASSES = {
     # prompt tokens, answer tokens, requests per second of the engine's own time at load 1

@@ -258,6 +258,7 @@ def test_data_commands_say_what_is_there(spent: Headgate) -> None:
     assert spent.run("data", "export").exit_code == 2
     assert spent.run("data", "delete", "--user", "a", "--team", "b").exit_code == 2
     assert "deleted" in spent.run("data", "delete", "--user", "ann").stdout
+    assert "nothing is stored of user 'amn'" in spent.run("data", "delete", "--user", "amn").stdout
     assert spent.json("data", "delete", "--user", "ann", "--json")["stores"]["keys"] == 0
     acts = spent.json("audit", "--action", "data.delete", "--json")
     assert [(act["target"], act["outcome"]) for act in acts] == [("user", "done")] * len(acts)

@@ -113,6 +113,7 @@ def test_broken_middle_line_is_kept_aside(tmp_path: Path) -> None:
     (bad,) = tmp_path.glob("*.bad")
     assert bad.read_bytes().count(b"\n") == 1
     assert b'{"n": 7}' in bad.read_bytes()
+    assert bad.stat().st_mode & 0o777 == 0o600, "what it says is as private as the journal"
 
 
 def test_living_writer_s_segments_are_not_taken(tmp_path: Path) -> None:
