@@ -56,7 +56,7 @@ def downgrade(database_url: str, revision: str) -> str:
 
 def current(database_url: str) -> str | None:
     """The database's revision; None: empty."""
-    return _with_database(database_url, _current)
+    return _with_database(database_url, _current, alone=False)
 
 
 def differences(database_url: str) -> list[str]:
@@ -136,14 +136,17 @@ def _config(connection: "Connection | None" = None) -> "Config":
     return config
 
 
-def _with_database(database_url: str, run: Callable[["Connection"], _T]) -> _T:
-    """Run `run` on a guarded connection, on a loop of its own."""
+def _with_database(
+    database_url: str, run: Callable[["Connection"], _T], *, alone: bool = True
+) -> _T:
+    """Run `run` on a loop of its own; alone: while nobody else migrates."""
+    on = _guarded if alone else _plain
     result: list[_T] = []
     problem: list[BaseException] = []
 
     def work() -> None:
         try:
-            result.append(asyncio.run(_guarded(database_url, run)))
+            result.append(asyncio.run(on(database_url, run)))
         except BaseException as error:
             problem.append(error)
 
@@ -160,10 +163,21 @@ def _with_database(database_url: str, run: Callable[["Connection"], _T]) -> _T:
     return result[0]
 
 
-async def _guarded(database_url: str, run: Callable[["Connection"], _T]) -> _T:
+async def _plain(database_url: str, run: Callable[["Connection"], _T]) -> _T:
     from gateway.ledger.database import open_engine
 
     engine = open_engine(database_url)
+    try:
+        async with engine.connect() as connection:
+            return await connection.run_sync(run)
+    finally:
+        await engine.dispose()
+
+
+async def _guarded(database_url: str, run: Callable[["Connection"], _T]) -> _T:
+    from gateway.ledger.database import open_engine
+
+    engine = open_engine(database_url, patient=True)
     try:
         with _file_lock(engine):
             async with engine.connect() as connection:

@@ -97,7 +97,8 @@ def _database(settings: Settings) -> Finding:
     try:
         revision = runner.current(url)
     except (SQLAlchemyError, OSError) as error:
-        return Finding("database", False, f"{shown}: {str(error).splitlines()[0]}")
+        why = str(error).strip() or "no answer in time"
+        return Finding("database", False, f"{shown}: {why.splitlines()[0]}")
     return Finding("database", True, f"{shown}, revision {revision or 'none yet'}")
 
 

@@ -137,8 +137,8 @@ def _print_changed(found: dict[str, Any]) -> None:
     for row in found["changed"]:
         where = f"{row['backend']} on {row['machine'] or 'its upstream'}"
         click.echo(
-            f"{row['hour']} {where}: the charges are ${row['charged_usd']}, "
-            f"${row['summed_usd']} when they were booked; "
+            f"{row['hour']} {where}: the charges are {dollars(row['charged_usd'])}, "
+            f"{dollars(row['summed_usd'])} when they were booked; "
             "some are gone or changed: `headgate db check` says more"
         )
 

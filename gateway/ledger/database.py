@@ -13,12 +13,16 @@ BUSY_TIMEOUT_MS = 10_000
 """How long SQLite waits for another process's transaction."""
 
 
-def open_engine(database_url: str) -> "AsyncEngine":
+def open_engine(database_url: str, *, patient: bool = False) -> "AsyncEngine":
     """An async engine for `database_url`; nothing is connected yet.
 
     SQLite: WAL (readers never wait for the writer), synchronous = NORMAL (a power cut may lose the
     last commits, which the journal still has), a busy timeout, and its folder made if missing.
     Errors show their statement without its parameters: these name customers, and errors are logged.
+
+    Args:
+        patient: PostgreSQL's statements may take as long as they do, as migrations and `VACUUM`
+            must; else 30 s.
     """
     from sqlalchemy import event, make_url
     from sqlalchemy.ext.asyncio import create_async_engine
@@ -33,7 +37,7 @@ def open_engine(database_url: str) -> "AsyncEngine":
             max_overflow=4,
             pool_timeout=5,
             pool_pre_ping=True,
-            connect_args={"timeout": 5, "command_timeout": 30},
+            connect_args={"timeout": 5, "command_timeout": None if patient else 30},
             hide_parameters=True,
         )
     if url.database and url.database != ":memory:":

@@ -291,9 +291,10 @@ class Leases:
             self._note(error)
 
     def _note(self, error: Exception) -> None:
+        why = str(error)[:300] or "no answer in time"
         if self.error is None:
-            log.error("budgets_unavailable", error=str(error)[:300])
-        self.error = f"{type(error).__name__}: {str(error)[:300]}"
+            log.error("budgets_unavailable", error=why)
+        self.error = f"{type(error).__name__}: {why}"
 
 
 def _spare(limit: int | None, spend: Spend, missing: int) -> int:

@@ -13,7 +13,7 @@ A request is charged in the hour in which it ended, so long ones shift a little 
 next; the tolerance is for them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -81,7 +81,8 @@ async def reconcile_hours(
             query = replace(query, since=_EPOCH + timedelta(microseconds=pruned_us))
         machines = await known_machines(connection, settings)
         measured = await machine_intervals(connection, query.since_us, query.until_us)
-        known_us = _known_until(measured, query, _us(now))
+        names = {priced.machine.name for priced in machines}
+        known_us = _known_until(names, measured, query, _us(now))
         charged = await _charged(connection, query, known_us)
         changed = await _changed(connection, query)
     rows = _rows(machines, measured, query, charged, known_us)
@@ -102,13 +103,13 @@ async def reconcile_hours(
 
 
 def _known_until(
-    measured: Mapping[str, Sequence[Interval]], query: ReportQuery, now_us: int
+    machines: Set[str], measured: Mapping[str, Sequence[Interval]], query: ReportQuery, now_us: int
 ) -> dict[str, int]:
     """By machine, until when it is measured, where that is before the period ends: measurements
     are written some seconds later than charges."""
     if now_us - query.until_us >= MOST_BEHIND_US:
         return {}
-    ends = {name: measured_until_us(known, query.until_us) for name, known in measured.items()}
+    ends = {name: measured_until_us(measured.get(name, ()), query.until_us) for name in machines}
     return {name: max(us, query.since_us) for name, us in ends.items() if us < query.until_us}
 
 

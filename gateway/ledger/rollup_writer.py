@@ -61,8 +61,9 @@ class RollupWriter:
 
 
 async def sweep(connection: "AsyncConnection") -> None:
-    """Remove details of nothing, and the users and tags that have none; writers are held (see
+    """Remove details of nothing (and of less, where their month was cut before), and the users and
+    tags that have none; writers are held (see
     `state.hold_writers`), as each of theirs is about to have one."""
-    await connection.execute(delete(rollup_details).where(rollup_details.c.requests == 0))
+    await connection.execute(delete(rollup_details).where(rollup_details.c.requests <= 0))
     left = select(rollup_values.c.id).except_(select(rollup_details.c.value_id))
     await connection.execute(delete(rollup_values).where(rollup_values.c.id.in_(left)))

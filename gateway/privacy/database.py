@@ -330,6 +330,9 @@ async def compact(engine: "AsyncEngine") -> None:
     would lock gateways out for long. Each waits its turn for `_LOCK_WAIT` at most: whoever comes
     behind it would wait, too.
 
+    Args:
+        engine: one that is patient.
+
     Raises:
         SQLAlchemyError: somebody reads a table for longer than that (a backup, say).
     """
@@ -342,7 +345,7 @@ async def compact(engine: "AsyncEngine") -> None:
     async with autocommit.connect() as connection:
         await connection.execute(text(f"SET lock_timeout = '{_LOCK_WAIT}'"))
         try:
-            for table in tables.metadata.tables:
+            for table in sorted(tables.metadata.tables, key=lambda table: table in _LARGE):
                 how = "ANALYZE" if table in _LARGE else "FULL, ANALYZE"
                 await connection.execute(text(f'VACUUM ({how}) "{table}"'))
         finally:

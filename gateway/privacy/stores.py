@@ -78,5 +78,9 @@ async def delete(where: Places, kind: SubjectKind, name: str) -> dict[str, int]:
     subject = await database.find(where.engine, kind, name)
     for store in others:
         counts[store.name] = await store.delete(where, subject)
-    await database.compact(where.engine)
+    engine = open_engine(database_url(where.settings), patient=True)
+    try:
+        await database.compact(engine)
+    finally:
+        await engine.dispose()
     return counts

@@ -16,6 +16,7 @@ from gateway.ledger.database import open_engine
 from gateway.ledger.journal import Journal
 from gateway.ledger.reports import costs_report
 from gateway.ledger.repository import Repository
+from gateway.ledger.retention import prune
 from gateway.privacy import stores
 from gateway.privacy.model import EXPORTS, DeletionError, Places
 from gateway.settings import (
@@ -28,7 +29,7 @@ from gateway.settings import (
 )
 from tests.conftest import RedisServer
 from tests.gateway import serving
-from tests.gateway.ledger.samples import charge, settlement
+from tests.gateway.ledger.samples import NOW, charge, settlement
 
 CANARY = "canary-8141"
 DECEMBER = datetime(2026, 12, 1, tzinfo=UTC).timestamp()
@@ -240,7 +241,7 @@ async def test_sums_by_tag_keep_those_of_others(where: Places) -> None:
             settlement("c", user="somebody", tags={"env": "prod", "who": "me"}),
         ]
     )
-    asked = {"group_by": "tag:env", "now": datetime(2027, 1, 1, tzinfo=UTC)}
+    asked: dict[str, Any] = {"group_by": "tag:env", "now": datetime(2027, 1, 1, tzinfo=UTC)}
     found = await costs_report(where.engine, where.settings, **asked)
     assert [(row["tag:env"], row["requests"]) for row in found["rows"]] == [("prod", 3)]
     await stores.delete(where, "user", CANARY)
@@ -258,6 +259,26 @@ async def test_sums_by_tag_keep_those_of_others(where: Places) -> None:
         ("tag:who", "me"),
     }
     assert len([value for dimension, value in rows if dimension == "set"]) == 1
+
+
+async def test_nothing_is_taken_out_of_months_that_retention_cut(where: Places) -> None:
+    """Their sums are gone, so that what is taken out would stand there alone, with its tags."""
+    rows = [
+        settlement(
+            f"r{age}",
+            user=CANARY,
+            tags={"who": f"{CANARY} {age}"},
+            started_at=NOW - age * 86_400,
+            charges=(charge(f"r{age}", at=NOW - age * 86_400),),
+        )
+        for age in (0, 9)
+    ]
+    await Repository(where.engine).write(rows)
+    assert await prune(where.engine, retention_days=2, now=NOW) == 1
+    await stores.delete(where, "user", CANARY)
+    assert await _found_in_sql(where.engine, CANARY) == []
+    async with where.engine.connect() as connection:
+        assert await check.rollup_problems(connection) == []
 
 
 async def test_deleting_a_key_forgets_its_name(where: Places) -> None:
