@@ -36,6 +36,7 @@ from gateway.ledger.rollups import (
     details_by_span,
     dimension_id,
     key_id,
+    month_end_us,
 )
 from gateway.ledger.rows import CHARGE_COLUMNS, REQUEST_COLUMNS, settlement_of, to_us
 from gateway.ledger.tables import chain as links
@@ -235,7 +236,7 @@ async def _month_problems(
     begins = {bucket_us(MONTH_S, at_us) for at_us in (await connection.execute(held)).scalars()}
     less = case((_D.span_s == MONTH_S, -1), else_=1)
     for begin_us in sorted(at_us for at_us in begins if at_us >= from_us):
-        end_us = bucket_us(MONTH_S, begin_us + MONTH_S * 1_000_000)
+        end_us = month_end_us(begin_us)
         differing = (
             select(_D.value_id, _D.key_id)
             .where(*of_sets, _D.bucket_us >= begin_us, _D.bucket_us < end_us)

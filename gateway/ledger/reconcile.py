@@ -83,8 +83,12 @@ async def reconcile_hours(
         measured = await machine_intervals(connection, query.since_us, query.until_us)
         names = {priced.machine.name for priced in machines}
         known_us = _known_until(names, measured, query, _us(now))
-        charged = await _charged(connection, query, known_us)
-        changed = await _changed(connection, query)
+        booked = {
+            until_us: await _of_rows(connection, query, until_us)
+            for until_us in {query.until_us, *known_us.values()}
+        }
+        changed = await _changed(connection, query, booked[query.until_us])
+    charged = _charged(booked, query, known_us)
     rows = _rows(machines, measured, query, charged, known_us)
     for row in rows:
         row["ok"] = _agrees(row, tolerance)
@@ -113,13 +117,17 @@ def _known_until(
     return {name: max(us, query.since_us) for name, us in ends.items() if us < query.until_us}
 
 
-async def _charged(
-    connection: "AsyncConnection", query: ReportQuery, known_us: Mapping[str, int]
+def _charged(
+    booked: Mapping[int, Mapping[Charged, int]], query: ReportQuery, known_us: Mapping[str, int]
 ) -> Charges:
-    """Out of the rows themselves: roll-ups would not miss a charge that has gone."""
+    """What the machines' rows sum to, each as far as it is measured.
+
+    Args:
+        booked: the rows' sums by until when, unix microseconds.
+    """
     found: dict[tuple[str, str], dict[str, int]] = {}
-    for until_us in {query.until_us, *known_us.values()}:
-        for (hour, backend, machine), cost in (await _of_rows(connection, query, until_us)).items():
+    for until_us, rows in booked.items():
+        for (hour, backend, machine), cost in rows.items():
             if cost and machine is not None and known_us.get(machine, query.until_us) == until_us:
                 found.setdefault((hour, machine), {})[backend] = cost
     return found
@@ -128,6 +136,7 @@ async def _charged(
 async def _of_rows(
     connection: "AsyncConnection", query: ReportQuery, until_us: int
 ) -> dict[Charged, int]:
+    """Out of the rows themselves: roll-ups would not miss a charge that has gone."""
     zone = ZoneInfo(query.tz)
     by_hour = replace(query, group_by=("hour", "backend"))
     source = FromRows(by_hour, [(query.since_us, until_us)])
@@ -139,12 +148,14 @@ async def _of_rows(
     return found
 
 
-async def _changed(connection: "AsyncConnection", query: ReportQuery) -> list[dict[str, Any]]:
+async def _changed(
+    connection: "AsyncConnection", query: ReportQuery, booked: Mapping[Charged, int]
+) -> list[dict[str, Any]]:
     """Where the rows say something else than the sums that were written with them."""
     by_machine = replace(query, group_by=("hour", "backend", "machine"))
     lines = await lines_of(connection, by_machine, {"costs"})
     sums = {group: line.cost for group, line in lines.items()}
-    rows: dict[Any, int] = {**await _of_rows(connection, query, query.until_us)}
+    rows: dict[Any, int] = {**booked}
     return [
         {
             "hour": hour,

@@ -45,6 +45,7 @@ from gateway.ledger.rollups import (
     bucket_us,
     dimension_id,
     key_id,
+    month_end_us,
 )
 from gateway.ledger.tables import (
     charges,
@@ -132,7 +133,7 @@ def _months(
     left: list[int] = []
     spare: list[int] = []
     for begin_us, group in groupby(days, partial(bucket_us, MONTH_S)):
-        asked, end_us = list(group), bucket_us(MONTH_S, begin_us + MONTH_S * 1_000_000)
+        asked, end_us = list(group), month_end_us(begin_us)
         begun_us = bucket_us(DAY_S, max(begin_us, held.rows_us[0]))
         others = sorted({*range(begun_us, min(end_us, held.rows_us[1]), DAY_US)} - {*asked})
         if begin_us < held.months_from_us or len(others) + 1 >= len(asked):

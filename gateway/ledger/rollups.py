@@ -176,6 +176,11 @@ def bucket_us(span_s: int, at_us: int) -> int:
     return at_us - (at_us - late_us) % (abs(span_s) * 1_000_000)
 
 
+def month_end_us(begin_us: int) -> int:
+    """When the UTC month is over that begins then, unix microseconds."""
+    return bucket_us(MONTH_S, begin_us + MONTH_S * 1_000_000)
+
+
 def add(totals: Totals, settlement: Settlement, sign: int = 1) -> None:
     """Add a request, or with sign -1 take it out."""
     found = details_of(settlement.request)

@@ -43,6 +43,7 @@ from gateway.ledger.rollups import (
     bucket_us,
     dimension_id,
     key_id,
+    month_end_us,
     set_of,
 )
 from gateway.ledger.rows import CHARGE_COLUMNS, REQUEST_COLUMNS, charge_row, request_row
@@ -209,7 +210,7 @@ async def _details(connection: AsyncConnection, counts: Sequence[int], begin_us:
         for statement in (halves, day, sets):  # not all at once: a statement may take a minute
             await connection.execute(text(statement.replace(":day", str(day_us))))
     for month_us in sorted({bucket_us(MONTH_S, at_us) for at_us, *_ in of}):
-        end_us = bucket_us(MONTH_S, month_us + MONTH_S * 1_000_000)
+        end_us = month_end_us(month_us)
         month = (
             f"INSERT INTO rollup_details ({columns}) SELECT {MONTH_S}, {month_us}, {ids}, {sums} "
             f"FROM rollup_details WHERE span_s = {DAY_S} AND dimension_id = {dimension_id(SET)} "
