@@ -26,7 +26,7 @@ from backends.models.config import read_model_config
 from backends.models.folder import model_folder
 from backends.models.loader import INDEX_FILE, weight_files
 from backends.quantization.at_load import quantize
-from backends.quantization.codes import Codes, Int4Codes, dequantise
+from backends.quantization.codes import Codes, GroupCodes, dequantise
 from backends.quantization.int4 import GROUP_SIZES, group_size
 from backends.quantization.layouts import as_compressed_tensors
 from backends.quantization.schemes import QuantizeAtLoad
@@ -143,7 +143,7 @@ def _round(weight: Tensor, outcome: Outcome) -> Codes | None:
         return None
     method = msgspec.convert(outcome.method, QuantizeAtLoad)
     codes = quantize(weight, method, outcome.group_size)
-    if isinstance(codes, Int4Codes):  # As it is stored, so that the error is that of the copy.
+    if isinstance(codes, GroupCodes):  # As it is stored, so that the error is that of the copy.
         return codes._replace(scales=codes.scales.half().float())
     return codes
 

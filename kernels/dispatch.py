@@ -43,7 +43,7 @@ _FOLDERS = {
     "quant_linear": "quant_linear",
     "packed_linear": "packed_linear",
     "dense_linear": "dense_linear",
-    "int4_linear": "int4_linear",
+    "group_quant_linear": "group_quant_linear",
     "scaled_linear": "scaled_linear",
     "sample": "sampling",
     "penalise": "sampling",

@@ -46,7 +46,7 @@ inline uint8_t* aligned(uint8_t* memory) {
 #include "cache.h"
 #include "paged_attention/cpu.cpp"
 #include "quant_linear/cpu.cpp"
-#include "int4_linear/cpu.cpp"
+#include "group_quant_linear/cpu.cpp"
 #include "packed_linear/cpu.cpp"
 #include "rms_norm/cpu.cpp"
 #include "rope/cpu.cpp"

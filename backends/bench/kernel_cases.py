@@ -177,27 +177,35 @@ def _quant_linear(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Ite
         )
 
 
-def _int4_linear(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    from kernels.int4_linear import pack
-    from kernels.int4_linear.reference import dequantise
+def _group_quant_linear(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    from kernels.group_quant_linear import codes_of_byte, pack
+    from kernels.group_quant_linear.reference import dequantise
 
     for rows, channels, inputs in _linear_shapes(sizes):
-        group = 128
-        x = _random((rows, inputs), device, dtype)
-        codes = torch.randint(256, (channels, inputs // 2), device=device).to(torch.uint8)
-        scale = torch.rand(channels, inputs // group, device=device) / (6 * inputs**0.5)
-        zero = torch.randint(16, scale.shape, device=device).to(torch.uint8)
-        dense = dequantise(codes, scale, zero).to(dtype)
-        packed = pack(codes, scale, zero) if device.type == "cpu" else None
-        yield Case(
-            op="int4_linear",
-            shape=f"{rows} x {inputs} -> {channels}, groups of {group}",
-            call=_bind(x, codes, scale, zero, packed=packed),
-            bytes_moved=codes.nbytes + scale.nbytes + x.nbytes + rows * channels * dtype.itemsize,
-            flops=2 * rows * channels * inputs,
-            torch=_linear_of(x, dense),
-            tunable=_tunable("int4_linear", rows, channels, inputs, dtype, device, group),
-        )
+        for bits, group in ((4, 128), (8, 32)):
+            x = _random((rows, inputs), device, dtype)
+            scale = torch.rand(channels, inputs // group, device=device) / (6 * inputs**0.5)
+            if bits == 4:
+                codes = torch.randint(256, (channels, inputs // 2), device=device).to(torch.uint8)
+                zero = torch.randint(16, scale.shape, device=device).to(torch.uint8)
+            else:  # as in files of type Q8_0
+                codes = torch.randint(-127, 128, (channels, inputs), device=device).to(torch.int8)
+                zero, scale = None, scale / 12
+            dense = dequantise(codes, scale, zero).to(dtype)
+            packed = pack(codes, scale, zero) if device.type == "cpu" else None
+            per_byte = codes_of_byte(codes)
+            result_bytes = rows * channels * dtype.itemsize
+            yield Case(
+                op="group_quant_linear",
+                shape=f"{rows} x {inputs} -> {channels}, {bits} bits in groups of {group}",
+                call=_bind(x, codes, scale, zero, packed=packed),
+                bytes_moved=codes.nbytes + scale.nbytes + x.nbytes + result_bytes,
+                flops=2 * rows * channels * inputs,
+                torch=_linear_of(x, dense),
+                tunable=_tunable_groups(rows, channels, inputs, dtype, group, per_byte)
+                if device.type == "cuda"
+                else None,
+            )
 
 
 def _scaled_linear(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
@@ -330,7 +338,6 @@ def _tunable(
     inputs: int,
     dtype: torch.dtype,
     device: torch.device,
-    group: int | None = None,
 ) -> Tunable | None:
     if device.type != "cuda":
         return None
@@ -338,9 +345,16 @@ def _tunable(
 
     candidates = import_module(f"kernels.{kernel}.kernel").candidates
     shape = linear_class(rows, channels, inputs, dtype)
-    if group is None:
-        return Tunable(kernel, shape, lambda: candidates(rows))
-    return Tunable(kernel, f"{shape}-g{group}", lambda: candidates(rows, group))
+    return Tunable(kernel, shape, lambda: candidates(rows))
+
+
+def _tunable_groups(
+    rows: int, channels: int, inputs: int, dtype: torch.dtype, group: int, per_byte: int
+) -> Tunable:
+    from kernels.group_quant_linear.kernel import candidates, shape_class
+
+    shape = shape_class(rows, channels, inputs, dtype, group, per_byte)
+    return Tunable("group_quant_linear", shape, lambda: candidates(rows, group, per_byte))
 
 
 def _rms_norm(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
@@ -418,7 +432,7 @@ def _bind(*arguments: Any, **options: Any) -> Call:
 _BUILDERS: dict[str, Callable[[Sizes, torch.device, torch.dtype], Iterator[Case]]] = {
     "paged_attention": _paged_attention,
     "quant_linear": _quant_linear,
-    "int4_linear": _int4_linear,
+    "group_quant_linear": _group_quant_linear,
     "scaled_linear": _scaled_linear,
     "packed_linear": _packed_linear,
     "dense_linear": _dense_linear,

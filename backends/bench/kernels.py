@@ -29,7 +29,7 @@ from kernels.tuning import Options, gpu_name, save, trying
 
 _BUDGET_S: Final = 0.15
 """Time spent on one implementation of one case."""
-_CODED: Final = frozenset({"quant_linear", "int4_linear", "packed_linear"})
+_CODED: Final = frozenset({"quant_linear", "group_quant_linear", "packed_linear"})
 """Ops whose products a CPU has faster instructions for than for fp32's."""
 _MOST_ERROR: Final = {torch.float32: 2e-3, torch.bfloat16: 4e-2, torch.float16: 1e-2}
 """Largest difference over largest value, beyond which a figure would be of something else. fp32

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from backends.errors import ModelLoadError
 from backends.gguf.blocks import Groups, dequantise, groups, is_plain, plain
-from backends.gguf.config import FOUR_BITS, ROPE_FACTORS, paired_heads
+from backends.gguf.config import GROUPS, ROPE_FACTORS, paired_heads
 from backends.gguf.file import GgufFile
 from backends.gguf.file import Tensor as Stored
 from backends.gguf.names import place_of
-from backends.quantization.codes import Codes, Int4Codes, stack
+from backends.quantization.codes import Codes, GroupCodes, stack
 from backends.quantization.int4 import pack_nibbles
+from kernels.group_quant_linear import SYMMETRIC_ZERO
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,9 @@ _FORGOTTEN = 2**24
 class GgufCheckpoint:
     """What `models.loader.Checkpoint` is for a folder.
 
-    Blocks that a quantised layer has a twin of stay codes, number for number. Others are widened to
-    fp16, whose error is a small part of theirs; a line in the log says which.
+    Blocks of layers stay codes, number for number. Embeddings, experts, and layers that are fused
+    with floats are widened to fp16, whose error is a small part of theirs; a line in the log says
+    which.
     """
 
     def __init__(self, file: GgufFile) -> None:
@@ -64,13 +66,20 @@ class GgufCheckpoint:
         raise ModelLoadError(f"{str(self.folder)!r}: {_NO_NUMBERS.format(stored.name)}")
 
     def codes(self, names: Sequence[str], rows: Sequence[int], columns: int) -> Codes | None:
-        """Read layers that share an input as codes; None where no quantised layer is as exact."""
-        if not all(self._find(f"{name}.weight").kind.name in FOUR_BITS for name in names):
+        """Read layers that share an input as codes, all as wide as the widest.
+
+        Returns:
+            None where some are floats.
+        """
+        kept = [GROUPS.get(self._find(f"{name}.weight").kind.name) for name in names]
+        known = [kind for kind in kept if kind is not None]
+        if len(known) < len(kept):
             return None
+        bits, size = max(bits for bits, _ in known), min(size for _, size in known)
         parts = []
         for name, count in zip(names, rows, strict=True):
             stored, raw = self._read(f"{name}.weight", (count, columns))
-            codes = _as_int4(groups(raw, stored.kind), count)
+            codes = _as_codes(groups(raw, stored.kind), count, bits, size)
             if not (codes.scales.isfinite().all() and _are_finite(codes.zeros)):
                 raise ModelLoadError(f"{str(self.folder)!r}: {_NO_NUMBERS.format(stored.name)}")
             parts.append(codes)
@@ -134,22 +143,34 @@ class GgufCheckpoint:
         return self._pairs[1] if ".attn_k." in name else None
 
 
-def _as_int4(found: Groups, rows: int) -> Int4Codes:
-    """The same weights as an int4 layer has them: (code - zero) * scale.
+def _as_codes(found: Groups, rows: int, bits: int, size: int) -> GroupCodes:
+    """The same weights as a layer of codes has them: (code - zero) * scale.
 
     Where offsets are taken away instead, zero points are floats; products and differences are the
     format's but for the last bit of fp32.
+
+    Args:
+        found: Their blocks, with codes of at most `bits` bits in groups of `size` or more inputs.
+        rows: Output channels.
+        bits: Of a code, 4 or 8.
+        size: Inputs of a group.
     """
     codes, scales, offsets = found
     zeros = None
-    if offsets is None:
-        codes = (codes + 8).to(torch.uint8)
-    else:
+    if offsets is not None:
         alone = scales.abs() * _FORGOTTEN <= offsets.abs()
         codes = codes.masked_fill(alone.unsqueeze(-1), 0)
         scales = torch.where(alone, torch.where(offsets == 0, 1.0, offsets.abs()), scales)
-        zeros = (offsets / scales).view(rows, -1)
-    return Int4Codes(pack_nibbles(codes.view(rows, -1)), scales.view(rows, -1), zeros)
+        zeros = offsets / scales
+    elif bits == 4:
+        codes = codes + SYMMETRIC_ZERO[torch.uint8]
+    kept = codes.to(torch.uint8 if bits == 4 else torch.int8).view(rows, -1)
+    repeats = codes.shape[-1] // size
+    return GroupCodes(
+        pack_nibbles(kept) if bits == 4 else kept,
+        scales.repeat_interleave(repeats, dim=1).view(rows, -1),
+        None if zeros is None else zeros.repeat_interleave(repeats, dim=1).view(rows, -1),
+    )
 
 
 def _are_finite(values: Tensor | None) -> bool:

@@ -17,8 +17,19 @@ from typing import Any, Final
 from backends.errors import ModelLoadError
 from backends.gguf.file import GgufFile
 
-FOUR_BITS: Final = ("Q4_0", "Q4_1", "Q4_K")
-"""Types whose layers stay codes: groups of 32."""
+GROUPS: Final = {
+    "Q4_0": (4, 32),
+    "Q4_1": (4, 32),
+    "Q5_0": (8, 32),
+    "Q5_1": (8, 32),
+    "Q8_0": (8, 32),
+    "Q2_K": (4, 16),
+    "Q3_K": (4, 16),
+    "Q4_K": (4, 32),
+    "Q5_K": (8, 32),
+    "Q6_K": (8, 16),
+}
+"""Types whose layers stay codes: the bits that a code is kept in, and the inputs of a group."""
 ROPE_FACTORS: Final = "rope_freqs.weight"
 """What each pair's angle is divided by."""
 _ARCHITECTURES: Final = {

@@ -1,23 +1,23 @@
-"""Linear layers whose weight is kept as int4 or fp8 codes, and the choice of a layer for codes."""
+"""Linear layers whose weight is kept in groups or as fp8, and the choice of a layer for codes."""
 
 import torch
 from torch import Tensor
 
 from backends.layers.linear import AnyLinear, Int8Linear, Linear
-from backends.quantization.codes import Codes, Fp8Codes, Int4Codes, Int8Codes, dequantise
+from backends.quantization.codes import Codes, Fp8Codes, GroupCodes, Int8Codes, dequantise
 from backends.quantization.schemes import Scheme
 from kernels.decoder import PackedWeight
 from kernels.dispatch import implementation_for
-from kernels.int4_linear import int4_linear, pack
+from kernels.group_quant_linear import codes_of_byte, group_quant_linear, pack
 from kernels.scaled_linear import scaled_linear
 
 _FP8_CAPABILITY = (8, 9)
 
 
-class Int4Linear:
-    """An int4 weight in groups; activations stay as they are."""
+class GroupQuantLinear:
+    """A weight of 4 or 8 bits in groups; activations stay as they are."""
 
-    def __init__(self, weight: Int4Codes, bias: Tensor | None) -> None:
+    def __init__(self, weight: GroupCodes, bias: Tensor | None) -> None:
         self.codes = weight.codes.contiguous()
         self.scales = weight.scales.contiguous()
         self.zeros = weight.zeros
@@ -27,7 +27,9 @@ class Int4Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map x [T, in] to [T, out]."""
-        return int4_linear(x, self.codes, self.scales, self.zeros, self.bias, packed=self.packed)
+        return group_quant_linear(
+            x, self.codes, self.scales, self.zeros, self.bias, packed=self.packed
+        )
 
     @property
     def nbytes(self) -> int:
@@ -38,14 +40,15 @@ class Int4Linear:
     @property
     def num_weights(self) -> int:
         """Entries of the weight."""
-        return 2 * self.codes.numel()
+        return codes_of_byte(self.codes) * self.codes.numel()
 
     @property
     def packed_weight(self) -> PackedWeight | None:
         """The layer as the decoder in one call takes it; None where there is no packed form."""
         if self.packed is None or not (self.bias is None or self.bias.dtype == torch.float32):
             return None
-        channels, inputs = self.codes.shape[0], 2 * self.codes.shape[1]
+        channels = self.codes.shape[0]
+        inputs = self.num_weights // channels
         group = inputs // self.scales.shape[1]
         floats = self.zeros is not None and self.zeros.is_floating_point()
         return PackedWeight(self.packed, None, self.bias, channels, inputs, group, floats)
@@ -83,8 +86,8 @@ def coded_linear(weight: Codes, bias: Tensor | None, *, dtype: torch.dtype) -> A
     meet 16-bit activations, which are nearer to the original; fp8 weights, which no instruction
     reads there, become plain ones.
     """
-    if isinstance(weight, Int4Codes):
-        return Int4Linear(weight, bias)
+    if isinstance(weight, GroupCodes):
+        return GroupQuantLinear(weight, bias)
     if isinstance(weight, Int8Codes):
         if weight.rounds_activations and weight.codes.device.type == "cuda":
             return ScaledLinear(weight, bias)
@@ -97,8 +100,8 @@ def coded_linear(weight: Codes, bias: Tensor | None, *, dtype: torch.dtype) -> A
 
 def kept_as(layer: AnyLinear) -> Scheme | None:
     """Name what a layer's weight is kept as; None: plain floats."""
-    if isinstance(layer, Int4Linear):
-        return "int4"
+    if isinstance(layer, GroupQuantLinear):
+        return "int4" if layer.codes.dtype == torch.uint8 else "int8"
     if isinstance(layer, Int8Linear):
         return "int8"
     if isinstance(layer, ScaledLinear):

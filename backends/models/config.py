@@ -9,11 +9,11 @@ from typing import Any, Final, Literal, cast
 import msgspec
 
 from backends.errors import ModelLoadError
-from backends.gguf.config import FOUR_BITS, config_json, main_type
+from backends.gguf.config import GROUPS, config_json, main_type
 from backends.gguf.file import GgufFile, is_gguf, open_gguf
 from backends.models.families import Family, read_family
 from backends.models.quantization_config import read_quantization
-from backends.quantization.schemes import StoredQuantization
+from backends.quantization.schemes import Scheme, StoredQuantization
 
 RopeType = Literal["default", "linear", "dynamic", "llama3", "yarn"]
 ROPE_TYPES: Final[tuple[str, ...]] = ("default", "linear", "dynamic", "llama3", "yarn")
@@ -86,9 +86,12 @@ def read_model_config(folder: Path) -> ModelConfig:
 
 def _gguf_config(file: GgufFile) -> ModelConfig:
     config = _config(config_json(file), {}, str(file.path))
-    if main_type(file) not in FOUR_BITS:
+    kept = GROUPS.get(main_type(file))
+    if kept is None:
         return config
-    stored = StoredQuantization(scheme="int4", layout="gguf", group_size=32)
+    bits, size = kept
+    scheme: Scheme = "int4" if bits == 4 else "int8"
+    stored = StoredQuantization(scheme=scheme, layout="gguf", group_size=size)
     return msgspec.structs.replace(config, quantization=stored)
 
 

@@ -6,6 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels.group_quant_linear import SYMMETRIC_ZERO
+from kernels.group_quant_linear.reference import dequantise as dequantise_groups
+
 
 class Int8Codes(NamedTuple):
     """weight = codes * scales[:, None]."""
@@ -18,15 +21,15 @@ class Int8Codes(NamedTuple):
     """Whether the scheme means activations to be rounded to 8 bits too (W8A8)."""
 
 
-class Int4Codes(NamedTuple):
-    """weight = (code - zero) * scale of its group of K / G inputs; see `kernels.int4_linear`."""
+class GroupCodes(NamedTuple):
+    """weight = (code - zero) * scale of its group of inputs; see `kernels.group_quant_linear`."""
 
     codes: Tensor
-    """[N, K / 2] uint8, even inputs in the low four bits."""
+    """[N, K / 2] uint8, even inputs in the low four bits; or [N, K] int8."""
     scales: Tensor
     """[N, G] fp32."""
     zeros: Tensor | None
-    """[N, G] uint8 or fp32; None: 8 everywhere."""
+    """[N, G] uint8 or fp32; None: 8 everywhere for 4 bits, 0 for 8."""
 
 
 class Fp8Codes(NamedTuple):
@@ -38,7 +41,7 @@ class Fp8Codes(NamedTuple):
     """[N] fp32."""
 
 
-Codes = Int8Codes | Int4Codes | Fp8Codes
+Codes = Int8Codes | GroupCodes | Fp8Codes
 
 
 def stack(parts: Sequence[Codes]) -> Codes:
@@ -48,29 +51,30 @@ def stack(parts: Sequence[Codes]) -> Codes:
         return first
     codes = torch.cat([part.codes for part in parts])
     scales = torch.cat([part.scales for part in parts])
-    if not isinstance(first, Int4Codes):
+    if not isinstance(first, GroupCodes):
         return first._replace(codes=codes, scales=scales)
-    zeros = [part.zeros for part in parts if isinstance(part, Int4Codes)]
+    zeros = [part.zeros for part in parts if isinstance(part, GroupCodes)]
     if not any(zero is not None for zero in zeros):
-        return Int4Codes(codes, scales, None)
-    eights = (torch.full_like(part.scales, 8, dtype=torch.uint8) for part in parts)
-    filled = [eight if zero is None else zero for zero, eight in zip(zeros, eights, strict=True)]
-    return Int4Codes(codes, scales, torch.cat(filled))
+        return GroupCodes(codes, scales, None)
+    middle = SYMMETRIC_ZERO[codes.dtype]
+    filled = [
+        torch.full_like(part.scales, middle, dtype=torch.uint8) if zero is None else zero
+        for part, zero in zip(parts, zeros, strict=True)
+    ]
+    return GroupCodes(codes, scales, torch.cat(filled))
 
 
 def dequantise(weight: Codes) -> Tensor:
     """Return the weight [N, K] fp32 that codes stand for."""
-    if isinstance(weight, Int4Codes):
-        from kernels.int4_linear.reference import dequantise as dequantise_int4
-
-        return dequantise_int4(weight.codes, weight.scales, weight.zeros)
+    if isinstance(weight, GroupCodes):
+        return dequantise_groups(weight.codes, weight.scales, weight.zeros)
     return weight.codes.float() * weight.scales[:, None]
 
 
 def moved(weight: Codes, device: torch.device) -> Codes:
     """The same codes on a device."""
     codes, scales = weight.codes.to(device), weight.scales.to(device)
-    if isinstance(weight, Int4Codes):
+    if isinstance(weight, GroupCodes):
         zeros = None if weight.zeros is None else weight.zeros.to(device)
-        return Int4Codes(codes, scales, zeros)
+        return GroupCodes(codes, scales, zeros)
     return weight._replace(codes=codes, scales=scales)

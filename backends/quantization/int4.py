@@ -5,7 +5,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from backends.quantization.codes import Int4Codes
+from backends.quantization.codes import GroupCodes
 
 GROUP_SIZES: Final = (128, 64, 32, 16)
 LARGEST: Final = 15
@@ -19,7 +19,7 @@ def group_size(inputs: int, wanted: int | None = None) -> int | None:
     return next((size for size in fitting if inputs % size == 0), None)
 
 
-def quantize_int4(weight: Tensor, group: int) -> Int4Codes:
+def quantize_int4(weight: Tensor, group: int) -> GroupCodes:
     """Round each group of a weight to 16 steps between its ends.
 
     The steps are tried between narrower ends too: what is cut off at an end can cost less than
@@ -34,7 +34,7 @@ def quantize_int4(weight: Tensor, group: int) -> Int4Codes:
         for first in range(0, weight.shape[0], _ROWS_AT_ONCE)
     ]
     codes, scales, zeros = (torch.cat([part[field] for part in parts]) for field in range(3))
-    return Int4Codes(pack_nibbles(codes), scales, zeros)
+    return GroupCodes(pack_nibbles(codes), scales, zeros)
 
 
 def _quantize(weight: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from backends.errors import ModelLoadError
-from backends.quantization.codes import Codes, Fp8Codes, Int4Codes, Int8Codes
+from backends.quantization.codes import Codes, Fp8Codes, GroupCodes, Int8Codes
 from backends.quantization.int4 import pack_nibbles
 from backends.quantization.schemes import StoredQuantization
 
@@ -62,7 +62,7 @@ def read(stored: StoredQuantization, take: Take, name: str, channels: int, input
 
 def _packed(
     take: Take, name: str, channels: int, inputs: int, groups: int, symmetric: bool
-) -> Int4Codes:
+) -> GroupCodes:
     words = take(f"{name}.weight_packed", (channels, inputs // 8))
     scales = take(f"{name}.weight_scale", (channels, groups)).float()
     take(f"{name}.weight_shape", (2,))
@@ -70,12 +70,12 @@ def _packed(
     if not symmetric:
         stored = take(f"{name}.weight_zero_point", (-(-channels // 8), groups))
         zeros = _unpack(stored.t()).t()[:channels].contiguous()
-    return Int4Codes(words.contiguous().view(torch.uint8), scales, zeros)
+    return GroupCodes(words.contiguous().view(torch.uint8), scales, zeros)
 
 
 def _gptq(
     take: Take, name: str, channels: int, inputs: int, groups: int, zero_offset: int
-) -> Int4Codes:
+) -> GroupCodes:
     codes = _unpack(take(f"{name}.qweight", (inputs // 8, channels)).t())
     zeros = _unpack(take(f"{name}.qzeros", (groups, channels // 8))).t() + zero_offset
     scales = take(f"{name}.scales", (groups, channels)).t().float()
@@ -84,14 +84,14 @@ def _gptq(
         raise ModelLoadError(
             f"'{name}.g_idx' scatters the groups (desc_act); we serve GPTQ without it"
         )
-    return Int4Codes(pack_nibbles(codes), scales.contiguous(), zeros.contiguous())
+    return GroupCodes(pack_nibbles(codes), scales.contiguous(), zeros.contiguous())
 
 
-def _awq(take: Take, name: str, channels: int, inputs: int, groups: int) -> Int4Codes:
+def _awq(take: Take, name: str, channels: int, inputs: int, groups: int) -> GroupCodes:
     codes = _unpack(take(f"{name}.qweight", (inputs, channels // 8)), _AWQ_ORDER).t()
     zeros = _unpack(take(f"{name}.qzeros", (groups, channels // 8)), _AWQ_ORDER).t()
     scales = take(f"{name}.scales", (groups, channels)).t().float()
-    return Int4Codes(pack_nibbles(codes), scales.contiguous(), zeros.contiguous())
+    return GroupCodes(pack_nibbles(codes), scales.contiguous(), zeros.contiguous())
 
 
 def _unpack(words: Tensor, order: tuple[int, ...] = tuple(range(8))) -> Tensor:
@@ -102,7 +102,7 @@ def _unpack(words: Tensor, order: tuple[int, ...] = tuple(range(8))) -> Tensor:
 
 def as_compressed_tensors(name: str, weight: Codes) -> dict[str, Tensor]:
     """The tensors of one layer, as `read` reads them back; int4 scales in fp16."""
-    if not isinstance(weight, Int4Codes):
+    if not isinstance(weight, GroupCodes):
         return {f"{name}.weight": weight.codes, f"{name}.weight_scale": weight.scales[:, None]}
     channels, half = weight.codes.shape
     stored = {

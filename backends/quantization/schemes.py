@@ -21,7 +21,7 @@ class StoredQuantization(msgspec.Struct, frozen=True, kw_only=True):
     scheme: Scheme
     layout: Layout = "compressed-tensors"
     group_size: int | None = None
-    """Inputs of an int4 group; None: all of them."""
+    """Inputs of a group under one scale; None: all of them."""
     symmetric: bool = True
     """Whether int4 has no zero points."""
     zero_offset: int = 0

@@ -2,7 +2,8 @@
 
 Between small ops Python and the framework cost more than the arithmetic of a small model. The
 numbers are those of the ops one after another, bit for bit; they are its reference: `rms_norm`,
-`quant_linear`, `int4_linear`, `packed_linear`, `rope`, `store_kv`, `paged_attention`, `silu_mul`.
+`quant_linear`, `group_quant_linear`, `packed_linear`, `rope`, `store_kv`, `paged_attention`,
+`silu_mul`.
 """
 
 from collections.abc import Sequence
@@ -22,18 +23,18 @@ class PackedWeight(NamedTuple):
     """A linear layer in the form that C++ reads."""
 
     packed: Tensor
-    """int8, see `quant_linear.copies`, int4, see `int4_linear.pack`, or floats, see
-    `packed_linear.pack`."""
+    """int8, see `quant_linear.copies`, codes in groups, see `group_quant_linear.pack`, or floats,
+    see `packed_linear.pack`."""
     scale: Tensor | None
-    """[N] fp32 of an int8 weight."""
+    """[N] fp32 of an int8 weight without groups."""
     bias: Tensor | None
     """[N] fp32."""
     channels: int
     inputs: int
     group: int | None = None
-    """Inputs of a group of an int4 weight."""
+    """Inputs of a group, where there are groups."""
     float_zeros: bool = False
-    """Whether an int4 weight's zero points are floats."""
+    """Whether the groups' zero points are floats."""
 
 
 class LayerWeights(NamedTuple):

@@ -7,15 +7,15 @@ namespace {
 constexpr int ROWS_OF_TASK = 8;  // at most, of work that goes row by row
 constexpr int PARTS_OF_LAYER = 10;
 
-// An int4 weight where it has groups, an int8 one where it has scales, else floats.
+// Codes in groups where it has some, an int8 weight where it has scales, else floats.
 struct Weight {
     const void* packed;
     const float* scale;
     const float* bias;
     int channels, inputs;
-    int group;  // inputs of a group of an int4 weight; 0: it is none
+    int group;  // inputs of a group; 0: it has none
     int kind;   // of CacheKind, where it is a float
-    int float_zeros;  // of an int4 weight
+    int float_zeros, wide;  // of codes in groups
 
     bool coded() const { return scale || group; }
     int groups() const { return group ? inputs / group : 0; }
@@ -96,8 +96,8 @@ struct Scratch {
     float* product;   // [tokens, the widest layer]
     float* mixed;     // [tokens, heads * dim]: queries, then what they attended to
     FloatRows inputs; // of float weights
-    float* row_sums;  // [tokens, the most groups] of int4 weights
-    uint8_t* codes;   // [tokens, the widest input] of int8 and int4 weights
+    float* row_sums;  // [tokens, the most groups] of weights in groups
+    uint8_t* codes;   // [tokens, the widest input] of weights that are codes
 
     static int widest(const Decoder& d) {
         return std::max({(d.heads + 2 * d.cache.heads) * d.dim(), 2 * d.middle, d.hidden});
@@ -153,8 +153,8 @@ struct Scratch {
     void multiply_by(const Weight& w, Team& team, int tokens, float* out) const {
         const Codes rows = Codes::in(codes, tokens, w.inputs);
         if (w.group) {
-            const Int4Weight weight{static_cast<const uint8_t*>(w.packed), w.bias, w.channels,
-                                    w.inputs, w.group, w.float_zeros != 0};
+            const GroupWeight weight{static_cast<const uint8_t*>(w.packed), w.bias, w.channels,
+                                    w.inputs, w.group, w.float_zeros != 0, w.wide != 0};
             multiply(team, rows, row_sums, tokens, weight, out);
         } else if (w.scale) {
             const Int8Weight weight{static_cast<const int8_t*>(w.packed), w.scale, w.bias,

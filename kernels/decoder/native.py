@@ -31,6 +31,7 @@ class _Weight(Structure):
         ("group", c_int),
         ("kind", c_int),
         ("float_zeros", c_int),
+        ("wide", c_int),
     )
 
 
@@ -295,6 +296,7 @@ def _weight(weight: PackedWeight) -> _Weight:
         group=weight.group or 0,
         kind=CACHE_KINDS.get(weight.packed.dtype, 0),
         float_zeros=weight.float_zeros,
+        wide=weight.packed.dtype == torch.int8,
     )
 
 

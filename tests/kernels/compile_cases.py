@@ -52,7 +52,7 @@ def all_cases() -> list[Compilation]:
         *_paged_attention(),
         *_quant_linear(),
         *_dense_linear(),
-        *_int4_linear(),
+        *_group_quant_linear(),
         *_scaled_linear(),
         *_split_k(),
         *_moe(),
@@ -185,29 +185,45 @@ def _dense_linear() -> Iterator[Compilation]:
             )
 
 
-def _int4_linear() -> Iterator[Compilation]:
-    from kernels.int4_linear.kernel import gemm_kernel, gemm_options, gemv_kernel, gemv_options
+def _group_quant_linear() -> Iterator[Compilation]:
+    from kernels.group_quant_linear.kernel import (
+        gemm_kernel,
+        gemm_options,
+        gemv_kernel,
+        gemv_options,
+    )
 
     few = _types("i32", "channels", "inputs", "groups", "group_size", "part")
-    for dtype, group in ((torch.bfloat16, 128), (torch.bfloat16, 16), (torch.float32, 64)):
-        pointer = POINTERS[dtype]
+    bf16, fp32 = torch.bfloat16, torch.float32
+    # dtype, inputs of a group, codes of a byte, dtype of the zero points
+    for dtype, group, per_byte, zero in (
+        (bf16, 128, 2, "*u8"),
+        (bf16, 16, 2, None),
+        (fp32, 64, 2, "*fp32"),
+        (bf16, 32, 1, None),
+        (bf16, 16, 1, None),
+        (fp32, 32, 1, "*fp32"),
+    ):
+        codes = "*u8" if per_byte == 2 else "*i8"
         tensors = {
-            **_types(pointer, "x", "scale", "bias", "out"),
-            **_types("*u8", "weight"),
-            **_types("*fp32" if group == 64 else "*u8", "zero"),
+            **_types(POINTERS[dtype], "x", "scale", "bias", "out"),
+            **_types(codes, "weight"),
+            **_types(zero or codes, "zero"),
         }
-        flags = {"HAS_ZERO": group != 16, "HAS_BIAS": True, "SPLIT": False}
-        name = f"{_short(dtype)}-group{group}"
+        flags = {
+            "PER_BYTE": per_byte, "HAS_ZERO": zero is not None, "HAS_BIAS": True, "SPLIT": False,
+        }  # fmt: skip
+        name = f"{_short(dtype)}-{8 // per_byte}bit-group{group}"
         yield Compilation(
-            f"int4_linear_gemv-{name}", gemv_kernel, {**tensors, **few},
-            {**flags, **gemv_options(group)},
+            f"group_quant_linear_gemv-{name}", gemv_kernel, {**tensors, **few},
+            {**flags, **gemv_options(group, per_byte)},
         )  # fmt: skip
         for rows in (8, 32, 512):
             yield Compilation(
-                f"int4_linear_gemm-{name}-m{rows}",
+                f"group_quant_linear_gemm-{name}-m{rows}",
                 gemm_kernel,
                 {**tensors, **few, **_types("i32", "x_stride", "rows")},
-                {**flags, **gemm_options(rows, group, dtype)},
+                {**flags, **gemm_options(rows, group, dtype, per_byte)},
             )
 
 

@@ -23,7 +23,7 @@ TESTS = (
     "test_paged_attention.py",
     "test_silu_mul.py",
     "test_decoder.py",
-    "test_int4_linear.py",
+    "test_group_quant_linear.py",
     "test_moe.py::test_expert_mlp_equals_the_reference",
     "test_store_kv.py::test_store_kv_converts_to_the_dtype_of_the_cache",
     "test_packed_linear.py::test_packed_linear_reads_16_bits_as_the_numbers_they_are",

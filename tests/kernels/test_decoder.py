@@ -13,8 +13,8 @@ from kernels import native
 from kernels.decoder import DecoderWeights, LayerWeights, PackedWeight, plan
 from kernels.decoder.native import NativeDecoder
 from kernels.errors import KernelError
-from kernels.int4_linear import int4_linear
-from kernels.int4_linear import pack as pack_int4
+from kernels.group_quant_linear import group_quant_linear
+from kernels.group_quant_linear import pack as pack_groups
 from kernels.packed_linear import pack, packed_linear
 from kernels.paged_attention import paged_attention
 from kernels.quant_linear import copies, quant_linear
@@ -72,7 +72,7 @@ class Model:
     def __init__(self, kind: str) -> None:
         """`kind` names what the weights are and what else the layers have."""
         self._kind, self._biased, self._seed = kind, "biased" in kind, 0
-        self._codes: dict[int, tuple[Tensor, ...]] = {}
+        self._codes: dict[int, tuple[Tensor | None, ...]] = {}
         width = HEADS * DIM
         more: dict[str, Any] = {}
         self.soft_cap = None
@@ -173,7 +173,7 @@ class Model:
         if codes is None:
             return packed_linear(x, weight.packed, weight.bias, channels=weight.channels)
         if weight.group is not None:
-            return int4_linear(x, *codes, weight.bias, packed=weight.packed)
+            return group_quant_linear(x, *codes, weight.bias, packed=weight.packed)
         return quant_linear(x, *codes, weight.bias, packed=weight.packed)
 
     def _linear(self, channels: int, inputs: int) -> PackedWeight:
@@ -185,18 +185,8 @@ class Model:
             return PackedWeight(pack(weight), None, bias, channels, inputs)
         if "bf16" in self._kind:
             return PackedWeight(pack(weight.bfloat16()), None, bias, channels, inputs)
-        if "int4" in self._kind and inputs % GROUP == 0:
-            scale = weight.view(channels, -1, GROUP).abs().amax(dim=-1) / 7
-            codes = (weight / scale.repeat_interleave(GROUP, 1)).round().to(torch.uint8) + 8
-            halves = (codes[:, ::2] & 15) | codes[:, 1::2] << 4
-            zero = torch.randint(6, 10, scale.shape, dtype=torch.uint8)
-            if "floats" in self._kind:
-                zero = zero.float() + 0.3
-            packed = pack_int4(halves, scale, zero)
-            self._codes[id(packed)] = (halves, scale, zero)
-            return PackedWeight(
-                packed, None, bias, channels, inputs, GROUP, zero.is_floating_point()
-            )
+        if "groups" in self._kind and inputs % GROUP == 0:
+            return self._in_groups(weight, bias)
         scale = weight.abs().amax(dim=1) / 127
         codes = (weight / scale[:, None]).round().to(torch.int8)
         coded = copies(codes, scale, torch.float32).packed
@@ -204,13 +194,41 @@ class Model:
         self._codes[id(coded)] = (codes, scale)
         return PackedWeight(coded, scale, bias, channels, inputs)
 
+    def _in_groups(self, weight: Tensor, bias: Tensor | None) -> PackedWeight:
+        channels, inputs = weight.shape
+        most = weight.view(channels, -1, GROUP).abs().amax(dim=-1)
+        zero: Tensor | None = None
+        if "int4" not in self._kind:
+            scale = most / 127
+            codes = (weight / scale.repeat_interleave(GROUP, 1)).round().to(torch.int8)
+        else:
+            scale = most / 7
+            wide = (weight / scale.repeat_interleave(GROUP, 1)).round().to(torch.uint8) + 8
+            codes = (wide[:, ::2] & 15) | wide[:, 1::2] << 4
+            zero = torch.randint(6, 10, scale.shape, dtype=torch.uint8)
+        if "floats" in self._kind:
+            zero = torch.randint(6, 10, scale.shape) + 0.3
+        packed = pack_groups(codes, scale, zero)
+        self._codes[id(packed)] = (codes, scale, zero)
+        floats = zero is not None and zero.is_floating_point()
+        return PackedWeight(packed, None, bias, channels, inputs, GROUP, floats)
+
     def _random(self, *shape: int) -> Tensor:
         self._seed += 1
         return random(*shape, seed=self._seed)
 
 
 @pytest.fixture(
-    params=["int8", "fp32", "bf16", "int4 and int8 biased", "int4, floats", "int8 and more"]
+    params=[
+        "int8",
+        "fp32",
+        "bf16",
+        "int4 groups and int8 biased",
+        "int4 groups, floats",
+        "int8 groups",
+        "int8 groups, floats",
+        "int8 and more",
+    ]
 )
 def model(request: pytest.FixtureRequest) -> Model:
     return Model(request.param)

@@ -44,11 +44,11 @@ def test_quant_linear_answers_a_row_alike(runner: Runner, dtype: torch.dtype) ->
     _assert_alike(runner, "quant_linear", random(70, 96, dtype=dtype), codes, scale)
 
 
-def test_int4_linear_answers_a_row_alike(runner: Runner) -> None:
+def test_group_quant_linear_answers_a_row_alike(runner: Runner) -> None:
     """The same of int4."""
     codes = torch.randint(256, (40, 48), generator=torch.Generator().manual_seed(1))
     scale = random(40, 3, seed=2).abs() / 10
-    _assert_alike(runner, "int4_linear", random(70, 96), codes.to(torch.uint8), scale)
+    _assert_alike(runner, "group_quant_linear", random(70, 96), codes.to(torch.uint8), scale)
 
 
 def test_paged_attention_answers_a_query_alike(runner: Runner) -> None:

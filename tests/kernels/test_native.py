@@ -59,7 +59,7 @@ def test_native_ops_answer_alike_on_any_threads() -> None:
     calls = {
         "paged_attention": lambda: paged_batch([(4, 400), (1, 700)], head_dim=64).run(NATIVE),
         "quant_linear": lambda: NATIVE("quant_linear", x, codes, bias),
-        "int4_linear": lambda: NATIVE("int4_linear", x, halves, bias.view(160, 1)),
+        "group_quant_linear": lambda: NATIVE("group_quant_linear", x, halves, bias.view(160, 1)),
         "packed_linear": lambda: NATIVE(
             "packed_linear", x, pack(codes.float()), bias, channels=160
         ),

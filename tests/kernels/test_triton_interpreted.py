@@ -16,7 +16,7 @@ pytestmark = pytest.mark.long
 HERE = Path(__file__).parent
 TIMEOUT_S = 600  # Under a minute of an idle core; many when others share it.
 OP_TESTS = (
-    "test_int4_linear.py",
+    "test_group_quant_linear.py",
     "test_invariance.py",
     "test_lora.py",
     "test_moe.py",

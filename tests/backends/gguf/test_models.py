@@ -1,5 +1,6 @@
 """Models in .gguf files beside the same weights in a folder."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,19 @@ from backends.engine.kv_cache import allocate
 from backends.errors import ModelLoadError
 from backends.gguf.blocks import groups
 from backends.gguf.checkpoint import GgufCheckpoint
+from backends.gguf.config import GROUPS
 from backends.gguf.file import GgufFile
 from backends.gguf.file import Tensor as Stored
 from backends.gguf.types import TYPES, TensorType
 from backends.layers.attention import ForwardBatch
-from backends.layers.coded_linear import Int4Linear
+from backends.layers.coded_linear import GroupQuantLinear
 from backends.layers.rope import inverse_frequencies
 from backends.models.config import read_model_config
 from backends.models.folder import model_folder, revision
 from backends.models.generation import default_sampling
 from backends.models.inspect import inspect_model
 from backends.models.registry import load_model
-from backends.quantization.codes import Int4Codes, dequantise
+from backends.quantization.codes import GroupCodes, dequantise
 from backends.quantize import quantize_folder
 from tests.backends.gguf.writer import write_gguf
 
@@ -139,71 +141,124 @@ def _rounded_copy(folder: Path, target: Path, kind: str, dtype: torch.dtype) -> 
     return target
 
 
-@pytest.mark.parametrize(
-    ("kind", "dtype"),
-    [
-        ("F16", torch.float16),
-        ("BF16", torch.bfloat16),
-        ("Q8_0", torch.float16),
-        ("Q5_1", torch.float16),
-    ],
-)
+@pytest.mark.parametrize(("kind", "dtype"), [("F16", torch.float16), ("BF16", torch.bfloat16)])
 def test_type_gives_the_logits_of_its_numbers(
     kind: str, dtype: torch.dtype, make_checkpoint: Write, tmp_path: Path
 ) -> None:
-    """A folder that holds what the blocks stand for, in 16 bits, answers the same, bit for bit."""
+    """A folder that holds the same numbers answers the same, bit for bit."""
     folder = make_checkpoint(intermediate_size=128)
     file = write_gguf(folder, tmp_path / "m.gguf", kind)
     rounded = _rounded_copy(folder, tmp_path / "rounded", kind, dtype)
     assert torch.equal(_logits(file), _logits(rounded))
 
 
-def test_widening_to_16_bits_costs_little_beside_the_blocks(
-    make_checkpoint: Write, tmp_path: Path
-) -> None:
-    """What fp16 takes from Q8_0 is less than a tenth of what Q8_0 took from the weights."""
-    folder = make_checkpoint(intermediate_size=128)
-    exact = _logits(_rounded_copy(folder, tmp_path / "exact", "Q8_0", torch.float32))
-    ours = _logits(write_gguf(folder, tmp_path / "m.gguf", "Q8_0"))
-    assert (ours - exact).std() < (exact - _logits(folder)).std() / 10
-
-
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1"])
-def test_four_bits_stay_four(kind: str, make_checkpoint: Write, tmp_path: Path) -> None:
-    """Their codes and scales become those of an int4 layer: nothing is rounded again."""
+@pytest.mark.parametrize(
+    ("kind", "kept"),
+    [("Q4_0", "int4"), ("Q4_1", "int4"), ("Q5_0", "int8"), ("Q5_1", "int8"), ("Q8_0", "int8")],
+)
+def test_codes_stay_codes(kind: str, kept: str, make_checkpoint: Write, tmp_path: Path) -> None:
+    """Codes and scales become those of a layer in groups: nothing is rounded again."""
     folder = make_checkpoint(intermediate_size=128)
     file = write_gguf(folder, tmp_path / "m.gguf", kind)
     model = load_model(file, device=torch.device("cpu"), dtype=torch.float32)
-    assert model.quantization == "int4"
-    assert isinstance(model.layers[0].qkv, Int4Linear)
+    assert model.quantization == kept
+    assert isinstance(model.layers[0].qkv, GroupQuantLinear)
+    assert isinstance(model.head, GroupQuantLinear)
     exact = _logits(_rounded_copy(folder, tmp_path / "exact", kind, torch.float32))
-    # Rows are rounded to 16-bit integers, as in any int4 layer on a CPU.
+    # Rows are rounded to 16-bit integers, as in any int4 layer on a CPU, embeddings to fp16.
     assert (_logits(file) - exact).abs().max() < 2e-3 * exact.abs().max()
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q4_K"])
-def test_int4_codes_are_the_blocks_numbers(kind: str) -> None:
-    """Any scales and offsets, also none and such as drown the codes: fp32's last bits apart."""
-    number, tensor_type = next((n, t) for n, t in TYPES.items() if t.name == kind)
-    random = np.random.default_rng(number)
-    raw = random.integers(0, 256, (64, 6 * tensor_type.nbytes), dtype=np.uint8)
-    blocks = raw.reshape(-1, tensor_type.nbytes)
+_HALVES = {
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_0": (0,),
+    "Q5_1": (0, 2),
+    "Q8_0": (0,),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+}
+"""Where a block has its fp16 scale, and that of its offsets."""
+
+
+def _random_blocks(kind: TensorType, seed: int, rows: int, blocks_of_row: int) -> Any:
+    """Blocks with any codes and any scales and offsets, also none and such as drown the codes."""
+    random = np.random.default_rng(seed)
+    blocks = random.integers(0, 256, (rows * blocks_of_row, kind.nbytes), dtype=np.uint8)
     halves = random.normal(0, 0.01, (len(blocks), 2)).astype(np.float16)
     halves[:3], halves[3:6, 0], halves[6:9, 1] = 0, 0, 0
     halves[9:12] = [6e-8, 1e4]
-    blocks[:, :4] = halves.view(np.uint8).reshape(-1, 4)
-    file = _file_of("blk.0.ffn_down.weight", (64, 6 * tensor_type.elements), tensor_type, raw)
-    codes = GgufCheckpoint(file).codes(
-        ["model.layers.0.mlp.down_proj"], [64], 6 * tensor_type.elements
-    )
-    assert isinstance(codes, Int4Codes)
+    for half, at in zip(halves.T, _HALVES[kind.name], strict=False):
+        blocks[:, at : at + 2] = half[:, None].copy().view(np.uint8)
+    return blocks.reshape(rows, -1)
+
+
+def _named(kind: str) -> tuple[int, TensorType]:
+    return next((number, found) for number, found in TYPES.items() if found.name == kind)
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_codes_are_the_blocks_numbers(kind: str) -> None:
+    """Fp32's last bits apart, and those only where a type has offsets."""
+    number, tensor_type = _named(kind)
+    raw = _random_blocks(tensor_type, number, 64, 6)
+    inputs = 6 * tensor_type.elements
+    file = _file_of("blk.0.ffn_down.weight", (64, inputs), tensor_type, raw)
+    codes = GgufCheckpoint(file).codes(["model.layers.0.mlp.down_proj"], [64], inputs)
+    assert isinstance(codes, GroupCodes)
+    bits, size = GROUPS[kind]
+    assert codes.codes.dtype == (torch.uint8 if bits == 4 else torch.int8)
+    assert codes.scales.shape == (64, inputs // size)
     exact = torch.from_numpy(gguf.dequantize(raw, GGMLQuantizationType(number)))
     found = groups(torch.from_numpy(raw), tensor_type)
-    largest = 15 * found.scales.abs()
+    largest = found.codes.abs().amax() * found.scales.abs()
     largest += 0 if found.offsets is None else found.offsets.abs()
-    error = (dequantise(codes) - exact).view(-1, 32).abs().amax(-1)
+    error = (dequantise(codes) - exact).view(-1, size).abs().amax(-1)
     assert (error <= 4 * 2.0**-24 * largest.flatten()).all()
-    assert (error > 0).any() == (kind != "Q4_0")
+    assert (error > 0).any() == (found.offsets is not None)
+
+
+@pytest.mark.parametrize("kinds", [("Q4_K", "Q4_K", "Q6_K"), ("Q3_K", "Q3_K", "Q5_K")], ids=str)
+def test_layers_of_several_types_are_fused_without_loss(kinds: tuple[str, ...]) -> None:
+    """As Q4_K_M mixes them: all codes as wide as the widest, in groups as small as the smallest."""
+    names = [f"model.layers.0.self_attn.{part}_proj" for part in "qkv"]
+    tensors, exact = {}, []
+    for seed, (part, kind) in enumerate(zip("qkv", kinds, strict=True)):
+        number, tensor_type = _named(kind)
+        raw = _random_blocks(tensor_type, seed, 16, 2)
+        tensors |= _file_of(f"blk.0.attn_{part}.weight", (16, 512), tensor_type, raw).tensors
+        exact.append(torch.from_numpy(gguf.dequantize(raw, GGMLQuantizationType(number))))
+    file = GgufFile(Path("m.gguf"), (), {"general.architecture": "qwen2"}, tensors)
+    codes = GgufCheckpoint(file).codes(names, [16] * 3, 512)
+    assert isinstance(codes, GroupCodes)
+    assert (codes.codes.dtype, codes.scales.shape) == (torch.int8, (48, 32))
+    wanted = torch.cat(exact)
+    error = (dequantise(codes) - wanted).abs()
+    assert (
+        error <= 2.0**-20 * wanted.view(48, 32, 16).abs().amax(-1).repeat_interleave(16, 1)
+    ).all()
+
+
+def test_what_is_fused_with_floats_is_widened(caplog: pytest.LogCaptureFixture) -> None:
+    """A layer that is part float, part codes becomes 16-bit floats, and the log says so."""
+    tensors = _file_of(
+        "blk.0.ffn_gate.weight", (8, 32), _named("F32")[1], np.ones((8, 128), np.uint8)
+    ).tensors
+    raw = _random_blocks(_named("Q8_0")[1], 0, 8, 1)
+    tensors |= _file_of("blk.0.ffn_up.weight", (8, 32), _named("Q8_0")[1], raw).tensors
+    checkpoint = GgufCheckpoint(
+        GgufFile(Path("m.gguf"), (), {"general.architecture": "qwen2"}, tensors)
+    )
+    names = [f"model.layers.0.mlp.{part}_proj" for part in ("gate", "up")]
+    assert checkpoint.codes(names, [8, 8], 32) is None
+    taken = [checkpoint.take(f"{name}.weight", (8, 32)).dtype for name in names]
+    assert taken == [torch.float32, torch.float16]
+    with caplog.at_level(logging.INFO):
+        checkpoint.check_all_taken()
+    assert "gguf_tensors_widened: to 16-bit floats: 1 of type Q8_0" in caplog.text
 
 
 def _file_of(
@@ -222,7 +277,8 @@ def test_scales_that_are_no_numbers_are_refused() -> None:
     layer = "model.layers.0.mlp.down_proj"
     reads: dict[str, Callable[[GgufCheckpoint], Any]] = {
         "Q4_K": lambda checkpoint: checkpoint.codes([layer], [2], 256),
-        "Q6_K": lambda checkpoint: checkpoint.take(f"{layer}.weight", (2, 256)),
+        "Q6_K": lambda checkpoint: checkpoint.codes([layer], [2], 256),
+        "Q5_K": lambda checkpoint: checkpoint.take(f"{layer}.weight", (2, 256)),
     }
     for kind in (kind for kind in TYPES.values() if kind.name in reads):
         raw = np.full((2, kind.nbytes), 0x7E, dtype=np.uint8)
@@ -251,7 +307,9 @@ def test_blocks_of_256_serve_whole_models(make_checkpoint: Write, tmp_path: Path
     exact = torch.from_numpy(gguf.dequantize(stored, GGMLQuantizationType.Q6_K))
     heads = exact.view(4, -1, 2, 256).transpose(1, 2).reshape(exact.shape)
     qkv = inner.layers[0].qkv
-    assert torch.equal(qkv.weight[: len(heads)], heads.half().float())  # type: ignore[attr-defined]
+    assert isinstance(qkv, GroupQuantLinear)
+    kept = dequantise(GroupCodes(qkv.codes, qkv.scales, qkv.zeros))
+    assert torch.equal(kept[: len(heads)], heads)
     assert _logits(file).isfinite().all()
 
 

@@ -11,7 +11,7 @@ from tiny_tokenizers import save_folder
 
 from backends import quantize as command
 from backends.contract import SamplingParams
-from backends.layers.coded_linear import Int4Linear
+from backends.layers.coded_linear import GroupQuantLinear
 from backends.llm import LLM
 from backends.models.registry import Model, load_model
 
@@ -63,7 +63,7 @@ def test_int4_groups_can_be_made_smaller(tiny_llama: Path, tmp_path: Path) -> No
     assert coarse.group_size == 16, "of 64 and 112 inputs"
     assert fine.relative_error == coarse.relative_error
     qkv = _load(tmp_path / "fine").layers[0].qkv
-    assert isinstance(qkv, Int4Linear)
+    assert isinstance(qkv, GroupQuantLinear)
     assert qkv.scales.shape == (128, 4)
 
 

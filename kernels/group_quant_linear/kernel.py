@@ -1,10 +1,10 @@
 # ruff: noqa: N803
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
-"""Int4 linear in Triton: dot products for one row, tensor cores for more, K split for few.
+"""Codes in groups in Triton: dot products for one row, tensor cores for more, K split for few.
 
-A byte holds two neighbouring inputs, so codes are never interleaved: the low halves multiply the
-even inputs of x and the high halves the odd ones. Codes less their zero points are exact in bf16
-and fp16; a tile lies in one group, whose scale multiplies the tile's fp32 sum.
+Where a byte holds two neighbouring inputs, codes are never interleaved: the low halves multiply the
+even inputs of x and the high halves the odd ones. Codes less their integer zero points are exact in
+bf16 and fp16; a tile lies in one group, whose scale multiplies the tile's fp32 sum.
 """
 
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.group_quant_linear import codes_of_byte
 from kernels.invariance import rows_to_choose_by
 from kernels.quant_linear.reference import round_rows
 from kernels.split_k import partial_sums, splits_for, sum_splits
@@ -26,38 +27,42 @@ MOST_TILE = 128
 
 
 @triton.jit
-def _zeros_of(zero, group_offsets, mask, HAS_ZERO: tl.constexpr):
+def _zeros_of(zero, group_offsets, mask, HAS_ZERO: tl.constexpr, PER_BYTE: tl.constexpr):
     if HAS_ZERO:
         return tl.load(zero + group_offsets, mask=mask, other=0).to(tl.float32)
-    return tl.full(group_offsets.shape, 8.0, tl.float32)
+    return tl.full(group_offsets.shape, 0.0 if PER_BYTE == 1 else 8.0, tl.float32)
 
 
 @triton.jit
 def gemv_kernel(
     x, weight, scale, zero, bias, out, channels, inputs, groups, group_size, part,
-    HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr, SPLIT: tl.constexpr,
+    PER_BYTE: tl.constexpr, HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr, SPLIT: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
     """One row times BLOCK_N channels, BLOCK_J bytes of each at once."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     n_mask = n < channels
     j = tl.arange(0, BLOCK_J)
-    weight_rows = weight + n.to(tl.int64)[:, None] * (inputs // 2)
+    weight_rows = weight + n.to(tl.int64)[:, None] * (inputs // PER_BYTE)
     total = tl.zeros((BLOCK_N, BLOCK_J), dtype=tl.float32)
     begin = tl.program_id(1) * part
-    for start in range(begin, tl.minimum(begin + part, inputs), 2 * BLOCK_J):
+    for start in range(begin, tl.minimum(begin + part, inputs), PER_BYTE * BLOCK_J):
         group = n.to(tl.int64) * groups + start // group_size
-        zeros = _zeros_of(zero, group, n_mask, HAS_ZERO)[:, None]
+        zeros = _zeros_of(zero, group, n_mask, HAS_ZERO, PER_BYTE)[:, None]
         scales = tl.load(scale + group, mask=n_mask, other=0.0).to(tl.float32)[:, None]
-        even = tl.load(x + start + 2 * j).to(tl.float32)[None, :]
-        odd = tl.load(x + start + 2 * j + 1).to(tl.float32)[None, :]
         codes = tl.load(
-            weight_rows + (start // 2 + j)[None, :], mask=n_mask[:, None], other=0,
+            weight_rows + (start // PER_BYTE + j)[None, :], mask=n_mask[:, None], other=0,
             eviction_policy="evict_first",
         )  # fmt: skip
-        low = (codes & 15).to(tl.float32) - zeros
-        high = (codes >> 4).to(tl.float32) - zeros
-        total += (low * even + high * odd) * scales
+        if PER_BYTE == 1:
+            values = tl.load(x + start + j).to(tl.float32)[None, :]
+            total += (codes.to(tl.float32) - zeros) * values * scales
+        else:
+            even = tl.load(x + start + 2 * j).to(tl.float32)[None, :]
+            odd = tl.load(x + start + 2 * j + 1).to(tl.float32)[None, :]
+            low = (codes & 15).to(tl.float32) - zeros
+            high = (codes >> 4).to(tl.float32) - zeros
+            total += (low * even + high * odd) * scales
     result = tl.sum(total, axis=1)
     if SPLIT:
         tl.store(out + tl.program_id(1).to(tl.int64) * channels + n, result, mask=n_mask)
@@ -70,7 +75,8 @@ def gemv_kernel(
 @triton.jit
 def gemm_kernel(
     x, weight, scale, zero, bias, out, x_stride, rows, channels, inputs, groups, group_size, part,
-    HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr, SPLIT: tl.constexpr, DOT_DTYPE: tl.constexpr,
+    PER_BYTE: tl.constexpr, HAS_ZERO: tl.constexpr, HAS_BIAS: tl.constexpr, SPLIT: tl.constexpr,
+    DOT_DTYPE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M rows times BLOCK_N channels, over `part` inputs."""
@@ -83,21 +89,25 @@ def gemm_kernel(
     m_mask, n_mask = m < rows, n < channels
     x_mask = m_mask[:, None] & j_mask[None, :]
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for start in range(split * part, tl.minimum((split + 1) * part, inputs), 2 * BLOCK_J):
+    for start in range(split * part, tl.minimum((split + 1) * part, inputs), PER_BYTE * BLOCK_J):
         group = n * groups + start // group_size
-        zeros = _zeros_of(zero, group, n_mask, HAS_ZERO)[None, :]
+        zeros = _zeros_of(zero, group, n_mask, HAS_ZERO, PER_BYTE)[None, :]
         scales = tl.load(scale + group, mask=n_mask, other=0.0).to(tl.float32)[None, :]
-        x_even = x + m[:, None] * x_stride + (start + 2 * j)[None, :]
-        even = tl.load(x_even, mask=x_mask, other=0.0).to(DOT_DTYPE)
-        odd = tl.load(x_even + 1, mask=x_mask, other=0.0).to(DOT_DTYPE)
+        first = x + m[:, None] * x_stride + (start + PER_BYTE * j)[None, :]
+        even = tl.load(first, mask=x_mask, other=0.0).to(DOT_DTYPE)
         codes = tl.load(
-            weight + n[None, :] * (inputs // 2) + (start // 2 + j)[:, None],
+            weight + n[None, :] * (inputs // PER_BYTE) + (start // PER_BYTE + j)[:, None],
             mask=j_mask[:, None] & n_mask[None, :], other=0,
         )  # fmt: skip
-        low = ((codes & 15).to(tl.float32) - zeros).to(DOT_DTYPE)
-        high = ((codes >> 4).to(tl.float32) - zeros).to(DOT_DTYPE)
-        tile = tl.dot(even, low, input_precision="ieee")
-        tile = tl.dot(odd, high, tile, input_precision="ieee")
+        if PER_BYTE == 1:
+            own = (codes.to(tl.float32) - zeros).to(DOT_DTYPE)
+            tile = tl.dot(even, own, input_precision="ieee")
+        else:
+            odd = tl.load(first + 1, mask=x_mask, other=0.0).to(DOT_DTYPE)
+            low = ((codes & 15).to(tl.float32) - zeros).to(DOT_DTYPE)
+            high = ((codes >> 4).to(tl.float32) - zeros).to(DOT_DTYPE)
+            tile = tl.dot(even, low, input_precision="ieee")
+            tile = tl.dot(odd, high, tile, input_precision="ieee")
         total += tile * scales
     out_mask = m_mask[:, None] & n_mask[None, :]
     if SPLIT:
@@ -109,9 +119,9 @@ def gemm_kernel(
     tl.store(out + out_rows[:, None] + n[None, :], total.to(out.dtype.element_ty), mask=out_mask)
 
 
-def int4_linear(
+def group_quant_linear(
     x: Tensor,
-    weight_int4: Tensor,
+    codes: Tensor,
     scale: Tensor,
     zero: Tensor | None = None,
     bias: Tensor | None = None,
@@ -120,7 +130,7 @@ def int4_linear(
 ) -> Tensor:
     if packed is not None:
         x = round_rows(x)
-    channels, inputs = weight_int4.shape[0], x.shape[-1]
+    channels, inputs = codes.shape[0], x.shape[-1]
     out = torch.empty((*x.shape[:-1], channels), dtype=x.dtype, device=x.device)
     if out.numel() == 0:
         return out
@@ -128,28 +138,36 @@ def int4_linear(
     if rows.stride(1) != 1:
         rows = rows.contiguous()
     count, groups = rows.shape[0], scale.shape[1]
-    size = inputs // groups
+    size, per_byte = inputs // groups, codes_of_byte(codes)
     choose_by = rows_to_choose_by(count)
-    options = gemv_options(size) if choose_by == 1 else gemm_options(choose_by, size, x.dtype)
+    if choose_by == 1:
+        options = gemv_options(size, per_byte)
+    else:
+        options = gemm_options(choose_by, size, x.dtype, per_byte)
     if choose_by == count:
-        shape = f"{linear_class(count, channels, inputs, x.dtype)}-g{size}"
-        options = tuned("int4_linear", shape, x.device, options)
+        shape = shape_class(count, channels, inputs, x.dtype, size, per_byte)
+        options = tuned("group_quant_linear", shape, x.device, options)
     tiles = triton.cdiv(channels, options["BLOCK_N"])
     if choose_by > 1:
         tiles *= triton.cdiv(choose_by, options["BLOCK_M"])
-    block_k = 2 * options["BLOCK_J"]
+    block_k = per_byte * options["BLOCK_J"]
     splits = splits_for(tiles, inputs, block_k)
     part = triton.cdiv(triton.cdiv(inputs, splits), block_k) * block_k
     target = partial_sums(splits, count, channels, x) if splits > 1 else out
     tensors = (
         rows,
-        weight_int4.contiguous(),
+        codes.contiguous(),
         scale.contiguous(),
-        weight_int4 if zero is None else zero.contiguous(),
+        codes if zero is None else zero.contiguous(),
         out if bias is None else bias,
         target,
     )
-    flags = {"HAS_ZERO": zero is not None, "HAS_BIAS": bias is not None, "SPLIT": splits > 1}
+    flags = {
+        "PER_BYTE": per_byte,
+        "HAS_ZERO": zero is not None,
+        "HAS_BIAS": bias is not None,
+        "SPLIT": splits > 1,
+    }
     sizes = (channels, inputs, groups, size, part)
     if choose_by == 1:
         gemv_kernel[(tiles, splits)](*tensors, *sizes, **flags, **options)
@@ -165,9 +183,17 @@ def int4_linear(
     return out
 
 
-def candidates(rows: int, group_size: int) -> Iterator[dict[str, Any]]:
+def shape_class(
+    rows: int, channels: int, inputs: int, dtype: torch.dtype, group_size: int, per_byte: int
+) -> str:
+    """What `tuned` knows options by."""
+    shape = linear_class(rows, channels, inputs, dtype)
+    return f"{shape}-{8 // per_byte}bit-g{group_size}"
+
+
+def candidates(rows: int, group_size: int, per_byte: int) -> Iterator[dict[str, Any]]:
     """Options worth measuring, all of which compute the same; tiles lie in one group."""
-    longest = tile_bytes(group_size)
+    longest = tile_bytes(group_size, per_byte)
     tiles = [size for size in (16, 32, 64) if size <= longest] or [longest]
     if rows == 1:
         for block_n, block_j, warps in product((4, 8, 16, 32, 64), tiles, (1, 2, 4, 8)):
@@ -182,19 +208,19 @@ def candidates(rows: int, group_size: int) -> Iterator[dict[str, Any]]:
             }  # fmt: skip
 
 
-def tile_bytes(group_size: int) -> int:
+def tile_bytes(group_size: int, per_byte: int) -> int:
     """Bytes of a channel in a tile: the largest power of two of inputs that divides a group."""
-    return min(MOST_TILE, group_size & -group_size) // 2
+    return min(MOST_TILE, group_size & -group_size) // per_byte
 
 
-def gemv_options(group_size: int) -> dict[str, Any]:
+def gemv_options(group_size: int, per_byte: int) -> dict[str, Any]:
     """Channels enough that a tile is 1 KB or more, few enough that a small layer fills the GPU."""
-    return {"BLOCK_N": 16, "BLOCK_J": tile_bytes(group_size), "num_warps": 4}
+    return {"BLOCK_N": 16, "BLOCK_J": tile_bytes(group_size, per_byte), "num_warps": 4}
 
 
-def gemm_options(rows: int, group_size: int, dtype: torch.dtype) -> dict[str, Any]:
+def gemm_options(rows: int, group_size: int, dtype: torch.dtype, per_byte: int) -> dict[str, Any]:
     """Tile sizes by rows; fp32 multiplies exactly, without tensor cores, in smaller tiles."""
-    block_j = tile_bytes(group_size)
+    block_j = tile_bytes(group_size, per_byte)
     if dtype == torch.float32:
         return {
             "DOT_DTYPE": tl.float32, "BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_J": min(16, block_j),
