@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from kernels.errors import DeviceError, DTypeError, ShapeError
+from kernels.dispatch import implementation_for
+from kernels.errors import DeviceError, DTypeError, KernelUnavailableError, ShapeError
 
 FLOAT_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 CODE_DTYPES = frozenset({torch.int8, torch.float8_e4m3fn})
@@ -33,6 +34,15 @@ def require_one_device(first: Tensor, *others: Tensor | None) -> None:
     for other in others:
         if other is not None and other.device != device:
             raise DeviceError(f"one tensor is on {device}, another on {other.device}; move it")
+
+
+def require_read_packed(codes: Tensor, packed: Tensor | None, x: Tensor) -> None:
+    """Refuse codes that were given up (meta) unless C++ will read the packed weight instead."""
+    if codes.is_meta and (packed is None or implementation_for(x.device.type) != "native"):
+        raise KernelUnavailableError(
+            "the weight's codes were given up for a packed form, which only C++ reads; "
+            "load the model again"
+        )
 
 
 def require_scales(cache: Tensor, scales: Tensor | None, name: str) -> None:

@@ -8,7 +8,7 @@ from backends.quantization.codes import Codes, Fp8Codes, GroupCodes, Int8Codes, 
 from backends.quantization.schemes import Scheme
 from kernels.decoder import PackedWeight
 from kernels.dispatch import implementation_for
-from kernels.group_quant_linear import codes_of_byte, group_quant_linear, pack
+from kernels.group_quant_linear import codes_of_byte, group_quant_linear, pack, unpack
 from kernels.scaled_linear import scaled_linear
 
 _FP8_CAPABILITY = (8, 9)
@@ -18,40 +18,51 @@ class GroupQuantLinear:
     """A weight of 4 or 8 bits in groups; activations stay as they are."""
 
     def __init__(self, weight: GroupCodes, bias: Tensor | None) -> None:
-        self.codes = weight.codes.contiguous()
-        self.scales = weight.scales.contiguous()
-        self.zeros = weight.zeros
+        """Keep a weight, in the form that is fastest where it lies, and bias [out]."""
+        self._given = GroupCodes(
+            weight.codes.contiguous(), weight.scales.contiguous(), weight.zeros
+        )
         self.bias = bias
-        native = self.codes.device.type == "cpu" and implementation_for("cpu") == "native"
-        self.packed = pack(self.codes, self.scales, self.zeros) if native else None
+        self.channels, self.groups = weight.scales.shape
+        self.num_weights = codes_of_byte(weight.codes) * weight.codes.numel()
+        self.nbytes = sum(part.nbytes for part in self._given if part is not None)
+        self.packed: Tensor | None = None
+        if weight.codes.device.type == "cpu" and implementation_for("cpu") == "native":
+            self.packed = pack(*self._given)
+            self._given = self._given.on(torch.device("meta"))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map x [T, in] to [T, out]."""
-        return group_quant_linear(
-            x, self.codes, self.scales, self.zeros, self.bias, packed=self.packed
+        return group_quant_linear(x, *self._given, self.bias, packed=self.packed)
+
+    @property
+    def bits(self) -> int:
+        """Of a code."""
+        return 8 // codes_of_byte(self._given.codes)
+
+    @property
+    def weight(self) -> GroupCodes:
+        """What the layer was made of."""
+        if self.packed is None:
+            return self._given
+        inputs, floats = self.num_weights // self.channels, self._has_float_zeros
+        parts = unpack(
+            self.packed, self.channels, inputs, inputs // self.groups, float_zeros=floats
         )
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes read to apply the layer once."""
-        zeros = 0 if self.zeros is None else self.zeros.nbytes
-        return self.codes.nbytes + self.scales.nbytes + zeros
-
-    @property
-    def num_weights(self) -> int:
-        """Entries of the weight."""
-        return codes_of_byte(self.codes) * self.codes.numel()
+        return GroupCodes(*parts)
 
     @property
     def packed_weight(self) -> PackedWeight | None:
         """The layer as the decoder in one call takes it; None where there is no packed form."""
         if self.packed is None or not (self.bias is None or self.bias.dtype == torch.float32):
             return None
-        channels = self.codes.shape[0]
-        inputs = self.num_weights // channels
-        group = inputs // self.scales.shape[1]
-        floats = self.zeros is not None and self.zeros.is_floating_point()
-        return PackedWeight(self.packed, None, self.bias, channels, inputs, group, floats)
+        inputs = self.num_weights // self.channels
+        group, floats = inputs // self.groups, self._has_float_zeros
+        return PackedWeight(self.packed, None, self.bias, self.channels, inputs, group, floats)
+
+    @property
+    def _has_float_zeros(self) -> bool:
+        return self._given.zeros is not None and self._given.zeros.is_floating_point()
 
 
 class ScaledLinear:
@@ -101,7 +112,7 @@ def coded_linear(weight: Codes, bias: Tensor | None, *, dtype: torch.dtype) -> A
 def kept_as(layer: AnyLinear) -> Scheme | None:
     """Name what a layer's weight is kept as; None: plain floats."""
     if isinstance(layer, GroupQuantLinear):
-        return "int4" if layer.codes.dtype == torch.uint8 else "int8"
+        return "int4" if layer.bits == 4 else "int8"
     if isinstance(layer, Int8Linear):
         return "int8"
     if isinstance(layer, ScaledLinear):

@@ -12,6 +12,7 @@ from kernels.dense_linear import dense_linear
 from kernels.invariance import is_promised
 from kernels.packed_linear import is_faster_packed, pack, packed_linear, unpack
 from kernels.quant_linear import copies, quant_linear
+from kernels.quant_linear import unpack as unpack_int8
 
 
 class Linear:
@@ -75,34 +76,42 @@ class Int8Linear:
     def __init__(
         self, codes: Tensor, scales: Tensor, bias: Tensor | None, *, dtype: torch.dtype
     ) -> None:
-        """Keep codes [out, in] int8, scales [out] fp32 and bias [out]; activations are `dtype`."""
-        self.codes = codes.contiguous()
+        """Keep codes [out, in] int8, scales [out] fp32 and bias [out]; activations are `dtype`.
+
+        A packed form takes the place of the codes.
+        """
         self.scales = scales.float().reshape(-1).contiguous()
         self.bias = bias
-        self.dense, self.packed = copies(self.codes, self.scales, dtype)
+        self.dense, self.packed = copies(codes, self.scales, dtype)
+        self._codes = codes.contiguous() if self.packed is None else codes.to("meta")
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map x [T, in] to [T, out]."""
         return quant_linear(
-            x, self.codes, self.scales, self.bias, dense=self.dense, packed=self.packed
+            x, self._codes, self.scales, self.bias, dense=self.dense, packed=self.packed
         )
+
+    @property
+    def codes(self) -> Tensor:
+        """[out, in] int8."""
+        return self._codes if self.packed is None else unpack_int8(self.packed, *self._codes.shape)
 
     @property
     def nbytes(self) -> int:
         """Bytes read to apply the layer once."""
-        return self.codes.nbytes + self.scales.nbytes
+        return self._codes.nbytes + self.scales.nbytes
 
     @property
     def num_weights(self) -> int:
         """Entries of the weight."""
-        return self.codes.numel()
+        return self._codes.numel()
 
     @property
     def packed_weight(self) -> PackedWeight | None:
         """The layer as the decoder in one call takes it; None where there is no packed form."""
         if self.packed is None or not _is_fp32(self.bias):
             return None
-        return PackedWeight(self.packed, self.scales, self.bias, *self.codes.shape)
+        return PackedWeight(self.packed, self.scales, self.bias, *self._codes.shape)
 
 
 class AnyLinear(Protocol):

@@ -31,6 +31,11 @@ class GroupCodes(NamedTuple):
     zeros: Tensor | None
     """[N, G] uint8 or fp32; None: 8 everywhere for 4 bits, 0 for 8."""
 
+    def on(self, device: torch.device) -> "GroupCodes":
+        """The same codes on a device."""
+        zeros = None if self.zeros is None else self.zeros.to(device)
+        return GroupCodes(self.codes.to(device), self.scales.to(device), zeros)
+
 
 class Fp8Codes(NamedTuple):
     """weight = codes * scales[:, None]."""
@@ -73,8 +78,6 @@ def dequantise(weight: Codes) -> Tensor:
 
 def moved(weight: Codes, device: torch.device) -> Codes:
     """The same codes on a device."""
-    codes, scales = weight.codes.to(device), weight.scales.to(device)
     if isinstance(weight, GroupCodes):
-        zeros = None if weight.zeros is None else weight.zeros.to(device)
-        return GroupCodes(codes, scales, zeros)
-    return weight._replace(codes=codes, scales=scales)
+        return weight.on(device)
+    return weight._replace(codes=weight.codes.to(device), scales=weight.scales.to(device))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kernels.checks import require_dtype, require_float, require_one_device
+from kernels.checks import require_dtype, require_float, require_one_device, require_read_packed
 from kernels.dispatch import choose
 from kernels.errors import ShapeError
 
@@ -41,7 +41,8 @@ def group_quant_linear(
             multiply them.
         bias: [N] bf16 | fp16 | fp32, added in fp32.
         packed: [ceil(N / 32), bytes], codes.dtype, the same weight as `pack` lays it out for C++.
-            With it, rows are rounded to 16-bit integers, as in `quant_linear`.
+            With it, rows are rounded to 16-bit integers, as in `quant_linear`, and C++ reads
+            nothing else of the weight: codes, scale and zero may then lie on the meta device.
 
     Returns:
         [..., N], x.dtype, accumulated in fp32.
@@ -61,7 +62,8 @@ def group_quant_linear(
         require_dtype(zero, "zero", *integers, torch.float32)
     if bias is not None:
         require_float(bias, "bias")
-    require_one_device(x, codes, scale, zero, bias, packed)
+    require_read_packed(codes, packed, x)
+    require_one_device(x, bias, packed, *(() if codes.is_meta else (codes, scale, zero)))
     _check_shapes(x, codes, scale, zero, bias)
     if packed is not None:
         _check_packed(codes, scale, zero, packed)
@@ -104,6 +106,33 @@ def pack(codes: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
     own = (scale, sums, zero) if zero.is_floating_point() else (scale, sums + zero.int())
     tails = [t.view(shape).transpose(1, 2).contiguous().view(codes.dtype) for t in own]
     return torch.cat((fours.reshape(blocks, groups, -1), *tails), dim=-1).flatten(1)
+
+
+def unpack(
+    packed: Tensor, channels: int, inputs: int, group: int, *, float_zeros: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The codes, scales and zero points that `pack` was given; None where 8-bit codes have none."""
+    wide = packed.dtype == torch.int8
+    blocks, groups, tail = len(packed), inputs // group, 12 if float_zeros else 8
+    own = packed.view(blocks, groups, -1)
+    codes_end = own.shape[2] - CHANNELS_OF_BLOCK * tail
+    fours = own[:, :, :codes_end].view(blocks, groups, -1, CHANNELS_OF_BLOCK, 4)
+    if wide:
+        values = fours.permute(0, 3, 1, 2, 4)
+    else:
+        eights = torch.stack((fours & 15, fours >> 4), dim=4)
+        values = eights.permute(0, 3, 1, 2, 4, 5)
+    codes = values.reshape(blocks * CHANNELS_OF_BLOCK, inputs)[:channels]
+    if not wide:
+        codes = codes[:, ::2] | codes[:, 1::2] << 4
+    tails = own[:, :, codes_end:].contiguous().view(torch.float32)
+    scale, sums, *zeros = (
+        part.transpose(1, 2).reshape(-1, groups)[:channels]
+        for part in tails.view(blocks, groups, -1, CHANNELS_OF_BLOCK).unbind(2)
+    )
+    if zeros:
+        return codes, scale, zeros[0]
+    return codes, scale, None if wide else (sums.view(torch.int32) & 255).to(torch.uint8)
 
 
 def _check_packed(codes: Tensor, scale: Tensor, zero: Tensor | None, packed: Tensor) -> None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.checks import require_dtype, require_float, require_one_device
+from kernels.checks import require_dtype, require_float, require_one_device, require_read_packed
 from kernels.dispatch import choose, implementation_for
 from kernels.errors import ShapeError
 
@@ -44,7 +44,8 @@ def quant_linear(
             that is faster, and may ignore it.
         packed: [ceil(N / 32), bytes] int8, the same weight as `copies` lays it out. With it, rows
             of fp32 are rounded to 16-bit integers, their largest value at 32767 steps: products
-            of integers add up exactly, in any order.
+            of integers add up exactly, in any order. C++ reads nothing else of the weight for them:
+            weight_int8 may then lie on the meta device.
 
     Returns:
         [..., N], x.dtype, accumulated in fp32.
@@ -62,7 +63,8 @@ def quant_linear(
         require_float(bias, "bias")
     if dense is not None:
         require_float(dense, "dense", like=x.dtype)
-    require_one_device(x, weight_int8, scale, bias, dense, packed)
+    require_read_packed(weight_int8, packed if x.dtype == torch.float32 else None, x)
+    require_one_device(x, None if weight_int8.is_meta else weight_int8, scale, bias, dense, packed)
     _check_shapes(x, weight_int8, scale, bias, dense)
     if packed is not None:
         _check_packed(weight_int8, packed)
@@ -101,6 +103,12 @@ def _pack(weight_int8: Tensor) -> Tensor:
     split = padded.view(blocks, PACKED_CHANNELS, fours, 4).transpose(1, 2)
     sums = padded.sum(dim=1, dtype=torch.int32).view(blocks, PACKED_CHANNELS).view(torch.int8)
     return torch.cat((split.reshape(blocks, -1), sums), dim=1)
+
+
+def unpack(packed: Tensor, channels: int, inputs: int) -> Tensor:
+    """The codes [N, K] int8 that a packed weight was made of."""
+    fours = packed[:, : -PACKED_CHANNELS * 4].view(len(packed), -1, PACKED_CHANNELS, 4)
+    return fours.transpose(1, 2).reshape(len(packed) * PACKED_CHANNELS, -1)[:channels, :inputs]
 
 
 def _packed_bytes(inputs: int) -> int:

@@ -7,8 +7,10 @@ from tolerances import assert_close
 from torch import Tensor
 
 from kernels import native
-from kernels.errors import KernelError
-from kernels.group_quant_linear import group_quant_linear, pack
+from kernels.dispatch import ENV_OVERRIDE, forget_choices
+from kernels.errors import KernelError, KernelUnavailableError
+from kernels.group_quant_linear import group_quant_linear, pack, unpack
+from kernels.group_quant_linear.reference import dequantise
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 WIDTHS = pytest.mark.parametrize("bits", [4, 8])
@@ -153,3 +155,44 @@ def test_group_quant_linear_refuses_a_packed_weight_of_another_shape() -> None:
     floats = torch.zeros_like(scale)
     with pytest.raises(KernelError, match="packed is"):
         group_quant_linear(random(1, 32), codes, scale, floats, packed=pack(codes, scale))
+
+
+@WIDTHS
+@pytest.mark.parametrize("zeros", ["none", "integers", "floats"])
+@pytest.mark.parametrize(("channels", "inputs", "group"), [(5, 16, 16), (70, 96, 48), (64, 64, 32)])
+def test_packed_weight_holds_all_of_the_weight(
+    channels: int, inputs: int, group: int, zeros: str, bits: int
+) -> None:
+    """So that nothing else of it has to stay in memory."""
+    codes, scale, given = _weight(channels, inputs, group, bits)
+    zero = {"none": None, "integers": given, "floats": given.float() - 0.3}[zeros]
+    floats = zero is not None and zero.is_floating_point()
+    packed = pack(codes, scale, zero)
+    kept = unpack(packed, channels, inputs, group, float_zeros=floats)
+    assert torch.equal(kept[0], codes)
+    assert torch.equal(kept[1], scale)
+    assert torch.equal(dequantise(*kept), dequantise(codes, scale, zero))
+
+
+@pytest.mark.skipif(not native.available(), reason="no C++ compiler here")
+@WIDTHS
+def test_cpp_reads_nothing_but_the_packed_weight(
+    bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The codes themselves may be gone; who would need them is refused."""
+    weight, x = _weight(40, 64, 32, bits), random(3, 64)
+    packed = pack(*weight)
+    gone = [part.to("meta") for part in weight]
+    assert torch.equal(
+        group_quant_linear(x, *gone, packed=packed), group_quant_linear(x, *weight, packed=packed)
+    )
+    with pytest.raises(KernelUnavailableError, match="were given up"):
+        group_quant_linear(x, *gone)
+    monkeypatch.setenv(ENV_OVERRIDE, "reference")
+    forget_choices()
+    try:
+        with pytest.raises(KernelUnavailableError, match="were given up"):
+            group_quant_linear(x, *gone, packed=packed)
+    finally:
+        monkeypatch.undo()
+        forget_choices()

@@ -6,8 +6,8 @@ from kernel_cases import Runner, random, reference
 from tolerances import assert_close
 from torch import Tensor
 
-from kernels.errors import ShapeError
-from kernels.quant_linear import copies, quant_linear
+from kernels.errors import KernelUnavailableError, ShapeError
+from kernels.quant_linear import copies, quant_linear, unpack
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -119,3 +119,19 @@ def test_quant_linear_refuses_a_packed_weight_of_another_shape() -> None:
     weight, scale = _weight(40, 8)
     with pytest.raises(ShapeError, match="packed is"):
         quant_linear(random(1, 8), weight, scale, packed=torch.zeros(1, 8 * 32, dtype=torch.int8))
+
+
+@pytest.mark.parametrize(("channels", "inputs"), [(5, 17), (70, 200), (64, 64)])
+def test_packed_int8_weight_holds_all_codes(channels: int, inputs: int) -> None:
+    """So that they may be given up: C++ multiplies rows of fp32 by the packed weight alone."""
+    x, (weight, scale) = random(3, inputs), _weight(channels, inputs)
+    made = copies(weight, scale, torch.float32)
+    if made.packed is None:
+        pytest.skip("C++ kernels cannot be built here")
+    assert torch.equal(unpack(made.packed, channels, inputs), weight)
+    gone = weight.to("meta")
+    alone = quant_linear(x, gone, scale, packed=made.packed)
+    assert torch.equal(alone, quant_linear(x, weight, scale, packed=made.packed))
+    for rows, packed in ((x, None), (x.bfloat16(), made.packed)):
+        with pytest.raises(KernelUnavailableError, match="were given up"):
+            quant_linear(rows, gone, scale, packed=packed)

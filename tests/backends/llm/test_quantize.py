@@ -64,7 +64,7 @@ def test_int4_groups_can_be_made_smaller(tiny_llama: Path, tmp_path: Path) -> No
     assert fine.relative_error == coarse.relative_error
     qkv = _load(tmp_path / "fine").layers[0].qkv
     assert isinstance(qkv, GroupQuantLinear)
-    assert qkv.scales.shape == (128, 4)
+    assert qkv.weight.scales.shape == (128, 4)
 
 
 def test_quantize_refuses_what_would_lose(tiny_llama: Path, tmp_path: Path) -> None:
