@@ -71,6 +71,11 @@ def restore(
             f"checkpoint {str(path)!r} is of model {state['spec']['name']!r} in another shape "
             f"than {spec.name!r}; name another --out, or train without --resume"
         )
+    if not state["optimizers"]:
+        raise CheckpointError(
+            f"checkpoint {str(path)!r} is a mean of several, which has no optimizer to resume; "
+            "begin another run with --start-from"
+        )
     progress = msgspec.convert(state["progress"], Progress)
     if progress.seed != seed:
         raise CheckpointError(

@@ -1,6 +1,6 @@
 """Shapes of the bundled models, and the plan each is trained by."""
 
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -21,6 +21,11 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     max_position_embeddings: int = 2048
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-5
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """All but the name."""
+        return msgspec.structs.astuple(self)[1:]
 
 
 class TrainPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

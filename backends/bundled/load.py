@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from backends.bundled.checkpoint import Progress, read_checkpoint
 from backends.bundled.config import ModelSpec
 from backends.bundled.errors import ExportError
 from backends.bundled.model import Llama
@@ -37,6 +38,20 @@ def read_spec(folder: Path) -> ModelSpec:
         raise ExportError(
             f"{str(path)!r} is not of this family ({error}); name a folder the recipe exported"
         ) from error
+
+
+def read_source(source: Path) -> tuple[Llama, Progress | None]:
+    """Read the model of a checkpoint, and how it was trained, or that of an exported folder.
+
+    Raises:
+        RecipeError: it cannot be read.
+    """
+    if source.is_dir():
+        return load_model(source)[0], None
+    state = read_checkpoint(source)
+    model = Llama(msgspec.convert(state["spec"], ModelSpec))
+    model.load_state_dict(state["model"])
+    return model, msgspec.convert(state["progress"], Progress)
 
 
 def load_model(folder: Path) -> tuple[Llama, Tokenizer]:

@@ -27,6 +27,7 @@ from backends.bundled.shelves import build_library
 from backends.bundled.synthetic import LESSONS, make_tasks
 from backends.bundled.tokenizer import load_tokenizer, train_tokenizer
 from backends.bundled.trainer import Trainer
+from backends.bundled.vocabulary import read_vocabulary
 
 CHECKPOINT = "checkpoint.pt"
 STOPPED = 130
@@ -73,6 +74,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tasks", type=int, help="fresh tasks to make (default: enough)")
     parser.add_argument("--resume", action="store_true", help="continue from OUT/checkpoint.pt")
     parser.add_argument("--grow-from", type=Path, help="checkpoint of a smaller model to grow")
+    parser.add_argument(
+        "--start-from", type=Path, help="checkpoint, or model folder, to go on with"
+    )
+    parser.add_argument("--rate", type=float, default=1.0, help="share of the peak learning rates")
     parser.add_argument("--schedule", choices=("stable", "cosine"), help="default: stable")
     parser.add_argument("--optimizer", choices=("muon", "adamw"), help="default: muon")
     parser.add_argument("--teacher", type=Path, help="exported folder of a larger model to distil")
@@ -102,6 +107,9 @@ def prepare(args: argparse.Namespace, out: Path, tokenizer: Tokenizer) -> Traine
     spec = SPECS[args.model]
     given = {name: getattr(args, name) for name in ("tokens", "schedule", "optimizer")}
     changes = {name: value for name, value in given.items() if value}
+    if args.rate != 1.0:
+        planned = plan_for(args.model, device)
+        changes |= {"muon_lr": args.rate * planned.muon_lr, "adam_lr": args.rate * planned.adam_lr}
     plan = msgspec.structs.replace(plan_for(args.model, device), **changes)
     tasks = make_tasks(
         args.corpus,
@@ -109,6 +117,7 @@ def prepare(args: argparse.Namespace, out: Path, tokenizer: Tokenizer) -> Traine
         split="train",
         seed=args.seed,
         shares=LESSONS,
+        vocabulary=read_vocabulary(args.corpus),
     )
     library = build_library(args.corpus, tokenizer, tasks, seed=args.seed)
     trainer = Trainer(
@@ -121,6 +130,8 @@ def prepare(args: argparse.Namespace, out: Path, tokenizer: Tokenizer) -> Traine
     )
     if args.resume:
         trainer.resume(out / CHECKPOINT)
+    elif args.start_from:
+        trainer.start_from(args.start_from)
     elif args.grow_from:
         trainer.grow_from(args.grow_from)
     if args.teacher:

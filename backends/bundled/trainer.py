@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from backends.bundled.batches import Batcher, Rows
 from backends.bundled.checkpoint import Progress, read_checkpoint, restore, save_checkpoint
 from backends.bundled.config import ModelSpec, TrainPlan
-from backends.bundled.errors import ExportError
+from backends.bundled.errors import CheckpointError, ExportError
 from backends.bundled.grow import grow
-from backends.bundled.load import load_model
+from backends.bundled.load import load_model, read_source
 from backends.bundled.model import Llama, init_weights, weighted_loss
 from backends.bundled.optim import lr_factor, make_optimizers, peak_rates
 
@@ -58,6 +58,20 @@ class Trainer:
         old = msgspec.convert(state["spec"], ModelSpec)
         grown = grow(state["model"], old, self.spec, seed=self.progress.seed)
         self.model.load_state_dict(grown.state_dict())
+
+    def start_from(self, source: Path) -> None:
+        """Begin with the weights of a checkpoint or of a model folder, and nothing else of it.
+
+        Raises:
+            RecipeError: the source cannot be read, or is of another shape.
+        """
+        model, _ = read_source(source)
+        if model.spec.shape != self.spec.shape:
+            raise CheckpointError(
+                f"{str(source)!r} has another shape than {self.spec.name!r}; "
+                "only a model of the same shape can be gone on with"
+            )
+        self.model.load_state_dict(model.state_dict())
 
     def learn_from(self, folder: Path, tokenizer: Tokenizer) -> None:
         """Take the model of a folder as a teacher.

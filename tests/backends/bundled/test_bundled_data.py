@@ -1,14 +1,19 @@
 """The data: what is asked in a test is never trained on."""
 
 import json
+import re
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
+
+import pytest
 
 from backends.bundled import facts
 from backends.bundled.corpus import TEXT_FILES, read_tasks, read_texts
 from backends.bundled.lessons import make_lessons
 from backends.bundled.reading import MOST_CHARACTERS, make_readings
-from backends.bundled.synthetic import LESSONS, make_tasks
+from backends.bundled.synthetic import LESSONS, load_generator, make_tasks
+from backends.bundled.vocabulary import Vocabulary, read_vocabulary
 from backends.evaluation.frozen import is_frozen
 
 
@@ -125,3 +130,38 @@ def test_docs_lessons_ask_from_both_ends() -> None:
     assert len(finds) > 200
     assert "`headgate report costs`" in docs["Name the command that shows the costs."]
     assert any("tries a policy" in prompt for prompt in finds)
+
+
+def test_vocabulary_widens_tasks_and_keeps_the_split(corpus: Path) -> None:
+    """Words and names of the texts, about half of the time; no test question among the tasks."""
+    vocabulary = read_vocabulary(corpus)
+    if len(vocabulary.words) < 1000:
+        pytest.skip("the tiny corpus has too few words")
+    assert len(vocabulary.names) == 300
+    assert "the" in vocabulary.words
+    kept = {task.prompt for split in ("valid", "test") for task in read_tasks(corpus, split)}
+    made = make_tasks(
+        corpus, count=8000, split="train", seed=1, shares=LESSONS, vocabulary=vocabulary
+    )
+    assert not {task.prompt for task in made} & kept
+    own = load_generator(corpus)
+    spelled = [t.prompt.lower().split() for t in made if t.task == "string1:spell"]
+    known = [any(word.strip('".,:') in own.WORDS for word in words) for words in spelled]
+    assert 0.3 < sum(known) / len(known) < 0.7
+
+
+def test_degrees_are_computed_exactly(corpus: Path) -> None:
+    """Also where they are no multiple of five, which the generator never asks for."""
+    vocabulary = Vocabulary(["stone"], ["Ada"])
+    made = make_tasks(
+        corpus, count=60, split="train", seed=2, shares={"temp": 10**6}, vocabulary=vocabulary
+    )
+    asked = {
+        Fraction(re.findall(r"-?\d+", task.prompt)[0]): task.answer
+        for task in made
+        if task.task == "temp:c2f"
+    }
+    for celsius, answer in asked.items():
+        assert Fraction(answer.split()[0]) == celsius * 9 / 5 + 32
+    if asked:
+        assert any(celsius % 5 for celsius in asked)

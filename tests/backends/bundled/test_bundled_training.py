@@ -10,10 +10,12 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 
+from backends.bundled.average import main as average_command
 from backends.bundled.batches import PICKED_SHARE, Batcher
 from backends.bundled.config import SPECS, ModelSpec, TrainPlan, plan_for
 from backends.bundled.errors import CheckpointError, ExportError
 from backends.bundled.export import write_model
+from backends.bundled.load import read_source
 from backends.bundled.model import Llama, init_weights, weighted_loss
 from backends.bundled.optim import lr_factor, orthogonalize
 from backends.bundled.shelves import Library
@@ -78,6 +80,55 @@ def test_resume_refuses_another_seed_or_shape(
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="cannot be read"):
         trainer.resume(path)
+
+
+def test_runs_begin_with_another_models_weights(
+    trainer: Trainer, tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """A checkpoint's or a folder's, and nothing else of it; only of the same shape."""
+    trainer.run(2)
+    trainer.save(tmp_path / "checkpoint.pt")
+    write_model(
+        trainer.spec, trainer.model.state_dict(), tiny_tokenizer, tmp_path / "m", dtype="float32"
+    )
+    for source in (tmp_path / "checkpoint.pt", tmp_path / "m"):
+        other = Trainer(trainer.spec, trainer.plan, trainer.batcher, seed=9)
+        other.start_from(source)
+        assert other.progress.step == 0
+        for name, weight in trainer.model.state_dict().items():
+            assert torch.equal(weight, other.model.state_dict()[name]), name
+    wider = msgspec.structs.replace(trainer.spec, intermediate_size=96)
+    with pytest.raises(CheckpointError, match="another shape"):
+        Trainer(wider, trainer.plan, trainer.batcher, seed=9).start_from(tmp_path / "checkpoint.pt")
+
+
+def test_models_of_one_shape_are_averaged(
+    trainer: Trainer,
+    tiny_library: Library,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The mean of two runs, with what both did; it can be exported and begun from, not resumed."""
+    paths = []
+    for seed in (3, 4):
+        batcher = Batcher(tiny_library, trainer.plan, seed=seed)
+        branch = Trainer(trainer.spec, trainer.plan, batcher, seed=seed)
+        branch.run(seed)
+        paths.append(tmp_path / f"{seed}.pt")
+        branch.save(paths[-1])
+    out = tmp_path / "mean.pt"
+    assert average_command([*map(str, paths), "--out", str(out)]) == 0
+    (one, first), (two, second), (mean, both) = (read_source(p) for p in (*paths, out))
+    assert first is not None
+    assert second is not None
+    assert both is not None
+    assert (both.step, both.tokens) == (7, first.tokens + second.tokens)
+    for name, weight in mean.state_dict().items():
+        torch.testing.assert_close(weight, (one.state_dict()[name] + two.state_dict()[name]) / 2)
+    with pytest.raises(CheckpointError, match="begin another run with --start-from"):
+        trainer.resume(out)
+    assert average_command([str(paths[0]), str(tmp_path / "none.pt"), "--out", str(out)]) == 2
+    assert "no checkpoint" in capsys.readouterr().err
 
 
 def test_batches_depend_on_seed_and_step_alone(tiny_library: Library, tiny_plan: TrainPlan) -> None:
