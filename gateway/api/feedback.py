@@ -18,7 +18,7 @@ class Feedback(Struct, kw_only=True, forbid_unknown_fields=True):
     """The body."""
 
     request_id: Annotated[str, Meta(min_length=1, max_length=128)]
-    """Of x-headgate-request-id."""
+    """Of x-headgate-request-id, or the answer's `id`."""
     score: Annotated[float, Meta(ge=0, le=1)]
     """0: useless, 1: as good as it can be."""
     comment: Annotated[str, Meta(max_length=2000)] = ""
@@ -41,14 +41,15 @@ def feedback_routes(pipeline: Pipeline) -> list[HTTPRouteHandler]:
             found = await parts.ledger.find(body.request_id)
             if found is None or not (caller.may("reports") or found.request.team == caller.team):
                 raise NotFound(f"There is no request {body.request_id!r}.")
+            request_id = found.request.request_id
             async with parts.engine.begin() as connection:
                 await add_feedback(
                     connection,
-                    body.request_id,
+                    request_id,
                     score=body.score,
                     comment=body.comment.replace("\x00", "\ufffd"),
                     now=parts.clock(),
                 )
-        return {"request_id": body.request_id, "score": body.score}
+        return {"request_id": request_id, "score": body.score}
 
     return [give]

@@ -29,6 +29,7 @@ def explain(
 ) -> None:
     """The decision as it was taken then, every attempt, seconds × price step by step.
 
+    REQUEST_ID is that of the header x-headgate-request-id, or the `id` of the answer (chatcmpl-…).
     Where no gateway runs, and none is named, out of the database.
     """
     settings = settings_of(ctx, config)

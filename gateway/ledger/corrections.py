@@ -59,6 +59,7 @@ async def correct(
         found = await find_settlement(connection, request_id, lock=True)
         if found is None:
             raise UnknownCharge(f"no request {request_id!r} in the ledger")
+        request_id = found.request.request_id
         wrong = _wrong_charge(found, seq)
         budgets = await Correction.begin(connection, found.request, now=now)
         at = max(now, wrong.at)

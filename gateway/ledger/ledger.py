@@ -24,7 +24,7 @@ from gateway.ledger import journal as journals
 from gateway.ledger.journal import Journal, Segment
 from gateway.ledger.records import Settlement
 from gateway.ledger.report_query import ReportError
-from gateway.ledger.repository import Repository
+from gateway.ledger.repository import Repository, requests_meant
 from gateway.ledger.retention import tidy
 from gateway.ledger.worker_id import worker_id
 
@@ -206,23 +206,33 @@ class Ledger:
             self._task = None
         self._journal.close()
 
-    async def find(self, request_id: str) -> Settlement | None:
+    async def find(self, named: str) -> Settlement | None:
         """A request with its charges, also when it is not committed yet.
+
+        Args:
+            named: its id, or the `id` of the answer that it got.
 
         Raises:
             SQLAlchemyError: it is in no journal and the database does not answer.
         """
-        waiting = self._pending.get(request_id)
+        meant = requests_meant(named)
+        waiting = next((self._pending[one] for one in meant if one in self._pending), None)
         if waiting is not None:
             return waiting
         try:
-            found = await self._repository.find(request_id)
+            found = await self._repository.find(named)
         except (SQLAlchemyError, OSError):
-            found = await asyncio.to_thread(self._search_journals, request_id)
+            found = await self._find_in_journals(meant)
             if found is None:
                 raise
             return found
-        return found or await asyncio.to_thread(self._search_journals, request_id)
+        return found or await self._find_in_journals(meant)
+
+    async def _find_in_journals(self, request_ids: Sequence[str]) -> Settlement | None:
+        for request_id in request_ids:
+            if found := await asyncio.to_thread(self._search_journals, request_id):
+                return found
+        return None
 
     async def missing(self, request_ids: Collection[str]) -> list[str]:
         """Those that are neither booked here nor in SQL; other processes' journals are not read.

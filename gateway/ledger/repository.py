@@ -61,6 +61,8 @@ UNION ALL SELECT 'budget', '', CAST(max(created_us) AS TEXT) FROM budgets
 """
 _IN_ARRAY = ("= ANY($1::text[])", "= ANY($2::text[])", _AMONG.format("$3"))
 _IN_JSON = ("IN (SELECT value FROM json_each(?))",) * 3
+_ANSWER_IDS = ("chatcmpl-", "cmpl-", "resp_")
+"""What the `id` of an answer has before that of its request."""
 _SLICE = 256
 """Rows that are prepared in one go; the event loop waits meanwhile."""
 _MOST_OF_A_USER = 512
@@ -205,11 +207,24 @@ class Repository:
             return await find_settlement(connection, request_id)
 
 
+def requests_meant(named: str) -> tuple[str, ...]:
+    """The ids of requests that a name may stand for: itself, and what an answer's `id` holds."""
+    prefix = next((start for start in _ANSWER_IDS if named.startswith(start)), "")
+    return (named, named.removeprefix(prefix)) if prefix else (named,)
+
+
 async def find_settlement(
-    connection: "AsyncConnection", request_id: str, *, lock: bool = False
+    connection: "AsyncConnection", named: str, *, lock: bool = False
 ) -> Settlement | None:
-    """A request with its charges, under its team's and user's names, over an open connection."""
-    found = await find_rows(connection, request_id, lock=lock)
+    """A request with its charges, under its team's and user's names, over an open connection.
+
+    Args:
+        named: its id, or the `id` of the answer that it got.
+        lock: keep late charges in line.
+    """
+    found = None
+    for request_id in requests_meant(named):
+        found = found or await find_rows(connection, request_id, lock=lock)
     if found is None:
         return None
     request = found.request

@@ -16,8 +16,8 @@ async def test_feedback_joins_the_request(tmp_path: Path) -> None:
     async with gateway(settings(tmp_path)) as served:
         answer = await served.chat("how do tides work?")
         request_id = answer.headers["x-headgate-request-id"]
-        for score in (1, 0.5):
-            body = {"request_id": request_id, "score": score, "comment": "nice\u0000"}
+        for score, named in ((1, request_id), (0.5, decode(answer)["id"])):
+            body = {"request_id": named, "score": score, "comment": "nice\u0000"}
             said = await served.client.post("/feedback", json=body)
             assert (said.status_code, decode(said)) == (
                 200,
