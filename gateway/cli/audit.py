@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from gateway.cli.administration import administrate
-from gateway.cli.common import config_option, json_option, print_json, settings_of
+from gateway.cli.common import config_option, json_option, print_json, settings_of, url_option
 from gateway.cli.database import moment, run_in_transaction, table
 
 
@@ -14,6 +14,7 @@ from gateway.cli.database import moment, run_in_transaction, table
 @click.option("--action", help="Only this one, such as keys.create.")
 @click.option("--actor", help="Only this key's id, or cli:USER.")
 @config_option
+@url_option
 @json_option
 @click.pass_context
 def audit(
@@ -22,6 +23,7 @@ def audit(
     action: str | None,
     actor: str | None,
     config: str | None,
+    url: str | None,
     as_json: bool,
 ) -> None:
     """Acts of administration, the newest first: done, refused and failed ones."""
@@ -37,7 +39,7 @@ def audit(
         return {"acts": msgspec.to_builtins(found)}
 
     params = {name: value for name, value in asked.items() if value is not None}
-    found = administrate(settings, "GET", "/admin/audit", directly, params=params)["acts"]
+    found = administrate(settings, "GET", "/admin/audit", directly, params=params, url=url)["acts"]
     if as_json:
         print_json([{**act, "at": moment(act["at"])} for act in found])
         return

@@ -9,16 +9,10 @@ from gateway.cli.common import (
     json_option,
     print_json,
     settings_of,
+    url_option,
 )
 from gateway.cli.database import table
-from gateway.cli.switches import (
-    for_option,
-    lift_override,
-    said,
-    set_override,
-    url_option,
-    why_option,
-)
+from gateway.cli.switches import for_option, lift_override, said, set_override, why_option
 
 
 @click.group()

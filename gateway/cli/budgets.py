@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gateway.cli.administration import administrate
-from gateway.cli.common import config_option, json_option, print_json, settings_of
+from gateway.cli.common import config_option, json_option, print_json, settings_of, url_option
 from gateway.cli.database import run_in_transaction, table
 from gateway.ledger.money import parse_usd
 
@@ -75,6 +75,7 @@ def budgets() -> None:
 )
 @click.option("--downgrade-policy", help="A cheaper policy.")
 @config_option
+@url_option
 @json_option
 @click.pass_context
 def set_(
@@ -88,6 +89,7 @@ def set_(
     downgrade_percent: int | None,
     downgrade_policy: str | None,
     config: str | None,
+    url: str | None,
     as_json: bool,
 ) -> None:
     """Limit what a scope may spend in each window; again: change the limit."""
@@ -120,7 +122,7 @@ def set_(
             details=lambda made: {name: made[name] for name in _SET},
         )
 
-    budget = administrate(settings, "POST", "/admin/budgets", directly, json=body)
+    budget = administrate(settings, "POST", "/admin/budgets", directly, json=body, url=url)
     if as_json:
         print_json(budget)
     else:
@@ -130,9 +132,10 @@ def set_(
 
 @budgets.command("list")
 @config_option
+@url_option
 @json_option
 @click.pass_context
-def list_(ctx: click.Context, config: str | None, as_json: bool) -> None:
+def list_(ctx: click.Context, config: str | None, url: str | None, as_json: bool) -> None:
     """All budgets with what their current window has spent, reserved and left."""
     settings = settings_of(ctx, config)
 
@@ -146,7 +149,7 @@ def list_(ctx: click.Context, config: str | None, as_json: bool) -> None:
 
         return {"budgets": run_in_transaction(settings, work)}
 
-    shown = administrate(settings, "GET", "/admin/budgets", directly)["budgets"]
+    shown = administrate(settings, "GET", "/admin/budgets", directly, url=url)["budgets"]
     if as_json:
         print_json(shown)
         return
@@ -163,9 +166,12 @@ def list_(ctx: click.Context, config: str | None, as_json: bool) -> None:
 @_scope
 @_window
 @config_option
+@url_option
 @json_option
 @click.pass_context
-def remove(ctx: click.Context, scope: str, window: str, config: str | None, as_json: bool) -> None:
+def remove(
+    ctx: click.Context, scope: str, window: str, config: str | None, url: str | None, as_json: bool
+) -> None:
     """Let a scope spend without this limit."""
     settings, budget = settings_of(ctx, config), {"scope": scope, "window": window}
 
@@ -180,7 +186,7 @@ def remove(ctx: click.Context, scope: str, window: str, config: str | None, as_j
             settings, work, act=("budgets.remove", scope), details=lambda _: {"window": window}
         )
 
-    gone = administrate(settings, "DELETE", "/admin/budgets", directly, params=budget)
+    gone = administrate(settings, "DELETE", "/admin/budgets", directly, params=budget, url=url)
     if as_json:
         print_json(gone)
     else:
@@ -190,9 +196,12 @@ def remove(ctx: click.Context, scope: str, window: str, config: str | None, as_j
 @budgets.command()
 @click.option("--days", type=click.IntRange(min=1), help="Only of the last so many days.")
 @config_option
+@url_option
 @json_option
 @click.pass_context
-def overruns(ctx: click.Context, days: int | None, config: str | None, as_json: bool) -> None:
+def overruns(
+    ctx: click.Context, days: int | None, config: str | None, url: str | None, as_json: bool
+) -> None:
     """What requests cost beyond what was held for them, by key."""
     settings = settings_of(ctx, config)
     since = None if days is None else time.time() - (days - 1) * 86_400
@@ -207,7 +216,9 @@ def overruns(ctx: click.Context, days: int | None, config: str | None, as_json: 
         }
 
     params = {} if since is None else {"since": since}
-    found = administrate(settings, "GET", "/admin/budgets/overruns", directly, params=params)
+    found = administrate(
+        settings, "GET", "/admin/budgets/overruns", directly, params=params, url=url
+    )
     if as_json:
         print_json(found["overruns"])
         return

@@ -2,15 +2,8 @@
 
 import click
 
-from gateway.cli.common import config_option, json_option, print_json
-from gateway.cli.switches import (
-    for_option,
-    lift_override,
-    said,
-    set_override,
-    url_option,
-    why_option,
-)
+from gateway.cli.common import config_option, json_option, print_json, url_option
+from gateway.cli.switches import for_option, lift_override, said, set_override, why_option
 
 
 @click.command()

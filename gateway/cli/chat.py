@@ -15,13 +15,14 @@ from gateway.cli.common import (
     print_json,
     refusal,
     settings_of,
+    url_option,
 )
 
 
 @click.command()
 @click.argument("prompt", required=False)
 @config_option
-@click.option("--url", help="Of the gateway; else $HEADGATE_URL, else from the configuration.")
+@url_option
 @click.option("--model", default="auto", show_default=True, help="auto, a tier, a backend, …")
 @click.option("--system", help="A system message.")
 @click.option("--temperature", type=float, help="0 is greedy.")

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 json_option: Callable[[Any], Any] = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON."
 )
+url_option: Callable[[Any], Any] = click.option(
+    "--url", help="Of the gateway; else $HEADGATE_URL, else from the configuration."
+)
 config_option: Callable[[Any], Any] = click.option(
     "--config", type=click.Path(dir_okay=False), help="Configuration file."
 )

@@ -14,6 +14,7 @@ from gateway.cli.common import (
     json_option,
     print_json,
     settings_of,
+    url_option,
 )
 from gateway.settings import Settings
 
@@ -21,7 +22,7 @@ from gateway.settings import Settings
 @click.command()
 @click.argument("request_id")
 @config_option
-@click.option("--url", help="Of the gateway; else $HEADGATE_URL, else from the configuration.")
+@url_option
 @json_option
 @click.pass_context
 def explain(

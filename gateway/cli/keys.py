@@ -7,7 +7,7 @@ from urllib.parse import quote
 import click
 
 from gateway.cli.administration import administrate
-from gateway.cli.common import config_option, json_option, print_json, settings_of
+from gateway.cli.common import config_option, json_option, print_json, settings_of, url_option
 from gateway.cli.database import moment, run_in_transaction, table
 from gateway.cli.limit_options import limit_options, limits_given, limits_text
 
@@ -50,6 +50,7 @@ def keys() -> None:
 @click.option("--network", "networks", multiple=True, help="Only from there, as 10.0.0.0/8.")
 @limit_options
 @config_option
+@url_option
 @json_option
 @click.pass_context
 def create(
@@ -66,6 +67,7 @@ def create(
     policies: tuple[str, ...],
     networks: tuple[str, ...],
     config: str | None,
+    url: str | None,
     as_json: bool,
     **limits: Any,
 ) -> None:
@@ -102,16 +104,19 @@ def create(
             details=lambda made: {what: made[what] for what in _TOLD},
         )
 
-    made = administrate(settings, "POST", "/admin/keys", directly, json=body)
+    made = administrate(settings, "POST", "/admin/keys", directly, json=body, url=url)
     _show_secret(made, as_json)
 
 
 @keys.command("list")
 @click.option("--team", help="Only this team's.")
 @config_option
+@url_option
 @json_option
 @click.pass_context
-def list_(ctx: click.Context, team: str | None, config: str | None, as_json: bool) -> None:
+def list_(
+    ctx: click.Context, team: str | None, config: str | None, url: str | None, as_json: bool
+) -> None:
     """All keys: never the secret, only its first characters."""
     settings = settings_of(ctx, config)
 
@@ -122,7 +127,7 @@ def list_(ctx: click.Context, team: str | None, config: str | None, as_json: boo
         return {"keys": [shown_key(key) for key in found]}
 
     params = {} if team is None else {"team": team}
-    found = administrate(settings, "GET", "/admin/keys", directly, params=params)["keys"]
+    found = administrate(settings, "GET", "/admin/keys", directly, params=params, url=url)["keys"]
     if as_json:
         print_json([_json(key) for key in found])
         return
@@ -149,10 +154,17 @@ def list_(ctx: click.Context, team: str | None, config: str | None, as_json: boo
 @click.argument("key_id")
 @limit_options
 @config_option
+@url_option
 @json_option
 @click.pass_context
 def limit(
-    ctx: click.Context, /, key_id: str, config: str | None, as_json: bool, **limits: Any
+    ctx: click.Context,
+    /,
+    key_id: str,
+    config: str | None,
+    url: str | None,
+    as_json: bool,
+    **limits: Any,
 ) -> None:
     """Set a key's rate limits; those not given are gone."""
     settings, wanted = settings_of(ctx, config), limits_given(limits)
@@ -168,7 +180,7 @@ def limit(
             settings, work, act=("keys.limit", key_id), details=lambda _: {"limits": wanted}
         )
 
-    key = administrate(settings, "PATCH", _path(key_id), directly, json={"limits": wanted})
+    key = administrate(settings, "PATCH", _path(key_id), directly, json={"limits": wanted}, url=url)
     if as_json:
         print_json(_json(key))
     else:
@@ -178,9 +190,12 @@ def limit(
 @keys.command()
 @click.argument("key_id")
 @config_option
+@url_option
 @json_option
 @click.pass_context
-def revoke(ctx: click.Context, key_id: str, config: str | None, as_json: bool) -> None:
+def revoke(
+    ctx: click.Context, key_id: str, config: str | None, url: str | None, as_json: bool
+) -> None:
     """Let a key in no more."""
     settings = settings_of(ctx, config)
 
@@ -192,7 +207,7 @@ def revoke(ctx: click.Context, key_id: str, config: str | None, as_json: bool) -
 
         return run_in_transaction(settings, work, act=("keys.revoke", key_id))
 
-    key = administrate(settings, "DELETE", _path(key_id), directly)
+    key = administrate(settings, "DELETE", _path(key_id), directly, url=url)
     if as_json:
         print_json(_json(key))
     else:
@@ -209,10 +224,16 @@ def revoke(ctx: click.Context, key_id: str, config: str | None, as_json: bool) -
     help="How long the old secret still works.",
 )
 @config_option
+@url_option
 @json_option
 @click.pass_context
 def rotate(
-    ctx: click.Context, key_id: str, overlap_s: float, config: str | None, as_json: bool
+    ctx: click.Context,
+    key_id: str,
+    overlap_s: float,
+    config: str | None,
+    url: str | None,
+    as_json: bool,
 ) -> None:
     """Give a key a new secret; id, team, budgets and history stay."""
     settings, body = settings_of(ctx, config), {"overlap_s": overlap_s}
@@ -228,7 +249,7 @@ def rotate(
             settings, work, act=("keys.rotate", key_id), details=lambda _: body
         )
 
-    made = administrate(settings, "POST", f"{_path(key_id)}/rotate", directly, json=body)
+    made = administrate(settings, "POST", f"{_path(key_id)}/rotate", directly, json=body, url=url)
     _show_secret(made, as_json)
 
 

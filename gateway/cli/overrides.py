@@ -2,9 +2,9 @@
 
 import click
 
-from gateway.cli.common import config_option, json_option, print_json
+from gateway.cli.common import config_option, json_option, print_json, url_option
 from gateway.cli.database import table
-from gateway.cli.switches import current_overrides, url_option
+from gateway.cli.switches import current_overrides
 
 
 @click.command()

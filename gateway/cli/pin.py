@@ -2,14 +2,13 @@
 
 import click
 
-from gateway.cli.common import config_option, fail, json_option, print_json
+from gateway.cli.common import config_option, fail, json_option, print_json, url_option
 from gateway.cli.switches import (
     current_overrides,
     for_option,
     lift_override,
     said,
     set_override,
-    url_option,
     why_option,
 )
 

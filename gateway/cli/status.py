@@ -12,6 +12,7 @@ from gateway.cli.common import (
     json_option,
     print_json,
     settings_of,
+    url_option,
 )
 from gateway.cli.database import moment, table
 
@@ -23,7 +24,7 @@ _BREAKERS = {"half_open": "half open: the next request tries"}
 
 @click.command()
 @config_option
-@click.option("--url", help="Of the gateway; else $HEADGATE_URL, else from the configuration.")
+@url_option
 @json_option
 @click.pass_context
 def status(ctx: click.Context, config: str | None, url: str | None, as_json: bool) -> None:

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _PATH = "/admin/overrides"
-url_option: Callable[[Any], Any] = click.option(
-    "--url", help="Of the gateway; else $HEADGATE_URL, else from the configuration."
-)
 
 
 class Duration(click.ParamType[float]):

@@ -7,7 +7,7 @@ from urllib.parse import quote
 import click
 
 from gateway.cli.administration import administrate
-from gateway.cli.common import config_option, json_option, print_json, settings_of
+from gateway.cli.common import config_option, json_option, print_json, settings_of, url_option
 from gateway.cli.database import moment, run_in_transaction, table
 from gateway.cli.limit_options import limit_options, limits_given, limits_text
 
@@ -23,9 +23,12 @@ def teams() -> None:
 @teams.command()
 @click.argument("name")
 @config_option
+@url_option
 @json_option
 @click.pass_context
-def create(ctx: click.Context, name: str, config: str | None, as_json: bool) -> None:
+def create(
+    ctx: click.Context, name: str, config: str | None, url: str | None, as_json: bool
+) -> None:
     """Make a team; one that is there already stays as it is."""
     settings = settings_of(ctx, config)
 
@@ -37,7 +40,7 @@ def create(ctx: click.Context, name: str, config: str | None, as_json: bool) -> 
 
         return run_in_transaction(settings, work, act=("teams.create", name))
 
-    made = administrate(settings, "POST", "/admin/teams", directly, json={"name": name})
+    made = administrate(settings, "POST", "/admin/teams", directly, json={"name": name}, url=url)
     if as_json:
         print_json(made)
     else:
@@ -49,6 +52,7 @@ def create(ctx: click.Context, name: str, config: str | None, as_json: bool) -> 
 @click.option("--weight", type=int, help="Of its share when a backend is saturated; default 1.")
 @limit_options
 @config_option
+@url_option
 @json_option
 @click.pass_context
 def limit(
@@ -57,6 +61,7 @@ def limit(
     name: str,
     weight: int | None,
     config: str | None,
+    url: str | None,
     as_json: bool,
     **limits: Any,
 ) -> None:
@@ -80,7 +85,7 @@ def limit(
 
     path = f"/admin/teams/{quote(name, safe='')}"
     body = {"limits": wanted, "weight": weight}
-    team = administrate(settings, "PATCH", path, directly, json=body)
+    team = administrate(settings, "PATCH", path, directly, json=body, url=url)
     if as_json:
         print_json(team)
     else:
@@ -89,9 +94,10 @@ def limit(
 
 @teams.command("list")
 @config_option
+@url_option
 @json_option
 @click.pass_context
-def list_(ctx: click.Context, config: str | None, as_json: bool) -> None:
+def list_(ctx: click.Context, config: str | None, url: str | None, as_json: bool) -> None:
     """All teams, with the number of keys that are not revoked."""
     settings = settings_of(ctx, config)
 
@@ -102,7 +108,7 @@ def list_(ctx: click.Context, config: str | None, as_json: bool) -> None:
         found = run_in_transaction(settings, list_teams)
         return {"teams": [{**team, "limits": shown(team["limits"])} for team in found]}
 
-    found = administrate(settings, "GET", "/admin/teams", directly)["teams"]
+    found = administrate(settings, "GET", "/admin/teams", directly, url=url)["teams"]
     if as_json:
         print_json([{**team, "created_at": moment(team["created_at"])} for team in found])
         return

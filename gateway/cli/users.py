@@ -7,7 +7,7 @@ from urllib.parse import quote
 import click
 
 from gateway.cli.administration import administrate
-from gateway.cli.common import config_option, json_option, print_json, settings_of
+from gateway.cli.common import config_option, json_option, print_json, settings_of, url_option
 from gateway.cli.database import moment, run_in_transaction, table
 from gateway.cli.limit_options import limit_options, limits_given, limits_text
 
@@ -28,10 +28,18 @@ def users() -> None:
 @click.option("--team", required=True, help="Made if it is new.")
 @limit_options
 @config_option
+@url_option
 @json_option
 @click.pass_context
 def create(
-    ctx: click.Context, /, name: str, team: str, config: str | None, as_json: bool, **limits: Any
+    ctx: click.Context,
+    /,
+    name: str,
+    team: str,
+    config: str | None,
+    url: str | None,
+    as_json: bool,
+    **limits: Any,
 ) -> None:
     """Make a user, or set the rate limits of one that is there."""
     settings = settings_of(ctx, config)
@@ -50,7 +58,7 @@ def create(
             settings, work, act=("users.create", name), details=lambda _: body
         )
 
-    made = administrate(settings, "POST", "/admin/users", directly, json=body)
+    made = administrate(settings, "POST", "/admin/users", directly, json=body, url=url)
     if as_json:
         print_json(made)
     else:
@@ -60,9 +68,12 @@ def create(
 @users.command("list")
 @click.option("--team", help="Only this team's.")
 @config_option
+@url_option
 @json_option
 @click.pass_context
-def list_(ctx: click.Context, team: str | None, config: str | None, as_json: bool) -> None:
+def list_(
+    ctx: click.Context, team: str | None, config: str | None, url: str | None, as_json: bool
+) -> None:
     """All users, removed ones included."""
     settings = settings_of(ctx, config)
 
@@ -74,7 +85,7 @@ def list_(ctx: click.Context, team: str | None, config: str | None, as_json: boo
         return {"users": [{**user, "limits": shown(user["limits"])} for user in found]}
 
     params = {} if team is None else {"team": team}
-    found = administrate(settings, "GET", "/admin/users", directly, params=params)["users"]
+    found = administrate(settings, "GET", "/admin/users", directly, params=params, url=url)["users"]
     if as_json:
         moments = ("created_at", "removed_at")
         print_json([{**user, **{name: moment(user[name]) for name in moments}} for user in found])
@@ -97,9 +108,12 @@ def list_(ctx: click.Context, team: str | None, config: str | None, as_json: boo
 @users.command()
 @click.argument("name")
 @config_option
+@url_option
 @json_option
 @click.pass_context
-def remove(ctx: click.Context, name: str, config: str | None, as_json: bool) -> None:
+def remove(
+    ctx: click.Context, name: str, config: str | None, url: str | None, as_json: bool
+) -> None:
     """Let a user in no more: all his keys are revoked; the ledger's rows stay."""
     settings = settings_of(ctx, config)
 
@@ -113,7 +127,7 @@ def remove(ctx: click.Context, name: str, config: str | None, as_json: bool) -> 
         return run_in_transaction(settings, work, act=("users.remove", name))
 
     path = f"/admin/users/{quote(name, safe='')}"
-    gone = administrate(settings, "DELETE", path, directly)
+    gone = administrate(settings, "DELETE", path, directly, url=url)
     if as_json:
         print_json(gone)
     else:

@@ -1,6 +1,7 @@
 """Whom commands of administration ask: the running gateway, else the database."""
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -211,6 +212,35 @@ def test_a_named_gateway_that_wants_a_key_is_no_other_ones_database(
     assert "No API key was sent" in refused.stderr
     monkeypatch.delenv("HEADGATE_URL")
     assert headgate.json("teams", "list", "--json") == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("keys", "list"),
+        ("teams", "list"),
+        ("users", "list"),
+        ("budgets", "list"),
+        ("audit",),
+    ],
+    ids=" ".join,
+)
+def test_administration_asks_the_gateway_of_the_url(
+    command: tuple[str, ...], headgate: Headgate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--url counts before $HEADGATE_URL."""
+    seen: list[str] = []
+
+    def answer(method: str, path: str, _headers: dict[str, str], _body: bytes) -> Answer:
+        if path == "/health/live":
+            return Answer(200, b'{"status": "live"}')
+        seen.append(f"{method} {path.partition('?')[0]}")
+        return Answer(200, json.dumps({"acts": [], f"{command[0]}": []}).encode())
+
+    monkeypatch.setenv("HEADGATE_URL", "http://127.0.0.1:9")
+    with listening(answer) as port:
+        done = headgate.run(*command, "--url", f"http://127.0.0.1:{port}", "--json")
+    assert (done.exit_code, seen) == (0, [f"GET /admin/{command[0]}"]), done.stderr
 
 
 def test_gateway_on_the_state_folder_is_found_wherever_it_listens(
