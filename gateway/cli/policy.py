@@ -188,7 +188,7 @@ def _print_story(story: dict[str, Any]) -> None:
         about = what + (f" ({moved['label']})" if "label" in moved else "")
         click.echo(f"moved     {about}: {words or 'by no word'}")
     if story["costs_from"] == "guess":
-        click.echo("costs     guessed: there is no ledger that says how long answers are")
+        click.echo("costs     guessed: no ledger was found that says how long answers are")
     for name in ("denied", "max_tokens", "cache", "shadow"):
         if story[name] is not None:
             click.echo(f"{name:<9} {story[name]}")

@@ -134,6 +134,26 @@ def test_config_check_says_what_is_wrong(
     assert json.loads(CliRunner().invoke(cli, ["config", "check", "--json"]).stdout)["ok"]
 
 
+def test_config_check_names_variables_that_are_not_set(
+    alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be set where the gateway runs, so nothing is wrong with the file."""
+    (alone / "headgate.toml").write_text(
+        '[server]\nauth = "keys"\nadmin_key_env = "MY_ADMIN"\n'
+        '[[backends]]\nname = "far"\nkind = "openai"\nbase_urls = ["http://far:1/v1"]\n'
+        'model = "m"\ntier = "small"\napi_key_env = "FAR_KEY"\n'
+    )
+    monkeypatch.setenv("FAR_KEY", "k")
+    result = CliRunner().invoke(cli, ["config", "check", "--json"])
+    assert json.loads(result.stdout)["warnings"] == [
+        "server.admin_key_env: $MY_ADMIN is not set here"
+    ]
+    monkeypatch.delenv("FAR_KEY")
+    told = CliRunner().invoke(cli, ["config", "check"])
+    assert told.exit_code == 0
+    assert "backends[0].api_key_env: $FAR_KEY is not set here" in told.stderr
+
+
 def test_config_commands_print_json(alone: Path) -> None:
     """show prints every setting in force, schema a JSON Schema that accepts TOML's types."""
     shown = json.loads(CliRunner().invoke(cli, ["config", "show"]).output)
