@@ -23,7 +23,9 @@ class StoredQuantization(msgspec.Struct, frozen=True, kw_only=True):
     group_size: int | None = None
     """Inputs of a group under one scale; None: all of them."""
     symmetric: bool = True
-    """Whether int4 has no zero points."""
+    """Whether codes in groups have no zero points."""
+    packed: bool = False
+    """compressed-tensors: codes lie in 32-bit words, as those of 4 bits always do."""
     zero_offset: int = 0
     """What the stored zero points are less than the true ones."""
     per_tensor: bool = False

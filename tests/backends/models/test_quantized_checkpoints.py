@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional
 
 from backends.errors import ModelLoadError
 from backends.layers.coded_linear import GroupQuantLinear, ScaledLinear, coded_linear
@@ -145,6 +146,86 @@ def test_int4_checkpoints_of_every_layout_stand_for_their_numbers(layout: str, c
         x = torch.randn(3, weight.shape[1], generator=torch.Generator().manual_seed(index))
         rows = x if qkv.packed is None else round_rows(x)
         torch.testing.assert_close(qkv(x), rows @ weight.T, rtol=1e-5, atol=2e-5)
+
+
+def _bytes_as_words(codes: Tensor) -> Tensor:
+    """[R, 4 * C] of 0..255 -> [R, C] int32, the first in the lowest byte."""
+    return codes.to(torch.uint8).contiguous().view(torch.int32)
+
+
+def _gptq_8(name: str, codes: Tensor, scales: Tensor, zeros: Tensor) -> dict[str, Tensor]:
+    groups = codes.shape[1] // scales.shape[1]
+    return {
+        f"{name}.qweight": _bytes_as_words(codes).t().contiguous(),
+        f"{name}.qzeros": _bytes_as_words(zeros.t() - 1),
+        f"{name}.scales": scales.t().contiguous().half(),
+        f"{name}.g_idx": torch.arange(codes.shape[1], dtype=torch.int32) // groups,
+    }
+
+
+def _compressed_8(name: str, codes: Tensor, scales: Tensor, zeros: Tensor) -> dict[str, Tensor]:
+    stored = {
+        f"{name}.weight_packed": _bytes_as_words(codes),
+        f"{name}.weight_scale": scales.half(),
+        f"{name}.weight_shape": torch.tensor(codes.shape),
+    }
+    if (zeros != 128).any():
+        padded = functional.pad(zeros.t(), (0, -zeros.shape[0] % 4))
+        stored[f"{name}.weight_zero_point"] = _bytes_as_words(padded).t().contiguous()
+    return stored
+
+
+def _packed_8(strategy: str, symmetric: bool) -> dict[str, Any]:
+    weights = {"num_bits": 8, "type": "int", "strategy": strategy, "symmetric": symmetric}
+    weights |= {"group_size": GROUP} if strategy == "group" else {}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": {"group_0": {"weights": weights}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("write", "config", "group", "middle"),
+    [
+        (_gptq_8, {"quant_method": "gptq", "bits": 8, "group_size": GROUP}, GROUP, 128),
+        (_gptq_8, {"quant_method": "gptq", "bits": 8, "group_size": GROUP}, GROUP, None),
+        (_compressed_8, _packed_8("group", True), GROUP, 128),
+        (_compressed_8, _packed_8("group", False), GROUP, None),
+        (_compressed_8, _packed_8("channel", True), None, 128),
+    ],
+    ids=["gptq sym", "gptq", "packed sym", "packed", "packed by channel"],
+)
+def test_checkpoints_of_8_bits_in_words_stand_for_their_numbers(
+    write: Callable[..., dict[str, Tensor]],
+    config: dict[str, Any],
+    group: int | None,
+    middle: int | None,
+    copy: Path,
+) -> None:
+    """Bytes of 0 to 255 about zero points near 128, in groups or by channel."""
+    generator = torch.Generator().manual_seed(4)
+
+    def rewrite(name: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        groups = weight.shape[1] // (group or weight.shape[1])
+        spread = weight.view(len(weight), groups, -1).abs().amax(-1)
+        scales = (spread / 100).half().float()
+        zeros = torch.randint(110, 146, scales.shape, generator=generator)
+        if middle is not None:
+            zeros.fill_(middle)
+        wide = [t.repeat_interleave(weight.shape[1] // groups, 1) for t in (scales, zeros)]
+        codes = (weight / wide[0] + wide[1]).round().clamp(0, 255)
+        return write(name, codes, scales, zeros), (codes - wide[1]) * wide[0]
+
+    exact = _rewrite(copy, config, rewrite)
+    model = _load(copy)
+    assert model.quantization == "int8"
+    for index, layer in enumerate(model.layers):
+        assert isinstance(layer.qkv, GroupQuantLinear)
+        assert (layer.qkv.weight.zeros is None) == (middle is not None)
+        parts = [exact[f"model.layers.{index}.self_attn.{part}_proj"] for part in "qkv"]
+        restored = dequantise(layer.qkv.weight)
+        torch.testing.assert_close(restored, torch.cat(parts), rtol=0, atol=1e-6)
 
 
 def test_gptq_with_scattered_groups_is_refused(copy: Path) -> None:
