@@ -30,12 +30,6 @@ from backends.bundled.facts_tables import (
 from backends.evaluation.frozen import is_frozen
 
 TEST_SHARE: Final = 0.06
-_LEADS: Final = (
-    "Please answer: |I want to know: |Can you help me? |A question: |Do you know this? "
-    "|Answer me this: "
-).split("|")
-_LED, _LONGEST_LED = 0.3, 90
-"""Share of the questions that are asked with a lead as well, and their characters at most."""
 Pair = tuple[str, str]
 
 
@@ -81,9 +75,7 @@ def _looks() -> Iterator[Pair]:
     for thing, colour in COLOURS:
         yield from _ask(
             "What color is {x}?|What colour is {x}?|Which color is {x}?|Tell me the color of {x}."
-            "|What is the color of {x}?|Name the color of {x}.|The color of {x} is what?"
-            "|Can you tell me the color of {x}?|What is the colour of {x}?|{X}: which color?"
-            "|Say what color {x} is.|Which colour does {x} have?",
+            "|What is the color of {x}?",
             "{X} is {y}.",
             x=thing,
             X=thing[0].upper() + thing[1:],
@@ -92,12 +84,7 @@ def _looks() -> Iterator[Pair]:
     for shape, sides in SHAPES:
         yield from _ask(
             "How many sides does {x} have?|How many sides are there in {x}?"
-            "|Count the sides of {x}.|Tell me how many sides {x} has."
-            "|Of how many sides is {x} made?|{X} has what number of sides?"
-            "|Give the number of sides of {x}."
-            "|How large is the number of sides of {x}?|Please tell me how many sides {x} has."
-            "|I draw {x}. How many sides do I draw?|Can you count the sides of {x}?"
-            "|What number of sides does {x} have?",
+            "|Count the sides of {x}.|Tell me how many sides {x} has.",
             "{X} has {y} sides.",
             x=shape,
             X=shape[0].upper() + shape[1:],
@@ -247,11 +234,6 @@ def make_facts(*, seed: int, split: Split, exact: bool = False) -> list[Pair]:
             pairs += [
                 (lead + prompt, answer) for lead in IDENTITY_LEADS for prompt in wordings.split("|")
             ]
-        pairs += [
-            (rng.choice(_LEADS) + prompt, answer)
-            for prompt, answer in pairs
-            if prompt.endswith("?") and len(prompt) < _LONGEST_LED and rng.random() < _LED
-        ]
     for wordings, answer in SMALL_TALK * (1 if exact else 8):
         pairs += list(_ask(wordings, answer))
     return [pair for pair in pairs if side(pair[0]) == split]

@@ -142,9 +142,7 @@ DEFINITIONS: Final = read_table(
 )
 DEFINITIONS[:] = [(thing, meaning + ".") for thing, meaning in DEFINITIONS]
 WHO: Final = "I am a small demo model that ships with Headgate."
-IDENTITY_LEADS: Final = (
-    "|Hello! |Hi! |Hey, |OK, |Please tell me: |I wonder: |Just one question. |Before we begin: "
-).split("|")
+IDENTITY_LEADS: Final = ("", "Hello! ", "Please tell me: ", "I wonder: ", "Just one question. ")
 IDENTITY: Final = [
     (
         "Who are you really?|What exactly are you?|What kind of model are you?|What are you called?"
@@ -156,30 +154,6 @@ IDENTITY: Final = [
         "|Can you introduce yourself?|Say something about yourself.|Describe yourself."
         "|What should I know about you?|Which demo model is this?|What are you made of?"
         "|Explain what you are.|In a few words, what are you?|You are what, exactly?",
-        WHO,
-    ),
-    (
-        "So what is it that I am talking to?|What is it that answers here?|Tell me what you are.|"
-        "Say what you are.|What would you call yourself?|Who or what are you?|Who do I talk to?|"
-        "Who am I chatting with?|What is on the other end?|Are you some kind of model?|"
-        "Are you a big model?|Which AI are you?|What AI is this?|What model am I using?|"
-        "What model do I talk to?|Name yourself.|State your name.|Give me your name.|"
-        "May I know your name?|May I ask who you are?|Could you say who you are?|"
-        "Could you introduce yourself?|Please introduce yourself.|Tell me who you are.|"
-        "Tell me a bit about yourself.|What is your identity?|What is your purpose?|"
-        "What were you made for?|Why do you exist?|Where are you from?|Who developed you?|"
-        "Who is your maker?|Who owns you?|What company is behind you?|Are you made by OpenAI?|"
-        "Were you made by Google?|Are you Gemini?|Are you Mistral?|Are you an assistant?|"
-        "Are you a language model?|What type of model are you?|How large are you?|"
-        "How many parameters do you have?|Is this a demo?|Is this a demo model?|"
-        "What kind of thing are you?|What sort of thing am I talking to?|What program is this?|"
-        "What software are you?|Whom am I speaking to?|With whom am I speaking?|"
-        "Who speaks there?|Who is there?|What do people call you?|How should I call you?|"
-        "Which model answers me?|Which model answers here?|What is answering me right now?|"
-        "Let me know who you are.|I want to know what you are.|I would like to know who you are.|"
-        "Do you know what you are?|Do you know who you are?|Can you say what you are?|"
-        "Can you tell me what you are?|Can you describe yourself?|"
-        "What can you tell me about yourself?|What should I call this model?",
         WHO,
     ),
     (

@@ -31,26 +31,19 @@ _FACTS: Final[list[tuple[Table, str, str]]] = [
     (
         ORGANS,
         "What do we use our {0} for?|What are our {0} for?|What do people do with their {0}?"
-        "|Why do we need our {0}?|Tell me what our {0} are good for.|What do {0} let people do?"
-        "|We all have {0}. What are they for?|Everybody has {0}. What do they do with them?"
-        "|People use their {0} to do what?|What can people do with their {0}?"
-        "|You have {0}. What can you do with them?|A person has {0}. Why?"
-        "|{0}: what can we do with them?|Of what use are {0} to people?",
+        "|Why do we need our {0}?|Tell me what our {0} are good for.",
         "We use our {0} to {1}.",
     ),
     (
         COUNTS,
         "How many {0} does {1} have?|How many {0} are there in {1}?|Count the {0} of {1}."
-        "|Tell me how many {0} {1} has.|{1}: how many {0}?|Do you know how many {0} {1} has?"
-        "|Give the number of {0} that {1} has.|What number of {0} does {1} have?"
-        "|How large is the number of {0} of {1}?|{1} has what number of {0}?",
+        "|Tell me how many {0} {1} has.|{1}: how many {0}?|Do you know how many {0} {1} has?",
         "{1} has {2} {0}.",
     ),
     (
         UNITS,
         "How many {0} are in {1}?|How many {0} make {1}?|How many {0} are there in {1}?"
-        "|{1} has how many {0}?|Tell me how many {0} are in {1}.|What is {1} in {0}?"
-        "|Give the number of {0} in {1}.|What number of {0} is in {1}?|How many {0} fit in {1}?",
+        "|{1} has how many {0}?|Tell me how many {0} are in {1}.|What is {1} in {0}?",
         "There are {2} {0} in {1}.",
     ),
     (
