@@ -154,7 +154,7 @@ struct Scratch {
         const Codes rows = Codes::in(codes, tokens, w.inputs);
         if (w.group) {
             const GroupWeight weight{static_cast<const uint8_t*>(w.packed), w.bias, w.channels,
-                                    w.inputs, w.group, w.float_zeros != 0, w.wide != 0};
+                                     w.inputs, w.group, w.float_zeros != 0, w.wide != 0};
             multiply(team, rows, row_sums, tokens, weight, out);
         } else if (w.scale) {
             const Int8Weight weight{static_cast<const int8_t*>(w.packed), w.scale, w.bias,

@@ -1,5 +1,5 @@
-// Weights of 4 or 8 bits in groups times rows of 16-bit integers: exact sums within a group, and one fixed
-// order of the groups, so that a row's result does not depend on the rows beside it.
+// Weights of 4 or 8 bits in groups times rows of 16-bit integers: exact sums within a group, and
+// one fixed order of the groups, so that a row's result does not depend on the rows beside it.
 
 namespace {
 
@@ -58,7 +58,7 @@ struct ChannelGroup {
 };
 
 inline void finish_group_row(const Vector* totals, const GroupWeight& w, int block, float step,
-                            float* out) {
+                             float* out) {
     for (int v = 0; v < PACKED_VECTORS; ++v) {
         const int channel = block * PACKED_CHANNELS + v * LANES;
         const int count = std::min(LANES, w.channels - channel);
@@ -87,7 +87,7 @@ inline Eight load_eight(const uint8_t* weight, int v) {
 
 template <int ROWS, bool WIDE>
 void multiply_groups(const Codes& codes, const float* row_sums, int row, const GroupWeight& w,
-                      int block, float* out) {
+                     int block, float* out) {
     constexpr int BYTES_OF_EIGHT = (WIDE ? 8 : 4) * PACKED_CHANNELS;
     const int groups = w.inputs / w.group;
     const uint8_t* weight = w.block(block);
@@ -148,7 +148,7 @@ void gather_codes(const GroupWeight& w, int block, int8_t* to) {
 
 // A whole tile of rows times one block of channels, group by group.
 void multiply_group_tiles(const Codes& codes, const float* row_sums, int row, int end,
-                         const GroupWeight& w, int block, const int8_t* weight, float* out) {
+                          const GroupWeight& w, int block, const int8_t* weight, float* out) {
     const int groups = w.inputs / w.group, tiles = w.group / TILE_INPUTS;
     const uint8_t* from = codes.row(row, w.inputs);
     Vector totals[TILE_ROWS][PACKED_VECTORS] = {};
@@ -192,7 +192,7 @@ void multiply_group_tiles(const Codes& codes, const float* row_sums, int row, in
 
 // Rows [row, last), which begin a tile, times one block of channels.
 void multiply_group_panel(const Codes& codes, const float* row_sums, int row, int last,
-                         const GroupWeight& w, int block, float* out) {
+                          const GroupWeight& w, int block, float* out) {
 #if defined(TILES)
     if (w.group % TILE_INPUTS == 0 && std::min(last - row, TILE_ROWS) >= amx_from_rows) {
         static thread_local std::vector<int8_t> wide;
@@ -202,7 +202,7 @@ void multiply_group_panel(const Codes& codes, const float* row_sums, int row, in
         _tile_loadconfig(&shapes);
         for (; last - row >= amx_from_rows; row = std::min(row + TILE_ROWS, last))
             multiply_group_tiles(codes, row_sums, row, std::min(row + TILE_ROWS, last), w, block,
-                                wide.data(), out);
+                                 wide.data(), out);
         _tile_release();
     }
 #endif
@@ -227,7 +227,7 @@ void multiply(Team& team, const Codes& codes, const float* row_sums, int rows, c
     team.each(panels * blocks, [&](int task) {
         const int block = task % blocks, first = task / blocks * PANEL_ROWS;
         multiply_group_panel(codes, row_sums, first, std::min(first + PANEL_ROWS, rows), w, block,
-                            out);
+                             out);
     });
 }
 
