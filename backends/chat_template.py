@@ -38,10 +38,10 @@ class ChatTemplate:
             ) from error
 
     @cached_property
-    def knows_tools(self) -> bool:
-        """Whether the template does anything with tools."""
-        tree = _environment().parse(self.tools_source)
-        return "tools" in meta.find_undeclared_variables(tree)
+    def variables(self) -> frozenset[str]:
+        """Names that the template reads, with or without tools."""
+        trees = map(_environment().parse, {self.source, self.tools_source})
+        return frozenset().union(*map(meta.find_undeclared_variables, trees))
 
     @classmethod
     def from_folder(cls, folder: Path, config: Mapping[str, Any]) -> "ChatTemplate | None":

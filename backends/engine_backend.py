@@ -146,13 +146,15 @@ class EngineBackend:
             model_revision=self._revision,
             context_tokens=self._config.longest_sequence,
             detail=self._engine.failure or "",
-            accepts=tuple(sorted(ENGINE_CAPABILITIES - self._dialect.refuses)),
+            accepts=tuple(
+                sorted(ENGINE_CAPABILITIES - self._dialect.refuses - self._reasoning.refuses)
+            ),
         )
 
     async def count_tokens(self, body: Mapping[str, Any]) -> int | None:
         """Exact prompt tokens of a chat or completion body."""
         if "messages" in body:
-            tools, told = body.get("tools"), body.get("chat_template_kwargs")
+            tools, told = body.get("tools"), self._told(body)
             if not tools and body.get("functions"):
                 tools = [{"type": "function", "function": one} for one in body["functions"]]
             ids = await self.encode_chat(body["messages"], tools, template_kwargs=told)
@@ -265,6 +267,11 @@ class EngineBackend:
                 raise
             raise refusal_of_calls(turn.functions, error, self._grammars.compile) from None
 
+    def _told(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """What the chat template is told beside the messages."""
+        effort = self._reasoning.template_kwargs(body.get("reasoning_effort"))
+        return effort | (body.get("chat_template_kwargs") or {})
+
     def _turn(self, wire: ChatCompletionRequest, params: SamplingParams) -> ToolTurn:
         """What the tools of a chat come to."""
         form = params.structured_outputs
@@ -306,7 +313,7 @@ class EngineBackend:
         grammar = None if form is None else await self._grammar(form, wire, turn)
         prediction, thinking = None, None
         if chat:
-            messages, told = request.body["messages"], wire.chat_template_kwargs
+            messages, told = request.body["messages"], self._told(request.body)
             prompts = [await self.encode_chat(messages, turn.tools, template_kwargs=told)]
             thinking = self._reasoning.turn(prompts[0])
             prediction = wire.prediction.text() if wire.prediction else None
@@ -348,6 +355,7 @@ class EngineBackend:
             with_logprobs=params.logprobs is not None,
             calls=turn.reads(choices),
             reasoning=thinking,
+            tells_thoughts=not (chat and wire.include_reasoning is False),
         )
         return EngineJob(stream, writer, ids, params, self._metrics, arrived_s)
 

@@ -31,12 +31,15 @@ class ResponseWriter:
         with_logprobs: bool,
         calls: AnswerCalls | None = None,
         reasoning: ReasoningTurn | None = None,
+        tells_thoughts: bool = True,
     ) -> None:
-        """`calls` reads them out of answers that may hold some, `reasoning` thoughts."""
+        """`calls` reads them out of answers that may hold some, `reasoning` thoughts, which are
+        left out unless `tells_thoughts`."""
         self._tokenizer = tokenizer
         self._chat = chat
         self._with_logprobs = with_logprobs
         self._calls = calls
+        self._tells_thoughts = tells_thoughts
         kind = "chat.completion" if chat else "text_completion"
         self._head = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{request_id}",
@@ -123,8 +126,11 @@ class ResponseWriter:
         return {**self._chunk_head, "choices": [choice]}
 
     def _read(self, index: int, event: TokenEvent) -> tuple[str, TokenEvent]:
-        """New thoughts of choice `index`, and the event without them."""
-        return self._readers[index].take(event) if self._readers else ("", event)
+        """New thoughts of choice `index` to tell, and the event without them."""
+        if not self._readers:
+            return "", event
+        thoughts, event = self._readers[index].take(event)
+        return thoughts if self._tells_thoughts else "", event
 
     def _choice(self, index: int) -> dict[str, Any]:
         text = "".join(self._texts[index])

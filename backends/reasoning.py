@@ -11,16 +11,21 @@ left out.
 """
 
 from collections.abc import Sequence
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from backends.contract import TokenEvent, TokenLogprob
+from backends.errors import InvalidRequestError
 from backends.sampling.grammar import Thoughts
 
 ReasoningParser = Literal["auto", "none", "deepseek_r1", "mistral", "qwen3"]
 
+EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+_EFFORT: Final = "reasoning_effort"
+_SWITCHES: Final = ("enable_thinking", "thinking")
+"""What chat templates call whether to think: Qwen's and GLM's, and DeepSeek's."""
 _TAIL_TOKENS: Final = 16
 """Of a prompt: what it may begin or end thoughts with, and blanks."""
 
@@ -46,6 +51,8 @@ class ReasoningTokenizer(Protocol):
 
     @property
     def chat_template(self) -> str | None: ...
+    @property
+    def template_variables(self) -> frozenset[str]: ...
     def token_id(self, text: str, /) -> int | None:
         """The one token that is this text."""
         ...
@@ -72,7 +79,11 @@ class ReasoningTurn(Struct, frozen=True, kw_only=True):
 
 
 class ReasoningDialect:
-    """One model's."""
+    """One model's.
+
+    Attributes:
+        refuses: capability fields that it does not honour.
+    """
 
     def __init__(self, tokenizer: ReasoningTokenizer, parser: ReasoningParser = "auto") -> None:
         self._tokenizer = tokenizer
@@ -84,6 +95,28 @@ class ReasoningDialect:
             self._begin_id, self._end_id = (tokenizer.token_id(mark) for mark in marks)
             special = {tokenizer.special_token_id(mark) for mark in marks}
             self._shown_ids = frozenset(token for token in special if token is not None)
+        self._told_by = tokenizer.template_variables & {_EFFORT, *_SWITCHES}
+        self.refuses = frozenset() if self._told_by else frozenset({_EFFORT})
+
+    def template_kwargs(self, effort: str | None) -> dict[str, Any]:
+        """What tells the chat template how hard to think; where it can only be switched, whether.
+
+        Raises:
+            InvalidRequestError: there is no such effort, or the template cannot be told.
+        """
+        if effort is None:
+            return {}
+        if effort not in EFFORTS:
+            raise InvalidRequestError(
+                f"{_EFFORT} is {effort!r}; send one of {', '.join(EFFORTS)}.", param=_EFFORT
+            )
+        if not self._told_by:
+            raise InvalidRequestError(
+                f"{_EFFORT!r} is not supported by this model, whose chat template knows of none; "
+                "leave it out.",
+                param=_EFFORT,
+            )
+        return {name: effort if name == _EFFORT else effort != "none" for name in self._told_by}
 
     def turn(self, prompt_ids: Sequence[int]) -> ReasoningTurn | None:
         """For the answers to a chat's prompt; None: this model does not think aloud."""

@@ -143,9 +143,9 @@ class Tokenizer:
         return self._template.tools_source if self._template is not None else None
 
     @property
-    def template_knows_tools(self) -> bool:
-        """Whether the chat template has a place for them."""
-        return self._template is not None and self._template.knows_tools
+    def template_variables(self) -> frozenset[str]:
+        """Names that the chat template reads: `tools` where it has a place for them."""
+        return frozenset() if self._template is None else self._template.variables
 
     def apply_chat_template(
         self,

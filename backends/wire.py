@@ -126,6 +126,7 @@ class ChatCompletionRequest(_Sampled, kw_only=True):
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
     reasoning_effort: str | None = None
+    include_reasoning: bool | None = None
     modalities: list[str] | None = None
     audio: dict[str, Any] | None = None
     verbosity: str | None = None
@@ -162,6 +163,7 @@ CAPABILITY_FIELDS = (
     "response_format",
     "structured_outputs",
     "reasoning_effort",
+    "include_reasoning",
     "modalities",
     "audio",
     "verbosity",
@@ -184,11 +186,13 @@ ENGINE_CAPABILITIES = frozenset(
         "function_call",
         "response_format",
         "structured_outputs",
+        "reasoning_effort",
+        "include_reasoning",
         "chat_template_kwargs",
     }
 )
 """Those of them that our own engine honours; `tools` and `functions` only of models that know how
-to call."""
+to call, `reasoning_effort` only of those whose chat template can be told."""
 
 WITHOUT_EFFECT_FIELDS = (
     "user",

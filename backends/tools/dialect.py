@@ -24,7 +24,7 @@ class ToolTokenizer(Protocol):
         ...
 
     @property
-    def template_knows_tools(self) -> bool: ...
+    def template_variables(self) -> frozenset[str]: ...
     def special_token_id(self, text: str, /) -> int | None: ...
 
 
@@ -76,7 +76,7 @@ class Dialect:
     """
 
     def __init__(self, tokenizer: ToolTokenizer, parser: ToolCallParser = "auto") -> None:
-        self._native = tokenizer.template_knows_tools
+        self._native = "tools" in tokenizer.template_variables
         template = (tokenizer.chat_template or "") if self._native else ""
         known = format_of(template, parser)
         self._knows = known is not None

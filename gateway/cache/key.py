@@ -43,6 +43,7 @@ _DEFAULTS: dict[str, Any] = {
     "min_tokens": 0,
     "ignore_eos": False,
     "logprobs": False,
+    "include_reasoning": True,
     "tool_choice": None,
 }
 _ORDERED = frozenset(("response_format", "structured_outputs", "tools", "functions"))

@@ -178,6 +178,8 @@ def _chat_needs(request: ChatCompletionRequest) -> set[str]:
     for name in ("reasoning_effort", "audio", "verbosity", "web_search_options"):
         if getattr(request, name) is not None:
             needs.add(name)
+    if request.include_reasoning is False:
+        needs.add("include_reasoning")
     if request.chat_template_kwargs:
         needs.add("chat_template_kwargs")
     return needs

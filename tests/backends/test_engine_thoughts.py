@@ -122,6 +122,36 @@ async def test_thinking_is_switched_off_by_the_template(rig: MakeRig) -> None:
     assert refusal.value.param == "chat_template_kwargs.tools"
 
 
+async def test_effort_none_switches_thinking_off(rig: MakeRig) -> None:
+    """As the template's own word for it does, which counts where both are sent."""
+    made = rig(QWEN)
+    assert "reasoning_effort" in ((await made.backend.probe()).accepts or ())
+    plain = await made.backend.count_tokens(made.request({}).body)
+
+    async def counted(**fields: Any) -> int | None:
+        return await made.backend.count_tokens(made.request(fields).body)
+
+    off = await counted(chat_template_kwargs={"enable_thinking": False})
+    assert off != plain
+    assert await counted(reasoning_effort="none") == off
+    assert await counted(reasoning_effort="high") == plain
+    on = {"enable_thinking": True}
+    assert await counted(reasoning_effort="none", chat_template_kwargs=on) == plain
+    choice = await made.ask("<think>Hm</think>", response_format=FORM, reasoning_effort="none")
+    jsonschema.validate(json.loads(choice["message"]["content"]), SCHEMA)
+
+
+async def test_thoughts_are_left_out_where_nobody_wants_them(rig: MakeRig) -> None:
+    """Whole and streamed; they are counted all the same."""
+    made = rig(QWEN)
+    choice = await made.ask("<think>So.</think>Yes.", include_reasoning=False)
+    assert choice["message"] == {"role": "assistant", "content": "Yes.", "refusal": None}
+    assert made.usage["completion_tokens_details"]["reasoning_tokens"] == 5
+    assert (await made.ask("<think>So.</think>Yes.", include_reasoning=True))["message"][
+        "reasoning"
+    ] == "So."
+
+
 @pytest.mark.parametrize("choice", ["auto", "required"])
 async def test_calls_come_behind_the_thoughts(choice: str) -> None:
     """What a model only thinks of calling is not called, and one made to call may think first."""

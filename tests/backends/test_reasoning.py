@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from backends.chat_template import ChatTemplate
 from backends.contract import TokenEvent, TokenLogprob
+from backends.errors import InvalidRequestError
 from backends.reasoning import (
     FORMATS,
     ReasoningDialect,
@@ -27,6 +28,14 @@ QWEN = PLAIN + (
 """The model begins its thoughts by itself, unless it is not to."""
 DEEPSEEK = PLAIN + "{% if add_generation_prompt %}<think>\n{% endif %}"
 """The prompt does."""
+V3 = (
+    "{% if not thinking is defined %}{% set thinking = false %}{% endif %}"
+    + PLAIN
+    + ("{{ '<think>' if thinking else '</think>' }}")
+)
+"""DeepSeek-V3.1's way."""
+GRADED = "{{ 'Reasoning: ' + (reasoning_effort or 'medium') }}" + PLAIN
+"""gpt-oss's."""
 MAGISTRAL = "{{ '[THINK] and [/THINK]' if false }}" + PLAIN
 
 
@@ -208,6 +217,37 @@ def test_models_without_a_word_of_thoughts_have_none() -> None:
     """Neither in template nor vocabulary."""
     assert turn_of(PLAIN, tokens=False) is None
     assert ReasoningDialect(tokenizer(None, tokens=False)).turn([3]) is None
+
+
+@pytest.mark.parametrize(
+    ("template", "effort", "told"),
+    [
+        (QWEN, None, {}),
+        (QWEN, "none", {"enable_thinking": False}),
+        (QWEN, "low", {"enable_thinking": True}),
+        (V3, "none", {"thinking": False}),
+        (V3, "medium", {"thinking": True}),
+        (GRADED, "none", {"reasoning_effort": "none"}),
+        (GRADED, "xhigh", {"reasoning_effort": "xhigh"}),
+        (PLAIN, None, {}),
+    ],
+)
+def test_templates_are_told_how_hard_to_think(
+    template: str, effort: str | None, told: dict[str, Any]
+) -> None:
+    """By the name that each has for it."""
+    assert ReasoningDialect(tokenizer(template)).template_kwargs(effort) == told
+
+
+def test_effort_that_cannot_be_told_is_refused() -> None:
+    """By those who have no name for it, and where there is none of that name."""
+    dialect = ReasoningDialect(tokenizer(PLAIN))
+    assert dialect.refuses == {"reasoning_effort"}
+    for asked, why in ((dialect, "not supported"), (ReasoningDialect(tokenizer(QWEN)), "'huge'")):
+        with pytest.raises(InvalidRequestError, match=why) as refusal:
+            asked.template_kwargs("huge" if "huge" in why else "low")
+        assert refusal.value.param == "reasoning_effort"
+    assert ReasoningDialect(tokenizer(None)).refuses == {"reasoning_effort"}
 
 
 def test_forms_begin_behind_thoughts_that_tokens_tell() -> None:

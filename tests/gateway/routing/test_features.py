@@ -52,6 +52,8 @@ def chat(**fields: Any) -> Content:
         ({"modalities": ["text"]}, set(), set()),
         ({"modalities": ["text", "audio"]}, {"modalities"}, set()),
         ({"reasoning_effort": "low"}, {"reasoning_effort"}, set()),
+        ({"include_reasoning": False}, {"include_reasoning"}, set()),
+        ({"include_reasoning": True}, set(), set()),
         ({"logprobs": True}, set(), {"logprobs"}),
         ({"messages": [USER, RESULT]}, {"tools"}, set()),
         ({"messages": [USER, RESULT], "tools": [{}], "tool_choice": {"type": "function"}},
