@@ -23,6 +23,7 @@ from gateway.ledger.budget_store import (
     set_budget,
     shown_budget,
 )
+from gateway.ledger.budget_subjects import missing_subject
 from gateway.ledger.keys import Caller
 from gateway.ledger.money import usd_text
 from gateway.ledger.overruns import list_overruns
@@ -104,7 +105,7 @@ async def shown_budgets(pipeline: Pipeline, caller: Caller) -> list[dict[str, An
 async def change_budget(
     pipeline: Pipeline, request: Request[Any, Any, Any], body: BudgetBody
 ) -> dict[str, Any]:
-    """Make or change a budget."""
+    """Make or change a budget; `warning` says where it is nobody's."""
     parts = pipeline.parts
     if body.downgrade_policy is not None and body.downgrade_policy not in parts.book.names():
         raise InvalidRequest(
@@ -119,8 +120,11 @@ async def change_budget(
         budget = await set_budget(connection, body.wanted())
         counter = counter_of(budget, parts.clock())
         spend = await read_spend(connection, [counter])
+        warning = await missing_subject(
+            connection, budget.scope, backends=parts.backend_settings.keys()
+        )
     await parts.budgets.refresh()
-    return shown_budget(budget, spend.get(counter))
+    return shown_budget(budget, spend.get(counter)) | {"warning": warning}
 
 
 async def drop_budget(

@@ -110,10 +110,13 @@ def set_(
         import msgspec
 
         from gateway.ledger.budget_store import BudgetBody, set_budget, shown_budget
+        from gateway.ledger.budget_subjects import missing_subject
 
         async def work(connection: "AsyncConnection") -> dict[str, Any]:
             wanted = msgspec.convert(body, BudgetBody).wanted()
-            return shown_budget(await set_budget(connection, wanted))
+            backends = [backend.name for backend in settings.backends]
+            warning = await missing_subject(connection, wanted.scope, backends=backends)
+            return shown_budget(await set_budget(connection, wanted)) | {"warning": warning}
 
         return run_in_transaction(
             settings,
@@ -128,6 +131,8 @@ def set_(
     else:
         kind = "Soft budget" if soft else "Budget"
         click.echo(f"{kind} of {budget['scope']}: ${budget['limit_usd']} per {budget['window']}.")
+    if warning := budget.get("warning"):  # an older gateway has none
+        click.echo(f"warning: {warning}", err=True)
 
 
 @budgets.command("list")

@@ -31,6 +31,7 @@ NOTES: Mapping[str, str] = {
     "limited": "The limits are set.",
     "revoked": "The key is revoked: nobody gets in with it any more.",
     "budget": "The budget is set.",
+    "nobody": "The budget is set. There is nobody and nothing of that name yet: it limits nothing.",
     "removed": "The budget is removed.",
     "team": "The team is changed.",
     "set": "The override is in force; it ends by itself.",
@@ -155,8 +156,8 @@ async def set_budget(visit: Visit, form: FormMultiDict) -> Done:
         "downgrade_percent": percent,
         "downgrade_policy": None if percent is None else _some(form, "downgrade_policy"),
     }
-    await change_budget(visit.pipeline, visit.request, _body(BudgetBody, fields))
-    return "budget"
+    made = await change_budget(visit.pipeline, visit.request, _body(BudgetBody, fields))
+    return "nobody" if made["warning"] else "budget"
 
 
 async def remove_budget(visit: Visit, form: FormMultiDict) -> Done:

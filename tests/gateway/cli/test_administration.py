@@ -129,7 +129,11 @@ def test_running_gateway_does_what_commands_say(
         "other": 1,
     }
     scope = ("--scope", f"team:{team}", "--window", "day")
-    headgate.json("budgets", "set", *scope, "--limit-usd", "5", "--json")
+    of_nobody = headgate.run("budgets", "set", "--scope", "team:serach", "--limit-usd", "5")
+    assert "there is no team 'serach'" in of_nobody.stderr
+    assert headgate.run("budgets", "remove", "--scope", "team:serach").exit_code == 0
+    set_ = headgate.json("budgets", "set", *scope, "--limit-usd", "5", "--json")
+    assert set_["warning"] is None
     assert headgate.json("budgets", "list", "--json")[0]["left_usd"] == "5"
     assert headgate.json("budgets", "remove", *scope, "--json")["removed"]
     assert headgate.json("budgets", "overruns", "--days", "2", "--json") == []

@@ -32,6 +32,19 @@ def test_budget_is_set_changed_listed_and_removed(headgate: Headgate) -> None:
     assert headgate.run("budgets", "remove", "--scope", "team:T").exit_code == 1
 
 
+@pytest.mark.parametrize("unknown", ["team:serach", "key:k1", "model:large"])
+def test_budget_of_nobody_is_set_with_a_warning(headgate: Headgate, unknown: str) -> None:
+    """One may be there before its team is; a name misspelt would limit nothing for ever."""
+    made = headgate.run("budgets", "set", "--scope", unknown, "--limit-usd", "5")
+    assert made.exit_code == 0
+    name = unknown.partition(":")[2]
+    assert f"'{name}': this budget limits nothing" in made.stderr
+    headgate.json("teams", "create", "search", "--json")
+    for known in ("team:search", "model:small", "user:ann", "tag:env=prod", "global"):
+        asked = ("budgets", "set", "--scope", known, "--limit-usd", "5", "--json")
+        assert headgate.json(*asked)["warning"] is None
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
