@@ -11,7 +11,7 @@ from torch import Tensor
 
 from backends.errors import ModelLoadError
 from backends.gguf.blocks import Groups, dequantise, groups, is_plain, plain
-from backends.gguf.config import GROUPS, ROPE_FACTORS, paired_heads
+from backends.gguf.config import GROUPS, LONGROPE_FACTORS, ROPE_FACTORS, paired_heads
 from backends.gguf.file import GgufFile
 from backends.gguf.file import Tensor as Stored
 from backends.gguf.names import place_of
@@ -37,7 +37,7 @@ class GgufCheckpoint:
     def __init__(self, file: GgufFile) -> None:
         self._file = file
         self._pairs = paired_heads(file)
-        self._taken: set[str] = {ROPE_FACTORS}
+        self._taken: set[str] = {ROPE_FACTORS, *LONGROPE_FACTORS.values()}
         self._widened: dict[str, Stored] = {}
 
     @property

@@ -8,14 +8,15 @@ llama          LlamaForCausalLM; with experts MixtralForCausalLM, with a sliding
 qwen2          Qwen2ForCausalLM
 qwen3          Qwen3ForCausalLM
 qwen3moe       Qwen3MoeForCausalLM
+phi3           Phi3ForCausalLM
+granite        GraniteForCausalLM; rows as llama's
 =============  ========================================================================
 """
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 from backends.errors import ModelLoadError
-from backends.gguf.file import GgufFile
+from backends.gguf.file import GgufFile, Tensor
 
 GROUPS: Final = {
     "Q4_0": (4, 32),
@@ -32,11 +33,25 @@ GROUPS: Final = {
 """Types whose layers stay codes: the bits that a code is kept in, and the inputs of a group."""
 ROPE_FACTORS: Final = "rope_freqs.weight"
 """What each pair's angle is divided by."""
+LONGROPE_FACTORS: Final = {
+    "short_factor": "rope_factors_short.weight",
+    "long_factor": "rope_factors_long.weight",
+}
+"""The same, by the length of the context."""
 _ARCHITECTURES: Final = {
     "llama": "LlamaForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "qwen3moe": "Qwen3MoeForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "granite": "GraniteForCausalLM",
+}
+_PAIRED: Final = ("llama", "granite")
+_GRANITE: Final = {
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "attention_multiplier": "attention.scale",
+    "logits_scaling": "logit_scale",
 }
 _ENCODERS: Final = ("bert", "t5encoder", "clip", "wavtokenizer")
 _TRAINED: Final = {"F32": "float32", "BF16": "bfloat16"}
@@ -46,10 +61,11 @@ _MOST_POSITIONS: Final = 2**24
 
 def paired_heads(file: GgufFile) -> tuple[int, int] | None:
     """Heads of queries and of keys whose rows (i, i + D/2) stand side by side; None: none do."""
-    if file.need("general.architecture", str) != "llama":
+    kind = file.need("general.architecture", str)
+    if kind not in _PAIRED:
         return None
-    heads = _same_everywhere(file, "llama.attention.head_count")
-    return heads, _same_everywhere(file, "llama.attention.head_count_kv", heads)
+    heads = _same_everywhere(file, f"{kind}.attention.head_count")
+    return heads, _same_everywhere(file, f"{kind}.attention.head_count_kv", heads)
 
 
 def config_json(file: GgufFile) -> dict[str, Any]:
@@ -68,7 +84,7 @@ def config_json(file: GgufFile) -> dict[str, Any]:
         raise _refused(
             file, f"keys have {head_dim} numbers and values {values}; we serve: the same"
         )
-    if rotated != head_dim:
+    if rotated != head_dim and kind in _PAIRED:
         raise _refused(file, f"{rotated} of a head's {head_dim} numbers are rotated; we serve: all")
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
@@ -85,7 +101,8 @@ def config_json(file: GgufFile) -> dict[str, Any]:
         "head_dim": head_dim,
         "max_position_embeddings": _at_most(file, f"{kind}.context_length", _MOST_POSITIONS),
         "rms_norm_eps": file.need(f"{kind}.attention.layer_norm_rms_epsilon", _NUMBER),
-        "rope_parameters": _rope(file, kind, head_dim),
+        "rope_parameters": _rope(file, kind, rotated)
+        | {"partial_rotary_factor": rotated / head_dim},
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "attention_bias": "blk.0.attn_q.bias" in file.tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
@@ -93,6 +110,11 @@ def config_json(file: GgufFile) -> dict[str, Any]:
     }
     if kind == "llama" and sliding:
         raw |= {"architectures": ["MistralForCausalLM"], "sliding_window": sliding}
+    if kind == "phi3":
+        raw |= {"sliding_window": sliding}
+    if kind == "granite":
+        scales = {ours: file.find(f"{kind}.{key}", _NUMBER) for ours, key in _GRANITE.items()}
+        raw |= {ours: value for ours, value in scales.items() if value is not None}
     return raw | _experts(file, kind, sliding)
 
 
@@ -134,18 +156,24 @@ def _experts(file: GgufFile, kind: str, sliding: int | None) -> dict[str, Any]:
     }
 
 
-def _rope(file: GgufFile, kind: str, head_dim: int) -> Mapping[str, Any]:
-    """How positions turn into angles, in transformers' words."""
+def _rope(file: GgufFile, kind: str, rotated: int) -> dict[str, Any]:
+    """How positions turn into angles, in transformers' words; `rotated` dimensions of a head."""
     prefix = f"{kind}.rope."
     rope: dict[str, Any] = {
         "rope_theta": file.find(f"{prefix}freq_base", _NUMBER) or 10000.0,
         "rope_type": "default",
     }
-    if (tensor := file.tensors.get(ROPE_FACTORS)) is not None:
-        if tensor.kind.name != "F32" or tensor.shape != (head_dim // 2,):
-            held = f"{list(tensor.shape)} of type {tensor.kind.name}"
-            raise _refused(file, f"{ROPE_FACTORS!r} is {held}; we read: [{head_dim // 2}] of F32")
-        rope["divisors"] = tensor.data.reshape(-1).view("<f4").tolist()
+    for key, name in {"divisors": ROPE_FACTORS, **LONGROPE_FACTORS}.items():
+        if (tensor := file.tensors.get(name)) is not None:
+            rope[key] = _factors(file, tensor, name, rotated // 2)
+    if "long_factor" in rope:
+        told = {
+            "attention_factor": file.find(f"{prefix}scaling.attn_factor", _NUMBER),
+            "original_max_position_embeddings": file.find(
+                f"{prefix}scaling.original_context_length", int
+            ),
+        }
+        return rope | told | {"rope_type": "longrope"}
     scaling = file.find(f"{prefix}scaling.type", str) or "none"
     factor = file.find(f"{prefix}scaling.factor", _NUMBER)
     if factor is None and (old := file.find(f"{prefix}scale_linear", _NUMBER)):
@@ -162,6 +190,14 @@ def _rope(file: GgufFile, kind: str, head_dim: int) -> Mapping[str, Any]:
             told[ours] = file.find(f"{prefix}scaling.{theirs}", _NUMBER)
         rope |= {key: value for key, value in told.items() if value is not None}
     return rope
+
+
+def _factors(file: GgufFile, tensor: Tensor, name: str, pairs: int) -> list[float]:
+    if tensor.kind.name != "F32" or tensor.shape != (pairs,):
+        held = f"{list(tensor.shape)} of type {tensor.kind.name}"
+        raise _refused(file, f"{name!r} is {held}; we read: [{pairs}] of F32")
+    found: list[float] = tensor.data.reshape(-1).view("<f4").tolist()
+    return found
 
 
 def _at_most(file: GgufFile, key: str, most: int) -> int:

@@ -51,18 +51,20 @@ class Attention:
         kv_heads: int,
         head_dim: int,
         *,
+        scale: float | None = None,
         window: int | None = None,
         query_norm: RMSNorm | None = None,
         key_norm: RMSNorm | None = None,
     ) -> None:
         """Args:
+        scale: of scores; None: head_dim ** -0.5.
         window: positions that a query sees; None: all.
         query_norm, key_norm: of each head, before the rotation; both or neither.
         """
         self.heads = heads
         self.kv_heads = kv_heads
         self.head_dim = head_dim
-        self.scale = head_dim**-0.5
+        self.scale = head_dim**-0.5 if scale is None else scale
         self.window = window
         self.query_norm = query_norm
         self.key_norm = key_norm

@@ -22,6 +22,7 @@ from torch import Tensor
 from backends.errors import ModelLoadError
 from backends.layers.attention import ForwardBatch
 from backends.layers.linear import AnyLinear
+from backends.layers.rope import qkv_order
 from backends.models.config import ModelConfig
 from kernels.lora import lora_add
 
@@ -65,6 +66,13 @@ def targets_of(config: ModelConfig) -> dict[str, Target]:
     """The projections of a model's layers by name."""
     hidden, middle, dim = config.hidden_size, config.intermediate_size, config.head_dim
     queries, keys = config.num_attention_heads * dim, config.num_key_value_heads * dim
+    if config.family.fused:
+        return {
+            "qkv_proj": Target("qkv", 0, queries + 2 * keys, hidden),
+            "o_proj": Target("output", 0, hidden, queries),
+            "gate_up_proj": Target("gate_up", 0, 2 * middle, hidden),
+            "down_proj": Target("down", 0, hidden, middle),
+        }
     return {
         "q_proj": Target("qkv", 0, queries, hidden),
         "k_proj": Target("qkv", queries, keys, hidden),
@@ -171,6 +179,7 @@ class AdapterTable:
         self._scales = torch.tensor([adapter.scale for adapter in adapters], device=device)
         self._parts: dict[tuple[int, str], list[_Stacked]] = {}
         rank = max((_rank(adapter) for adapter in adapters), default=0)
+        order = qkv_order(config)
         for projection, target in targets_of(config).items():
             for layer in range(config.num_hidden_layers):
                 place = (layer, projection)
@@ -183,6 +192,9 @@ class AdapterTable:
                         low, high = adapter.weights[place]
                         a[index, : low.shape[0]] = low
                         b[index, :, : low.shape[0]] = high
+                if target.layer == "qkv" and order is not None:
+                    own = order[target.first : target.first + target.channels] - target.first
+                    b = b[:, own]
                 a, b = a.to(device, dtype), b.to(device, dtype)
                 stacked = _Stacked(target.first, target.channels, a, b)
                 self._parts.setdefault((layer, target.layer), []).append(stacked)

@@ -4,7 +4,7 @@ transformers 4.x writes `rope_theta` beside `rope_scaling`; 5.x writes both in `
 """
 
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, cast, get_args
 
 import msgspec
 
@@ -15,8 +15,8 @@ from backends.models.families import Family, read_family
 from backends.models.quantization_config import read_quantization
 from backends.quantization.schemes import Scheme, StoredQuantization
 
-RopeType = Literal["default", "linear", "dynamic", "llama3", "yarn"]
-ROPE_TYPES: Final[tuple[str, ...]] = ("default", "linear", "dynamic", "llama3", "yarn")
+RopeType = Literal["default", "linear", "dynamic", "llama3", "longrope", "yarn"]
+ROPE_TYPES: Final[tuple[str, ...]] = get_args(RopeType)
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -36,8 +36,18 @@ class RopeParameters(msgspec.Struct, frozen=True, kw_only=True):
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
+    partial_rotary_factor: float = 1.0
+    """Share of a head's dimensions that are rotated, the first ones."""
+    short_factor: tuple[float, ...] = ()
+    """longrope: what each pair's angle is divided by in contexts as long as trained, or shorter."""
+    long_factor: tuple[float, ...] = ()
+    """The same in longer ones."""
     divisors: tuple[float, ...] | None = None
     """What each pair's angle is divided by beside; None: by 1."""
+
+    def rotary_dim(self, head_dim: int) -> int:
+        """Dimensions of a head that are rotated."""
+        return int(head_dim * self.partial_rotary_factor)
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,6 +118,8 @@ def _config(raw: dict[str, Any], generation: dict[str, Any], where: str) -> Mode
     architectures = raw.get("architectures") or [f"model_type={raw.get('model_type')!r}"]
     positions = _positive(raw, "max_position_embeddings", where, default=2048)
     layers = _positive(raw, "num_hidden_layers", where)
+    family = read_family(raw, where, layers)
+    head_dim = _positive(raw, "head_dim", where, default=hidden // heads)
     return ModelConfig(
         architecture=str(architectures[0]),
         vocab_size=_positive(raw, "vocab_size", where),
@@ -116,12 +128,12 @@ def _config(raw: dict[str, Any], generation: dict[str, Any], where: str) -> Mode
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
-        head_dim=_positive(raw, "head_dim", where, default=hidden // heads),
+        head_dim=head_dim,
         max_position_embeddings=positions,
-        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-        rope=_rope(raw, positions, where),
+        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)) * family.factors.eps,
+        rope=_rope(raw, positions, head_dim, where),
         tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        family=read_family(raw, where, layers),
+        family=family,
         mlp_bias=bool(raw.get("mlp_bias", False)),
         dtype=_dtype(raw, where),
         quantization=read_quantization(raw, where),
@@ -156,25 +168,25 @@ def _positive(raw: dict[str, Any], key: str, where: str, *, default: int | None 
     return value
 
 
-def _rope(raw: dict[str, Any], positions: int, where: str) -> RopeParameters:
+def _rope(raw: dict[str, Any], positions: int, head_dim: int, where: str) -> RopeParameters:
     """Read the rotary parameters in either generation's spelling."""
     scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
+    kind = "longrope" if kind == "su" else kind  # its name when Phi-3 was new
     if kind not in ROPE_TYPES:
         raise ModelLoadError(
             f"{where}: rope type {kind!r} is not supported; we serve: {', '.join(ROPE_TYPES)}"
         )
-    partial = scaling.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
-    if partial != 1.0:
-        raise ModelLoadError(f"{where}: partial_rotary_factor is {partial!r}; we serve: 1.0")
     known = {name: scaling[name] for name in RopeParameters.__struct_fields__ if name in scaling}
     known["rope_type"] = kind
-    known.setdefault("rope_theta", raw.get("rope_theta", 10000.0))
+    for key, default in (("rope_theta", 10000.0), ("partial_rotary_factor", 1.0)):
+        known.setdefault(key, raw.get(key, default))
     original = known.get("original_max_position_embeddings") or raw.get(
         "original_max_position_embeddings"
     )
     known["original_max_position_embeddings"] = original or positions
-    if known.get("factor", 0) is None or (kind == "yarn" and "factor" not in known):
+    stretched = kind == "longrope" or (kind == "yarn" and "factor" not in known)
+    if stretched or known.get("factor", 0) is None:
         known["factor"] = positions / known["original_max_position_embeddings"]
     for key in ("beta_fast", "beta_slow"):
         if known.get(key, 0) is None:
@@ -182,9 +194,26 @@ def _rope(raw: dict[str, Any], positions: int, where: str) -> RopeParameters:
     if kind in ("linear", "dynamic", "llama3") and "factor" not in known:
         raise ModelLoadError(f"{where}: rope type {kind!r} needs a factor")
     try:
-        return msgspec.convert(known, RopeParameters, strict=False)
+        rope = msgspec.convert(known, RopeParameters, strict=False)
     except msgspec.ValidationError as error:
         raise ModelLoadError(f"{where}: rope parameters: {error}") from error
+    _check_rope(rope, head_dim, where)
+    return rope
+
+
+def _check_rope(rope: RopeParameters, head_dim: int, where: str) -> None:
+    share = rope.partial_rotary_factor
+    if not 0 < share <= 1 or rope.rotary_dim(head_dim) % 2:
+        raise ModelLoadError(
+            f"{where}: partial_rotary_factor is {share!r} with heads of {head_dim}; allowed: above "
+            "0 and at most 1, and an even number of them"
+        )
+    pairs = rope.rotary_dim(head_dim) // 2
+    for key in ("short_factor", "long_factor") if rope.rope_type == "longrope" else ():
+        if len(getattr(rope, key)) != pairs:
+            raise ModelLoadError(
+                f"{where}: {key} has {len(getattr(rope, key))} numbers; need {pairs}"
+            )
 
 
 def _dtype(raw: dict[str, Any], where: str) -> Dtype:

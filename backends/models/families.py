@@ -9,6 +9,8 @@ Qwen2ForCausalLM       biases on q, k and v; some layers may have sliding window
 Qwen3ForCausalLM       queries and keys are normed head by head; windows as in Qwen2
 MixtralForCausalLM     a mixture of experts in every layer
 Qwen3MoeForCausalLM    Qwen3 with experts in some layers or all
+Phi3ForCausalLM        q, k and v lie in one tensor, gate and up in another; windows as Mistral's
+GraniteForCausalLM     the embedding, what layers add, scores and logits have factors
 =====================  ====================================================================
 """
 
@@ -33,6 +35,20 @@ class ExpertsConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Names of an expert's gate, up and down projections; {} stands for its number."""
 
 
+class Factors(msgspec.Struct, frozen=True, kw_only=True):
+    """What Granite multiplies by, without the one for what layers add to the stream.
+
+    Norms do not see how large the stream is, but for their eps. So it is kept divided by that
+    factor, which then is none any more.
+    """
+
+    embedding: float = 1.0
+    eps: float = 1.0
+    scores: float | None = None
+    """Of attention; None: head_dim ** -0.5."""
+    logits: float = 1.0
+
+
 class Family(msgspec.Struct, frozen=True, kw_only=True):
     """How the layers of one model differ from Llama's."""
 
@@ -40,6 +56,9 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     output_bias: bool = False
     head_norms: bool = False
     """Whether queries and keys are normed before they are rotated."""
+    fused: bool = False
+    """Whether a layer's q, k and v are one tensor, and gate and up another."""
+    factors: Factors = Factors()
     windows: tuple[int | None, ...]
     """Of each layer: how many positions a query sees; None: all."""
     experts: tuple[ExpertsConfig | None, ...]
@@ -60,6 +79,8 @@ def read_family(raw: Mapping[str, Any], where: str, layers: int) -> Family:
     bias = bool(raw.get("attention_bias", False))
     if name == "MistralForCausalLM":
         return Family(windows=(_window(raw),) * layers, experts=(None,) * layers)
+    if name == "Phi3ForCausalLM":
+        return Family(fused=True, windows=(_window(raw),) * layers, experts=(None,) * layers)
     if name == "MixtralForCausalLM":
         return Family(windows=(_window(raw),) * layers, experts=(_mixtral(raw, where),) * layers)
     windows = _windows_of_layers(raw, layers) if name.startswith("Qwen") else (None,) * layers
@@ -72,6 +93,7 @@ def read_family(raw: Mapping[str, Any], where: str, layers: int) -> Family:
         qkv_bias=bias,
         output_bias=bias,
         head_norms=name.startswith("Qwen3"),
+        factors=_granite(raw, where) if name == "GraniteForCausalLM" else Factors(),
         windows=windows,
         experts=experts,
     )
@@ -79,7 +101,8 @@ def read_family(raw: Mapping[str, Any], where: str, layers: int) -> Family:
 
 def _window(raw: Mapping[str, Any]) -> int | None:
     window = raw.get("sliding_window")
-    return int(window) if window else None
+    positions = raw.get("max_position_embeddings") or 2048
+    return int(window) if window and window < positions else None
 
 
 def _windows_of_layers(raw: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
@@ -90,6 +113,16 @@ def _windows_of_layers(raw: Mapping[str, Any], layers: int) -> tuple[int | None,
         return tuple(window if kind == "sliding_attention" else None for kind in kinds)
     first = raw.get("max_window_layers", 28)
     return tuple(window if layer >= first else None for layer in range(layers))
+
+
+def _granite(raw: Mapping[str, Any], where: str) -> Factors:
+    added = _factor(raw, "residual_multiplier", where)
+    return Factors(
+        embedding=_factor(raw, "embedding_multiplier", where) / added,
+        eps=added**-2,
+        scores=_factor(raw, "attention_multiplier", where),
+        logits=1 / _factor(raw, "logits_scaling", where),
+    )
 
 
 def _mixtral(raw: Mapping[str, Any], where: str) -> ExpertsConfig:
@@ -122,6 +155,13 @@ def _qwen_experts(
         config if layer not in dense and (layer + 1) % step == 0 else None
         for layer in range(layers)
     )
+
+
+def _factor(raw: Mapping[str, Any], key: str, where: str) -> float:
+    value = raw.get(key, 1.0)
+    if not isinstance(value, int | float) or not value > 0:
+        raise ModelLoadError(f"{where}: {key} is {value!r}; allowed: a number above 0")
+    return float(value)
 
 
 def _number(raw: Mapping[str, Any], key: str, where: str) -> int:

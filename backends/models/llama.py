@@ -1,11 +1,12 @@
 """Llama and its kin: pre-norm decoder, grouped-query attention, rotary positions, SwiGLU.
 
-`families` says what else a model may have: biases, head norms, sliding windows, experts.
+`families` says what else a model may have: biases, head norms, sliding windows, experts, factors.
 
 Letters: T packed tokens, H hidden size, V vocabulary.
 
 Source: Touvron et al. 2023, "LLaMA"; Dubey et al. 2024, "The Llama 3 Herd of Models"; Jiang et al.
-2023, "Mistral 7B"; Jiang et al. 2024, "Mixtral of Experts"; Yang et al. 2025, "Qwen3".
+2023, "Mistral 7B"; Jiang et al. 2024, "Mixtral of Experts"; Yang et al. 2025, "Qwen3"; Abdin et al.
+2024, "Phi-3 Technical Report"; IBM 2024, "Granite 3.0 Language Models".
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from backends.layers.coded_linear import kept_as
 from backends.layers.linear import AnyLinear
 from backends.layers.mlp import Experts, Mlp, stack_experts
 from backends.layers.norm import RMSNorm
-from backends.layers.rope import cos_sin_cache
+from backends.layers.rope import cos_sin_cache, qkv_order
 from backends.models.adapters import Adapter, AdapterTable
 from backends.models.config import ModelConfig
 from backends.models.families import ExpertsConfig
@@ -54,12 +55,15 @@ class Llama:
         """
         self.config = config
         hidden, dim = config.hidden_size, config.head_dim
-        self.embedding = weights.take(EMBEDDING, (config.vocab_size, hidden))
+        embedding = weights.take(EMBEDDING, (config.vocab_size, hidden))
         self.layers = [
             _read_layer(config, weights, index) for index in range(config.num_hidden_layers)
         ]
         self.norm = RMSNorm(weights.take("model.norm.weight", (hidden,)), config.rms_norm_eps)
-        self.head = weights.head(self.embedding, config.vocab_size, hidden)
+        self.head = weights.head(embedding, config.vocab_size, hidden)
+        factors = config.family.factors
+        self.embedding = embedding if factors.embedding == 1 else embedding * factors.embedding
+        self._logits_factor = factors.logits
         self.cos_sin_cache = cos_sin_cache(config.rope, dim, max_positions, self.embedding.device)
         self._in_one_call = self._plan()
         self.adapt(())
@@ -100,7 +104,7 @@ class Llama:
         """Run a step and return the fp32 logits [R, V] of `rows` [R] int64; None: of all."""
         decoder = self._decoder_for(batch, caches)
         if decoder is not None:
-            return decoder.step(*batch[:6], rows=rows)
+            return self._scaled(decoder.step(*batch[:6], rows=rows))
         hidden = self.forward(batch, caches)
         return self.logits(hidden if rows is None else hidden[rows])
 
@@ -117,8 +121,12 @@ class Llama:
     def logits(self, hidden: Tensor) -> Tensor:
         """Map rows [R, H] that `forward` returned to fp32 logits [R, V]."""
         if self._in_one_call is not None:
-            return self._in_one_call.logits(hidden)
-        return self.head(self.norm(hidden)).to(torch.float32)
+            return self._scaled(self._in_one_call.logits(hidden))
+        return self._scaled(self.head(self.norm(hidden)).to(torch.float32))
+
+    def _scaled(self, logits: Tensor) -> Tensor:
+        """Granite's, in place."""
+        return logits if self._logits_factor == 1 else logits.mul_(self._logits_factor)
 
     @property
     def step_bytes(self) -> int:
@@ -204,7 +212,7 @@ class Llama:
 
 
 def _read_layer(config: ModelConfig, weights: WeightReader, index: int) -> _Layer:
-    """Read one decoder layer; q, k, v are fused by rows."""
+    """Read one decoder layer; q, k, v are fused by rows, where they are not stored so."""
     prefix, hidden, dim = f"model.layers.{index}.", config.hidden_size, config.head_dim
     queries, keys = config.num_attention_heads * dim, config.num_key_value_heads * dim
     family, attention = config.family, f"{prefix}self_attn."
@@ -212,18 +220,17 @@ def _read_layer(config: ModelConfig, weights: WeightReader, index: int) -> _Laye
     def norm(name: str, size: int) -> RMSNorm:
         return RMSNorm(weights.take(f"{prefix}{name}.weight", (size,)), config.rms_norm_eps)
 
+    names, rows = [f"{attention}{part}_proj" for part in "qkv"], [queries, keys, keys]
+    if family.fused:
+        names, rows = [f"{attention}qkv_proj"], [sum(rows)]
     return _Layer(
         input_norm=norm("input_layernorm", hidden),
-        qkv=weights.linear(
-            [f"{attention}q_proj", f"{attention}k_proj", f"{attention}v_proj"],
-            [queries, keys, keys],
-            hidden,
-            bias=family.qkv_bias,
-        ),
+        qkv=weights.linear(names, rows, hidden, bias=family.qkv_bias, order=qkv_order(config)),
         attention=Attention(
             config.num_attention_heads,
             config.num_key_value_heads,
             dim,
+            scale=family.factors.scores,
             window=family.windows[index],
             query_norm=norm("self_attn.q_norm", dim) if family.head_norms else None,
             key_norm=norm("self_attn.k_norm", dim) if family.head_norms else None,
@@ -241,9 +248,11 @@ def _read_mlp(
     hidden = config.hidden_size
     if experts is None:
         middle, mlp = config.intermediate_size, f"{prefix}mlp."
-        names = [f"{mlp}gate_proj", f"{mlp}up_proj"]
+        names, rows = [f"{mlp}gate_proj", f"{mlp}up_proj"], [middle, middle]
+        if config.family.fused:
+            names, rows = [f"{mlp}gate_up_proj"], [2 * middle]
         return Mlp(
-            weights.linear(names, [middle, middle], hidden, bias=config.mlp_bias),
+            weights.linear(names, rows, hidden, bias=config.mlp_bias),
             weights.linear([f"{mlp}down_proj"], [hidden], middle, bias=config.mlp_bias),
         )
     middle = experts.intermediate_size

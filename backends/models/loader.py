@@ -13,7 +13,7 @@ from backends.errors import ModelLoadError
 from backends.layers.coded_linear import coded_linear
 from backends.layers.linear import AnyLinear, Linear, fuse_rows
 from backends.quantization.at_load import quantize
-from backends.quantization.codes import Codes, dequantise, moved, stack
+from backends.quantization.codes import Codes, dequantise, moved, reordered, stack
 from backends.quantization.layouts import read
 from backends.quantization.schemes import QuantizeAtLoad, StoredQuantization
 from kernels.packed_linear import is_faster_packed
@@ -165,6 +165,7 @@ class WeightReader:
         *,
         bias: bool,
         scheme: QuantizeAtLoad | Literal["as asked"] | None = "as asked",
+        order: Tensor | None = None,
     ) -> AnyLinear:
         """Read layers that share an input of `columns` values and fuse them by rows.
 
@@ -172,18 +173,23 @@ class WeightReader:
             names: The layers, without `.weight`.
             rows: Output channels of each.
             scheme: How to quantise them, if they are not stored so already.
+            order: [sum of rows] int64, of the fused output channels; None: as they are stored.
 
         Raises:
             ModelLoadError: a tensor is missing or has another shape.
         """
         shapes = list(zip(names, rows, strict=True))
         offset = fuse_rows([self.take(f"{n}.bias", (r,)) for n, r in shapes]) if bias else None
+        if offset is not None and order is not None:
+            offset = offset[order.to(self.device)]
         codes = self.checkpoint.codes(names, rows, columns)
         if codes is not None:
-            return self._coded(codes, offset)
+            return self._coded(codes if order is None else reordered(codes, order), offset)
         weight = fuse_rows(
             [self.checkpoint.take(f"{name}.weight", (r, columns)) for name, r in shapes]
         )
+        if order is not None:
+            weight = weight[order]
         wanted = self.quantize if scheme == "as asked" else scheme
         if wanted is not None:
             return self._coded(quantize(weight, wanted), offset)

@@ -21,9 +21,11 @@ ARCHITECTURES: Final[dict[str, type[Llama]]] = dict.fromkeys(
         "LlamaForCausalLM",
         "MistralForCausalLM",
         "MixtralForCausalLM",
+        "Phi3ForCausalLM",
         "Qwen2ForCausalLM",
         "Qwen3ForCausalLM",
         "Qwen3MoeForCausalLM",
+        "GraniteForCausalLM",
     ),
     Llama,
 )

@@ -69,6 +69,15 @@ def stack(parts: Sequence[Codes]) -> Codes:
     return GroupCodes(codes, scales, torch.cat(filled))
 
 
+def reordered(weight: Codes, order: Tensor) -> Codes:
+    """The same output channels in another order [N] int64."""
+    codes = weight.codes.view(torch.uint8)[order].view(weight.codes.dtype)
+    if isinstance(weight, GroupCodes):
+        zeros = None if weight.zeros is None else weight.zeros[order]
+        return GroupCodes(codes, weight.scales[order], zeros)
+    return weight._replace(codes=codes, scales=weight.scales[order])
+
+
 def dequantise(weight: Codes) -> Tensor:
     """Return the weight [N, K] fp32 that codes stand for."""
     if isinstance(weight, GroupCodes):

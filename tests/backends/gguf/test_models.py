@@ -93,6 +93,30 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "qwen2": ("Qwen2", {}, {}),
     "qwen3": ("Qwen3", {"head_dim": 32}, {}),
     "qwen3_moe": ("Qwen3Moe", {**_EXPERTS, "norm_topk_prob": True, "head_dim": 16}, {}),
+    "phi3": ("Phi3", {"sliding_window": 24}, {"phi3.attention.sliding_window": 24}),
+    "phi4_mini": (
+        "Phi3",
+        {
+            "rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5},
+            "sliding_window": None,
+        },
+        {},
+    ),
+    "granite": (
+        "Granite",
+        {
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.25,
+            "attention_multiplier": 0.125,
+            "logits_scaling": 8.0,
+        },
+        {
+            "granite.embedding_scale": 12.0,
+            "granite.residual_scale": 0.25,
+            "granite.attention.scale": 0.125,
+            "granite.logit_scale": 8.0,
+        },
+    ),
 }
 
 
@@ -105,6 +129,40 @@ def test_family_gives_the_logits_of_its_folder(
     folder = make_checkpoint(family=kind, **changes)
     file = write_gguf(folder, tmp_path / "m.gguf", more=metadata)
     assert torch.equal(_logits(file), _logits(folder))
+
+
+def test_longrope_factors_are_read_from_their_tensors(
+    make_checkpoint: Write, tmp_path: Path
+) -> None:
+    """Phi-3's, for contexts as long as trained and for longer ones."""
+    short, long = [1.0 + 0.1 * i for i in range(8)], [1.0 + i for i in range(8)]
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64}
+    rope |= {"short_factor": short, "long_factor": long}
+    folder = make_checkpoint(
+        family="Phi3",
+        rope_parameters=rope,
+        original_max_position_embeddings=64,
+        sliding_window=None,
+    )
+    wanted = read_model_config(folder).rope
+    factor = inverse_frequencies(wanted, 16)[1]
+    more = {
+        "phi3.rope.scaling.original_context_length": 64,
+        "phi3.rope.scaling.attn_factor": factor,
+    }
+    beside = {
+        f"rope_factors_{name}.weight": np.array(values, np.float32)
+        for name, values in (("short", short), ("long", long))
+    }
+    file = write_gguf(folder, tmp_path / "m.gguf", more=more, beside=beside)
+    for positions in (64, 65):
+        theirs, ours = (
+            inverse_frequencies(rope, 16, positions)
+            for rope in (wanted, read_model_config(file).rope)
+        )
+        assert torch.allclose(ours[0], theirs[0])
+        assert ours[1] == pytest.approx(theirs[1])
+    assert torch.allclose(_logits(file), _logits(folder), atol=1e-5)
 
 
 def test_llama3_frequencies_are_read_from_their_tensor(

@@ -21,6 +21,8 @@ _ARCHITECTURES = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
     "Qwen3MoeForCausalLM": "qwen3moe",
+    "Phi3ForCausalLM": "phi3",
+    "GraniteForCausalLM": "granite",
 }
 Floats = NDArray[np.float32]
 PickType = Callable[[str], str]
@@ -106,7 +108,7 @@ def _add_shape(writer: GGUFWriter, arch: str, config: Mapping[str, Any]) -> None
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
-    writer.add_rope_dimension_count(head_dim)
+    writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
     writer.add_rope_freq_base(rope.get("rope_theta", 10000.0))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
@@ -170,7 +172,7 @@ def _renamed(
     experts: dict[str, list[Floats]] = {}
     for name, values in sorted(weights.items(), key=_by_expert):
         part = name.split(".")[-2]
-        if arch == "llama" and part in heads:
+        if arch in ("llama", "granite") and part in heads:
             split = values.reshape(heads[part], 2, -1, *values.shape[1:])
             values = split.swapaxes(1, 2).reshape(values.shape)
         if ".experts." in name:

@@ -1,7 +1,7 @@
 """LoRA adapters: read from PEFT's folders, run beside each other, equal to merged weights."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,17 @@ def base(make_checkpoint: Callable[..., Path]) -> Path:
     return folder
 
 
-def _weights(seed: int) -> dict[str, Tensor]:
+FUSED_SHAPES = {"self_attn.qkv_proj": (128, 64), "mlp.gate_up_proj": (224, 64)}
+"""Of one whose layers lie so on disk."""
+
+
+def _weights(seed: int, shapes: Mapping[str, tuple[int, int]] = SHAPES) -> dict[str, Tensor]:
     draw = torch.Generator().manual_seed(seed)
     return {
         f"base_model.model.model.layers.{layer}.{name}.lora_{half}.weight": 0.2
         * torch.randn(RANK if half == "A" else n, k if half == "A" else RANK, generator=draw)
         for layer in range(2)
-        for name, (n, k) in SHAPES.items()
+        for name, (n, k) in shapes.items()
         for half in "AB"
     }
 
@@ -116,6 +120,24 @@ def test_an_adapter_answers_as_the_merged_weights_do(
         torch.tensor([p for _, p in ours]), torch.tensor([p for _, p in wanted]), rtol=0, atol=1e-4
     )
     assert ours != _run(engine, {"a": (PROMPT, None)})["a"]
+
+
+def test_an_adapter_of_fused_layers_answers_as_the_merged_weights_do(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Also where pairs of a head change places, since only a part of it is rotated."""
+    rope = {"rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    made = make_checkpoint(family="Phi3", rope_parameters=rope, sliding_window=None, seed=5)
+    base, weights = save_folder(made), _weights(1, FUSED_SHAPES)
+    merged = _engine(_merged(base, weights, tmp_path / "merged"))
+    wanted = _run(merged, {"a": (PROMPT, None)})["a"]
+    adapted = _engine(base, lora_modules={"one": str(_adapter(tmp_path / "one", weights))})
+    ours = _run(adapted, {"a": (PROMPT, "one")})["a"]
+    assert [token for token, _ in ours] == [token for token, _ in wanted]
+    torch.testing.assert_close(
+        torch.tensor([p for _, p in ours]), torch.tensor([p for _, p in wanted]), rtol=0, atol=1e-4
+    )
+    assert ours != _run(adapted, {"a": (PROMPT, None)})["a"]
 
 
 def test_adapters_in_one_batch_answer_as_alone(engine: Engine, base: Path) -> None:

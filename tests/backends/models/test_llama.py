@@ -11,6 +11,8 @@ from torch import Tensor
 from backends.engine.kv_cache import allocate
 from backends.layers.attention import ForwardBatch
 from backends.models.registry import load_model
+from backends.quantization.schemes import QuantizeAtLoad
+from backends.quantize import quantize_folder
 
 pytestmark = pytest.mark.long
 
@@ -46,9 +48,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _ours(folder: Path, ids: Tensor, chunks: list[int]) -> Tensor:
+def _ours(
+    folder: Path,
+    ids: Tensor,
+    chunks: list[int],
+    *,
+    max_positions: int | None = None,
+    quantization: QuantizeAtLoad | None = None,
+) -> Tensor:
     """Run one sequence through our model, `chunks` tokens at a time; return logits [T, V]."""
-    model = load_model(folder, device=torch.device("cpu"), dtype=torch.float32)
+    model = load_model(
+        folder,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        max_positions=max_positions,
+        quantization=quantization,
+    )
     caches = allocate(
         model.config, num_blocks=32, block_size=8, dtype=torch.float32, device=ids.device
     )
@@ -92,6 +107,22 @@ def test_llama_logits_equal_those_of_transformers(
     assert (ours - _theirs(folder, ids)).abs().max() < TOLERANCE
 
 
+_GRANITE = {
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.0156,
+    "logits_scaling": 8.0,
+}
+_LONGROPE = {
+    "original_max_position_embeddings": 64,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2.0] * 2,
+        "long_factor": [1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0] * 2,
+        "original_max_position_embeddings": 64,
+    },
+}
 _QWEN_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("Mistral", {"sliding_window": 24}),
@@ -105,6 +136,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_windows": (
         "Qwen3",
         {"use_sliding_window": True, "sliding_window": 19, "max_window_layers": 1, "head_dim": 16},
+    ),
+    "granite": ("Granite", _GRANITE),
+    "granite_tied": ("Granite", {**_GRANITE, "tie_word_embeddings": True, "attention_bias": True}),
+    "phi3": ("Phi3", {"sliding_window": None}),
+    "phi3_window": ("Phi3", {"sliding_window": 24}),
+    "phi3_longrope": ("Phi3", {**_LONGROPE, "num_attention_heads": 2, "num_key_value_heads": 1}),
+    "phi4_mini": (
+        "Phi3",
+        {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.75}, "head_dim": 16},
     ),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen3_moe": ("Qwen3Moe", {**_QWEN_EXPERTS, "norm_topk_prob": True, "head_dim": 16}),
@@ -125,6 +165,39 @@ def test_families_logits_equal_those_of_transformers(
     ids = torch.randint(3, 512, (120,), generator=torch.Generator().manual_seed(2))
     ours = _ours(folder, ids, [50, 1, 37, 28, 1, 1, 2])
     assert (ours - _theirs(folder, ids)).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize(("scheme", "near"), [("int8", 0.999), ("int4", 0.9), ("fp8", 0.99)])
+@pytest.mark.parametrize("variant", ["granite_tied", "phi4_mini"])
+def test_families_are_rounded_at_load_and_on_disk(
+    variant: str,
+    scheme: QuantizeAtLoad,
+    near: float,
+    make_checkpoint: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    """Channels change places before they are rounded, or as codes that were rounded long ago."""
+    family, changes = FAMILIES[variant]
+    folder = make_checkpoint(family=family, **changes)
+    ids = torch.randint(3, 512, (60,), generator=torch.Generator().manual_seed(2))
+    quantize_folder(str(folder), tmp_path / "rounded", scheme)
+    at_load = _ours(folder, ids, [60], quantization=scheme)
+    stored = _ours(tmp_path / "rounded", ids, [60])
+    plain = _ours(folder, ids, [60])
+    for rounded in (at_load, stored):
+        together = torch.stack((plain.flatten(), rounded.flatten()))
+        assert torch.corrcoef(together)[0, 1] > near
+    if (variant, scheme) == ("phi4_mini", "int8"):
+        assert torch.equal(at_load, stored)
+
+
+def test_longrope_in_a_context_as_long_as_trained(make_checkpoint: Callable[..., Path]) -> None:
+    """It has its short factors, which transformers has for short prompts whatever the context."""
+    folder = make_checkpoint(family="Phi3", **_LONGROPE, num_attention_heads=2)
+    ids = torch.randint(3, 512, (60,), generator=torch.Generator().manual_seed(2))
+    theirs = _theirs(folder, ids)
+    assert (_ours(folder, ids, [40, 20], max_positions=64) - theirs).abs().max() < TOLERANCE
+    assert (_ours(folder, ids, [40, 20]) - theirs).abs().max() > 0.1
 
 
 def test_llama_keeps_its_tables_no_longer_than_asked(tiny_llama: Path) -> None:

@@ -214,11 +214,20 @@ def test_damaged_and_missing_files_are_named(copy: Path, tmp_path: Path) -> None
         ({"num_hidden_layers": -2}, "num_hidden_layers is -2"),
         ({"num_key_value_heads": 3}, "no multiple of num_key_value_heads 3"),
         ({"dtype": "float8_e4m3fn"}, "dtype is 'float8_e4m3fn'"),
-        ({"rope_parameters": {"rope_type": "longrope"}}, "'longrope' is not supported.*llama3"),
+        ({"rope_parameters": {"rope_type": "spiral"}}, "'spiral' is not supported.*llama3"),
+        (
+            {"rope_parameters": {"rope_type": "su", "short_factor": [1.0] * 8}},
+            "long_factor has 0 numbers; need 8",
+        ),
         ({"rope_parameters": {"rope_type": "linear"}}, "'linear' needs a factor"),
         (
-            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
-            r"partial_rotary_factor is 0\.5",
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.2}},
+            r"partial_rotary_factor is 0\.2 with heads of 16; allowed",
+        ),
+        ({"partial_rotary_factor": 1.5}, r"partial_rotary_factor is 1\.5"),
+        (
+            {"architectures": ["GraniteForCausalLM"], "residual_multiplier": 0},
+            "residual_multiplier is 0; allowed: a number above 0",
         ),
         (
             {"quantization_config": {"quant_method": "gptq", "bits": 3}},
