@@ -1,13 +1,18 @@
 """How models write calls. The names of formats are those of vLLM's parsers.
 
-===========  =================================================================================
-qwen3_coder  `<tool_call>\\n<function=…>\\n<parameter=…>\\n…`, a tag for each argument: Qwen3-Coder
-hermes       `<tool_call>\\n{"name": …, "arguments": {…}}\\n</tool_call>`: Hermes, Qwen 2.5 and 3
-mistral_v11  `[TOOL_CALLS]name[ARGS]{…}`, once for each: Mistral Small 3.2, Devstral, Ministral 3
-mistral      `[TOOL_CALLS][{"name": …, "arguments": {…}}, …]`; to vLLM both of the two
-pythonic     `[f(a=1, b="x"), g()]`, perhaps behind `<|python_start|>`: Llama 3.2 and 4
-llama3_json  `{"name": …, "parameters": {…}}`, perhaps behind `<|python_tag|>`: Llama 3.1 to 3.3
-===========  =================================================================================
+==============  ==============================================================================
+qwen3_coder     `<tool_call>\\n<function=…>\\n<parameter=…>\\n…`, a tag for each argument:
+                Qwen3-Coder
+hermes          `<tool_call>\\n{"name": …, "arguments": {…}}\\n</tool_call>`: Hermes, Qwen 2.5
+                and 3, Granite 4
+mistral_v11     `[TOOL_CALLS]name[ARGS]{…}`, once for each: Mistral Small 3.2, Devstral,
+                Ministral 3
+mistral         `[TOOL_CALLS][{"name": …, "arguments": {…}}, …]`; to vLLM both of the two
+granite         `<|tool_call|>[{"name": …, "arguments": {…}}, …]`: Granite 3
+phi4_mini_json  `functools[{"name": …, "arguments": {…}}, …]`: Phi-4-mini by vLLM's template
+pythonic        `[f(a=1, b="x"), g()]`, perhaps behind `<|python_start|>`: Llama 3.2 and 4
+llama3_json     `{"name": …, "parameters": {…}}`, perhaps behind `<|python_tag|>`: Llama 3.1 to 3.3
+==============  ==============================================================================
 """
 
 import json
@@ -21,7 +26,15 @@ SHORT_ID: Final = 9
 MOST_CALLS: Final = 32
 """Of one answer: some models would make one after the other until their tokens end."""
 ToolCallParser = Literal[
-    "auto", "hermes", "llama3_json", "mistral", "mistral_v11", "pythonic", "qwen3_coder"
+    "auto",
+    "granite",
+    "hermes",
+    "llama3_json",
+    "mistral",
+    "mistral_v11",
+    "phi4_mini_json",
+    "pythonic",
+    "qwen3_coder",
 ]
 
 
@@ -121,6 +134,14 @@ MISTRAL_V11: Final = replace(
     follow=re.compile(r"\[TOOL_CALLS\]"),
     signs=("[ARGS]",),
 )
+GRANITE: Final = replace(
+    MISTRAL,
+    name="granite",
+    marker="<|tool_call|>",
+    signs=("<|tool_call|>",),
+    short_ids=False,
+)
+PHI: Final = replace(GRANITE, name="phi4_mini_json", marker="functools", signs=("functools[",))
 PYTHONIC: Final = ToolFormat(
     name="pythonic",
     marker="<|python_start|>",
@@ -148,7 +169,8 @@ LLAMA: Final = ToolFormat(
 MARKS: Final = ("[ARGS]", "[CALL_ID]")
 """Within calls; special tokens, too, in vocabularies of those who write them."""
 FORMATS: Final = {
-    found.name: found for found in (QWEN_CODER, HERMES, MISTRAL_V11, MISTRAL, PYTHONIC, LLAMA)
+    found.name: found
+    for found in (QWEN_CODER, HERMES, MISTRAL_V11, MISTRAL, GRANITE, PHI, PYTHONIC, LLAMA)
 }
 
 _OTHER: Final = "<function="

@@ -174,7 +174,15 @@ class EngineSettings(_Table, frozen=True, kw_only=True):
     """Sampling defaults: the model's generation_config.json (auto, the default) or OpenAI's."""
     tool_call_parser: (
         Literal[
-            "auto", "hermes", "llama3_json", "mistral", "mistral_v11", "pythonic", "qwen3_coder"
+            "auto",
+            "granite",
+            "hermes",
+            "llama3_json",
+            "mistral",
+            "mistral_v11",
+            "phi4_mini_json",
+            "pythonic",
+            "qwen3_coder",
         ]
         | None
     ) = None

@@ -4,8 +4,15 @@ from backends.chat_template import ChatTemplate
 from backends.tokenizer import Tokenizer
 from tests.backends import tiny_tokenizers
 
-SPECIALS = ["[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|python_tag|>", "<|python_start|>"]
-"""Mistral's and Llama's markers are special tokens; Hermes's are added, but plain text."""
+SPECIALS = [
+    "[TOOL_CALLS]",
+    "[ARGS]",
+    "[CALL_ID]",
+    "<|python_tag|>",
+    "<|python_start|>",
+    "<|tool_call|>",
+]
+"""Markers of Mistral, Llama and Granite are special tokens; Hermes's are added, but plain text."""
 END = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 HERMES = (
     "{% if tools %}<|system|>{% for t in tools %}{{ t | tojson }}"
@@ -49,6 +56,16 @@ MISTRAL_V11 = MISTRAL.replace(
     "[TOOL_CALLS][{{ c.function | tojson }}]",
     "[TOOL_CALLS]{{ c.function.name }}[ARGS]{{ c.function.arguments | tojson }}",
 )
+GRANITE = (
+    "{% if tools %}<|system|>{{ tools | tojson }} Respond with <|tool_call|> and a list.<|end|>"
+    "{% endif %}{% for m in messages %}<|{{ 'user' if m.role == 'tool' else m.role }}|>"
+    "{% if m.tool_calls is defined %}<|tool_call|>["
+    "{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}]"
+    "{% else %}{{ m.content }}{% endif %}<|end|>{% endfor %}" + END
+)
+PHI = GRANITE.replace("<|tool_call|> and a list", "functools[{...}]").replace(
+    "<|tool_call|>[", "functools["
+)
 PYTHONIC = (
     "{% if tools %}<|system|>{{ tools | tojson }} Answer with [func_name1(params_name1=…)]"
     "<|end|>{% endif %}{% for m in messages %}"
@@ -64,6 +81,8 @@ TEMPLATES = {
     "hermes": HERMES,
     "mistral": MISTRAL,
     "mistral_v11": MISTRAL_V11,
+    "granite": GRANITE,
+    "phi4_mini_json": PHI,
     "pythonic": PYTHONIC,
     "llama3_json": LLAMA,
     "qwen3_coder": QWEN_CODER,

@@ -140,7 +140,7 @@ def test_models_that_do_not_know_when_to_call_can_be_made_to(
         dialect.turn(asked, None)
     assert refusal.value.param == "tools"
     assert (
-        "tool_call_parser: hermes, llama3_json, mistral, mistral_v11, pythonic"
+        "tool_call_parser: granite, hermes, llama3_json, mistral, mistral_v11, phi4_mini_json, "
         in refusal.value.message
     )
 

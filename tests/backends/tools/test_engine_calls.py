@@ -50,6 +50,8 @@ WRITTEN = {
         "<parameter=unit>\nc\n</parameter>\n</function>\n</tool_call>"
     ),
     "mistral_v11": f"[TOOL_CALLS]weather[ARGS]{ROME}",
+    "granite": f'<|tool_call|> [{{"name": "weather", "arguments": {ROME}}}]',
+    "phi4_mini_json": f'functools[{{"name": "weather", "arguments": {ROME}}}]',
     "pythonic": '[weather(city="Rome", unit="c")]',
     "llama3_json": f'<|python_tag|>{{"name": "weather", "parameters": {ROME}}}',
 }
