@@ -50,7 +50,7 @@ inline uint8_t* aligned(uint8_t* memory) {
 #include "packed_linear/cpu.cpp"
 #include "rms_norm/cpu.cpp"
 #include "rope/cpu.cpp"
-#include "silu_mul/cpu.cpp"
+#include "gated_mul/cpu.cpp"
 #include "store_kv/cpu.cpp"
 
 // After the ops that it is made of.

@@ -66,6 +66,7 @@ _SIGNATURES = {
     "route_experts_f32": "ppp iiii",
     "rope_f32": "pppppp l iiii llll",
     "silu_mul_f32": "pp ii",
+    "gelu_mul_f32": "pp ii",
     "store_kv_f32": "pppppp i ll",
 }
 _LONG_CALLS = frozenset(

@@ -52,12 +52,14 @@ class Attention:
         head_dim: int,
         *,
         scale: float | None = None,
+        soft_cap: float | None = None,
         window: int | None = None,
         query_norm: RMSNorm | None = None,
         key_norm: RMSNorm | None = None,
     ) -> None:
         """Args:
         scale: of scores; None: head_dim ** -0.5.
+        soft_cap: of scores; see `paged_attention`.
         window: positions that a query sees; None: all.
         query_norm, key_norm: of each head, before the rotation; both or neither.
         """
@@ -65,6 +67,7 @@ class Attention:
         self.kv_heads = kv_heads
         self.head_dim = head_dim
         self.scale = head_dim**-0.5 if scale is None else scale
+        self.soft_cap = soft_cap
         self.window = window
         self.query_norm = query_norm
         self.key_norm = key_norm
@@ -108,6 +111,7 @@ class Attention:
             max_query_len=batch.max_query_len,
             max_context_len=batch.max_context_len,
             window=self.window,
+            soft_cap=self.soft_cap,
             k_scale=cache.key_scales,
             v_scale=cache.value_scales,
         )

@@ -1,33 +1,22 @@
-"""Feed-forward blocks: SwiGLU, alone or as a mixture of experts."""
+"""Feed-forward blocks: SwiGLU or GeGLU, alone or as a mixture of experts."""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from backends.layers.linear import AnyLinear, Linear
 from kernels.moe import expert_mlp, route_experts
-from kernels.silu_mul import silu_mul
 
 
-class Mlp:
-    """down(silu(gate(x)) * up(x)), gate and up fused."""
+class Mlp(NamedTuple):
+    """down(gate(gate_up(x))), gate and up fused; the model runs it, with adapters between."""
 
-    def __init__(self, gate_up: AnyLinear, down: AnyLinear) -> None:
-        self.gate_up = gate_up
-        self.down = down
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Map x [T, H] to [T, H]."""
-        return self.down(silu_mul(self.gate_up(x)))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes read to apply the block to one token."""
-        return self.gate_up.nbytes + self.down.nbytes
-
-    @property
-    def num_weights(self) -> int:
-        """Weights that one token is multiplied by."""
-        return self.gate_up.num_weights + self.down.num_weights
+    gate_up: AnyLinear
+    down: AnyLinear
+    gate: Callable[[Tensor], Tensor]
+    """`silu_mul` or `gelu_mul`."""
 
 
 class Experts:

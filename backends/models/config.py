@@ -11,7 +11,7 @@ import msgspec
 from backends.errors import ModelLoadError
 from backends.gguf.config import GROUPS, config_json, main_type
 from backends.gguf.file import GgufFile, is_gguf, open_gguf
-from backends.models.families import Family, read_family
+from backends.models.families import Family, read_family, text_config
 from backends.models.quantization_config import read_quantization
 from backends.quantization.schemes import Scheme, StoredQuantization
 
@@ -64,6 +64,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_position_embeddings: int
     rms_norm_eps: float = 1e-6
     rope: RopeParameters = RopeParameters()
+    local_rope: RopeParameters | None = None
+    """Of layers with a window, where they have their own."""
     tie_word_embeddings: bool = False
     family: Family
     """How its layers differ from Llama's."""
@@ -91,7 +93,7 @@ def read_model_config(folder: Path) -> ModelConfig:
     generation_file = folder / "generation_config.json"
     generation = _read_json(generation_file) if generation_file.is_file() else {}
     file = folder / "config.json"
-    return _config(_read_json(file), generation, str(file))
+    return _config(text_config(_read_json(file)), generation, str(file))
 
 
 def _gguf_config(file: GgufFile) -> ModelConfig:
@@ -113,13 +115,13 @@ def _config(raw: dict[str, Any], generation: dict[str, Any], where: str) -> Mode
         raise ModelLoadError(
             f"{where}: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
         )
-    if (act := raw.get("hidden_act", "silu")) != "silu":
-        raise ModelLoadError(f"{where}: hidden_act is {act!r}; we serve: 'silu'")
     architectures = raw.get("architectures") or [f"model_type={raw.get('model_type')!r}"]
+    _check_gate(raw, str(architectures[0]), where)
     positions = _positive(raw, "max_position_embeddings", where, default=2048)
     layers = _positive(raw, "num_hidden_layers", where)
     family = read_family(raw, where, layers)
     head_dim = _positive(raw, "head_dim", where, default=hidden // heads)
+    rope, local_rope = _ropes(raw, positions, head_dim, where)
     return ModelConfig(
         architecture=str(architectures[0]),
         vocab_size=_positive(raw, "vocab_size", where),
@@ -131,8 +133,9 @@ def _config(raw: dict[str, Any], generation: dict[str, Any], where: str) -> Mode
         head_dim=head_dim,
         max_position_embeddings=positions,
         rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)) * family.factors.eps,
-        rope=_rope(raw, positions, head_dim, where),
-        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        rope=rope,
+        local_rope=local_rope,
+        tie_word_embeddings=bool(raw.get("tie_word_embeddings", family.norms_less_one)),
         family=family,
         mlp_bias=bool(raw.get("mlp_bias", False)),
         dtype=_dtype(raw, where),
@@ -140,6 +143,13 @@ def _config(raw: dict[str, Any], generation: dict[str, Any], where: str) -> Mode
         eos_token_ids=_ids(generation.get("eos_token_id", raw.get("eos_token_id"))),
         bos_token_id=next(iter(_ids(raw.get("bos_token_id"))), None),
     )
+
+
+def _check_gate(raw: dict[str, Any], architecture: str, where: str) -> None:
+    key = "hidden_activation" if raw.get("hidden_activation") else "hidden_act"
+    served = "gelu_pytorch_tanh" if architecture.startswith("Gemma") else "silu"
+    if (act := raw.get(key, served)) != served:
+        raise ModelLoadError(f"{where}: {key} is {act!r}; we serve: {served!r}")
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -168,9 +178,27 @@ def _positive(raw: dict[str, Any], key: str, where: str, *, default: int | None 
     return value
 
 
+def _ropes(
+    raw: dict[str, Any], positions: int, head_dim: int, where: str
+) -> tuple[RopeParameters, RopeParameters | None]:
+    """Read those of all layers, or of layers without a window and of layers with one."""
+    kinds = raw.get("rope_parameters") or {}
+    if "full_attention" in kinds:
+        full, local = kinds["full_attention"], kinds.get("sliding_attention")
+    else:
+        full = kinds or raw.get("rope_scaling")
+        base = raw.get("rope_local_base_freq")
+        local = None if base is None else {"rope_theta": base}
+    found = [
+        None if one is None else _rope({**raw, "rope_parameters": one}, positions, head_dim, where)
+        for one in (full or {}, local)
+    ]
+    return cast(RopeParameters, found[0]), found[1]
+
+
 def _rope(raw: dict[str, Any], positions: int, head_dim: int, where: str) -> RopeParameters:
     """Read the rotary parameters in either generation's spelling."""
-    scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    scaling = raw["rope_parameters"]
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     kind = "longrope" if kind == "su" else kind  # its name when Phi-3 was new
     if kind not in ROPE_TYPES:

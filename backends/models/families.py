@@ -11,6 +11,11 @@ MixtralForCausalLM     a mixture of experts in every layer
 Qwen3MoeForCausalLM    Qwen3 with experts in some layers or all
 Phi3ForCausalLM        q, k and v lie in one tensor, gate and up in another; windows as Mistral's
 GraniteForCausalLM     the embedding, what layers add, scores and logits have factors
+Gemma2ForCausalLM      GELU gates the feed-forward block, what layers add is normed, too, norms are
+                       stored less 1, scores and logits have caps; every other layer has a window
+Gemma3ForCausalLM      the same without caps, with head norms and with angles of their own in layers
+                       with windows, which are five of six; also as what answers with text in a
+                       Gemma3ForConditionalGeneration, which sees images
 =====================  ====================================================================
 """
 
@@ -47,6 +52,9 @@ class Factors(msgspec.Struct, frozen=True, kw_only=True):
     scores: float | None = None
     """Of attention; None: head_dim ** -0.5."""
     logits: float = 1.0
+    scores_cap: float | None = None
+    """Scores become cap * tanh(score / cap)."""
+    logits_cap: float | None = None
 
 
 class Family(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +66,12 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     """Whether queries and keys are normed before they are rotated."""
     fused: bool = False
     """Whether a layer's q, k and v are one tensor, and gate and up another."""
+    gelu: bool = False
+    """Whether the gate is GELU with tanh, not SiLU."""
+    sandwich: bool = False
+    """Whether what attention and the feed-forward block add to the stream is normed before."""
+    norms_less_one: bool = False
+    """Whether norms' weights are stored less 1."""
     factors: Factors = Factors()
     windows: tuple[int | None, ...]
     """Of each layer: how many positions a query sees; None: all."""
@@ -65,8 +79,31 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     """Of each layer; None: a dense block."""
 
 
+_OF_ALL: Final = ("quantization_config", "dtype", "torch_dtype", "eos_token_id", "bos_token_id")
+"""Keys that stand outside of `text_config`."""
+_GEMMA3: Final = {
+    "vocab_size": 262_208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131_072,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "rope_theta": 1e6,
+    "rope_local_base_freq": 1e4,
+}
+"""What Google's files leave out, as transformers had it when they were written."""
 _MIXTRAL: Final = ("block_sparse_moe.gate", "block_sparse_moe.experts.{}.")
 _QWEN: Final = ("mlp.gate", "mlp.experts.{}.")
+
+
+def text_config(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of what answers with text; of most models that is all of it."""
+    if raw.get("architectures") != ["Gemma3ForConditionalGeneration"]:
+        return dict(raw)
+    outside = {key: value for key, value in raw.items() if key in _OF_ALL}
+    told = {**_GEMMA3, **(raw.get("text_config") or {}), **outside}
+    return {**told, "architectures": ["Gemma3ForCausalLM"]}
 
 
 def read_family(raw: Mapping[str, Any], where: str, layers: int) -> Family:
@@ -77,6 +114,8 @@ def read_family(raw: Mapping[str, Any], where: str, layers: int) -> Family:
     """
     name = str((raw.get("architectures") or [""])[0])
     bias = bool(raw.get("attention_bias", False))
+    if name.startswith("Gemma"):
+        return _gemma(raw, where, layers, bias=bias, head_norms=name == "Gemma3ForCausalLM")
     if name == "MistralForCausalLM":
         return Family(windows=(_window(raw),) * layers, experts=(None,) * layers)
     if name == "Phi3ForCausalLM":
@@ -113,6 +152,39 @@ def _windows_of_layers(raw: Mapping[str, Any], layers: int) -> tuple[int | None,
         return tuple(window if kind == "sliding_attention" else None for kind in kinds)
     first = raw.get("max_window_layers", 28)
     return tuple(window if layer >= first else None for layer in range(layers))
+
+
+def _gemma(
+    raw: Mapping[str, Any], where: str, layers: int, *, bias: bool, head_norms: bool
+) -> Family:
+    if raw.get("use_bidirectional_attention"):
+        raise ModelLoadError(
+            f"{where}: use_bidirectional_attention is set: it embeds text and answers nothing"
+        )
+    window, kinds = _window(raw), raw.get("layer_types")
+    full = raw.get("sliding_window_pattern") or (6 if head_norms else 2)
+    if kinds is None:
+        kinds = [
+            "full_attention" if (layer + 1) % full == 0 else "sliding_attention"
+            for layer in range(layers)
+        ]
+    factors = Factors(
+        embedding=_number(raw, "hidden_size", where) ** 0.5,
+        scores=_factor(raw, "query_pre_attn_scalar", where, 256.0) ** -0.5,
+        scores_cap=raw.get("attn_logit_softcapping"),
+        logits_cap=raw.get("final_logit_softcapping"),
+    )
+    return Family(
+        qkv_bias=bias,
+        output_bias=bias,
+        head_norms=head_norms,
+        gelu=True,
+        sandwich=True,
+        norms_less_one=True,
+        factors=factors,
+        windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
+        experts=(None,) * layers,
+    )
 
 
 def _granite(raw: Mapping[str, Any], where: str) -> Factors:
@@ -157,8 +229,8 @@ def _qwen_experts(
     )
 
 
-def _factor(raw: Mapping[str, Any], key: str, where: str) -> float:
-    value = raw.get(key, 1.0)
+def _factor(raw: Mapping[str, Any], key: str, where: str, default: float = 1.0) -> float:
+    value = raw.get(key, default)
     if not isinstance(value, int | float) or not value > 0:
         raise ModelLoadError(f"{where}: {key} is {value!r}; allowed: a number above 0")
     return float(value)

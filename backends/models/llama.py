@@ -6,7 +6,8 @@ Letters: T packed tokens, H hidden size, V vocabulary.
 
 Source: Touvron et al. 2023, "LLaMA"; Dubey et al. 2024, "The Llama 3 Herd of Models"; Jiang et al.
 2023, "Mistral 7B"; Jiang et al. 2024, "Mixtral of Experts"; Yang et al. 2025, "Qwen3"; Abdin et al.
-2024, "Phi-3 Technical Report"; IBM 2024, "Granite 3.0 Language Models".
+2024, "Phi-3 Technical Report"; IBM 2024, "Granite 3.0 Language Models"; Gemma Team 2024, "Gemma 2",
+2025, "Gemma 3 Technical Report".
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,8 +29,8 @@ from backends.models.families import ExpertsConfig
 from backends.models.loader import EMBEDDING, WeightReader
 from backends.sampling.likeliest import likeliest
 from kernels.decoder import DecoderWeights, LayerWeights, PackedWeight, plan
+from kernels.gated_mul import gelu_mul, silu_mul
 from kernels.invariance import is_promised
-from kernels.silu_mul import silu_mul
 
 if TYPE_CHECKING:
     from kernels.decoder.native import NativeDecoder
@@ -40,8 +41,10 @@ class _Layer(NamedTuple):
     qkv: AnyLinear
     attention: Attention
     output: AnyLinear
+    output_norm: RMSNorm | None
     post_norm: RMSNorm
     mlp: Mlp | Experts
+    down_norm: RMSNorm | None
 
 
 class Llama:
@@ -59,12 +62,19 @@ class Llama:
         self.layers = [
             _read_layer(config, weights, index) for index in range(config.num_hidden_layers)
         ]
-        self.norm = RMSNorm(weights.take("model.norm.weight", (hidden,)), config.rms_norm_eps)
+        self.norm = _read_norm(config, weights, "model.norm", hidden)
         self.head = weights.head(embedding, config.vocab_size, hidden)
         factors = config.family.factors
         self.embedding = embedding if factors.embedding == 1 else embedding * factors.embedding
-        self._logits_factor = factors.logits
-        self.cos_sin_cache = cos_sin_cache(config.rope, dim, max_positions, self.embedding.device)
+        self._factors = factors
+        device = self.embedding.device
+        self.cos_sin_cache = cos_sin_cache(config.rope, dim, max_positions, device)
+        local = config.local_rope
+        self._tables = [self.cos_sin_cache] * len(self.layers)
+        if local is not None:
+            table = cos_sin_cache(local, dim, max_positions, device)
+            windows = config.family.windows
+            self._tables = [table if window else self.cos_sin_cache for window in windows]
         self._in_one_call = self._plan()
         self.adapt(())
 
@@ -82,20 +92,25 @@ class Llama:
         residual = F.embedding(batch.token_ids, self.embedding)
         x: Tensor | None = None
         adapted = self.adapters.apply
-        for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
+        each = zip(self.layers, self._tables, caches, strict=True)
+        for index, (layer, table, cache) in enumerate(each):
             if x is None:
                 normed = layer.input_norm(residual)
             else:
                 normed, residual = layer.input_norm.add(x, residual)
             qkv = adapted(layer.qkv, normed, index, "qkv", batch)
-            mixed = layer.attention(qkv, self.cos_sin_cache, batch, cache)
+            mixed = layer.attention(qkv, table, batch, cache)
             out = adapted(layer.output, mixed, index, "output", batch)
+            if layer.output_norm is not None:
+                out = layer.output_norm(out)
             normed, residual = layer.post_norm.add(out, residual)
             if isinstance(layer.mlp, Experts):
                 x = layer.mlp(normed)
             else:
-                middle = silu_mul(adapted(layer.mlp.gate_up, normed, index, "gate_up", batch))
-                x = adapted(layer.mlp.down, middle, index, "down", batch)
+                both = adapted(layer.mlp.gate_up, normed, index, "gate_up", batch)
+                x = adapted(layer.mlp.down, layer.mlp.gate(both), index, "down", batch)
+            if layer.down_norm is not None:
+                x = layer.down_norm(x)
         return residual if x is None else x + residual
 
     def step(
@@ -125,8 +140,10 @@ class Llama:
         return self._scaled(self.head(self.norm(hidden)).to(torch.float32))
 
     def _scaled(self, logits: Tensor) -> Tensor:
-        """Granite's, in place."""
-        return logits if self._logits_factor == 1 else logits.mul_(self._logits_factor)
+        """Granite's and Gemma's, in place."""
+        if (cap := self._factors.logits_cap) is not None:
+            return logits.div_(cap).tanh_().mul_(cap)
+        return logits if self._factors.logits == 1 else logits.mul_(self._factors.logits)
 
     @property
     def step_bytes(self) -> int:
@@ -166,7 +183,7 @@ class Llama:
         head = self.head.packed_weight
         if head is None:
             return None
-        for layer in self.layers:
+        for layer, table in zip(self.layers, self._tables, strict=True):
             if isinstance(layer.mlp, Experts):
                 return None
             linears = (layer.qkv, layer.output, layer.mlp.gate_up, layer.mlp.down)
@@ -175,8 +192,15 @@ class Llama:
                 return None
             qkv, output, gate_up, down = cast(list[PackedWeight], packed)
             attention = layer.attention
-            norms = [attention.query_norm, attention.key_norm]
-            query_norm, key_norm = (None if norm is None else norm.weight for norm in norms)
+            query_norm, key_norm, output_norm, down_norm = (
+                None if norm is None else norm.weight
+                for norm in (
+                    attention.query_norm,
+                    attention.key_norm,
+                    layer.output_norm,
+                    layer.down_norm,
+                )
+            )
             layers.append(
                 LayerWeights(
                     input_norm=layer.input_norm.weight,
@@ -188,6 +212,9 @@ class Llama:
                     query_norm=query_norm,
                     key_norm=key_norm,
                     window=attention.window,
+                    output_norm=output_norm,
+                    down_norm=down_norm,
+                    cos_sin_cache=table,
                 )
             )
         return plan(
@@ -202,12 +229,15 @@ class Llama:
                 head_dim=self.config.head_dim,
                 eps=self.config.rms_norm_eps,
                 scale=self.layers[0].attention.scale,
+                soft_cap=self._factors.scores_cap,
+                gelu=self.config.family.gelu,
             )
         )
 
-    def _parts(self) -> Iterator[AnyLinear | Mlp | Experts]:
+    def _parts(self) -> Iterator[AnyLinear | Experts]:
         for layer in self.layers:
-            yield from (layer.qkv, layer.output, layer.mlp)
+            yield from (layer.qkv, layer.output)
+            yield from (layer.mlp,) if isinstance(layer.mlp, Experts) else layer.mlp[:2]
         yield self.head
 
 
@@ -218,7 +248,7 @@ def _read_layer(config: ModelConfig, weights: WeightReader, index: int) -> _Laye
     family, attention = config.family, f"{prefix}self_attn."
 
     def norm(name: str, size: int) -> RMSNorm:
-        return RMSNorm(weights.take(f"{prefix}{name}.weight", (size,)), config.rms_norm_eps)
+        return _read_norm(config, weights, f"{prefix}{name}", size)
 
     names, rows = [f"{attention}{part}_proj" for part in "qkv"], [queries, keys, keys]
     if family.fused:
@@ -231,13 +261,26 @@ def _read_layer(config: ModelConfig, weights: WeightReader, index: int) -> _Laye
             config.num_key_value_heads,
             dim,
             scale=family.factors.scores,
+            soft_cap=family.factors.scores_cap,
             window=family.windows[index],
             query_norm=norm("self_attn.q_norm", dim) if family.head_norms else None,
             key_norm=norm("self_attn.k_norm", dim) if family.head_norms else None,
         ),
         output=weights.linear([f"{attention}o_proj"], [hidden], queries, bias=family.output_bias),
-        post_norm=norm("post_attention_layernorm", hidden),
+        output_norm=norm("post_attention_layernorm", hidden) if family.sandwich else None,
+        post_norm=norm(
+            "pre_feedforward_layernorm" if family.sandwich else "post_attention_layernorm", hidden
+        ),
         mlp=_read_mlp(config, weights, prefix, family.experts[index]),
+        down_norm=norm("post_feedforward_layernorm", hidden) if family.sandwich else None,
+    )
+
+
+def _read_norm(config: ModelConfig, weights: WeightReader, name: str, size: int) -> RMSNorm:
+    """Read a norm; in fp32 where 1 has to be added, which takes bits of 16."""
+    weight = weights.take(f"{name}.weight", (size,))
+    return RMSNorm(
+        weight.float() + 1 if config.family.norms_less_one else weight, config.rms_norm_eps
     )
 
 
@@ -254,6 +297,7 @@ def _read_mlp(
         return Mlp(
             weights.linear(names, rows, hidden, bias=config.mlp_bias),
             weights.linear([f"{mlp}down_proj"], [hidden], middle, bias=config.mlp_bias),
+            gelu_mul if config.family.gelu else silu_mul,
         )
     middle = experts.intermediate_size
     gate_up, down = [], []

@@ -23,6 +23,13 @@ _SINGLE_FILE: Final = "model.safetensors"
 EMBEDDING: Final = "model.embed_tokens.weight"
 _DERIVED: Final = ".rotary_emb.inv_freq"
 """Old checkpoints store these; we compute them."""
+_OF_TEXT: Final = {"language_model.": "", "model.language_model.": "model."}
+"""What the names of a text model begin with in one that sees images, too, and its own names."""
+_OF_IMAGES: Final = tuple(
+    f"{prefix}{part}."
+    for prefix in ("", "model.")
+    for part in ("vision_tower", "multi_modal_projector")
+)
 
 
 class Tensors(Protocol):
@@ -64,11 +71,14 @@ class Checkpoint:
         """
         self.folder = folder
         self._stored = stored
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, tuple[Any, str]] = {}
+        """Of each tensor its file, and its name there."""
         self._taken: set[str] = set()
-        for name in weight_files(folder):
-            opened = _open(folder / name)
-            self._files.update(dict.fromkeys(opened.keys(), opened))
+        for file in weight_files(folder):
+            opened = _open(folder / file)
+            for name in opened.keys():  # noqa: SIM118 - no mapping
+                if not name.startswith(_OF_IMAGES):
+                    self._files[_own_name(name)] = (opened, name)
 
     def __contains__(self, name: str) -> bool:
         """Whether there is a tensor of that name."""
@@ -83,7 +93,8 @@ class Checkpoint:
         if name not in self._files:
             raise ModelLoadError(f"{str(self.folder)!r} has no tensor {name!r}")
         try:
-            tensor: Tensor = self._files[name].get_tensor(name)
+            file, stored = self._files[name]
+            tensor: Tensor = file.get_tensor(stored)
         except SafetensorError as error:
             raise ModelLoadError(f"{str(self.folder)!r}: cannot read {name!r}: {error}") from error
         if tuple(tensor.shape) != shape:
@@ -223,6 +234,14 @@ class WeightReader:
 
     def _coded(self, codes: Codes, bias: Tensor | None) -> AnyLinear:
         return coded_linear(moved(codes, self.device), bias, dtype=self.dtype)
+
+
+def _own_name(name: str) -> str:
+    """A text model's tensor as it is called without what sees images around it."""
+    for around, own in _OF_TEXT.items():
+        if name.startswith(around):
+            return own + name.removeprefix(around)
+    return name
 
 
 def weight_files(folder: Path) -> list[str]:

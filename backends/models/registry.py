@@ -26,6 +26,8 @@ ARCHITECTURES: Final[dict[str, type[Llama]]] = dict.fromkeys(
         "Qwen3ForCausalLM",
         "Qwen3MoeForCausalLM",
         "GraniteForCausalLM",
+        "Gemma2ForCausalLM",
+        "Gemma3ForCausalLM",
     ),
     Llama,
 )

@@ -5,12 +5,15 @@ import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from gateway.planner.errors import PlanError
+
+if TYPE_CHECKING:
+    from backends.models.families import Family
 
 WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.53}
 """Bytes of one weight of a linear layer; int4 with one 16-bit scale and 4-bit zero per 128."""
@@ -215,7 +218,11 @@ def _of_files(model: str) -> ModelShape:
 
 
 def _of_config(name: str, raw: Mapping[str, Any]) -> ModelShape:
+    from backends.models.families import read_family, text_config
+
+    raw = text_config(raw)
     layers = int(raw["num_hidden_layers"])
+    family = read_family(raw, name, layers)
     heads, hidden = int(raw["num_attention_heads"]), int(raw["hidden_size"])
     return ModelShape(
         name=name,
@@ -226,16 +233,14 @@ def _of_config(name: str, raw: Mapping[str, Any]) -> ModelShape:
         head_dim=int(raw.get("head_dim") or hidden // heads),
         intermediate=int(raw["intermediate_size"]),
         vocab=int(raw["vocab_size"]),
-        tied=bool(raw.get("tie_word_embeddings", False)),
-        experts=_experts(name, raw, layers),
+        tied=bool(raw.get("tie_word_embeddings", family.norms_less_one)),
+        experts=_experts(family),
         context_tokens=int(raw.get("max_position_embeddings") or 0) or None,
     )
 
 
-def _experts(name: str, raw: Mapping[str, Any], layers: int) -> Experts | None:
-    from backends.models.families import read_family
-
-    mixtures = [one for one in read_family(raw, name, layers).experts if one is not None]
+def _experts(family: "Family") -> Experts | None:
+    mixtures = [one for one in family.experts if one is not None]
     if not mixtures:
         return None
     return Experts(

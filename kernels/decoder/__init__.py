@@ -3,7 +3,7 @@
 Between small ops Python and the framework cost more than the arithmetic of a small model. The
 numbers are those of the ops one after another, bit for bit; they are its reference: `rms_norm`,
 `quant_linear`, `group_quant_linear`, `packed_linear`, `rope`, `store_kv`, `paged_attention`,
-`silu_mul`.
+`silu_mul` or `gelu_mul`.
 """
 
 from collections.abc import Sequence
@@ -53,6 +53,12 @@ class LayerWeights(NamedTuple):
     sinks: Tensor | None = None
     """[Hq] fp32; see `paged_attention`, as of the next."""
     window: int | None = None
+    output_norm: Tensor | None = None
+    """[H] fp32: of what attention adds to the stream."""
+    down_norm: Tensor | None = None
+    """[H] fp32: of what the feed-forward block adds."""
+    cos_sin_cache: Tensor | None = None
+    """[P, D] fp32; None: that of all layers."""
 
 
 class DecoderWeights(NamedTuple):
@@ -73,6 +79,8 @@ class DecoderWeights(NamedTuple):
     scale: float
     """Of the attention scores."""
     soft_cap: float | None = None
+    gelu: bool = False
+    """Whether the gate is `gelu_mul`, not `silu_mul`."""
 
 
 def plan(weights: DecoderWeights) -> "NativeDecoder | None":

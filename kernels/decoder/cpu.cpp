@@ -29,16 +29,19 @@ struct DecoderLayer {
     const float* query_norm;  // [dim], or null, as is the next
     const float* key_norm;
     const float* sinks;  // [heads], or null
-    int window;          // 0: none
+    const float* output_norm;  // [hidden], or null, as is the next
+    const float* down_norm;
+    const float* cos_sin;  // [positions, dim]
+    int window;            // 0: none
     LayerCache cache;
 };
 
 struct Decoder {
     const DecoderLayer* layers;
     const float* embedding;
-    const float* cos_sin;  // [positions, dim]
     int64_t positions;
     int num_layers, vocabulary, hidden, middle, heads;
+    int gelu;  // not SiLU
     float eps, scale, soft_cap;
     const float* norm;
     Weight head;
@@ -195,7 +198,7 @@ void norm_heads(float* rows, const float* weight, float eps, int heads, int dim)
 void rotate_and_store(const Decoder& d, const DecoderLayer& layer, const Batch& batch, int token,
                       float* qkv, float* queries, float* room) {
     const int dim = d.dim(), width = d.heads * dim;
-    const float* cos = d.cos_sin + batch.token_positions[token] * dim;
+    const float* cos = layer.cos_sin + batch.token_positions[token] * dim;
     const float* sin = cos + dim / 2;
     if (layer.query_norm) norm_heads(qkv, layer.query_norm, d.eps, d.heads, dim);
     rotate(qkv, dim, queries, cos, sin, d.heads, dim / 2);
@@ -216,26 +219,35 @@ void run_layers(Team& team, const Decoder& d, const Batch& batch, const Asked& a
     const auto row_of = [](float* rows, int row, int size) { return rows + int64_t{row} * size; };
     static thread_local std::vector<float> row_memory;
     row_memory.resize(std::max({d.hidden, d.middle, width}));
-    // Adds the last product to the stream, which begins with the embedding, and norms the sum.
-    const auto add_and_norm = [&](const Asked& rows, const float* weight, const Weight& next,
-                                  bool first) {
+    const auto add = [&](float* product, const float* product_norm, float* stream) {
+        if (product_norm) norm_row(product, product_norm, product, d.eps, d.hidden);
+        add_row(product, stream, stream, d.hidden);
+    };
+    // Adds the last product to the stream, perhaps normed, and norms the sum.
+    const auto add_and_norm = [&](const Asked& rows, const float* product_norm, const float* weight,
+                                  const Weight& next) {
         each_row(team, rows.count, [&](int index) {
-            const int row = rows.row(index);
-            float* stream = row_of(residual, row, d.hidden);
-            if (!first) {
-                add_row(row_of(scratch.product, index, d.hidden), stream, stream, d.hidden);
-            } else {
-                const float* from = d.embedding + batch.token_ids[row] * d.hidden;
-                std::copy_n(from, d.hidden, stream);
-            }
+            float* stream = row_of(residual, rows.row(index), d.hidden);
+            add(row_of(scratch.product, index, d.hidden), product_norm, stream);
             norm_row(stream, weight, row_memory.data(), d.eps, d.hidden);
             scratch.take(next, row_memory.data(), index, rows.count);
         });
     };
     const Asked all{nullptr, tokens};
+    const float* last_norm = nullptr;
     for (int index = 0; index < d.num_layers; ++index) {
         const DecoderLayer& layer = d.layers[index];
-        add_and_norm(all, layer.input_norm, layer.qkv, index == 0);
+        if (index == 0) {
+            each_row(team, tokens, [&](int row) {
+                float* stream = row_of(residual, row, d.hidden);
+                std::copy_n(d.embedding + batch.token_ids[row] * d.hidden, d.hidden, stream);
+                norm_row(stream, layer.input_norm, row_memory.data(), d.eps, d.hidden);
+                scratch.take(layer.qkv, row_memory.data(), row, tokens);
+            });
+        } else {
+            add_and_norm(all, last_norm, layer.input_norm, layer.qkv);
+        }
+        last_norm = layer.down_norm;
         scratch.multiply_by(layer.qkv, team, tokens, scratch.product);
         each_row(team, tokens, [&](int row) {
             rotate_and_store(d, layer, batch, row, row_of(scratch.product, row, qkv_width),
@@ -254,18 +266,19 @@ void run_layers(Team& team, const Decoder& d, const Batch& batch, const Asked& a
                          rows.count);
         });
         scratch.multiply_by(layer.output, team, rows.count, scratch.product);
-        add_and_norm(rows, layer.post_norm, layer.gate_up, false);
+        add_and_norm(rows, layer.output_norm, layer.post_norm, layer.gate_up);
         scratch.multiply_by(layer.gate_up, team, rows.count, scratch.product);
         each_row(team, rows.count, [&](int row) {
             const float* gate = row_of(scratch.product, row, 2 * d.middle);
-            silu_mul_row(gate, gate + d.middle, row_memory.data(), d.middle);
+            const auto gated = d.gelu ? gated_mul_row<gelu> : gated_mul_row<silu>;
+            gated(gate, gate + d.middle, row_memory.data(), d.middle);
             scratch.take(layer.down, row_memory.data(), row, rows.count);
         });
         scratch.multiply_by(layer.down, team, rows.count, scratch.product);
     }
     each_row(team, asked.count, [&](int index) {
-        float* stream = row_of(residual, asked.row(index), d.hidden);
-        add_row(row_of(scratch.product, index, d.hidden), stream, stream, d.hidden);
+        add(row_of(scratch.product, index, d.hidden), last_norm,
+            row_of(residual, asked.row(index), d.hidden));
     });
 }
 

@@ -46,6 +46,9 @@ class _Layer(Structure):
         ("query_norm", c_void_p),
         ("key_norm", c_void_p),
         ("sinks", c_void_p),
+        ("output_norm", c_void_p),
+        ("down_norm", c_void_p),
+        ("cos_sin", c_void_p),
         ("window", c_int),
         ("cache", LayerCache),
     )
@@ -55,13 +58,13 @@ class _Decoder(Structure):
     _fields_ = (
         ("layers", c_void_p),
         ("embedding", c_void_p),
-        ("cos_sin", c_void_p),
         ("positions", c_int64),
         ("num_layers", c_int),
         ("vocabulary", c_int),
         ("hidden", c_int),
         ("middle", c_int),
         ("heads", c_int),
+        ("gelu", c_int),
         ("eps", c_float),
         ("scale", c_float),
         ("soft_cap", c_float),
@@ -102,20 +105,22 @@ class NativeDecoder:
 
     def __init__(self, weights: DecoderWeights) -> None:
         self._weights = weights  # Keeps alive what the pointers point to.
-        self._layers = (_Layer * len(weights.layers))(*map(_layer, weights.layers))
+        self._layers = (_Layer * len(weights.layers))(
+            *(_layer(layer, weights.cos_sin_cache) for layer in weights.layers)
+        )
         self._sketch = sketch_of(weights.head) if sketch_pays() else None
         vocabulary, hidden = weights.embedding.shape
         self._hidden = hidden
         self._decoder = _Decoder(
             layers=ctypes.addressof(self._layers),
             embedding=weights.embedding.data_ptr(),
-            cos_sin=weights.cos_sin_cache.data_ptr(),
             positions=weights.cos_sin_cache.shape[0],
             num_layers=len(weights.layers),
             vocabulary=vocabulary,
             hidden=hidden,
             middle=weights.layers[0].down.inputs,
             heads=weights.heads,
+            gelu=weights.gelu,
             eps=weights.eps,
             scale=weights.scale,
             soft_cap=weights.soft_cap or 0.0,
@@ -271,7 +276,8 @@ class _Room:
         self.tokens_at = self.tokens.ctypes.data
 
 
-def _layer(weights: LayerWeights) -> _Layer:
+def _layer(weights: LayerWeights, cos_sin_cache: Tensor) -> _Layer:
+    own = weights.cos_sin_cache
     return _Layer(
         input_norm=weights.input_norm.data_ptr(),
         qkv=_weight(weights.qkv),
@@ -282,6 +288,9 @@ def _layer(weights: LayerWeights) -> _Layer:
         query_norm=_pointer(weights.query_norm),
         key_norm=_pointer(weights.key_norm),
         sinks=_pointer(weights.sinks),
+        output_norm=_pointer(weights.output_norm),
+        down_norm=_pointer(weights.down_norm),
+        cos_sin=(cos_sin_cache if own is None else own).data_ptr(),
         window=weights.window or 0,
     )
 

@@ -121,7 +121,7 @@ extern "C" int expert_mlp_f32(const float* x, const float* gate_up, const float*
             });
         each_row(team, slots, [&](int slot) {
             const float* gate = both + int64_t{slot} * 2 * features;
-            silu_mul_row(gate, gate + features, middle + int64_t{slot} * features, features);
+            gated_mul_row<silu>(gate, gate + features, middle + int64_t{slot} * features, features);
         });
         multiply_experts(
             team, sorted, down, hidden, features,

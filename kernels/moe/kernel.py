@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.silu_mul.kernel import silu_mul
+from kernels.gated_mul.kernel import silu_mul
 
 
 class Plan(NamedTuple):

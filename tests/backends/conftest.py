@@ -9,7 +9,7 @@ import torch
 
 MakeCheckpoint = Callable[..., Path]
 
-_SHAPE: dict[str, Any] = {
+SHAPE: dict[str, Any] = {
     "vocab_size": 512,
     "hidden_size": 64,
     "intermediate_size": 112,
@@ -43,7 +43,9 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
 
         torch.manual_seed(seed)
         folder = tmp_path_factory.mktemp(family.lower())
-        config = getattr(transformers, f"{family}Config")(**{**_SHAPE, **overrides})
+        whole = getattr(transformers, f"{family}Config")  # of text and images, where there are both
+        kind = getattr(transformers, f"{family}TextConfig", whole)
+        config = kind(**{**SHAPE, **overrides})
         model = getattr(transformers, f"{family}ForCausalLM")(config)
         with torch.no_grad():
             for name, parameter in model.named_parameters():

@@ -334,11 +334,11 @@ def _lora() -> Iterator[Compilation]:
 
 
 def _elementwise() -> Iterator[Compilation]:
+    from kernels.gated_mul.kernel import gated_mul_kernel
     from kernels.rms_norm.kernel import num_warps, rms_norm_kernel
     from kernels.rope.kernel import rope_kernel
     from kernels.rope_store.kernel import launch_options as rope_store_options
     from kernels.rope_store.kernel import rope_store_kernel
-    from kernels.silu_mul.kernel import silu_mul_kernel
     from kernels.store_kv.kernel import launch_options, store_kv_kernel
 
     for dtype, cache in (
@@ -372,12 +372,13 @@ def _elementwise() -> Iterator[Compilation]:
                 },
                 {"HIDDEN": hidden, "BLOCK": block, "ADD": True, "num_warps": num_warps(block)},
             )
-        yield Compilation(
-            f"silu_mul-{_short(dtype)}",
-            silu_mul_kernel,
-            {"gate_up": pointer, "out": pointer, "row_stride": "i32", "features": "i32"},
-            {"BLOCK": 1024},
-        )
+        for op, gelu in (("silu_mul", False), ("gelu_mul", True)):
+            yield Compilation(
+                f"{op}-{_short(dtype)}",
+                gated_mul_kernel,
+                {"gate_up": pointer, "out": pointer, "row_stride": "i32", "features": "i32"},
+                {"GELU": gelu, "BLOCK": 1024},
+            )
         yield Compilation(
             f"rope-{_short(dtype)}",
             rope_kernel,

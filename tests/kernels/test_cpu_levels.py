@@ -21,7 +21,7 @@ pytestmark = [
 NEEDS = {"native": "", "vectors": "", "avx512": "avx512bw", "avx2": "avx2", "generic": ""}
 TESTS = (
     "test_paged_attention.py",
-    "test_silu_mul.py",
+    "test_gated_mul.py",
     "test_decoder.py",
     "test_group_quant_linear.py",
     "test_moe.py::test_expert_mlp_equals_the_reference",

@@ -13,6 +13,7 @@ from kernels import native
 from kernels.decoder import DecoderWeights, LayerWeights, PackedWeight, plan
 from kernels.decoder.native import NativeDecoder
 from kernels.errors import KernelError
+from kernels.gated_mul import gelu_mul, silu_mul
 from kernels.group_quant_linear import group_quant_linear
 from kernels.group_quant_linear import pack as pack_groups
 from kernels.packed_linear import pack, packed_linear
@@ -20,7 +21,6 @@ from kernels.paged_attention import paged_attention
 from kernels.quant_linear import copies, quant_linear
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.rope import rope
-from kernels.silu_mul import silu_mul
 from kernels.store_kv import store_kv
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no C++ compiler here")
@@ -80,6 +80,14 @@ class Model:
             norms = {"query_norm": self._random(DIM).abs(), "key_norm": self._random(DIM).abs()}
             more = {**norms, "sinks": self._random(HEADS), "window": 7}
             self.soft_cap = 5.0
+        self.gelu = "sandwich" in kind
+        if self.gelu:
+            turned = torch.arange(64)[:, None] / 3.0 ** torch.arange(DIM // 2)
+            more = {
+                "output_norm": self._random(HIDDEN).abs(),
+                "down_norm": self._random(HIDDEN).abs(),
+                "cos_sin_cache": torch.cat((turned.cos(), turned.sin()), dim=1),
+            }
         self.layers = [
             LayerWeights(
                 self._random(HIDDEN).abs(),
@@ -109,6 +117,7 @@ class Model:
                 eps=EPS,
                 scale=DIM**-0.5,
                 soft_cap=self.soft_cap,
+                gelu=self.gelu,
             )
         )
         assert planned is not None
@@ -141,7 +150,8 @@ class Model:
             if layer.query_norm is not None and layer.key_norm is not None:
                 q = rms_norm(q.contiguous(), layer.query_norm, eps=EPS)
                 k = rms_norm(k.contiguous(), layer.key_norm, eps=EPS)
-            q, k = rope(q, k, self.cos_sin, step.positions)
+            own = layer.cos_sin_cache
+            q, k = rope(q, k, self.cos_sin if own is None else own, step.positions)
             store_kv(k, v, keys, values, step.slot_mapping, k_scale=k_scale, v_scale=v_scale)
             mixed = paged_attention(
                 q,
@@ -160,8 +170,13 @@ class Model:
                 v_scale=v_scale,
             )
             out = self._apply(layer.output, mixed.view(-1, HEADS * DIM))
+            if layer.output_norm is not None:
+                out = rms_norm(out, layer.output_norm, eps=EPS)
             normed, residual = add_rms_norm(out, residual, layer.post_norm, eps=EPS)
-            x = self._apply(layer.down, silu_mul(self._apply(layer.gate_up, normed)))
+            gate = gelu_mul if self.gelu else silu_mul
+            x = self._apply(layer.down, gate(self._apply(layer.gate_up, normed)))
+            if layer.down_norm is not None:
+                x = rms_norm(x, layer.down_norm, eps=EPS)
         assert x is not None
         return residual + x
 
@@ -228,6 +243,8 @@ class Model:
         "int8 groups",
         "int8 groups, floats",
         "int8 and more",
+        "int8 in a sandwich",
+        "bf16 in a sandwich",
     ]
 )
 def model(request: pytest.FixtureRequest) -> Model:

@@ -15,11 +15,11 @@ from kernel_cases import paged_batch, random
 
 from kernels import dispatch, native
 from kernels.errors import DeviceError, DTypeError, KernelError, KernelUnavailableError, ShapeError
+from kernels.gated_mul import silu_mul
 from kernels.paged_attention import paged_attention
 from kernels.quant_linear import quant_linear
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.rope import rope
-from kernels.silu_mul import silu_mul
 from kernels.store_kv import store_kv
 
 OVERRIDES = ["reference", "cpu", "triton", *(["native"] if native.available() else [])]
@@ -99,7 +99,7 @@ def test_package_import_loads_neither_torch_nor_triton() -> None:
     code = (
         "import sys, kernels; assert 'torch' not in sys.modules; "
         "import torch; loaded = 'triton' in sys.modules; "
-        "from kernels.silu_mul import silu_mul; silu_mul(torch.ones(2, 4)); "
+        "from kernels.gated_mul import silu_mul; silu_mul(torch.ones(2, 4)); "
         "assert loaded or 'triton' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100, env=dict(os.environ))

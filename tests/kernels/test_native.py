@@ -119,7 +119,7 @@ def test_missing_compiler_leaves_eager_torch_and_says_so(tmp_path: Path) -> None
     """Without a working compiler ops still run, and the log says once what they run on."""
     code = (
         "import torch; from kernels.dispatch import implementation_for; "
-        "from kernels.silu_mul import silu_mul; silu_mul(torch.ones(2, 4)); "
+        "from kernels.gated_mul import silu_mul; silu_mul(torch.ones(2, 4)); "
         "print(implementation_for('cpu'))"
     )
     done = _python(code, CXX="/nonexistent/c++", XDG_CACHE_HOME=str(tmp_path))

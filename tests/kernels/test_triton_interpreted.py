@@ -27,7 +27,7 @@ OP_TESTS = (
     "test_rope_store.py",
     "test_sampling.py",
     "test_scaled_linear.py",
-    "test_silu_mul.py",
+    "test_gated_mul.py",
     "test_store_kv.py",
     "test_tuning.py",
 )

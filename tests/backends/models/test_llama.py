@@ -13,6 +13,7 @@ from backends.layers.attention import ForwardBatch
 from backends.models.registry import load_model
 from backends.quantization.schemes import QuantizeAtLoad
 from backends.quantize import quantize_folder
+from tests.backends.conftest import SHAPE
 
 pytestmark = pytest.mark.long
 
@@ -123,6 +124,7 @@ _LONGROPE = {
         "original_max_position_embeddings": 64,
     },
 }
+_GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 19}
 _QWEN_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("Mistral", {"sliding_window": 24}),
@@ -146,6 +148,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "Phi3",
         {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.75}, "head_dim": 16},
     ),
+    "gemma2": ("Gemma2", {**_GEMMA, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0}),
+    "gemma3": ("Gemma3", _GEMMA),
+    "gemma3_pattern": ("Gemma3", {**_GEMMA, "num_hidden_layers": 7}),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen3_moe": ("Qwen3Moe", {**_QWEN_EXPERTS, "norm_topk_prob": True, "head_dim": 16}),
     "qwen3_moe_some_layers": (
@@ -165,6 +170,25 @@ def test_families_logits_equal_those_of_transformers(
     ids = torch.randint(3, 512, (120,), generator=torch.Generator().manual_seed(2))
     ours = _ours(folder, ids, [50, 1, 37, 28, 1, 1, 2])
     assert (ours - _theirs(folder, ids)).abs().max() < TOLERANCE
+
+
+def test_text_model_is_taken_out_of_one_that_sees_images(tmp_path: Path) -> None:
+    """Gemma 3 from 4B up: its own shape, names and weights, without the rest."""
+    import transformers
+
+    torch.manual_seed(0)
+    text = {**SHAPE, **_GEMMA, "num_hidden_layers": 7}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+              "num_attention_heads": 1, "image_size": 28, "patch_size": 14}  # fmt: skip
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=511
+    )
+    whole = transformers.Gemma3ForConditionalGeneration(config).eval()
+    whole.save_pretrained(tmp_path)
+    ids = torch.randint(3, 500, (60,), generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        theirs = whole(ids[None], token_type_ids=torch.zeros(1, 60, dtype=torch.int64)).logits[0]
+    assert (_ours(tmp_path, ids, [40, 20]) - theirs).abs().max() < TOLERANCE
 
 
 @pytest.mark.parametrize(("scheme", "near"), [("int8", 0.999), ("int4", 0.9), ("fp8", 0.99)])

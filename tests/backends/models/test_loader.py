@@ -262,6 +262,30 @@ def test_configurations_we_do_not_serve_are_refused_with_what_we_do(
         _load(copy)
 
 
+def test_both_generations_of_gemmas_rope_keys_mean_the_same(
+    make_checkpoint: Callable[..., Path],
+) -> None:
+    """Angles of layers without windows, and of those with one."""
+    rope = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    folder = make_checkpoint(family="Gemma3", rope_parameters=rope, head_dim=16)
+    new = read_model_config(folder)
+    assert new.local_rope is not None
+    assert (new.rope.factor, new.local_rope.rope_theta) == (8.0, 1e4)
+    _change(
+        folder,
+        rope_parameters=...,
+        rope_theta=1e6,
+        rope_scaling={"rope_type": "linear", "factor": 8.0},
+        rope_local_base_freq=1e4,
+        layer_types=...,
+        sliding_window_pattern=6,
+    )
+    assert read_model_config(folder) == new
+
+
 def test_both_generations_of_rope_keys_mean_the_same(copy: Path) -> None:
     """transformers 4's rope_theta and rope_scaling equal 5's rope_parameters."""
     scaling = {
