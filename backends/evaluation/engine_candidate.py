@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from backends.contract import SamplingParams, TokenEvent
+from backends.engine.factory import pick_device
 from backends.engine.model_runner import ModelRunner
 from backends.errors import InvalidRequestError
 from backends.evaluation.candidate import (
@@ -37,7 +38,11 @@ class _Written:
 
 
 class EngineCandidate:
-    """Loads once; answers in fp32 on the CPU, without prefix reuse or speculation."""
+    """Loads once; answers in fp32, without prefix reuse or speculation.
+
+    Keys and values are kept in fp32, too, and so is all on a CPU: an engine that serves picks what
+    this machine reads fastest, but a table shall be the same on all.
+    """
 
     machine_time: MachineTime = "engine"
 
@@ -45,11 +50,14 @@ class EngineCandidate:
         """`options`: of the engine. Raises ModelLoadError, or ValueError for a bad option."""
         self.name = name
         facts = inspect_model(model)
+        if options.get("dtype", "auto") == "auto" and _is_cpu(options.get("device", "auto")):
+            options["dtype"] = "float32"
         self._llm = LLM(
             model,
             max_num_seqs=CONCURRENT,
             enable_prefix_caching=False,
             speculation={"method": "off"},
+            kv_cache_dtype="float32",
             **options,
         )
         self.tokenizer = self._llm.tokenizer
@@ -167,3 +175,7 @@ def _certainty(score: Scored, shown: int) -> Certainty | None:
         margin=float(score.margins[:shown].min()),
         entropy=float(score.entropies[:shown].mean()),
     )
+
+
+def _is_cpu(device: str) -> bool:
+    return pick_device(device).type == "cpu"
