@@ -161,7 +161,7 @@ def _gemma(
         raise ModelLoadError(
             f"{where}: use_bidirectional_attention is set: it embeds text and answers nothing"
         )
-    window, kinds = _window(raw), raw.get("layer_types")
+    window, kinds = _number(raw, "sliding_window", where), raw.get("layer_types")
     full = raw.get("sliding_window_pattern") or (6 if head_norms else 2)
     if kinds is None:
         kinds = [

@@ -151,6 +151,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("Gemma2", {**_GEMMA, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0}),
     "gemma3": ("Gemma3", _GEMMA),
     "gemma3_pattern": ("Gemma3", {**_GEMMA, "num_hidden_layers": 7}),
+    "gemma3_wide": ("Gemma3", {**_GEMMA, "num_hidden_layers": 7, "sliding_window": 300}),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen3_moe": ("Qwen3Moe", {**_QWEN_EXPERTS, "norm_topk_prob": True, "head_dim": 16}),
     "qwen3_moe_some_layers": (
