@@ -355,7 +355,7 @@ class EngineBackend:
             with_logprobs=params.logprobs is not None,
             calls=turn.reads(choices),
             reasoning=thinking,
-            tells_thoughts=not (chat and wire.include_reasoning is False),
+            tells_thoughts=request.body.get("include_reasoning") is not False,
         )
         return EngineJob(stream, writer, ids, params, self._metrics, arrived_s)
 

@@ -38,10 +38,10 @@ class _Written:
 
 
 class EngineCandidate:
-    """Loads once; answers in fp32, without prefix reuse or speculation.
+    """Loads once; answers in fp32 on the CPU, without prefix reuse or speculation.
 
-    Keys and values are kept in fp32, too, and so is all on a CPU: an engine that serves picks what
-    this machine reads fastest, but a table shall be the same on all.
+    Keys and values are in fp32 there, too: left to itself an engine picks what this machine reads
+    fastest, but a table shall be the same on all.
     """
 
     machine_time: MachineTime = "engine"
@@ -50,14 +50,14 @@ class EngineCandidate:
         """`options`: of the engine. Raises ModelLoadError, or ValueError for a bad option."""
         self.name = name
         facts = inspect_model(model)
-        if options.get("dtype", "auto") == "auto" and _is_cpu(options.get("device", "auto")):
-            options["dtype"] = "float32"
+        on_cpu = pick_device(options.get("device", "auto")).type == "cpu"
+        if on_cpu and options.get("dtype", "auto") == "auto":
+            options["dtype"] = "float32"  # told one, an engine keeps KV in fp32
         self._llm = LLM(
             model,
             max_num_seqs=CONCURRENT,
             enable_prefix_caching=False,
             speculation={"method": "off"},
-            kv_cache_dtype="float32",
             **options,
         )
         self.tokenizer = self._llm.tokenizer
@@ -175,7 +175,3 @@ def _certainty(score: Scored, shown: int) -> Certainty | None:
         margin=float(score.margins[:shown].min()),
         entropy=float(score.entropies[:shown].mean()),
     )
-
-
-def _is_cpu(device: str) -> bool:
-    return pick_device(device).type == "cpu"

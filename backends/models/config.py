@@ -189,16 +189,14 @@ def _ropes(
         full = kinds or raw.get("rope_scaling")
         base = raw.get("rope_local_base_freq")
         local = None if base is None else {"rope_theta": base}
-    found = [
-        None if one is None else _rope({**raw, "rope_parameters": one}, positions, head_dim, where)
-        for one in (full or {}, local)
-    ]
-    return cast(RopeParameters, found[0]), found[1]
+    rope = _rope(full or {}, raw, positions, head_dim, where)
+    return rope, None if local is None else _rope(local, raw, positions, head_dim, where)
 
 
-def _rope(raw: dict[str, Any], positions: int, head_dim: int, where: str) -> RopeParameters:
-    """Read the rotary parameters in either generation's spelling."""
-    scaling = raw["rope_parameters"]
+def _rope(
+    scaling: dict[str, Any], raw: dict[str, Any], positions: int, head_dim: int, where: str
+) -> RopeParameters:
+    """Read rotary parameters in either generation's spelling; what they lack stands in `raw`."""
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     kind = "longrope" if kind == "su" else kind  # its name when Phi-3 was new
     if kind not in ROPE_TYPES:

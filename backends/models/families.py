@@ -19,7 +19,7 @@ Gemma3ForCausalLM      the same without caps, with head norms and with angles of
 =====================  ====================================================================
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -41,10 +41,10 @@ class ExpertsConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Factors(msgspec.Struct, frozen=True, kw_only=True):
-    """What Granite multiplies by, without the one for what layers add to the stream.
+    """What Granite and Gemma multiply by, and Gemma's caps.
 
-    Norms do not see how large the stream is, but for their eps. So it is kept divided by that
-    factor, which then is none any more.
+    Granite's factor for what layers add to the stream is not among them. Norms do not see how large
+    the stream is, but for their eps: so it is kept divided by that factor, which is none then.
     """
 
     embedding: float = 1.0
@@ -149,9 +149,13 @@ def _windows_of_layers(raw: Mapping[str, Any], layers: int) -> tuple[int | None,
     window = _window(raw) if raw.get("use_sliding_window") else None
     kinds = raw.get("layer_types")
     if kinds:
-        return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+        return _by_kind(kinds, window)
     first = raw.get("max_window_layers", 28)
     return tuple(window if layer >= first else None for layer in range(layers))
+
+
+def _by_kind(kinds: Sequence[str], window: int | None) -> tuple[int | None, ...]:
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
 def _gemma(
@@ -182,7 +186,7 @@ def _gemma(
         sandwich=True,
         norms_less_one=True,
         factors=factors,
-        windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
+        windows=_by_kind(kinds, window),
         experts=(None,) * layers,
     )
 

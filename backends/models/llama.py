@@ -237,7 +237,10 @@ class Llama:
     def _parts(self) -> Iterator[AnyLinear | Experts]:
         for layer in self.layers:
             yield from (layer.qkv, layer.output)
-            yield from (layer.mlp,) if isinstance(layer.mlp, Experts) else layer.mlp[:2]
+            if isinstance(layer.mlp, Experts):
+                yield layer.mlp
+            else:
+                yield from (layer.mlp.gate_up, layer.mlp.down)
         yield self.head
 
 

@@ -3,15 +3,12 @@
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select
-
 from gateway.ledger.budget_store import check_scope
-from gateway.ledger.tables import keys, teams
+from gateway.ledger.key_store import RESERVED, UnknownKey, get_key, is_there
+from gateway.ledger.tables import teams
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
-
-_WITHOUT_ROW = ("anonymous", "admin")
 
 
 async def missing_subject(
@@ -31,14 +28,20 @@ async def missing_subject(
     kind, _, name = check_scope(scope).partition(":")
     there = True
     if kind == "team":
-        found = await connection.execute(select(teams.c.name).where(teams.c.name == name))
-        there = name in _WITHOUT_ROW or found.first() is not None
+        there = name in RESERVED or await is_there(connection, teams, name)
     elif kind == "key":
-        found = await connection.execute(select(keys.c.id).where(keys.c.id == name))
-        there = name in _WITHOUT_ROW or found.first() is not None
+        there = name in RESERVED or await _has_key(connection, name)
     elif kind == "model":
         there = name in backends
         kind = "backend"
     if there:
         return None
     return f"there is no {kind} {name!r}: this budget limits nothing until there is one"
+
+
+async def _has_key(connection: "AsyncConnection", key_id: str) -> bool:
+    try:
+        await get_key(connection, key_id)
+    except UnknownKey:
+        return False
+    return True

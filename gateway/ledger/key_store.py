@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 DEFAULT_SCOPES: tuple[Scope, ...] = ("inference",)
+RESERVED = ("anonymous", "admin")
+"""Names of teams and keys that are always there, without a row."""
 MAX_NAME = 128
 MAX_LISTED = 256
 """Entries of one restriction."""
@@ -265,7 +267,7 @@ async def create_team(connection: "AsyncConnection", name: str, *, now: float) -
         ValueError: empty, too long, with control characters, or reserved.
     """
     check_name("team", name)
-    if await _is_there(connection, teams, name):
+    if await is_there(connection, teams, name):
         return False
     await connection.execute(insert(teams).values(name=name, created_us=round(now * 1e6)))
     return True
@@ -286,7 +288,7 @@ async def change_team(
     """
     if weight is not None and not 1 <= weight <= MAX_WEIGHT:
         raise ValueError(f"weight {weight}; allowed: 1 to {MAX_WEIGHT}")
-    if not await _is_there(connection, teams, name):
+    if not await is_there(connection, teams, name):
         raise UnknownTeam(f"no team {name!r}; `headgate teams list` shows them all")
     values: dict[str, Any] = {} if weight is None else {"weight": weight}
     if limits is not None:
@@ -329,7 +331,7 @@ async def create_user(
     """
     check_name("user", name)
     await create_team(connection, team, now=now)
-    if await _is_there(connection, users, name):
+    if await is_there(connection, users, name):
         old = await get_user(connection, name)
         if old["team"] != team:
             raise ValueError(f"user {name!r} is in team {old['team']!r}")
@@ -383,11 +385,12 @@ def check_name(what: str, name: str) -> None:
     """Raises ValueError for a name that could not be told apart in reports and logs."""
     if not name.strip() or name != name.strip() or len(name) > MAX_NAME or not name.isprintable():
         raise ValueError(f"{what} {name!r}: 1 to {MAX_NAME} printable characters, no outer spaces")
-    if name in ("anonymous", "admin"):
+    if name in RESERVED:
         raise ValueError(f"{what} {name!r} is reserved")
 
 
-async def _is_there(connection: "AsyncConnection", table: "Table", name: str) -> bool:
+async def is_there(connection: "AsyncConnection", table: "Table", name: str) -> bool:
+    """Whether there is a team or a user of that name."""
     known = await connection.execute(select(table.c.name).where(table.c.name == name))
     return known.first() is not None
 

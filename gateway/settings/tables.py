@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
+from backends.tools.formats import ToolCallParser
 from gateway.alerts.settings import AlertSettings
 from gateway.ledger.outside_prices import OutsidePrice, find_price
 from gateway.settings.failure import FailureSettings
@@ -172,20 +173,7 @@ class EngineSettings(_Table, frozen=True, kw_only=True):
     """CPU threads of this engine; None: shared fairly among the machine's engines."""
     generation_config: Literal["auto", "vllm"] | None = None
     """Sampling defaults: the model's generation_config.json (auto, the default) or OpenAI's."""
-    tool_call_parser: (
-        Literal[
-            "auto",
-            "granite",
-            "hermes",
-            "llama3_json",
-            "mistral",
-            "mistral_v11",
-            "phi4_mini_json",
-            "pythonic",
-            "qwen3_coder",
-        ]
-        | None
-    ) = None
+    tool_call_parser: ToolCallParser | None = None
     """How the model writes calls of functions: as its chat template says (auto), or as vLLM's
     parser of that name reads them."""
     reasoning_parser: Literal["auto", "none", "deepseek_r1", "mistral", "qwen3"] | None = None

@@ -219,6 +219,11 @@ void run_layers(Team& team, const Decoder& d, const Batch& batch, const Asked& a
     const auto row_of = [](float* rows, int row, int size) { return rows + int64_t{row} * size; };
     static thread_local std::vector<float> row_memory;
     row_memory.resize(std::max({d.hidden, d.middle, width}));
+    const auto norm = [&](const float* stream, const float* weight, const Weight& next, int row,
+                          int rows) {
+        norm_row(stream, weight, row_memory.data(), d.eps, d.hidden);
+        scratch.take(next, row_memory.data(), row, rows);
+    };
     const auto add = [&](float* product, const float* product_norm, float* stream) {
         if (product_norm) norm_row(product, product_norm, product, d.eps, d.hidden);
         add_row(product, stream, stream, d.hidden);
@@ -229,8 +234,7 @@ void run_layers(Team& team, const Decoder& d, const Batch& batch, const Asked& a
         each_row(team, rows.count, [&](int index) {
             float* stream = row_of(residual, rows.row(index), d.hidden);
             add(row_of(scratch.product, index, d.hidden), product_norm, stream);
-            norm_row(stream, weight, row_memory.data(), d.eps, d.hidden);
-            scratch.take(next, row_memory.data(), index, rows.count);
+            norm(stream, weight, next, index, rows.count);
         });
     };
     const Asked all{nullptr, tokens};
@@ -241,8 +245,7 @@ void run_layers(Team& team, const Decoder& d, const Batch& batch, const Asked& a
             each_row(team, tokens, [&](int row) {
                 float* stream = row_of(residual, row, d.hidden);
                 std::copy_n(d.embedding + batch.token_ids[row] * d.hidden, d.hidden, stream);
-                norm_row(stream, layer.input_norm, row_memory.data(), d.eps, d.hidden);
-                scratch.take(layer.qkv, row_memory.data(), row, tokens);
+                norm(stream, layer.input_norm, layer.qkv, row, tokens);
             });
         } else {
             add_and_norm(all, last_norm, layer.input_norm, layer.qkv);
